@@ -1,0 +1,102 @@
+//! Which backend gets a new flow, and the table that answers it in one look-up.
+
+/// Most slots of one service's table. Weights are kept to 1/4096 or better.
+pub const MAX_SLOTS: u32 = 4_096;
+
+/// Maps a random 32-bit number onto a slot of a table, every slot as likely as any other (to
+/// within `len` / 2³²). `None` for an empty table.
+#[must_use]
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the upper half of a product of two 32-bit numbers is below `len`"
+)]
+pub const fn slot(random: u32, len: u32) -> Option<u32> {
+    if len == 0 { None } else { Some(((random as u64 * len as u64) >> 32) as u32) }
+}
+
+/// How many slots a table for these weights needs: their sum with the common divisor taken out, at
+/// most [`MAX_SLOTS`]. Weights of 0 take no part. 0 if no weight is above 0.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "capped at MAX_SLOTS")]
+pub fn table_len(weights: impl Iterator<Item = u32>) -> u32 {
+    let (divisor, sum) =
+        weights.fold((0, 0u64), |(divisor, sum), w| (gcd(divisor, w), sum + u64::from(w)));
+    match sum.checked_div(u64::from(divisor)) {
+        None => 0,
+        Some(slots) => slots.min(u64::from(MAX_SLOTS)) as u32,
+    }
+}
+
+/// Fills a table: each backend id gets slots in proportion to its weight, rounded so that no share
+/// is more than one slot off and the whole table is used.
+pub fn fill(backends: impl Iterator<Item = (u32, u32)> + Clone, table: &mut [u32]) {
+    let total: u64 = backends.clone().map(|(_, weight)| u64::from(weight)).sum();
+    let slots = table.len() as u64;
+    let mut rest = table;
+    let (mut before, mut placed) = (0u64, 0u64);
+    for (id, weight) in backends {
+        before += u64::from(weight);
+        // The end of this backend's slots on a ruler of `slots` marks; the last one is `slots`.
+        let Some(end) = (before * slots).checked_div(total) else { return };
+        let take = usize::try_from(end - placed).unwrap_or(usize::MAX);
+        let Some((mine, others)) = rest.split_at_mut_checked(take) else { return };
+        mine.fill(id);
+        (rest, placed) = (others, end);
+    }
+}
+
+const fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while let Some(rest) = a.checked_rem(b) {
+        (a, b) = (b, rest);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn table(weights: &[u32]) -> Vec<u32> {
+        let mut table = vec![u32::MAX; table_len(weights.iter().copied()) as usize];
+        fill((0..).zip(weights.iter().copied()), &mut table);
+        table
+    }
+
+    #[test]
+    fn equal_weights_need_one_slot_each() {
+        assert_eq!(table(&[5, 5, 5]), [0, 1, 2]);
+        assert_eq!(table(&[70, 20, 10]), [0, 0, 0, 0, 0, 0, 0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn weight_zero_gets_nothing() {
+        assert_eq!(table(&[0, 3]), [1]);
+        assert_eq!(table(&[0, 0]), []);
+        assert_eq!(table(&[]), []);
+    }
+
+    #[test]
+    fn a_slot_is_always_inside() {
+        assert_eq!(slot(0, 0), None);
+        for len in [1, 2, 3, 4_096] {
+            assert_eq!(slot(0, len), Some(0));
+            assert_eq!(slot(u32::MAX, len), Some(len - 1));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_within_a_slot_of_the_weights(weights in prop::collection::vec(0u32..100_000, 1..50)) {
+            let table = table(&weights);
+            let total: u64 = weights.iter().map(|w| u64::from(*w)).sum();
+            prop_assert_eq!(table.is_empty(), total == 0);
+            for (id, weight) in (0u32..).zip(&weights) {
+                let got = table.iter().filter(|slot| **slot == id).count() as f64;
+                let exact = f64::from(*weight) * table.len() as f64 / (total.max(1)) as f64;
+                prop_assert!((got - exact).abs() <= 1.0, "{} slots for {}", got, exact);
+            }
+        }
+    }
+}

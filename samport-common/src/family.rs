@@ -1,0 +1,113 @@
+//! IPv4 and IPv6 behind one trait, so that every path exists once.
+
+use core::fmt::Debug;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::frame::Frame;
+use crate::packet::{self, Layers};
+use crate::verdict::Verdict;
+use crate::wire::{ethernet, ipv4, ipv6};
+
+/// An address that stands in map keys: plain bytes in network order, no padding, no alignment.
+pub trait Address:
+    Copy + Eq + Debug + FromBytes + IntoBytes + Immutable + KnownLayout + Unaligned + 'static
+{
+}
+
+impl Address for [u8; 4] {}
+impl Address for [u8; 16] {}
+
+/// One version of IP.
+pub trait Family: Copy + 'static {
+    /// Its addresses, network order.
+    type Addr: Address;
+
+    /// Its `EtherType`, network order.
+    const ETHER_TYPE: [u8; 2];
+    /// Where the source address stands in its header.
+    const SOURCE: usize;
+    /// Where the destination address stands in its header.
+    const DESTINATION: usize;
+    /// Where its own header checksum stands, if it has one.
+    const CHECKSUM: Option<usize>;
+
+    /// Finds the transport header and the addresses of the packet whose IP header begins at `l3`.
+    fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<Self::Addr>, Verdict>;
+
+    /// The address in the 16-byte form that map values hold (IPv4 as `::ffff:a.b.c.d`, RFC 4291).
+    fn widen(addr: Self::Addr) -> [u8; 16];
+
+    /// The address out of its 16-byte form.
+    fn narrow(wide: &[u8; 16]) -> Self::Addr;
+
+    /// What replacing `from` by `to` adds to a ones' complement sum.
+    fn difference(from: &Self::Addr, to: &Self::Addr) -> u32;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct V4;
+
+/// IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Addr = [u8; 4];
+
+    const ETHER_TYPE: [u8; 2] = ethernet::IPV4;
+    const SOURCE: usize = ipv4::SOURCE.start;
+    const DESTINATION: usize = ipv4::DESTINATION.start;
+    const CHECKSUM: Option<usize> = Some(ipv4::CHECKSUM.start);
+
+    #[inline(always)]
+    fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<[u8; 4]>, Verdict> {
+        packet::ipv4_layers(frame, l3)
+    }
+
+    #[inline(always)]
+    fn widen([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn narrow(wide: &[u8; 16]) -> [u8; 4] {
+        let [.., a, b, c, d] = *wide;
+        [a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn difference(from: &[u8; 4], to: &[u8; 4]) -> u32 {
+        crate::checksum::difference(from, to)
+    }
+}
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+
+    const ETHER_TYPE: [u8; 2] = ethernet::IPV6;
+    const SOURCE: usize = ipv6::SOURCE.start;
+    const DESTINATION: usize = ipv6::DESTINATION.start;
+    const CHECKSUM: Option<usize> = None;
+
+    #[inline(always)]
+    fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<[u8; 16]>, Verdict> {
+        packet::ipv6_layers(frame, l3)
+    }
+
+    #[inline(always)]
+    fn widen(addr: [u8; 16]) -> [u8; 16] {
+        addr
+    }
+
+    #[inline(always)]
+    fn narrow(wide: &[u8; 16]) -> [u8; 16] {
+        *wide
+    }
+
+    #[inline(always)]
+    fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
+        crate::checksum::difference(from, to)
+    }
+}

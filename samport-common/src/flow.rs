@@ -1,0 +1,222 @@
+//! What identifies a flow and what is remembered of it.
+//!
+//! One entry serves both directions. The client's packet finds it by (client, service); the reply
+//! finds the service by its own source in `OWNERS`, and then the same entry by the same key.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::conntrack::State;
+use crate::family::Address;
+
+/// An address and a port, both in network order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Endpoint<A: Address> {
+    /// The address.
+    pub addr: A,
+    /// The port.
+    pub port: [u8; 2],
+}
+
+/// Key of `SERVICES` (what a client dials) and of `OWNERS` (what a backend answers from).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct EndpointKey<A: Address> {
+    /// Address and port.
+    pub endpoint: Endpoint<A>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl<A: Address> EndpointKey<A> {
+    /// The key of an endpoint under an IP protocol.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(endpoint: Endpoint<A>, protocol: u8) -> Self {
+        Self { endpoint, protocol, pad: 0 }
+    }
+}
+
+/// Number of the service as the kernel knows it: one per port, protocol and family. Below
+/// [`ServiceId::LIMIT`], so that two bits of the flow key are left for the lane.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServiceId(u16);
+
+impl ServiceId {
+    /// One above the largest id.
+    pub const LIMIT: u16 = 1 << 14;
+
+    /// The id, if it is below the limit.
+    #[must_use]
+    pub const fn new(id: u16) -> Option<Self> {
+        if id < Self::LIMIT { Some(Self(id)) } else { None }
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// Which of several entries of the same client port at the same service: a client may use one port
+/// towards two addresses of the machine at once. The first lane is enough for nearly everybody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lane(u8);
+
+impl Lane {
+    /// The lane tried first.
+    pub const FIRST: Self = Self(0);
+    /// All lanes, in the order they are tried.
+    pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
+}
+
+/// Key of `FLOWS4` and `FLOWS6`: 8 and 20 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct FlowKey<A: Address> {
+    /// The client.
+    pub client: Endpoint<A>,
+    /// Service id in the lower 14 bits, lane in the upper 2; the machine's own order.
+    service_and_lane: [u8; 2],
+}
+
+impl<A: Address> FlowKey<A> {
+    /// The key of a client's flow at a service.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(client: Endpoint<A>, service: ServiceId, lane: Lane) -> Self {
+        let word = service.0 | ((lane.0 as u16) << 14);
+        Self { client, service_and_lane: word.to_ne_bytes() }
+    }
+
+    /// The service.
+    #[must_use]
+    pub const fn service(&self) -> ServiceId {
+        ServiceId(u16::from_ne_bytes(self.service_and_lane) & (ServiceId::LIMIT - 1))
+    }
+}
+
+/// The part of a flow that is decided and changed as one: backend, its generation, the state.
+///
+/// One 64-bit word, so that a single compare-and-exchange settles races between CPUs. The
+/// generation (24 bits) keeps a recycled backend id from inheriting flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowWord(u64);
+
+impl FlowWord {
+    /// Largest generation; counting wraps to 0 after it.
+    pub const MAX_GENERATION: u32 = (1 << 24) - 1;
+
+    /// Packs the three parts. Generations above [`Self::MAX_GENERATION`] are cut to 24 bits.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(backend: u32, generation: u32, state: State) -> Self {
+        let generation = (generation & Self::MAX_GENERATION) as u64;
+        Self(((backend as u64) << 32) | (generation << 8) | state.to_byte() as u64)
+    }
+
+    /// The word as a map holds it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The word as a map holds it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// Index into `BACKENDS`.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the upper half of 64 bits is 32 bits")]
+    pub const fn backend(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Generation of the backend when the flow was opened.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 8) as u32 & Self::MAX_GENERATION
+    }
+
+    /// State of the connection.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(self) -> State {
+        State::from_byte(self.0.to_le_bytes()[0])
+    }
+
+    /// The same flow in another state.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_state(self, state: State) -> Self {
+        Self(self.0 & !0xff | state.to_byte() as u64)
+    }
+}
+
+/// Value of `FLOWS4` and `FLOWS6`: 40 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Flow {
+    /// A [`FlowWord`]; only ever changed by compare-and-exchange.
+    pub word: u64,
+    /// Interface the client's packets come in by and replies leave by.
+    pub ifindex: u32,
+    /// When the last packet passed, in seconds of `CLOCK_MONOTONIC_COARSE`. Written at most once a
+    /// second.
+    pub seen_s: u32,
+    /// The address the client dialled, in its 16-byte form.
+    pub vip: [u8; 16],
+    /// The port the client dialled, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+const _: () = assert!(size_of::<EndpointKey<[u8; 4]>>() == 8);
+const _: () = assert!(size_of::<EndpointKey<[u8; 16]>>() == 20);
+const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 8);
+const _: () = assert!(size_of::<FlowKey<[u8; 16]>>() == 20);
+const _: () = assert!(size_of::<Flow>() == 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_word_gives_back_what_was_put_in() {
+        for state in State::ALL {
+            let word = FlowWord::new(0xdead_beef, 0x00ab_cdef, state);
+            assert_eq!(word.backend(), 0xdead_beef);
+            assert_eq!(word.generation(), 0x00ab_cdef);
+            assert_eq!(word.state(), state);
+            for other in State::ALL {
+                assert_eq!(word.with_state(other), FlowWord::new(0xdead_beef, 0x00ab_cdef, other));
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_and_services_never_share_a_key() {
+        let client = Endpoint { addr: [10, 0, 0, 1], port: [1, 2] };
+        let mut seen = std::collections::HashSet::new();
+        for id in [0, 1, ServiceId::LIMIT - 1] {
+            let service = ServiceId::new(id).unwrap();
+            for lane in Lane::ALL {
+                let key = FlowKey::new(client, service, lane);
+                assert_eq!(key.service(), service);
+                assert!(seen.insert(key.as_bytes().to_vec()));
+            }
+        }
+        assert_eq!(ServiceId::new(ServiceId::LIMIT), None);
+    }
+}

@@ -1,0 +1,162 @@
+//! What stands in the maps besides flows, and how large the maps are.
+//!
+//! No enum, bool or Option crosses a map: bytes with total decoders.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Version of every key and value layout together. A change to any of them raises it.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Words of `PORTS`: one bit for each of the 65,536 ports.
+pub const PORT_WORDS: u32 = 65_536 / 64;
+/// Backend ids, id 0 never used.
+pub const MAX_BACKENDS: u32 = 4_096;
+/// Slots of `TABLE`, shared by all services and by the old and the new table during a swap.
+pub const TABLE_SLOTS: u32 = 65_536;
+/// Frontends: addresses times ports, for each family.
+pub const MAX_FRONTENDS: u32 = 4_096;
+/// Endpoints that backends answer from, for each family.
+pub const MAX_OWNERS: u32 = 8_192;
+/// Services that may share one backend endpoint.
+pub const SHARED_BY: usize = 4;
+/// Default number of entries of each flow table.
+pub const DEFAULT_FLOWS: u32 = 131_072;
+
+/// Bytes the kernel locks for one flow, by length of the address in the key (4 or 16): the
+/// hash element's header (48 in Linux 5.x to 6.x), key and value rounded up to 8, and a bucket of 16.
+#[must_use]
+pub const fn bytes_per_flow(address_len: u64) -> u64 {
+    let key = (address_len + 4).next_multiple_of(8);
+    48 + key + size_of::<crate::flow::Flow>() as u64 + 16
+}
+
+/// Value of `SERVICES`: 12 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Service {
+    /// First slot of the service's backends in `TABLE`.
+    pub table_base: u32,
+    /// Number of slots; 0 while the service has no backend.
+    pub table_len: u32,
+    /// A `ServiceId`.
+    pub id: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Value of `BACKENDS`: 36 bytes. All but `state` never change while an id is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Backend {
+    /// Address in its 16-byte form.
+    pub addr: [u8; 16],
+    /// Port, network order.
+    pub port: [u8; 2],
+    /// MAC of the container, for [`Via::Peer`].
+    pub mac: [u8; 6],
+    /// Device to redirect to: the host's end of the veth, or the one the route names.
+    pub ifindex: u32,
+    /// Counts the users of this id (24 bits).
+    pub generation: u32,
+    /// A [`Life`].
+    pub life: u8,
+    /// A [`Via`].
+    pub via: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Whether a backend may be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Life {
+    /// The id is not in use. Must never be met in a table.
+    Unset = 0,
+    /// Serves: its flows go on. Whether new ones come is up to the table.
+    Serving = 1,
+    /// Gone: its flows are refused.
+    Down = 2,
+}
+
+impl Life {
+    /// Total decoder: an unknown byte is [`Life::Unset`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Serving,
+            2 => Self::Down,
+            _ => Self::Unset,
+        }
+    }
+}
+
+/// How a packet gets to a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Via {
+    /// Routed by the host's stack, through its firewall.
+    Stack = 0,
+    /// Out of a device by the neighbour table.
+    Neighbour = 1,
+    /// Straight into the network namespace at the other end of a veth.
+    Peer = 2,
+}
+
+impl Via {
+    /// Total decoder: an unknown byte is [`Via::Stack`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Neighbour,
+            2 => Self::Peer,
+            _ => Self::Stack,
+        }
+    }
+}
+
+/// Value of `OWNERS`: which services a backend's endpoint belongs to, 36 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Owners {
+    /// Number of entries in use.
+    pub len: u32,
+    /// The entries.
+    pub of: [Owner; SHARED_BY],
+}
+
+/// One service that uses a backend's endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Owner {
+    /// The backend's id within that service.
+    pub backend: u32,
+    /// A `ServiceId`.
+    pub service: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Value of `BACKEND_STATS`, for each CPU: 40 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct BackendStats {
+    /// Flows opened.
+    pub flows: u64,
+    /// Packets towards the backend, after receive offload has merged them.
+    pub packets_in: u64,
+    /// Bytes towards the backend, Ethernet header included.
+    pub bytes_in: u64,
+    /// Packets from the backend.
+    pub packets_out: u64,
+    /// Bytes from the backend.
+    pub bytes_out: u64,
+}
+
+const _: () = assert!(size_of::<Service>() == 12);
+const _: () = assert!(size_of::<Backend>() == 36);
+const _: () = assert!(size_of::<Owners>() == 36);
+const _: () = assert!(size_of::<BackendStats>() == 40);
+// The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
+const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);
