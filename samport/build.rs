@@ -30,7 +30,10 @@ fn main() -> Result<()> {
         println!("cargo:rerun-if-env-changed={variable}");
         env::var(variable).ok().or_else(|| {
             let lines = found.as_deref()?.lines();
-            lines.filter_map(|line| line.split_once('=')).find(|(k, _)| *k == key).map(|(_, v)| v.to_owned())
+            lines
+                .filter_map(|line| line.split_once('='))
+                .find(|(k, _)| *k == key)
+                .map(|(_, v)| v.to_owned())
         })
     };
     let toolchain = setting("SAMPORT_BPF_TOOLCHAIN", "toolchain");

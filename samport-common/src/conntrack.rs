@@ -3,6 +3,10 @@
 use crate::verdict::Verdict;
 use crate::wire::tcp::Flags;
 
+/// A tick is 2³⁰ ns, 1.07 s: the kernel shifts its nanosecond clock where a division by 10⁹ would
+/// cost as much as a map look-up.
+pub const TICK_SHIFT: u32 = 30;
+
 /// Where a connection stands. Zero is what an empty map value decodes to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -78,11 +82,20 @@ impl State {
         }
     }
 
+    /// [`Self::timeout_s`] in ticks, rounded up.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "at most 7,500 s are 6,985 ticks")]
+    pub const fn timeout_ticks(self) -> u32 {
+        (self.timeout_s() as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32
+    }
+
     /// Whether a SYN on this entry begins a new connection rather than repeating the old one.
     #[must_use]
     #[inline(always)]
-    pub const fn is_over(self, idle_s: u32) -> bool {
-        matches!(self, Self::Closed | Self::Finished | Self::Reset) || idle_s > self.timeout_s()
+    pub const fn is_over(self, idle_ticks: u32) -> bool {
+        matches!(self, Self::Closed | Self::Finished | Self::Reset)
+            || idle_ticks > self.timeout_ticks()
     }
 }
 
@@ -134,10 +147,18 @@ pub const fn step(state: State, flags: Flags, sender: Sender) -> State {
             }
         }
         (State::Established, Sender::Client) => {
-            if flags.fin() { State::ClientFinished } else { State::Established }
+            if flags.fin() {
+                State::ClientFinished
+            } else {
+                State::Established
+            }
         }
         (State::Established, Sender::Backend) => {
-            if flags.fin() { State::BackendFinished } else { State::Established }
+            if flags.fin() {
+                State::BackendFinished
+            } else {
+                State::Established
+            }
         }
         (State::ClientFinished, Sender::Backend) | (State::BackendFinished, Sender::Client) => {
             if flags.fin() {
@@ -146,7 +167,9 @@ pub const fn step(state: State, flags: Flags, sender: Sender) -> State {
                 state
             }
         }
-        (State::ClientFinished, Sender::Client) | (State::BackendFinished, Sender::Backend) => state,
+        (State::ClientFinished, Sender::Client) | (State::BackendFinished, Sender::Backend) => {
+            state
+        }
         (State::Finished, _) => State::Finished,
         // Traffic goes on, so the reset was forged or out of window: the connection lives. A SYN
         // would have been taken for a new connection before it came here.
@@ -165,7 +188,7 @@ pub enum Decision {
     Refuse(Verdict),
 }
 
-/// Decides for a client's segment. `known` is the flow's state, the seconds since its last packet
+/// Decides for a client's segment. `known` is the flow's state, the ticks since its last packet
 /// and whether its backend still serves it.
 #[must_use]
 #[inline(always)]
@@ -178,8 +201,8 @@ pub const fn decide(known: Option<(State, u32, bool)>, flags: Flags) -> Decision
                 Decision::Refuse(Verdict::MidFlowMiss)
             }
         }
-        Some((state, idle_s, backend_serves)) => {
-            if flags.opens() && (state.is_over(idle_s) || !backend_serves) {
+        Some((state, idle_ticks, backend_serves)) => {
+            if flags.opens() && (state.is_over(idle_ticks) || !backend_serves) {
                 Decision::Choose
             } else if matches!(state, State::Closed) {
                 Decision::Refuse(Verdict::MidFlowMiss)
@@ -252,6 +275,15 @@ mod tests {
             let refused = decide(Some((state, 0, false)), ACK);
             assert!(matches!(refused, Decision::Refuse(_)), "{state:?}: {refused:?}");
         }
+    }
+
+    /// Case 27: a SYN-only entry expires in 20 s. Case 31: 2 h of silence do not end a connection.
+    #[test]
+    fn entries_expire_by_their_state() {
+        let ticks = |seconds: u64| u32::try_from((seconds * 1_000_000_000) >> TICK_SHIFT).unwrap();
+        assert!(!State::SynSent.is_over(ticks(20)) && State::SynSent.is_over(ticks(22)));
+        assert!(!State::Established.is_over(ticks(2 * 3_600 + 60)));
+        assert!(State::Established.is_over(ticks(3 * 3_600)));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub trait Family: Copy + 'static {
 
     /// Its `EtherType`, network order.
     const ETHER_TYPE: [u8; 2];
+    /// Length of its header without options or extensions.
+    const HEADER_LEN: usize;
     /// Where the source address stands in its header.
     const SOURCE: usize;
     /// Where the destination address stands in its header.
@@ -57,6 +59,7 @@ impl Family for V4 {
     type Addr = [u8; 4];
 
     const ETHER_TYPE: [u8; 2] = ethernet::IPV4;
+    const HEADER_LEN: usize = ipv4::MIN_LEN;
     const SOURCE: usize = ipv4::SOURCE.start;
     const DESTINATION: usize = ipv4::DESTINATION.start;
     const CHECKSUM: Option<usize> = Some(ipv4::CHECKSUM.start);
@@ -87,6 +90,7 @@ impl Family for V6 {
     type Addr = [u8; 16];
 
     const ETHER_TYPE: [u8; 2] = ethernet::IPV6;
+    const HEADER_LEN: usize = ipv6::LEN;
     const SOURCE: usize = ipv6::SOURCE.start;
     const DESTINATION: usize = ipv6::DESTINATION.start;
     const CHECKSUM: Option<usize> = None;

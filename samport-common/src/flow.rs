@@ -9,7 +9,9 @@ use crate::conntrack::State;
 use crate::family::Address;
 
 /// An address and a port, both in network order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct Endpoint<A: Address> {
     /// The address.
@@ -19,7 +21,9 @@ pub struct Endpoint<A: Address> {
 }
 
 /// Key of `SERVICES` (what a client dials) and of `OWNERS` (what a backend answers from).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct EndpointKey<A: Address> {
     /// Address and port.
@@ -74,7 +78,9 @@ impl Lane {
 }
 
 /// Key of `FLOWS4` and `FLOWS6`: 8 and 20 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
 #[repr(C)]
 pub struct FlowKey<A: Address> {
     /// The client.
@@ -171,9 +177,9 @@ pub struct Flow {
     pub word: u64,
     /// Interface the client's packets come in by and replies leave by.
     pub ifindex: u32,
-    /// When the last packet passed, in seconds of `CLOCK_MONOTONIC_COARSE`. Written at most once a
-    /// second.
-    pub seen_s: u32,
+    /// When the last packet passed, in [ticks](crate::conntrack::TICK_SHIFT). Written at most once
+    /// a tick.
+    pub seen_tick: u32,
     /// The address the client dialled, in its 16-byte form.
     pub vip: [u8; 16],
     /// The port the client dialled, network order.

@@ -7,6 +7,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Version of every key and value layout together. A change to any of them raises it.
 pub const LAYOUT_VERSION: u32 = 1;
 
+/// Indices of `PROGRAMS`: programs reached by tail call.
+pub mod program {
+    /// `samport_crowded`.
+    pub const CROWDED: u32 = 0;
+    /// Length of the array.
+    pub const COUNT: u32 = 1;
+}
+
 /// Words of `PORTS`: one bit for each of the 65,536 ports.
 pub const PORT_WORDS: u32 = 65_536 / 64;
 /// Backend ids, id 0 never used.
@@ -44,7 +52,7 @@ pub struct Service {
     pub pad: u16,
 }
 
-/// Value of `BACKENDS`: 36 bytes. All but `state` never change while an id is in use.
+/// Value of `BACKENDS`: 36 bytes. All but `life` and `shared` never change while an id is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Backend {
@@ -62,8 +70,10 @@ pub struct Backend {
     pub life: u8,
     /// A [`Via`].
     pub via: u8,
+    /// 1 if other services use the same endpoint: their flows must not be mixed up with ours.
+    pub shared: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 /// Whether a backend may be used.
@@ -116,7 +126,7 @@ impl Via {
     }
 }
 
-/// Value of `OWNERS`: which services a backend's endpoint belongs to, 36 bytes.
+/// Value of `OWNERS`: which services a backend's endpoint belongs to, 52 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Owners {
@@ -127,11 +137,15 @@ pub struct Owners {
 }
 
 /// One service that uses a backend's endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Owner {
     /// The backend's id within that service.
     pub backend: u32,
+    /// The generation of that id.
+    pub generation: u32,
     /// A `ServiceId`.
     pub service: u16,
     /// Zero.
@@ -139,7 +153,9 @@ pub struct Owner {
 }
 
 /// Value of `BACKEND_STATS`, for each CPU: 40 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct BackendStats {
     /// Flows opened.
@@ -156,7 +172,7 @@ pub struct BackendStats {
 
 const _: () = assert!(size_of::<Service>() == 12);
 const _: () = assert!(size_of::<Backend>() == 36);
-const _: () = assert!(size_of::<Owners>() == 36);
+const _: () = assert!(size_of::<Owners>() == 52);
 const _: () = assert!(size_of::<BackendStats>() == 40);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);

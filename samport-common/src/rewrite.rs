@@ -4,7 +4,7 @@ use crate::checksum;
 use crate::family::Family;
 use crate::flow::Endpoint;
 use crate::packet::Packet;
-use crate::wire::{ethernet, tcp};
+use crate::wire::tcp;
 
 /// Which end of a packet is replaced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,19 +36,12 @@ pub struct Rewrite<P: Family> {
     pub addr_difference: u32,
     /// Change of the port; for the TCP checksum. 0 when the port stays.
     pub port_difference: u32,
-    /// New destination MAC, where the packet goes straight into a container.
-    pub mac: Option<[u8; 6]>,
 }
 
 /// Plans replacing one end of a packet by `to`.
 #[must_use]
 #[inline(always)]
-pub fn plan<P: Family>(
-    packet: &Packet<P::Addr>,
-    end: End,
-    to: Endpoint<P::Addr>,
-    mac: Option<[u8; 6]>,
-) -> Rewrite<P> {
+pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>) -> Rewrite<P> {
     let (from, addr_offset, port_offset) = match end {
         End::Source => (packet.source, P::SOURCE, tcp::SOURCE_PORT.start),
         End::Destination => (packet.destination, P::DESTINATION, tcp::DESTINATION_PORT.start),
@@ -67,7 +60,6 @@ pub fn plan<P: Family>(
         l4_checksum_at: packet.l4 + tcp::CHECKSUM.start,
         addr_difference: P::difference(&from.addr, &to.addr),
         port_difference,
-        mac,
     }
 }
 
@@ -77,9 +69,6 @@ pub fn plan<P: Family>(
 pub fn apply<P: Family>(frame: &mut [u8], rewrite: &Rewrite<P>) -> Option<()> {
     use zerocopy::IntoBytes as _;
 
-    if let Some(mac) = rewrite.mac {
-        frame.get_mut(ethernet::DESTINATION)?.copy_from_slice(&mac);
-    }
     let addr = rewrite.addr.as_bytes();
     frame.get_mut(rewrite.addr_at..)?.get_mut(..addr.len())?.copy_from_slice(addr);
     frame.get_mut(rewrite.port_at..)?.get_mut(..2)?.copy_from_slice(&rewrite.port);
@@ -97,6 +86,7 @@ mod tests {
     use super::*;
     use crate::family::{V4, V6};
     use crate::packet::parse;
+    use crate::wire::ethernet;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
 
@@ -139,16 +129,16 @@ mod tests {
         let original = build::<P>(client, vip, payload);
         let mut frame = original.clone();
         let packet = parse::<P, _>(&frame[..]).unwrap();
-        apply(&mut frame, &plan::<P>(&packet, End::Destination, backend, None)).unwrap();
+        apply(&mut frame, &plan::<P>(&packet, End::Destination, backend)).unwrap();
         prop_assert_eq!(&frame, &build::<P>(client, backend, payload));
 
         let packet = parse::<P, _>(&frame[..]).unwrap();
-        apply(&mut frame, &plan::<P>(&packet, End::Destination, vip, None)).unwrap();
+        apply(&mut frame, &plan::<P>(&packet, End::Destination, vip)).unwrap();
         prop_assert_eq!(&frame, &original);
 
         let mut reply = build::<P>(backend, client, payload);
         let packet = parse::<P, _>(&reply[..]).unwrap();
-        apply(&mut reply, &plan::<P>(&packet, End::Source, vip, None)).unwrap();
+        apply(&mut reply, &plan::<P>(&packet, End::Source, vip)).unwrap();
         prop_assert_eq!(reply, build::<P>(vip, client, payload));
         Ok(())
     }
@@ -166,21 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn the_mac_is_written_where_one_is_given() {
-        let end = |last| Endpoint { addr: [10, 0, 0, last], port: [0, 80] };
-        let mut frame = build::<V4>(end(1), end(2), b"");
-        let packet = parse::<V4, _>(&frame[..]).unwrap();
-        let rewrite = plan::<V4>(&packet, End::Destination, end(3), Some([9; 6]));
-        apply(&mut frame, &rewrite).unwrap();
-        assert_eq!(frame[..12], [9, 9, 9, 9, 9, 9, 2, 2, 2, 2, 2, 2]);
-    }
-
-    #[test]
     fn a_frame_too_short_for_its_plan_is_reported() {
         let end = |last| Endpoint { addr: [10, 0, 0, last], port: [0, 80] };
         let frame = build::<V4>(end(1), end(2), b"");
         let packet = parse::<V4, _>(&frame[..]).unwrap();
-        let rewrite = plan::<V4>(&packet, End::Destination, end(3), None);
-        assert_eq!(apply(&mut frame[..50].to_vec(), &rewrite), None);
+        let rewrite = plan::<V4>(&packet, End::Destination, end(3));
+        assert_eq!(apply(&mut frame[..50].to_vec(), &rewrite));
     }
 }

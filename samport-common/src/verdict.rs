@@ -85,6 +85,8 @@ verdicts! {
     17 NotAReply "not-a-reply" Pass;
     /// A reply, restored and sent to the client.
     18 Reply "reply" Redirect;
+    /// A reply, restored on its way out of the host's stack.
+    19 ReplyStack "reply-stack" Pass;
 }
 
 #[cfg(test)]

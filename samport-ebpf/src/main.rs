@@ -1,1 +1,139 @@
-fn main(){}
+//! The kernel side of samport: entry points only.
+//!
+//! `samport_forward` runs at tc ingress of the interfaces clients come in by, `samport_reverse` at
+//! tc ingress of the backends' host-side veths. All are thin: what is decided is decided in
+//! `samport-common`.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
+#![allow(missing_docs, reason = "aya's macro repeats each entry point without its docs")]
+
+mod apply;
+mod atomic;
+mod choice;
+mod flows;
+mod forward;
+mod maps;
+mod reverse;
+mod skb;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use samport_common::family::{Family, V4, V6};
+use samport_common::frame::Frame as _;
+use samport_common::layout::program;
+use samport_common::verdict::{Action, Verdict};
+use samport_common::wire::ethernet;
+
+use crate::forward::Search;
+use crate::reverse::Exit;
+use crate::skb::Skb;
+
+/// What a program does with a packet: why, and where the redirect helper has sent it.
+pub struct Outcome {
+    verdict: Verdict,
+    /// What the redirect helper returned, for verdicts that redirect.
+    redirect: i32,
+}
+
+impl From<Verdict> for Outcome {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, redirect: TC_ACT_SHOT }
+    }
+}
+
+/// Client to backend.
+#[classifier]
+pub fn samport_forward(ctx: TcContext) -> i32 {
+    forward(Skb::new(ctx), Search::Quick)
+}
+
+/// Client to backend, for the few packets `samport_forward` leaves over: a program of its own,
+/// because the verifier takes the thorough search only alone. It calls itself for another draw; the
+/// kernel ends that after 33 calls.
+#[classifier]
+pub fn samport_crowded(ctx: TcContext) -> i32 {
+    forward(Skb::new(ctx), Search::Thorough)
+}
+
+#[inline(always)]
+fn forward(skb: Skb, search: Search) -> i32 {
+    let outcome = match ether_type(&skb) {
+        Some(V4::ETHER_TYPE) => forward::run::<V4>(&skb, search),
+        Some(V6::ETHER_TYPE) => forward::run::<V6>(&skb, search),
+        _ => Some(Verdict::NotIp.into()),
+    };
+    let outcome = outcome.unwrap_or_else(|| {
+        maps::tail_call(&skb, program::CROWDED);
+        Verdict::FlowAmbiguous.into()
+    });
+    let action = leave(&outcome);
+    debug!(skb.context(), "forward: {}", outcome.verdict.name());
+    action
+}
+
+/// Backend to client, at ingress of the backend's host-side veth.
+#[classifier]
+pub fn samport_reverse(ctx: TcContext) -> i32 {
+    reverse(Skb::new(ctx), Exit::Redirect)
+}
+
+/// Backend to client, at egress of the interface clients come in by: for backends whose packets go
+/// through the host's stack.
+#[classifier]
+pub fn samport_egress(ctx: TcContext) -> i32 {
+    reverse(Skb::new(ctx), Exit::GoOn)
+}
+
+#[inline(always)]
+fn reverse(skb: Skb, exit: Exit) -> i32 {
+    let outcome = match ether_type(&skb) {
+        Some(V4::ETHER_TYPE) => reverse::run::<V4>(&skb, exit),
+        Some(V6::ETHER_TYPE) => reverse::run::<V6>(&skb, exit),
+        _ => Verdict::NotIp.into(),
+    };
+    let action = leave(&outcome);
+    debug!(skb.context(), "reverse: {}", outcome.verdict.name());
+    action
+}
+
+/// The frame's `EtherType`, or `None` for what carries a VLAN tag outside of its bytes: such a
+/// packet belongs to a VLAN device above the one we are attached to.
+#[inline(always)]
+fn ether_type(skb: &Skb) -> Option<[u8; 2]> {
+    if skb.is_vlan_tagged() { None } else { skb.read(ethernet::TYPE.start) }
+}
+
+/// Counts the verdict and turns it into what the kernel is told. A packet we let pass goes on to
+/// the next program on the hook, as if we were not there.
+#[inline(always)]
+fn leave(outcome: &Outcome) -> i32 {
+    maps::count(outcome.verdict);
+    match outcome.verdict.action() {
+        Action::Pass => TC_ACT_UNSPEC,
+        Action::Redirect => outcome.redirect,
+        Action::Drop => TC_ACT_SHOT,
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: the verifier refuses a program that could get here.
+    loop {}
+}
+
+/// GPL-only helpers are refused to programs of another licence.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The host only checks this crate; the program runs in the kernel.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,1 +1,7 @@
-fn main(){}
+//! `samport`, the program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    samport::cli::main()
+}

@@ -119,7 +119,9 @@ mod tests {
 
     #[test]
     fn what_is_no_port_is_refused_by_name() {
-        for text in ["0", "65536", "80:x", "80:0", "", ":80", "80:", "80:81:82", "80/udp", "80/sctp"] {
+        for text in
+            ["0", "65536", "80:x", "80:0", "", ":80", "80:", "80:81:82", "80/udp", "80/sctp"]
+        {
             let error = format!("{:#}", text.parse::<PortSpec>().unwrap_err());
             assert!(error.contains(&format!("{text:?}")), "{error}");
         }

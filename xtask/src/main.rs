@@ -1,1 +1,74 @@
-fn main(){}
+//! `cargo xtask`: everything a contributor runs, one verb each.
+//!
+//! Every verb first makes sure that what it needs is installed, so a new checkout needs no other
+//! step. No product crate is a dependency: this builds in seconds and works when they do not.
+
+mod bench;
+mod build;
+mod ci;
+mod demo;
+mod lint;
+mod run;
+mod setup;
+mod sh;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Set up, build, run, test and measure samport.
+///
+/// Each verb first installs what it needs and is missing, and says so.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Args),
+    Build(build::Args),
+    Run(run::Args),
+    Demo(demo::Args),
+    Test(test::Args),
+    Bench(bench::Args),
+    Lint(lint::Args),
+    Ci(ci::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // SAFETY: the process has started no thread yet.
+    unsafe { sh::add_system_folders_to_path() };
+    dispatch(&cli.verb).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn dispatch(verb: &Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup(args) => setup::verb(args),
+        Verb::Build(args) => build::verb(args),
+        Verb::Run(args) => run::verb(args),
+        Verb::Demo(args) => demo::verb(args),
+        Verb::Test(args) => test::verb(args),
+        Verb::Bench(args) => bench::verb(args),
+        Verb::Lint(args) => lint::verb(args),
+        Verb::Ci(args) => ci::verb(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

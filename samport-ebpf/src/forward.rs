@@ -1,0 +1,169 @@
+//! The way in: client to backend.
+
+use samport_common::conntrack::{self, Decision};
+use samport_common::flow::{Endpoint, EndpointKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{Backend, Life, Via};
+use samport_common::packet::Packet;
+use samport_common::rewrite::{self, End};
+use samport_common::verdict::Verdict;
+use samport_common::wire::tcp::Flags;
+use samport_common::wire::{ethernet, protocol};
+
+use crate::Outcome;
+use crate::apply;
+use crate::choice::{self, Opening, Trouble};
+use crate::flows::{self, Entry, First, Place};
+use crate::maps::{self, Insert, Tables};
+use crate::skb::{self, Skb};
+
+/// Which search a packet gets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    /// One look, one draw: enough for nearly every packet.
+    Quick,
+    /// All lanes, and the check that replies will not be ambiguous: for clients with one port
+    /// towards several addresses of a service, backends behind several services, and a backend
+    /// taken down this instant.
+    Thorough,
+}
+
+/// Finds the packet's backend and sends it there. `None` asks for (another) thorough search.
+#[inline(always)]
+pub fn run<P: Tables>(skb: &Skb, search: Search) -> Option<Outcome> {
+    let chosen = match search {
+        Search::Quick => choose::<P>(skb),
+        Search::Thorough => choose_thoroughly::<P>(skb),
+    };
+    match chosen {
+        Ok((packet, word)) => Some(send::<P>(skb, &packet, word.backend())),
+        Err(Trouble::Verdict(verdict)) => Some(verdict.into()),
+        Err(Trouble::Crowded) => None,
+    }
+}
+
+/// The backend the packet belongs to: its flow's, or a new one if it opens a flow.
+#[inline(always)]
+fn choose<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, FlowWord), Trouble> {
+    let (packet, opening) = classify::<P>(skb)?;
+    let own = match flows::look::<P>(packet.source, packet.destination, opening.id) {
+        First::Own(entry) => Some(entry),
+        First::Free => None,
+        First::Crowded => return Err(Trouble::Crowded),
+    };
+    let word = match follow(own, packet.flags, opening.now_tick)? {
+        Some(word) => word,
+        None => {
+            let chosen = choice::draw(&opening)?;
+            let place = own.map_or(Place::Lane(Lane::FIRST, Insert::New), Place::Entry);
+            choice::store::<P>(&packet, place, &opening, chosen)?
+        }
+    };
+    Ok((packet, word))
+}
+
+/// [`choose`] with all lanes looked at.
+#[inline(always)]
+fn choose_thoroughly<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, FlowWord), Trouble> {
+    let (packet, opening) = classify::<P>(skb)?;
+    let (client, vip) = (packet.source, packet.destination);
+    let lanes = flows::look_thoroughly::<P>(client, vip, opening.id, opening.now_tick);
+    if let Some(word) = follow(lanes.own, packet.flags, opening.now_tick)? {
+        return Ok((packet, word));
+    }
+    let chosen = choice::draw_thoroughly::<P>(client, &lanes, &opening)?;
+    let place = match (lanes.own, lanes.free) {
+        (Some(entry), _) => Place::Entry(entry),
+        (None, Some(lane)) => {
+            if lane != Lane::FIRST {
+                maps::set_lanes_used();
+            }
+            Place::Lane(lane, if lanes.free_holds_old { Insert::Replace } else { Insert::New })
+        }
+        (None, None) => return Err(Verdict::FlowAmbiguous.into()),
+    };
+    Ok((packet, choice::store::<P>(&packet, place, &opening, chosen)?))
+}
+
+/// Parses the packet and finds the service it is for.
+#[inline(always)]
+fn classify<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, Opening<'static>), Verdict> {
+    let packet = apply::parse::<P>(skb)?;
+    if !maps::is_listened_on(packet.destination.port) {
+        return Err(Verdict::NotOurs);
+    }
+    let key = EndpointKey::new(packet.destination, protocol::TCP);
+    let service = P::service(&key).ok_or(Verdict::NotOurs)?;
+    if !skb.is_for_host() {
+        return Err(Verdict::OtherHost);
+    }
+    let id = ServiceId::new(service.id).ok_or(Verdict::BackendUnset)?;
+    let now_tick = flows::now_tick();
+    Ok((packet, Opening { service, id, ifindex: skb.ifindex(), now_tick }))
+}
+
+/// Advances the packet's flow. `None` if the packet opens a flow instead.
+#[inline(always)]
+fn follow(own: Option<Entry>, flags: Flags, now_tick: u32) -> Result<Option<FlowWord>, Verdict> {
+    let Some(entry) = own else {
+        return match conntrack::decide(None, flags) {
+            Decision::Refuse(verdict) => Err(verdict),
+            Decision::Choose | Decision::Stay(_) => Ok(None),
+        };
+    };
+    let word = entry.word();
+    let known = (word.state(), entry.idle_ticks(now_tick), serves(word));
+    match conntrack::decide(Some(known), flags) {
+        Decision::Refuse(verdict) => Err(verdict),
+        Decision::Choose => Ok(None),
+        Decision::Stay(state) => {
+            entry.advance(word, state);
+            entry.touch(now_tick);
+            Ok(Some(word))
+        }
+    }
+}
+
+/// Whether the backend a flow was opened to still takes its packets.
+#[inline(always)]
+fn serves(word: FlowWord) -> bool {
+    maps::backend(word.backend()).is_some_and(|backend| {
+        matches!(Life::from_byte(backend.life), Life::Serving)
+            && backend.generation == word.generation()
+    })
+}
+
+/// Rewrites the packet for a backend and sends it off.
+#[inline(always)]
+fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome {
+    let Some(backend) = maps::backend(id) else {
+        return Verdict::BackendUnset.into();
+    };
+    let plan = rewrite::plan::<P>(packet, End::Destination, endpoint::<P>(backend));
+    if apply::apply(skb, &plan).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    maps::count_backend(id, |stats| {
+        stats.packets_in += 1;
+        stats.bytes_in += u64::from(skb.len());
+    });
+    match Via::from_byte(backend.via) {
+        // The helper leaves the MAC alone, and a bridge inside of a container would drop it.
+        Via::Peer => match skb.write(ethernet::DESTINATION.start, backend.mac) {
+            Some(()) => Outcome {
+                verdict: Verdict::ForwardPeer,
+                redirect: skb::redirect_peer(backend.ifindex),
+            },
+            None => Verdict::RewriteFailed.into(),
+        },
+        Via::Neighbour => Outcome {
+            verdict: Verdict::ForwardNeighbour,
+            redirect: skb::redirect_neigh(backend.ifindex),
+        },
+        Via::Stack => Verdict::ForwardStack.into(),
+    }
+}
+
+#[inline(always)]
+fn endpoint<P: Tables>(backend: &Backend) -> Endpoint<P::Addr> {
+    Endpoint { addr: P::narrow(&backend.addr), port: backend.port }
+}

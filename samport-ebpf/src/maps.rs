@@ -1,0 +1,204 @@
+//! Every map, with typed accessors. Keys and values are `samport-common`'s; sizes that are flags are
+//! set by the loader before the maps are made.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use samport_common::family::{Family, V4, V6};
+use samport_common::flow::{EndpointKey, Flow, FlowKey};
+use samport_common::layout::{
+    Backend, BackendStats, DEFAULT_FLOWS, MAX_BACKENDS, MAX_FRONTENDS, MAX_OWNERS, Owners,
+    PORT_WORDS, Service, TABLE_SLOTS, program,
+};
+use samport_common::verdict::Verdict;
+
+use crate::skb::Skb;
+
+/// One bit for each port that any service listens on: nearly all traffic that is not ours is
+/// dismissed by it.
+#[map]
+static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+
+#[map]
+static SERVICES4: HashMap<EndpointKey<[u8; 4]>, Service> =
+    HashMap::with_max_entries(MAX_FRONTENDS, 0);
+#[map]
+static SERVICES6: HashMap<EndpointKey<[u8; 16]>, Service> =
+    HashMap::with_max_entries(MAX_FRONTENDS, 0);
+
+/// Slot to backend id. A service's table is never changed in place: a new one is written elsewhere
+/// and the `SERVICES` values are switched to it.
+#[map]
+static TABLE: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
+
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
+
+#[map]
+static OWNERS4: HashMap<EndpointKey<[u8; 4]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
+#[map]
+static OWNERS6: HashMap<EndpointKey<[u8; 16]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
+
+#[map]
+static FLOWS4: LruHashMap<FlowKey<[u8; 4]>, Flow> = LruHashMap::with_max_entries(DEFAULT_FLOWS, 0);
+#[map]
+static FLOWS6: LruHashMap<FlowKey<[u8; 16]>, Flow> = LruHashMap::with_max_entries(DEFAULT_FLOWS, 0);
+
+/// Set to 1 when the first flow was stored outside of the first lane. Until then a missing first
+/// lane means that the other three need not be looked at.
+#[map]
+static LANES_USED: Array<u32> = Array::with_max_entries(1, 0);
+
+#[map]
+static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::ALL.len() as u32, 0);
+#[map]
+static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+
+/// Programs reached by tail call, by the numbers in `samport_common::layout::program`.
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0);
+
+/// A word for [`forget`].
+#[map]
+static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// A family with the maps that hold its addresses.
+pub trait Tables: Family {
+    /// The service at an address and port of the machine.
+    fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service>;
+    /// The services a backend answers for from this endpoint.
+    fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners>;
+    /// A flow, to be changed in place through atomics and single words.
+    fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
+    /// Stores a new flow. The error is the kernel's negative errno.
+    fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32>;
+}
+
+/// Whether an insert may replace what is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Insert {
+    /// Fails with `EEXIST` if another CPU was faster.
+    New,
+    /// Replaces an entry whose connection is over.
+    Replace,
+}
+
+impl Insert {
+    fn flags(self) -> u64 {
+        match self {
+            Self::New => u64::from(BPF_NOEXIST),
+            Self::Replace => 0,
+        }
+    }
+}
+
+macro_rules! tables {
+    ($family:ty, $services:ident, $owners:ident, $flows:ident) => {
+        impl Tables for $family {
+            #[inline(always)]
+            fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
+                // SAFETY: the loader replaces values whole; the element is freed only after every
+                // running program has ended.
+                unsafe { $services.get(key) }
+            }
+
+            #[inline(always)]
+            fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners> {
+                // SAFETY: as in `service`.
+                unsafe { $owners.get(key) }
+            }
+
+            #[inline(always)]
+            fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow> {
+                $flows.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32> {
+                $flows.insert(key, flow, how.flags())
+            }
+        }
+    };
+}
+
+tables!(V4, SERVICES4, OWNERS4, FLOWS4);
+tables!(V6, SERVICES6, OWNERS6, FLOWS6);
+
+/// Whether any service listens on this port (network order), whatever the address.
+#[inline(always)]
+pub fn is_listened_on(port: [u8; 2]) -> bool {
+    let port = u32::from(u16::from_be_bytes(port));
+    match PORTS.get(port / 64) {
+        Some(word) => word >> (port % 64) & 1 != 0,
+        None => false,
+    }
+}
+
+/// The backend id in a slot of the table.
+#[inline(always)]
+pub fn table_slot(index: u32) -> Option<u32> {
+    TABLE.get(index).copied()
+}
+
+/// A backend by its id.
+#[inline(always)]
+pub fn backend(id: u32) -> Option<&'static Backend> {
+    BACKENDS.get(id)
+}
+
+/// Whether a flow was ever stored outside of the first lane.
+#[inline(always)]
+pub fn lanes_used() -> bool {
+    LANES_USED.get(0).is_some_and(|used| *used != 0)
+}
+
+/// Remembers that a flow was stored outside of the first lane.
+#[inline(always)]
+pub fn set_lanes_used() {
+    if let Some(used) = LANES_USED.get_ptr_mut(0) {
+        // SAFETY: an aligned word of an array that is never freed; every writer writes the same.
+        unsafe { used.write_volatile(1) };
+    }
+}
+
+/// Counts a packet's verdict.
+#[inline(always)]
+pub fn count(verdict: Verdict) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
+        // SAFETY: this CPU's own copy, and a program is not interrupted by itself.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Changes this CPU's counters of a backend.
+#[inline(always)]
+pub fn count_backend(id: u32, change: impl FnOnce(&mut BackendStats)) {
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(id) {
+        // SAFETY: as in `count`.
+        change(unsafe { &mut *stats });
+    }
+}
+
+/// Gives the number back, but makes the verifier forget what it knows of it.
+///
+/// Each way through options and extension headers leaves another range for the offset of the TCP
+/// header, and the verifier would walk the rest of the program once for each of them: see
+/// docs/verifier.md. What was read from a map it knows nothing about, so the ways join here.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
+pub fn forget(number: usize) -> usize {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return usize::MAX };
+    // SAFETY: this CPU's own word; volatile, or the compiler would remember what the verifier
+    // should forget.
+    unsafe {
+        scratch.write_volatile(number as u64);
+        scratch.read_volatile() as usize
+    }
+}
+
+/// Goes on in another program. Returns only if the loader has not put one there.
+#[inline(always)]
+pub fn tail_call(skb: &Skb, index: u32) {
+    // SAFETY: the loader puts only programs of this type into the array.
+    let _ = unsafe { PROGRAMS.tail_call(skb.context(), index) };
+}

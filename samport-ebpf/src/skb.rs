@@ -1,0 +1,134 @@
+//! The only place with packet pointers.
+
+use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
+use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::programs::TcContext;
+use samport_common::frame::Frame;
+
+/// No header we look at begins further in: 14 + 40 bytes, and six extension headers of at most
+/// 2,040. The verifier wants a bound below 65,535 before it lets a variable offset near a packet.
+const MAX_OFFSET: usize = 14 + 40 + 6 * 2_048;
+/// What is made linear when a driver has left headers outside of the linear part.
+const PULL_LEN: u32 = 256;
+/// `skb->pkt_type` of a frame addressed to this machine (`PACKET_HOST` in linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
+
+/// A packet at tc.
+pub struct Skb(TcContext);
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(ctx: TcContext) -> Self {
+        Self(ctx)
+    }
+
+    /// The context, for the log macros.
+    #[inline(always)]
+    pub fn context(&self) -> &TcContext {
+        &self.0
+    }
+
+    /// Length of the whole packet in bytes, Ethernet header included.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    /// Index of the interface the packet came in by.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context pointer is the kernel's and outlives the program's run.
+        unsafe { (*self.0.skb.skb).ingress_ifindex }
+    }
+
+    /// Whether the frame is addressed to this machine.
+    #[inline(always)]
+    pub fn is_for_host(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
+    }
+
+    /// Whether a VLAN tag was taken out of the frame by the driver.
+    #[inline(always)]
+    pub fn is_vlan_tagged(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+
+    /// Brings headers into the linear part. False if they were there already: then the packet
+    /// really ends where reading stopped.
+    #[inline(always)]
+    pub fn pull_headers(&self) -> bool {
+        let linear = self.0.data_end() - self.0.data();
+        linear < self.len() as usize && self.0.pull_data(self.len().min(PULL_LEN)).is_ok()
+    }
+
+    /// Overwrites the bytes at `offset`; `None` if the frame ends before.
+    #[inline(always)]
+    pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        let at = self.pointer::<N>(offset)?;
+        // SAFETY: at..at+N is inside the packet, checked by `pointer`; headers begin at even
+        // addresses (NET_IP_ALIGN is 0 or 2) and every offset we write is even.
+        unsafe { *(at as *mut Even<N>) = Even(bytes) };
+        Some(())
+    }
+
+    /// Updates the transport checksum at `offset`. `difference` is what the change adds to the
+    /// ones' complement sum; `pseudo` says that it is of the pseudo-header. Only the kernel knows
+    /// whether the checksum is complete or still to be finished by the device.
+    #[inline(always)]
+    pub fn update_l4_checksum(&self, offset: usize, difference: u32, pseudo: bool) -> Option<()> {
+        let offset = u32::try_from(offset).ok()?;
+        let flags = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+        // SAFETY: the context is valid; the helper checks the offset.
+        let result =
+            unsafe { bpf_l4_csum_replace(self.0.skb.skb, offset, 0, u64::from(difference), flags) };
+        if result == 0 { Some(()) } else { None }
+    }
+
+    /// Start of the `N` bytes at `offset`, if the linear part holds them.
+    #[inline(always)]
+    fn pointer<const N: usize>(&self, offset: usize) -> Option<usize> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let at = self.0.data() + offset;
+        if at + N > self.0.data_end() { None } else { Some(at) }
+    }
+}
+
+/// Bytes at an even address: half the loads of bytes at any address.
+#[derive(Clone, Copy)]
+#[repr(C, align(2))]
+struct Even<const N: usize>([u8; N]);
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.pointer::<N>(offset)?;
+        if N.is_multiple_of(2) {
+            // SAFETY: at..at+N is below data_end, checked by `pointer`; the address is even as in
+            // `write`.
+            Some(unsafe { *(at as *const Even<N>) }.0)
+        } else {
+            // SAFETY: at..at+N is below data_end, checked by `pointer`.
+            Some(unsafe { *(at as *const [u8; N]) })
+        }
+    }
+}
+
+/// Sends the packet into the network namespace behind the veth with this index.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the helper returns a TC_ACT code")]
+pub fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: no pointers; the helper checks the index.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Sends the packet out of a device, by its routes and neighbours.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the helper returns a TC_ACT code")]
+pub fn redirect_neigh(ifindex: u32) -> i32 {
+    // SAFETY: null parameters of length 0 ask the helper to look up the neighbour itself.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}

@@ -1,0 +1,138 @@
+//! The command line: one file a verb.
+
+mod clean;
+mod demo;
+mod run;
+mod status;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{ArgAction, Parser, Subcommand};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::discovery::Unreachable;
+use crate::exit::{Exit, code_of};
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker does not answer, 4 the kernel lacks something,
+5 missing privileges, 6 a port or hook is taken, 7 timeout.";
+
+/// Several containers behind one port of this machine, balanced in the kernel, without a proxy.
+#[derive(Parser, Debug)]
+#[command(name = "samport", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    /// Only warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Also what goes on inside, the kernel's verdict on every packet included.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Balance ports of this machine over containers until stopped.
+    Run(Box<run::Args>),
+    /// What runs, and what became of every packet.
+    Status(status::Args),
+    /// Remove what a killed samport has left in the kernel.
+    Clean(clean::Args),
+    /// Show it at work between network namespaces, without Docker, and leave nothing behind.
+    Demo(demo::Args),
+    /// Version, and that of the kernel maps' layout.
+    Version,
+}
+
+/// Parses the command line, does what it says and gives the documented exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(&cli);
+    match act(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(exit_of(&error) as u8)
+        }
+    }
+}
+
+fn act(cli: Cli) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match cli.verb {
+        Verb::Run(args) => runtime.block_on(run::run(*args, cli.verbose > 0)),
+        Verb::Status(args) => status::run(&args),
+        Verb::Clean(args) => clean::run(&args),
+        Verb::Demo(args) => runtime.block_on(demo::run(args)),
+        Verb::Version => {
+            let layout = samport_common::layout::LAYOUT_VERSION;
+            println!("samport {} (map layout {layout})", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.downcast_ref::<Unreachable>().is_some() { Exit::Unreachable } else { code_of(error) }
+}
+
+/// Log lines go to stderr; data goes to stdout. `SAMPORT_LOG` overrides the flags.
+fn start_logging(cli: &Cli) {
+    let default = match (cli.quiet, cli.verbose) {
+        (true, _) => "warn",
+        (false, 0) => "warn,samport=info",
+        (false, 1) => "info,samport=debug,samport_ebpf=debug",
+        (false, _) => "debug",
+    };
+    let filter = EnvFilter::try_from_env("SAMPORT_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .event_format(Plain)
+        .init();
+}
+
+/// One line an event, for people: what happened, and how bad it is only if it is.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        match *event.metadata().level() {
+            Level::ERROR => write!(writer, "error: ")?,
+            Level::WARN => write!(writer, "warning: ")?,
+            Level::INFO => {}
+            Level::DEBUG | Level::TRACE => write!(writer, "  {}: ", event.metadata().target())?,
+        }
+        context.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,304 @@
+//! `samport run`: balances until it is stopped, then leaves nothing behind.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use samport_common::layout::{DEFAULT_FLOWS, bytes_per_flow};
+use samport_common::verdict::Verdict;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::dataplane::{self, Dataplane, Hook, clean};
+use crate::discovery::container::HealthDefault;
+use crate::discovery::filter::{Filter, Filters};
+use crate::discovery::static_::StaticBackend;
+use crate::discovery::{self, Provider, docker, file};
+use crate::exit::{Exit, coded};
+use crate::instance::{self, Instance};
+use crate::listening;
+use crate::model::PortSpec;
+use crate::netlink::Netlink;
+use crate::privileges;
+use crate::reconcile::{Forward, Reconciler, Scope};
+
+/// Options of `samport run`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Interface clients come in by; all its addresses are served, and followed as they change.
+    #[arg(
+        short,
+        long,
+        required = true,
+        value_name = "IFACE",
+        env = "SAMPORT_IFACE",
+        value_delimiter = ','
+    )]
+    iface: Vec<String>,
+    /// Port to serve, and the containers' port if it is another. Without any, labels decide.
+    #[arg(short, long, value_name = "PORT[:TARGET][/tcp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    port: Vec<PortSpec>,
+    /// A backend that is given here and needs no Docker; several may be given.
+    #[arg(long, value_name = "IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
+    backend: Vec<StaticBackend>,
+    /// Where backends come from [default: docker, or static with --backend, or file with --file].
+    #[arg(long, value_enum, env = "SAMPORT_PROVIDER")]
+    provider: Option<ProviderName>,
+    /// Docker's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts too.
+    #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
+    endpoint: Option<String>,
+    /// File of backends for --provider file; it is followed as it changes.
+    #[arg(long, value_name = "PATH", env = "SAMPORT_FILE")]
+    file: Option<PathBuf>,
+    /// Containers to serve: label=K[=V], name=GLOB, image=NAME or network=NAME. Without any, those
+    /// with a samport.* label. Filters of one kind are alternatives, different kinds all apply.
+    #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
+    filter: Vec<Filter>,
+    /// When a new container gets traffic: when its HEALTHCHECK passes (or, without one, when it
+    /// accepts a connection), when it accepts a connection, or at once.
+    #[arg(long, value_enum, default_value = "docker", env = "SAMPORT_HEALTH")]
+    health: Health,
+    /// How packets get to backends: into the container's veth, by the neighbour table, through the
+    /// host's stack and firewall, or the fastest of them that works for each.
+    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
+    forward: ForwardName,
+    /// How the kernel programs are attached: tcx (Linux 6.6), tc filters, or what the kernel has.
+    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
+    hook: HookName,
+    /// Seconds a backend that is leaving keeps its connections, at most.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "SAMPORT_DRAIN")]
+    drain: Duration,
+    /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.1 MiB of locked memory for
+    /// either; when the table is full, the longest idle make room.
+    #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
+    flows: u32,
+    /// On exit leave everything working in the kernel; `samport clean` removes it.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum ProviderName {
+    Docker,
+    Static,
+    File,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Health {
+    Docker,
+    Tcp,
+    None,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum ForwardName {
+    Auto,
+    Peer,
+    Neigh,
+    Stack,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum HookName {
+    Auto,
+    Tcx,
+    Tc,
+}
+
+/// Runs until SIGINT, SIGTERM or SIGHUP.
+pub async fn run(args: Args, log: bool) -> Result<()> {
+    let provider = args.provider()?;
+    args.check_ports()?;
+    privileges::require()?;
+    // Before anything is touched, so that a signal during start-up also leads through the clean-up.
+    let stop = stop_signal()?;
+    let namespace = instance::network_namespace()?;
+    let ports: Vec<u16> = args.port.iter().map(|port| port.listen).collect();
+    instance::refuse_overlap(&args.iface, &ports, namespace)?;
+    listening::refuse_taken(&ports)?;
+
+    let (netlink, network) = Netlink::connect()?;
+    let snapshots = discovery::start(provider, args.port.clone()).await?;
+    let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
+    remove_leftovers(&instance)?;
+    let hook = args.hook.into();
+    let mut dataplane =
+        Dataplane::open(&instance, &dataplane::Options { flows: args.flows, hook, log })?;
+    if log && let Some(logs) = dataplane.take_logs() {
+        tokio::spawn(dataplane::follow_logs(logs));
+    }
+    let scope = Scope {
+        interfaces: args.iface.clone(),
+        ports: args.port.clone(),
+        forward: args.forward.into(),
+        namespace,
+    };
+    let mut reconciler = Reconciler::new(scope, netlink, dataplane, instance);
+    let first = snapshots.borrow().clone();
+    reconciler.start(&first).await?;
+    say_ready(&args, &reconciler);
+    reconciler.run(snapshots, network, stop).await;
+    let verdicts = reconciler.finish(args.keep)?;
+    say_goodbye(&verdicts, args.keep);
+    Ok(())
+}
+
+impl Args {
+    /// Where backends come from, and whether the flags that go with it are there.
+    fn provider(&self) -> Result<Provider> {
+        let name = self.provider.unwrap_or(match (&self.backend[..], &self.file) {
+            ([_, ..], _) => ProviderName::Static,
+            ([], Some(_)) => ProviderName::File,
+            ([], None) => ProviderName::Docker,
+        });
+        let usage = |message: &str| Err(coded(Exit::Usage, message));
+        if name != ProviderName::Static && !self.backend.is_empty() {
+            return usage("--backend goes with --provider static only");
+        }
+        if name != ProviderName::File && self.file.is_some() {
+            return usage("--file goes with --provider file only");
+        }
+        match name {
+            ProviderName::Static if self.backend.is_empty() => {
+                usage("--provider static needs at least one --backend IP:PORT")
+            }
+            ProviderName::Static | ProviderName::File if self.port.is_empty() => {
+                usage("without Docker's labels there must be a -p PORT")
+            }
+            ProviderName::Static => Ok(Provider::Static(self.backend.clone())),
+            ProviderName::File => match &self.file {
+                Some(path) => {
+                    Ok(Provider::File(file::Options { path: path.clone(), drain: self.drain }))
+                }
+                None => usage("--provider file needs --file PATH"),
+            },
+            ProviderName::Docker => Ok(Provider::Docker(docker::Options {
+                endpoint: self.endpoint.clone(),
+                filters: Filters::new(self.filter.clone()),
+                health: self.health.into(),
+                drain: self.drain,
+            })),
+        }
+    }
+
+    /// No port may be served twice, no interface named twice.
+    fn check_ports(&self) -> Result<()> {
+        for (index, port) in self.port.iter().enumerate() {
+            if self.port[..index].iter().any(|other| other.listen == port.listen) {
+                let message =
+                    format!("port {}/tcp is given twice; a port has one service", port.listen);
+                return Err(coded(Exit::Usage, message));
+            }
+        }
+        for (index, iface) in self.iface.iter().enumerate() {
+            if self.iface[..index].contains(iface) {
+                return Err(coded(Exit::Usage, format!("interface {iface} is given twice")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A killed run of the same name has left its programs working. They go before ours come.
+fn remove_leftovers(instance: &Instance) -> Result<()> {
+    let name = instance.name();
+    if let Ok(record) = instance::read_record(name) {
+        tracing::info!("removing what a killed samport (pid {}) has left", record.pid);
+        clean::remove_filters(&record.filters)?;
+    }
+    clean::remove_pins(name)
+}
+
+fn say_ready(args: &Args, reconciler: &Reconciler) {
+    let interfaces = args.iface.join(", ");
+    let ports: Vec<String> = args.port.iter().map(|port| format!(":{port}")).collect();
+    let ports = if ports.is_empty() { "the ports of labels".to_owned() } else { ports.join(", ") };
+    let (backends, hook) = (reconciler.serving(), reconciler.hook());
+    let memory = u64::from(args.flows) * (bytes_per_flow(4) + bytes_per_flow(16)) / (1 << 20);
+    tracing::info!(
+        "ready: {ports} on {interfaces} ({hook}), {backends} backends, room for {} connections ({memory} MiB)",
+        args.flows
+    );
+    if backends == 0 {
+        tracing::warn!("no backend yet: until there is one, clients get this host's own answer");
+    }
+}
+
+fn say_goodbye(verdicts: &[u64], keep: bool) {
+    let counted: Vec<String> = Verdict::ALL
+        .iter()
+        .zip(verdicts)
+        .filter(|(_, count)| **count > 0)
+        .map(|(verdict, count)| format!("{} {count}", verdict.name()))
+        .collect();
+    tracing::info!(
+        "packets: {}",
+        if counted.is_empty() { "none".into() } else { counted.join(", ") }
+    );
+    tracing::info!(
+        "{}",
+        if keep {
+            "left at work in the kernel; `samport clean` removes it"
+        } else {
+            "removed everything"
+        }
+    );
+}
+
+/// Resolves at the first signal that asks the program to end.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+    })
+}
+
+fn parse<T: std::str::FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error| format!("{error:#}"))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    match number.parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(_) => Err(format!("{text:?} is no number of seconds")),
+    }
+}
+
+impl From<Health> for HealthDefault {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Docker => Self::Docker,
+            Health::Tcp => Self::Tcp,
+            Health::None => Self::None,
+        }
+    }
+}
+
+impl From<ForwardName> for Forward {
+    fn from(name: ForwardName) -> Self {
+        match name {
+            ForwardName::Auto => Self::Auto,
+            ForwardName::Peer => Self::Peer,
+            ForwardName::Neigh => Self::Neighbour,
+            ForwardName::Stack => Self::Stack,
+        }
+    }
+}
+
+impl From<HookName> for Hook {
+    fn from(name: HookName) -> Self {
+        match name {
+            HookName::Auto => Self::Auto,
+            HookName::Tcx => Self::Tcx,
+            HookName::Tc => Self::Tc,
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Putting programs on devices and taking them off again, through tcx or through tc filters.
+
+use std::os::fd::AsFd;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+
+use super::{load, pins};
+use crate::exit::{Coded as _, Exit, coded};
+use crate::netlink;
+use crate::plan::Role;
+
+/// How programs are attached to devices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// tcx where the kernel has it (6.6), tc filters elsewhere.
+    Auto,
+    /// tcx: an ordered list of programs, each held by a link.
+    Tcx,
+    /// Filters under a clsact qdisc.
+    Tc,
+}
+
+impl Hook {
+    /// The name users give it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Tc => "tc",
+        }
+    }
+}
+
+/// A tc filter of ours, as netlink names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Filter {
+    /// Device.
+    pub ifindex: u32,
+    /// At egress rather than ingress.
+    pub egress: bool,
+    /// Priority the kernel gave it.
+    pub priority: u16,
+    /// Handle the kernel gave it.
+    pub handle: u32,
+    /// Whether the clsact qdisc under it is ours too.
+    pub made_qdisc: bool,
+}
+
+/// One attached program. Dropping it detaches the program.
+pub(super) enum Attachment {
+    /// Held by a pin; `None` only while being dropped.
+    Tcx(Option<PinnedLink>),
+    /// Held by the device.
+    Tc { link: Option<SchedClassifierLink>, filter: Filter },
+}
+
+impl Attachment {
+    pub(super) fn filter(&self) -> Option<Filter> {
+        match self {
+            Self::Tcx(_) => None,
+            Self::Tc { filter, .. } => Some(*filter),
+        }
+    }
+
+    /// Leaves the program attached.
+    pub(super) fn keep(mut self) {
+        match &mut self {
+            // The pin holds it.
+            Self::Tcx(link) => drop(link.take()),
+            Self::Tc { link, .. } => std::mem::forget(link.take()),
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        match self {
+            Self::Tcx(link) => {
+                // Without its pin the link goes with its file descriptor. A device that is gone has
+                // taken the program with it, but not the pin.
+                if let Some(Err(error)) = link.take().map(PinnedLink::unpin) {
+                    tracing::error!("a link could not be unpinned: {error}");
+                }
+            }
+            Self::Tc { link, filter } => {
+                if link.take().is_some() && filter.made_qdisc {
+                    netlink::remove_empty_clsact(filter.ifindex);
+                }
+            }
+        }
+    }
+}
+
+/// Attaches the program of a role to a device and pins the link.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &mut pins::Folder,
+    hook: &mut Hook,
+    role: Role,
+    ifindex: u32,
+) -> Result<Attachment> {
+    let (program, kind) = match role {
+        Role::Forward => ("samport_forward", TcAttachType::Ingress),
+        Role::Reverse => ("samport_reverse", TcAttachType::Ingress),
+        Role::Egress => ("samport_egress", TcAttachType::Egress),
+    };
+    let device = device_name(ifindex)?;
+    let classifier = load::classifier(ebpf, program)?;
+    if *hook != Hook::Tc {
+        match attach_tcx(classifier, pins, &device, kind, role, ifindex) {
+            Err(error) if *hook == Hook::Auto && lacks_tcx(&error) => *hook = Hook::Tc,
+            Err(error) if lacks_tcx(&error) => {
+                return Err(error).exit(
+                    Exit::Kernel,
+                    "this kernel has no tcx (it came with 6.6); use --hook tc or auto",
+                );
+            }
+            result => {
+                *hook = Hook::Tcx;
+                return result.with_context(|| format!("attach {program} to {device}"));
+            }
+        }
+    }
+    attach_filter(classifier, &device, kind, ifindex)
+        .with_context(|| format!("attach {program} to {device}"))
+}
+
+fn attach_tcx(
+    classifier: &mut SchedClassifier,
+    pins: &pins::Folder,
+    device: &str,
+    kind: TcAttachType,
+    role: Role,
+    ifindex: u32,
+) -> Result<Attachment> {
+    // After the programs of others: what they let through and only that is ours.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = classifier.attach_with_options(device, kind, options)?;
+    let link: FdLink = classifier.take_link(id)?.try_into()?;
+    let pin = pins.link(role, ifindex);
+    let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+    Ok(Attachment::Tcx(Some(link)))
+}
+
+/// Whether the kernel refused because it does not know tcx.
+fn lacks_tcx(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<ProgramError>() {
+        Some(ProgramError::SyscallError(error)) => {
+            error.io_error.raw_os_error() == Some(libc::EINVAL)
+        }
+        _ => false,
+    }
+}
+
+fn attach_filter(
+    classifier: &mut SchedClassifier,
+    device: &str,
+    kind: TcAttachType,
+    ifindex: u32,
+) -> Result<Attachment> {
+    let made_qdisc = match tc::qdisc_add_clsact(device) {
+        Ok(()) => true,
+        Err(TcError::AlreadyAttached) => false,
+        Err(error) => return Err(error).with_context(|| format!("add clsact to {device}")),
+    };
+    let attached = classifier
+        .attach_with_options(device, kind, TcAttachOptions::Netlink(NlOptions::default()))
+        .and_then(|id| classifier.take_link(id));
+    let link = match attached {
+        Ok(link) => link,
+        Err(error) => {
+            if made_qdisc {
+                netlink::remove_empty_clsact(ifindex);
+            }
+            return Err(error.into());
+        }
+    };
+    let filter = Filter {
+        ifindex,
+        egress: kind == TcAttachType::Egress,
+        priority: link.priority()?,
+        handle: link.handle()?.into(),
+        made_qdisc,
+    };
+    Ok(Attachment::Tc { link: Some(link), filter })
+}
+
+/// Removes a filter that a killed instance has left.
+pub(super) fn detach_filter(filter: Filter) -> Result<()> {
+    // A device that is gone has taken its filters with it.
+    let Ok(device) = device_name(filter.ifindex) else { return Ok(()) };
+    let kind = if filter.egress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    let handle = TcHandle::from(filter.handle);
+    let link = SchedClassifierLink::attached(&device, kind, filter.priority, handle, None)?;
+    drop(link);
+    if filter.made_qdisc {
+        netlink::remove_empty_clsact(filter.ifindex);
+    }
+    Ok(())
+}
+
+/// The name of a device in this network namespace.
+fn device_name(ifindex: u32) -> Result<String> {
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+            .context("open a socket")?;
+    rustix::net::netdevice::index_to_name(socket.as_fd(), ifindex)
+        .map_err(|_| coded(Exit::Failure, format!("there is no device with index {ifindex}")))
+}

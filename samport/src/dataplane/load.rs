@@ -1,0 +1,80 @@
+//! From the object compiled with us to programs the kernel has accepted.
+
+use anyhow::{Context as _, Result};
+use aya::maps::ProgramArray;
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use samport_common::layout::program;
+
+use super::attach::Hook;
+use crate::exit::{Coded as _, Exit, coded};
+
+/// What can be chosen when loading.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Entries of each flow table.
+    pub flows: u32,
+    /// How programs are attached.
+    pub hook: Hook,
+    /// Whether the kernel writes debug lines.
+    pub log: bool,
+}
+
+/// The compiled programs, aligned as the ELF parser wants them.
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
+
+/// Every program of the object.
+pub(super) const PROGRAMS: [&str; 4] =
+    ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress"];
+
+/// Loads all programs and fills the tail-call table.
+pub(super) fn load(options: &Options) -> Result<Ebpf> {
+    if OBJECT.is_empty() {
+        return Err(coded(
+            Exit::Failure,
+            "this samport was built with AYA_BUILD_SKIP, without its BPF program; run `cargo xtask build`",
+        ));
+    }
+    // 0 turns every log statement into dead code, which the kernel removes.
+    let log_level = if options.log { aya_log::Level::Debug as u8 } else { 0 };
+    let mut ebpf = EbpfLoader::new()
+        .override_global(aya_log::LEVEL, &log_level, true)
+        .map_max_entries("FLOWS4", options.flows)
+        .map_max_entries("FLOWS6", options.flows)
+        .load(OBJECT)
+        .exit(Exit::Kernel, "make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)")?;
+    for name in PROGRAMS {
+        let program = classifier(&mut ebpf, name)?;
+        program.load().map_err(explain).exit(Exit::Kernel, format!("load program {name}"))?;
+    }
+    let crowded = classifier(&mut ebpf, "samport_crowded")?
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+        .context("get samport_crowded")?;
+    let map = ebpf.map_mut("PROGRAMS").context("the object has no map PROGRAMS")?;
+    let mut programs = ProgramArray::try_from(map).context("PROGRAMS is no program array")?;
+    programs.set(program::CROWDED, &crowded, 0).context("fill PROGRAMS")?;
+    Ok(ebpf)
+}
+
+/// A program by its name.
+pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("{name} is no classifier"))
+}
+
+/// The verifier's log is thousands of lines; its end says what is wrong.
+fn explain(error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<_> = log.lines().rev().take(12).collect();
+            let end = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+            anyhow::anyhow!("{io_error}; the verifier's last words:\n{end}")
+        }
+        other => other.into(),
+    }
+}

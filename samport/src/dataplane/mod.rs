@@ -1,0 +1,159 @@
+//! The kernel's side of things as the rest of the loader sees it: make it, change it, read it,
+//! remove it. The only folder that names aya.
+
+mod attach;
+pub mod clean;
+pub mod inspect;
+mod inventory;
+mod load;
+mod logs;
+mod maps;
+pub mod pins;
+pub mod program_run;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Service, Via};
+
+use crate::instance::Instance;
+use crate::plan::{BackendId, Change, Role, Route};
+use crate::wire_forms::{mac_of, wide};
+
+pub use attach::Hook;
+pub use inventory::{Inventory, inventory};
+pub use load::Options;
+pub use logs::follow as follow_logs;
+
+/// Programs, maps and links of one running instance. Dropping it removes all of them from the
+/// kernel and from bpffs, unless it was told to [keep](Dataplane::keep) them.
+pub struct Dataplane {
+    // Links first: they go before the programs and the pins' folder do.
+    attached: BTreeMap<(Role, u32), attach::Attachment>,
+    maps: maps::Maps,
+    ebpf: Ebpf,
+    hook: Hook,
+    pins: pins::Folder,
+}
+
+impl Dataplane {
+    /// Loads the programs and pins the maps. Nothing is attached yet.
+    pub fn open(instance: &Instance, options: &Options) -> Result<Self> {
+        let mut pins = pins::Folder::create(instance)?;
+        let mut ebpf = load::load(options)?;
+        let maps = maps::Maps::take(&mut ebpf, &mut pins)?;
+        Ok(Self { attached: BTreeMap::new(), maps, ebpf, hook: options.hook, pins })
+    }
+
+    /// The kernel's log lines, if they were asked for.
+    pub fn take_logs(&mut self) -> Option<logs::Logs> {
+        logs::take(&mut self.ebpf)
+    }
+
+    /// Makes one change.
+    pub fn apply(&mut self, change: &Change) -> Result<()> {
+        match change {
+            Change::SetBackend { key, id, shared } => {
+                let value = backend_value(key.endpoint, key.route, *id, *shared);
+                self.maps.set_backend(id.index, value)
+            }
+            Change::RetireBackend { id, .. } => self.maps.retire_backend(id.index),
+            Change::SetOwners { endpoint, owners } => {
+                self.maps.set_owners(*endpoint, &owners_value(owners))
+            }
+            Change::RemoveOwners(endpoint) => self.maps.remove_owners(*endpoint),
+            Change::WriteTable { region, slots, .. } => self.maps.write_table(region.base, slots),
+            Change::Settle => settle(),
+            Change::SetFrontend { addr, port, id, region } => {
+                let (table_base, table_len) = (region.base, region.len);
+                let value = Service { table_base, table_len, id: id.get(), pad: 0 };
+                self.maps.set_frontend(SocketAddr::new(*addr, *port), value)
+            }
+            Change::RemoveFrontend { addr, port } => {
+                self.maps.remove_frontend(SocketAddr::new(*addr, *port))
+            }
+            Change::OpenPort(port) => self.maps.listen(*port, true),
+            Change::ClosePort(port) => self.maps.listen(*port, false),
+            Change::Attach(role, ifindex) => self.attach(*role, *ifindex),
+            Change::Detach(role, ifindex) => {
+                self.attached.remove(&(*role, *ifindex));
+                Ok(())
+            }
+        }
+        .with_context(|| format!("{change:?}"))
+    }
+
+    fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
+        let attachment =
+            attach::attach(&mut self.ebpf, &mut self.pins, &mut self.hook, role, ifindex)?;
+        self.attached.insert((role, ifindex), attachment);
+        Ok(())
+    }
+
+    /// What is attached by netlink filters, which no pin shows: for the record that `clean` reads.
+    #[must_use]
+    pub fn filters(&self) -> Vec<attach::Filter> {
+        self.attached.values().filter_map(attach::Attachment::filter).collect()
+    }
+
+    /// Which kind of hook is in use.
+    #[must_use]
+    pub const fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// Packets by verdict, in the order of their ids, summed over the CPUs.
+    pub fn verdicts(&self) -> Result<Vec<u64>> {
+        self.maps.verdicts()
+    }
+
+    /// Leaves everything in the kernel, working on without us.
+    pub fn keep(mut self) {
+        self.pins.keep();
+        for (_, attachment) in std::mem::take(&mut self.attached) {
+            attachment.keep();
+        }
+    }
+}
+
+fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool) -> Backend {
+    let (via, ifindex) = match route {
+        Route::Peer(place) => (Via::Peer, place.ifindex),
+        Route::Neighbour { ifindex, .. } => (Via::Neighbour, ifindex),
+        Route::Stack => (Via::Stack, 0),
+    };
+    Backend {
+        addr: wide(endpoint.ip()),
+        port: endpoint.port().to_be_bytes(),
+        mac: mac_of(route),
+        ifindex,
+        generation: id.generation,
+        life: Life::Serving as u8,
+        via: via as u8,
+        shared: u8::from(shared),
+        pad: 0,
+    }
+}
+
+fn owners_value(owners: &[(samport_common::flow::ServiceId, BackendId)]) -> Owners {
+    let mut of = [Owner::default(); SHARED_BY];
+    for (slot, (service, id)) in of.iter_mut().zip(owners) {
+        *slot =
+            Owner { backend: id.index, generation: id.generation, service: service.get(), pad: 0 };
+    }
+    // At most SHARED_BY: the plan refuses more.
+    Owners { len: u32::try_from(owners.len().min(SHARED_BY)).unwrap_or(0), of }
+}
+
+/// Waits for an RCU grace period: every program that was running when this was called has ended.
+fn settle() -> Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no pointers; the kernel checks the numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).context("membarrier");
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Running a loaded program on bytes, without any device: `BPF_PROG_TEST_RUN`.
+
+use anyhow::{Context as _, Result};
+use aya::programs::{TestRun as _, TestRunOptions};
+
+use super::{Dataplane, load};
+
+/// What a program made of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ran {
+    /// What it told the kernel to do: a `TC_ACT` code.
+    pub action: i32,
+    /// The packet afterwards.
+    pub bytes: Vec<u8>,
+}
+
+/// Names of all programs.
+pub const PROGRAMS: [&str; 4] = load::PROGRAMS;
+
+impl Dataplane {
+    /// Runs a program once on a frame, at an interface of this network namespace.
+    pub fn run(&mut self, program: &str, frame: &[u8], ifindex: u32) -> Result<Ran> {
+        let mut bytes = vec![0; frame.len() + 256];
+        let context = context(ifindex);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut bytes),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = load::classifier(&mut self.ebpf, program)?
+            .test_run(options)
+            .with_context(|| format!("run {program} on {} bytes", frame.len()))?;
+        bytes.truncate(result.data_size_out.try_into().unwrap_or(frame.len()));
+        Ok(Ran { action: result.return_value.cast_signed(), bytes })
+    }
+
+    /// How many instructions the verifier walked through to accept a program.
+    pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
+        load::classifier(&mut self.ebpf, program)?
+            .info()
+            .with_context(|| format!("ask for {program}"))?
+            .verified_instruction_count()
+            .context("this kernel does not tell")
+    }
+}
+
+/// A `__sk_buff` that says which interface the packet is on. The kernel refuses one in which any
+/// field is set that a test may not set.
+fn context(ifindex: u32) -> [u8; 192] {
+    /// Offset of `ifindex` in `struct __sk_buff` (linux/bpf.h).
+    const IFINDEX: usize = 40;
+    let mut context = [0; 192];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}

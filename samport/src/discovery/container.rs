@@ -1,0 +1,314 @@
+//! From a container to what it offers: pure, so that every rule can be tested without an engine.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::filter::Filters;
+use super::labels::{self, HealthSource, Labels};
+use crate::model::{Candidate, Condition, PortSpec};
+
+/// What samport wants to know of a container, taken from the engine's inspect answer.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ContainerView {
+    /// The engine's id, hexadecimal.
+    pub id: String,
+    /// The name without a slash before it.
+    pub name: String,
+    /// Its first process, if it runs.
+    pub pid: Option<u32>,
+    /// Whether it runs; one that waits to be restarted does not.
+    pub running: bool,
+    /// Whether it is frozen.
+    pub paused: bool,
+    /// Whether it has been told to stop. Not from inspect: the watcher knows.
+    pub stopping: bool,
+    /// What its HEALTHCHECK says; `None` if it has none.
+    pub health: Option<Health>,
+    /// All its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The image as it was named at the start.
+    pub image: String,
+    /// TCP ports from EXPOSE.
+    pub exposed: Vec<u16>,
+    /// `bridge`, `host`, `none`, `container:ID` or a network's name.
+    pub network_mode: String,
+    /// The networks it is in, by name.
+    pub networks: BTreeMap<String, Attachment>,
+    /// STOPSIGNAL as given, a name or a number.
+    pub stop_signal: Option<String>,
+    /// When it was started, in the engine's words: to tell one run from the next.
+    pub started_at: Option<String>,
+}
+
+/// A container's end in one network.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Attachment {
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its global IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its MAC.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl Attachment {
+    /// The addresses it has, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+/// The outcome of a container's HEALTHCHECK.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Not passed yet.
+    Starting,
+    /// Passed.
+    Healthy,
+    /// Failed too often.
+    Unhealthy,
+}
+
+/// `--health`: what decides where no label does.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum HealthDefault {
+    /// The container's HEALTHCHECK; a TCP connection for those without one.
+    #[default]
+    Docker,
+    /// A TCP connection, whatever the container's HEALTHCHECK says.
+    Tcp,
+    /// Nothing: containers serve as soon as they run.
+    None,
+}
+
+/// What a run asks for, the same for all containers.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Policy {
+    /// The `-p` list; if it is empty, labels decide which ports there are.
+    pub ports: Vec<PortSpec>,
+    /// The `--filter` list; if it is empty, labels decide which containers are meant.
+    pub filters: Filters,
+    /// `--health`.
+    pub health: HealthDefault,
+}
+
+/// What a container offers.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Offer {
+    /// One a port and address, `place` and `started` left open. None if the container is not meant.
+    pub candidates: Vec<Candidate>,
+    /// The network they are reached in.
+    pub network: Attachment,
+    /// Sentences for the user about what is left out.
+    pub warnings: Vec<String>,
+}
+
+/// Why a container that is meant cannot be served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejection {
+    sentence: String,
+    /// Whether it may be gone by itself a moment later: a network that is still being set up.
+    pub passing: bool,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl Rejection {
+    fn new(view: &ContainerView, why: impl fmt::Display) -> Self {
+        let sentence = format!("container {:?} is not served: {why}", view.name);
+        Self { sentence, passing: false }
+    }
+
+    fn passing(view: &ContainerView, why: impl fmt::Display) -> Self {
+        Self { passing: true, ..Self::new(view, why) }
+    }
+}
+
+/// Says what a container offers under a policy. One that does not run, or is not meant, offers
+/// nothing; one that is meant and cannot be served is an error with a sentence for the user.
+pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> {
+    if !view.running || !selected(view, &policy.filters) {
+        return Ok(Offer::default());
+    }
+    let mut labels = labels::read(&view.labels).map_err(|why| Rejection::new(view, why))?;
+    let condition = condition(view, &labels, policy.health)?;
+    let ports = ports(view, &mut labels, &policy.ports)?;
+    let network = network(view, &labels, &policy.filters)?;
+    let candidate = |listen, endpoint| Candidate {
+        name: view.name.clone(),
+        listen,
+        endpoint,
+        weight: labels.weight,
+        condition,
+        place: None,
+        started: None,
+    };
+    let candidates = ports
+        .iter()
+        .flat_map(|(listen, target)| {
+            network.addresses().map(|ip| candidate(*listen, SocketAddr::new(ip, *target)))
+        })
+        .collect();
+    let about = |warning: &String| format!("container {:?}: {warning}", view.name);
+    Ok(Offer { candidates, network, warnings: labels.warnings.iter().map(about).collect() })
+}
+
+fn selected(view: &ContainerView, filters: &Filters) -> bool {
+    if labels::excluded(&view.labels) {
+        return false;
+    }
+    if filters.is_empty() { labels::present(&view.labels) } else { filters.matches(view) }
+}
+
+fn condition(
+    view: &ContainerView,
+    labels: &Labels,
+    default: HealthDefault,
+) -> Result<Condition, Rejection> {
+    if labels.health == Some(HealthSource::Docker) && view.health.is_none() {
+        return Err(Rejection::new(
+            view,
+            "label samport.health=\"docker\", but it has no HEALTHCHECK; give its image one, or say \
+             samport.health=tcp",
+        ));
+    }
+    if view.stopping || view.paused {
+        return Ok(Condition::Draining);
+    }
+    let source = labels.health.unwrap_or(match default {
+        HealthDefault::Docker => HealthSource::Docker,
+        HealthDefault::Tcp => HealthSource::Tcp,
+        HealthDefault::None => HealthSource::None,
+    });
+    Ok(match (source, view.health) {
+        (HealthSource::None, _) | (HealthSource::Docker, Some(Health::Healthy)) => Condition::Ready,
+        (HealthSource::Tcp, _) | (HealthSource::Docker, None) => Condition::ProbeFirst,
+        (HealthSource::Docker, Some(Health::Starting)) => Condition::Starting,
+        (HealthSource::Docker, Some(Health::Unhealthy)) => Condition::Draining,
+    })
+}
+
+/// The ports it serves, as pairs of listen and target.
+fn ports(
+    view: &ContainerView,
+    labels: &mut Labels,
+    flags: &[PortSpec],
+) -> Result<Vec<(u16, u16)>, Rejection> {
+    let own = std::mem::take(&mut labels.ports);
+    if !labels.names_ports {
+        if flags.is_empty() {
+            let why = "nothing says on which port; give -p PORT or label it samport.port=PORT";
+            return Err(Rejection::new(view, why));
+        }
+        let ports = flags.iter().map(|spec| (spec.listen, target(view, labels, *spec, None)));
+        return Ok(ports.collect());
+    }
+    let mut ports = Vec::new();
+    for spec in own {
+        let flag = flags.iter().find(|flag| flag.listen == spec.listen);
+        match flag {
+            None if !flags.is_empty() => labels.warnings.push(format!(
+                "its labels name port {}, which no -p opens; add -p {0} or take it off the label",
+                spec.listen
+            )),
+            _ => {
+                let flag = flag.copied().unwrap_or(PortSpec { target: None, ..spec });
+                ports.push((spec.listen, target(view, labels, flag, spec.target)));
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// The container's port: `-p 80:9090`, then its labels, then EXPOSE if it is clear, then the same.
+fn target(view: &ContainerView, labels: &Labels, flag: PortSpec, own: Option<u16>) -> u16 {
+    let exposed = match view.exposed[..] {
+        [only] => Some(only),
+        _ => None,
+    };
+    flag.target.or(labels.target).or(own).or(exposed).unwrap_or(flag.listen)
+}
+
+/// The one network its packets take.
+fn network(
+    view: &ContainerView,
+    labels: &Labels,
+    filters: &Filters,
+) -> Result<Attachment, Rejection> {
+    own_network(view)?;
+    let names = || view.networks.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let (name, network) = if let Some(name) = &labels.network {
+        view.networks.get_key_value(name).ok_or_else(|| {
+            let why = format!("label samport.network={name:?}, but its networks are: {}", names());
+            Rejection::new(view, why)
+        })?
+    } else {
+        only_network(view, filters).ok_or_else(|| {
+            let why = format!(
+                "it is in several networks; label it samport.network=NAME, NAME being one of: {}",
+                names()
+            );
+            Rejection::new(view, why)
+        })?
+    };
+    if network.addresses().next().is_none() {
+        let why = format!(
+            "it has no address in network {name:?}; connect it to a network that gives one"
+        );
+        return Err(Rejection::passing(view, why));
+    }
+    Ok(*network)
+}
+
+/// The network, if there is no doubt: the only one, or the only one that a filter names.
+fn only_network<'a>(
+    view: &'a ContainerView,
+    filters: &Filters,
+) -> Option<(&'a String, &'a Attachment)> {
+    if view.networks.len() == 1 {
+        return view.networks.first_key_value();
+    }
+    let mut named = view.networks.iter().filter(|(name, _)| filters.names_network(name));
+    named.next().filter(|_| named.next().is_none())
+}
+
+/// Refuses containers without a network interface of their own.
+fn own_network(view: &ContainerView) -> Result<(), Rejection> {
+    match view.network_mode.as_str() {
+        "none" => Err(Rejection::new(
+            view,
+            "it was started with --network none; start it in a network that reaches the host",
+        )),
+        "host" => Err(Rejection::new(
+            view,
+            "it was started with --network host, which is not yet supported by this version; start it \
+             in a bridge network",
+        )),
+        mode if mode.starts_with("container:") => Err(Rejection::new(
+            view,
+            format!(
+                "it uses the network of container {:.12}; put the samport labels on that one",
+                &mode["container:".len()..]
+            ),
+        )),
+        mode if mode.starts_with("slirp4netns") || mode.starts_with("pasta") => {
+            Err(Rejection::new(
+                view,
+                "rootless Podman gives it no interface of its own; run it as root in a bridge network",
+            ))
+        }
+        _ if view.networks.is_empty() => Err(Rejection::passing(
+            view,
+            "it is in no network; connect it to one with `docker network connect`",
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

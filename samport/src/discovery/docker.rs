@@ -1,0 +1,304 @@
+//! `--provider docker`: follows the containers of an engine that speaks Docker's API.
+//!
+//! Events are subscribed to before containers are listed, so that nothing falls in between. Each
+//! container is then inspected in a task of its own; [`World`] puts answers and events in order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::models::EventMessage;
+use bollard::query_parameters::{
+    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptions,
+};
+use futures_util::StreamExt as _;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::container::{ContainerView, HealthDefault, Policy, offer};
+use super::endpoint::{Endpoint, Unreachable, words};
+use super::events;
+use super::filter::Filters;
+use super::inspect;
+use super::locate;
+use super::world::{Answer, Outcome, Task, World};
+use crate::model::{Place, PortSpec, Snapshot};
+
+/// Longest wait for the answers that open a session.
+const OPENING: Duration = Duration::from_secs(10);
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// Inspections at one time: each has a connection of its own.
+const INSPECTIONS: usize = 32;
+
+/// What the Docker provider is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--endpoint`, as given.
+    pub endpoint: Option<String>,
+    /// `--filter`s.
+    pub filters: Filters,
+    /// `--health`.
+    pub health: HealthDefault,
+    /// How long a container that was sent its stop signal and does not stop is kept draining.
+    pub drain: Duration,
+}
+
+/// What the background tasks tell the watcher.
+enum Message {
+    Event(EventMessage),
+    /// The event stream of this session is over; why, in words.
+    Lost {
+        session: u64,
+        why: String,
+    },
+    Answer(Answer),
+    DrainIsOver {
+        id: String,
+        number: u64,
+    },
+}
+
+type Inbox = mpsc::UnboundedSender<Message>;
+
+/// Starts to follow the engine, and returns when every running container has been looked at.
+pub(super) async fn start(
+    options: Options,
+    ports: Vec<PortSpec>,
+) -> Result<watch::Receiver<Snapshot>> {
+    let docker_host = std::env::var("DOCKER_HOST").ok();
+    let endpoint = Endpoint::find(options.endpoint.as_deref(), docker_host.as_deref())?;
+    let policy = Arc::new(Policy { ports, filters: options.filters, health: options.health });
+    let (inbox, messages) = mpsc::unbounded_channel();
+    let (snapshots, receiver) = watch::channel(Snapshot::default());
+    let opened = Session::open(&endpoint, 1, &inbox).await;
+    let (session, running) = opened.map_err(|error| Unreachable::new(&endpoint, &error))?;
+    let mut watcher = Watcher {
+        endpoint,
+        drain: options.drain,
+        world: World::new(Arc::clone(&policy)),
+        policy,
+        session,
+        retry: FIRST_RETRY,
+        inspections: Arc::new(Semaphore::new(INSPECTIONS)),
+        inbox,
+        messages,
+        snapshots,
+    };
+    watcher.adopt(running);
+    while !watcher.world.is_settled() {
+        watcher.step().await;
+    }
+    watcher.publish();
+    tokio::spawn(watcher.follow());
+    Ok(receiver)
+}
+
+/// One connection to the engine, from the subscription to events to their end.
+struct Session {
+    number: u64,
+    client: Docker,
+    opened: Instant,
+    events: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}
+
+impl Session {
+    /// Connects, subscribes, and lists the ids of the running containers.
+    async fn open(
+        endpoint: &Endpoint,
+        number: u64,
+        inbox: &Inbox,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let client = endpoint.client()?;
+        in_time(client.ping()).await?;
+        let events = tokio::spawn(forward(client.clone(), number, inbox.clone()));
+        let session = Self { number, client, opened: Instant::now(), events };
+        let listed = in_time(session.client.list_containers(None::<ListContainersOptions>)).await?;
+        Ok((session, listed.into_iter().filter_map(|container| container.id).collect()))
+    }
+}
+
+async fn in_time<T>(question: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(OPENING, question).await.unwrap_or(Err(Error::RequestTimeoutError))
+}
+
+/// Hands on all events from now until the stream ends.
+async fn forward(client: Docker, session: u64, inbox: Inbox) {
+    // The engine answers before it has subscribed us; with `since` it also sends what happened
+    // meanwhile.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+    let kinds = HashMap::from([("type", vec!["container", "network"])]);
+    let options = EventsOptionsBuilder::new().since(&since).filters(&kinds).build();
+    let mut stream = client.events(Some(options));
+    let why = loop {
+        let message = match stream.next().await {
+            Some(Ok(event)) => Message::Event(event),
+            Some(Err(error)) => break words(&error),
+            None => break "it closed the stream of events".to_owned(),
+        };
+        if inbox.send(message).is_err() {
+            return;
+        }
+    };
+    // Nobody receives it only if the watcher is gone.
+    let _ = inbox.send(Message::Lost { session, why });
+}
+
+struct Watcher {
+    endpoint: Endpoint,
+    drain: Duration,
+    policy: Arc<Policy>,
+    world: World,
+    session: Session,
+    /// How long to wait before the next session.
+    retry: Duration,
+    inspections: Arc<Semaphore>,
+    inbox: Inbox,
+    messages: mpsc::UnboundedReceiver<Message>,
+    snapshots: watch::Sender<Snapshot>,
+}
+
+impl Watcher {
+    async fn follow(mut self) {
+        let snapshots = self.snapshots.clone();
+        tokio::select! {
+            () = snapshots.closed() => {}
+            () = async {
+                loop {
+                    self.step().await;
+                    self.publish();
+                }
+            } => {}
+        }
+    }
+
+    /// Waits for one message and acts on it.
+    async fn step(&mut self) {
+        // We hold a sender ourselves: there is always another message.
+        let Some(message) = self.messages.recv().await else { return };
+        let task = match message {
+            Message::Event(event) => {
+                let notice = events::read(event);
+                tracing::trace!(?notice, "event");
+                notice.and_then(|notice| self.world.happened(notice))
+            }
+            Message::Answer(answer) => self.world.answered(answer),
+            Message::DrainIsOver { id, number } => self.world.drain_is_over(id, number),
+            Message::Lost { session, why } if session == self.session.number => {
+                self.reconnect(&why).await;
+                None
+            }
+            Message::Lost { .. } => None,
+        };
+        if let Some(task) = task {
+            self.carry_out(task);
+        }
+    }
+
+    fn publish(&self) {
+        super::publish(&self.snapshots, self.world.snapshot());
+    }
+
+    fn adopt(&mut self, running: Vec<String>) {
+        for task in self.world.listed(running) {
+            self.carry_out(task);
+        }
+    }
+
+    /// Opens new sessions until one holds. What is offered stays as it is meanwhile.
+    async fn reconnect(&mut self, why: &str) {
+        let endpoint = self.endpoint.clone();
+        tracing::warn!(
+            "lost Docker at {endpoint} ({why}); its containers stay as they were until it is back"
+        );
+        // An engine that answers and hangs up at once is not to be asked 20 times a second.
+        if self.session.opened.elapsed() > 5 * LAST_RETRY {
+            self.retry = FIRST_RETRY;
+        }
+        loop {
+            sleep(self.retry).await;
+            self.retry = (self.retry * 2).min(LAST_RETRY);
+            match Session::open(&endpoint, self.session.number + 1, &self.inbox).await {
+                Ok((session, running)) => {
+                    self.session = session;
+                    tracing::info!("Docker at {endpoint} is back");
+                    self.adopt(running);
+                    return;
+                }
+                Err(error) => tracing::debug!("{}", Unreachable::new(&endpoint, &error)),
+            }
+        }
+    }
+
+    /// Starts what the world wants done; the outcome comes back as a message.
+    fn carry_out(&self, task: Task) {
+        let inbox = self.inbox.clone();
+        match task {
+            Task::AwaitDrain { id, number } => {
+                let drain = self.drain;
+                tokio::spawn(async move {
+                    sleep(drain).await;
+                    let _ = inbox.send(Message::DrainIsOver { id, number });
+                });
+            }
+            Task::Inspect { question, delay } => {
+                let inspector = Inspector {
+                    client: self.session.client.clone(),
+                    policy: Arc::clone(&self.policy),
+                    is_local: self.endpoint.is_local(),
+                };
+                let permits = Arc::clone(&self.inspections);
+                tokio::spawn(async move {
+                    if !delay.is_zero() {
+                        sleep(delay).await;
+                    }
+                    let _permit = permits.acquire().await;
+                    let outcome = inspector.look(&question.id).await;
+                    let _ = inbox.send(Message::Answer(Answer { question, outcome }));
+                });
+            }
+        }
+    }
+}
+
+/// Asks the engine about one container, and the kernel about its veth.
+struct Inspector {
+    client: Docker,
+    policy: Arc<Policy>,
+    is_local: bool,
+}
+
+impl Inspector {
+    async fn look(&self, id: &str) -> Outcome {
+        match self.client.inspect_container(id, None::<InspectContainerOptions>).await {
+            Ok(answer) => {
+                let view = inspect::view(answer);
+                let place = self.place(&view).await;
+                Outcome::Found(Box::new(view), place)
+            }
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => Outcome::Gone,
+            Err(error) => Outcome::Failed(words(&error)),
+        }
+    }
+
+    /// Another machine's process ids mean nothing here; and who is not served needs no place.
+    async fn place(&self, view: &ContainerView) -> Option<Place> {
+        let pid = view.pid.filter(|_| self.is_local)?;
+        let offer = offer(view, &self.policy).ok()?;
+        if offer.candidates.is_empty() {
+            return None;
+        }
+        locate::place(pid, offer.network).await
+    }
+}

@@ -1,0 +1,253 @@
+//! Where the engine listens, and what to say when it does not.
+
+use std::error::Error;
+use std::fmt;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt as _;
+
+use anyhow::{Context as _, Result, bail};
+use bollard::{API_DEFAULT_VERSION, Docker};
+
+const DEFAULT: &str = "unix:///var/run/docker.sock";
+/// Longest wait for the head of an answer, in seconds.
+const TIMEOUT_S: u64 = 30;
+
+/// The engine's address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Endpoint {
+    /// The path of a Unix socket.
+    Unix(String),
+    /// `HOST:PORT`, unencrypted.
+    Http(String),
+}
+
+impl Endpoint {
+    /// Takes `--endpoint`, else `DOCKER_HOST`, else Docker's usual socket.
+    pub fn find(flag: Option<&str>, docker_host: Option<&str>) -> Result<Self> {
+        match (flag, docker_host.filter(|text| !text.is_empty())) {
+            (Some(text), _) => Self::parse(text).context("--endpoint"),
+            (None, Some(text)) => Self::parse(text).context("DOCKER_HOST"),
+            (None, None) => Self::parse(DEFAULT),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        const WAY_OUT: &str = "say unix:///PATH or tcp://HOST:PORT";
+        if text.starts_with('/') {
+            return Ok(Self::Unix(text.to_owned()));
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            bail!("{text:?} is no address of an engine: {WAY_OUT}");
+        };
+        match scheme {
+            "unix" if rest.starts_with('/') => Ok(Self::Unix(rest.to_owned())),
+            "unix" => bail!("{text:?} needs a path that starts with a slash: {WAY_OUT}"),
+            "tcp" | "http" => {
+                let host = rest.trim_end_matches('/');
+                let port = host.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                if port.is_none_or(|(_, port)| crate::model::port(port).is_err()) {
+                    bail!("{text:?} has no host or no port: {WAY_OUT}");
+                }
+                Ok(Self::Http(host.to_owned()))
+            }
+            "https" | "ssh" => {
+                bail!("{text:?}: this version speaks neither TLS nor SSH: {WAY_OUT}")
+            }
+            _ => bail!("{text:?}: there is no scheme {scheme:?}: {WAY_OUT}"),
+        }
+    }
+
+    /// Whether the engine's processes are this machine's.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    /// A client, which has not connected yet.
+    pub(super) fn client(&self) -> Result<Docker, bollard::errors::Error> {
+        match self {
+            Self::Unix(path) => Docker::connect_with_unix(path, TIMEOUT_S, API_DEFAULT_VERSION),
+            Self::Http(host) => Docker::connect_with_http(host, TIMEOUT_S, API_DEFAULT_VERSION),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{path}"),
+            Self::Http(host) => write!(f, "tcp://{host}"),
+        }
+    }
+}
+
+/// The engine does not answer. Its text names the endpoint, the trouble and the way out.
+#[derive(Debug)]
+pub struct Unreachable {
+    /// Where it was looked for.
+    pub endpoint: Endpoint,
+    /// What is wrong.
+    pub trouble: Trouble,
+}
+
+/// What may be wrong with the way to the engine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// There is no such socket.
+    Absent,
+    /// There is something else in its place.
+    NoSocket,
+    /// We may not open it.
+    Forbidden,
+    /// Nobody listens.
+    NobodyListens,
+    /// No answer in time.
+    Silent,
+    /// Anything else, in its own words.
+    Other(String),
+}
+
+impl Error for Unreachable {}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let elsewhere = "name its address with --endpoint unix:///PATH or DOCKER_HOST";
+        write!(f, "cannot reach Docker at {}: ", self.endpoint)?;
+        match &self.trouble {
+            Trouble::Absent => write!(f, "there is no such socket; start Docker, or {elsewhere}"),
+            Trouble::NoSocket => write!(f, "that is no socket; {elsewhere}"),
+            Trouble::Forbidden => write!(
+                f,
+                "permission denied; run samport as root, or as a user who may open the socket"
+            ),
+            Trouble::NobodyListens => {
+                write!(f, "nothing listens there; start Docker, or {elsewhere}")
+            }
+            Trouble::Silent => write!(f, "no answer; see whether Docker is well, or {elsewhere}"),
+            Trouble::Other(words) => {
+                write!(f, "{words}; see whether Docker is well, or {elsewhere}")
+            }
+        }
+    }
+}
+
+impl Unreachable {
+    /// Finds out what an error of the client means.
+    pub(super) fn new(endpoint: &Endpoint, error: &bollard::errors::Error) -> Self {
+        let trouble = match (error, kind(error)) {
+            (bollard::errors::Error::SocketNotFoundError(path), _) => absence(path),
+            (bollard::errors::Error::RequestTimeoutError, _) | (_, Some(ErrorKind::TimedOut)) => {
+                Trouble::Silent
+            }
+            (_, Some(ErrorKind::PermissionDenied)) => Trouble::Forbidden,
+            (_, Some(ErrorKind::NotFound | ErrorKind::NotADirectory)) => Trouble::Absent,
+            (_, Some(ErrorKind::ConnectionRefused)) => refusal(endpoint),
+            _ => Trouble::Other(words(error)),
+        };
+        Self { endpoint: endpoint.clone(), trouble }
+    }
+}
+
+/// The client calls everything absent that it cannot look at.
+fn absence(path: &str) -> Trouble {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Trouble::Forbidden,
+        _ => Trouble::Absent,
+    }
+}
+
+/// Connecting to a plain file is refused just as connecting to a socket nobody listens on.
+fn refusal(endpoint: &Endpoint) -> Trouble {
+    match endpoint {
+        Endpoint::Unix(path)
+            if std::fs::metadata(path).is_ok_and(|m| !m.file_type().is_socket()) =>
+        {
+            Trouble::NoSocket
+        }
+        _ => Trouble::NobodyListens,
+    }
+}
+
+/// The kind of the system error at the bottom of an error, if there is one.
+fn kind(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
+    causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)
+}
+
+/// The last cause says what happened; those above it say in whose hands.
+pub(super) fn words(error: &(dyn Error + 'static)) -> String {
+    causes(error).last().map_or_else(String::new, ToString::to_string)
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_beats_docker_host_and_that_beats_the_usual_socket() {
+        let find = |flag, host| Endpoint::find(flag, host).unwrap().to_string();
+        assert_eq!(find(None, None), "unix:///var/run/docker.sock");
+        assert_eq!(find(None, Some("")), "unix:///var/run/docker.sock");
+        assert_eq!(find(None, Some("tcp://h:1")), "tcp://h:1");
+        assert_eq!(find(Some("unix:///a b"), Some("tcp://h:1")), "unix:///a b");
+        assert_eq!(find(Some("/run/d.sock"), None), "unix:///run/d.sock");
+        assert_eq!(find(Some("http://[::1]:2375/"), None), "tcp://[::1]:2375");
+    }
+
+    #[test]
+    fn wrong_addresses_are_refused_by_name_and_source() {
+        for text in
+            ["", "docker", "unix://run", "tcp://h", "tcp://:1", "tcp://h:x", "ssh://h", "x://h"]
+        {
+            let error = format!("{:#}", Endpoint::find(Some(text), None).unwrap_err());
+            assert!(
+                error.contains(&format!("{text:?}")) && error.contains("--endpoint"),
+                "{error}"
+            );
+        }
+        let error = format!("{:#}", Endpoint::find(None, Some("x")).unwrap_err());
+        assert!(error.contains("DOCKER_HOST"), "{error}");
+    }
+
+    async fn trouble(endpoint: &str) -> Trouble {
+        let endpoint = Endpoint::parse(endpoint).unwrap();
+        let error = match endpoint.client() {
+            Ok(client) => client.ping().await.unwrap_err(),
+            Err(error) => error,
+        };
+        Unreachable::new(&endpoint, &error).trouble
+    }
+
+    #[tokio::test]
+    async fn troubles_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        assert_eq!(trouble(&path("absent")).await, Trouble::Absent);
+        std::fs::write(path("file"), "").unwrap();
+        assert_eq!(trouble(&path("file")).await, Trouble::NoSocket);
+        assert_eq!(trouble(&path("file/under")).await, Trouble::Absent);
+        drop(std::os::unix::net::UnixListener::bind(path("left")).unwrap());
+        assert_eq!(trouble(&path("left")).await, Trouble::NobodyListens);
+        // Port 1 of the machine itself: nobody serves tcpmux any more.
+        assert_eq!(trouble("tcp://127.0.0.1:1").await, Trouble::NobodyListens);
+    }
+
+    #[test]
+    fn each_trouble_is_told_with_a_way_out() {
+        let endpoint = Endpoint::parse(DEFAULT).unwrap();
+        for (trouble, word) in [
+            (Trouble::Absent, "--endpoint"),
+            (Trouble::NoSocket, "DOCKER_HOST"),
+            (Trouble::Forbidden, "as root"),
+            (Trouble::NobodyListens, "start Docker"),
+            (Trouble::Silent, "no answer"),
+            (Trouble::Other("odd".into()), "odd"),
+        ] {
+            let text = Unreachable { endpoint: endpoint.clone(), trouble }.to_string();
+            assert!(text.contains("unix:///var/run/docker.sock") && text.contains(word), "{text}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `--provider file`: backends from a TOML file that is followed.
+//!
+//! ```toml
+//! [[backend]]
+//! name = "web-1"             # the address, if left out
+//! address = "10.0.0.2:8080"  # without a port: the one of -p
+//! weight = 2                 # 1, if left out
+//! listen = 80                # every -p, if left out
+//! ```
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::static_::Address;
+use crate::model::{Candidate, Condition, PortSpec, Snapshot};
+
+/// Writers touch a file several times in a row; this long after the first touch it is read.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// What the file provider is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The file.
+    pub path: PathBuf,
+    /// How long a backend that has left the file is still offered, as draining.
+    pub drain: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    backend: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: Option<String>,
+    address: FileAddress,
+    weight: Option<u32>,
+    listen: Option<u16>,
+}
+
+/// Parsed while the file is read, so that an error knows its line and column.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct FileAddress(Address);
+
+impl TryFrom<String> for FileAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error: anyhow::Error| format!("{error:#}"))
+    }
+}
+
+/// Reads the file, which must be good, and follows it from then on.
+pub(super) fn start(options: Options, ports: Vec<PortSpec>) -> Result<watch::Receiver<Snapshot>> {
+    // Watched before it is read: a change in between is not lost.
+    let (wake, touches) = mpsc::channel(1);
+    let watcher = watch_folder(&options.path, wake)?;
+    let text = read(&options.path)?;
+    let current = parse(&text, &ports).with_context(|| options.path.display().to_string())?;
+    let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone() });
+    let follower = Follower { options, ports, text, current, leaving: Vec::new(), sender };
+    tokio::spawn(async move {
+        follower.follow(touches).await;
+        drop(watcher);
+    });
+    Ok(receiver)
+}
+
+/// Watches the folder, not the file: editors and deployments put a new file in the old one's place.
+fn watch_folder(path: &Path, wake: mpsc::Sender<()>) -> Result<notify::RecommendedWatcher> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| changes(event.kind)) {
+            // A full channel already says that there is something to read.
+            let _ = wake.try_send(());
+        }
+    })?;
+    watcher
+        .watch(folder, RecursiveMode::NonRecursive)
+        .with_context(|| format!("watch {} for changes", folder.display()))?;
+    Ok(watcher)
+}
+
+/// Whether a file may have changed. Reading it is an event too, and would wake us forever.
+fn changes(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+}
+
+fn parse(text: &str, ports: &[PortSpec]) -> Result<Vec<Candidate>> {
+    let document: Document = toml::from_str(text)?;
+    let mut seen = BTreeSet::new();
+    let mut candidates = Vec::new();
+    for entry in &document.backend {
+        for spec in listens(entry, ports)? {
+            let candidate = candidate(entry, spec);
+            let endpoint = candidate.endpoint;
+            if !seen.insert((spec.listen, endpoint)) {
+                bail!("backend {endpoint} is given twice for port {}; keep one", spec.listen);
+            }
+            candidates.push(candidate);
+        }
+    }
+    super::sort(&mut candidates);
+    Ok(candidates)
+}
+
+/// The ports of the host that a backend stands behind.
+fn listens(entry: &Entry, ports: &[PortSpec]) -> Result<Vec<PortSpec>> {
+    let address = entry.address.0;
+    match entry.listen {
+        None if ports.is_empty() => bail!("backend {address}: give -p PORT, or listen = PORT here"),
+        None => Ok(ports.to_vec()),
+        Some(0) => bail!("backend {address}: listen = 0 is no port; give one from 1 to 65535"),
+        Some(listen) if ports.is_empty() => Ok(vec![PortSpec { listen, target: None }]),
+        Some(listen) => match ports.iter().find(|spec| spec.listen == listen) {
+            Some(spec) => Ok(vec![*spec]),
+            None => bail!("backend {address}: no -p opens port {listen}; add -p {listen}"),
+        },
+    }
+}
+
+fn candidate(entry: &Entry, spec: PortSpec) -> Candidate {
+    let address = entry.address.0;
+    Candidate {
+        name: entry.name.clone().unwrap_or_else(|| address.to_string()),
+        listen: spec.listen,
+        endpoint: address.endpoint(spec),
+        weight: entry.weight.unwrap_or(1),
+        condition: Condition::Ready,
+        place: None,
+        started: None,
+    }
+}
+
+struct Follower {
+    options: Options,
+    ports: Vec<PortSpec>,
+    /// The last text read, good or bad: what is bad is complained about once.
+    text: String,
+    current: Vec<Candidate>,
+    /// Candidates that have left the file, and until when they are offered.
+    leaving: Vec<(Candidate, Instant)>,
+    sender: watch::Sender<Snapshot>,
+}
+
+impl Follower {
+    async fn follow(mut self, mut touches: mpsc::Receiver<()>) {
+        loop {
+            let next_leave = self.leaving.iter().map(|(_, until)| *until).min();
+            tokio::select! {
+                () = self.sender.closed() => return,
+                touch = touches.recv() => match touch {
+                    Some(()) => {
+                        sleep(SETTLE).await;
+                        self.reread();
+                    }
+                    None => return,
+                },
+                () = sleep_until(next_leave.unwrap_or_else(Instant::now)), if next_leave.is_some() => {}
+            }
+            self.publish(Instant::now());
+        }
+    }
+
+    fn reread(&mut self) {
+        let text = match read(&self.options.path) {
+            Ok(text) if text == self.text => return,
+            Ok(text) => text,
+            // Between an editor's unlink and its rename there is no file for a moment: if it stays
+            // away, that is no reason to take backends out of service.
+            Err(error) => {
+                tracing::warn!("{error:#}; its backends stay as they were");
+                return;
+            }
+        };
+        match parse(&text, &self.ports) {
+            Ok(candidates) => self.replace(candidates, Instant::now()),
+            Err(error) => tracing::error!(
+                "{}: {}; its backends stay as they were",
+                self.options.path.display(),
+                format!("{error:#}").trim_end()
+            ),
+        }
+        self.text = text;
+    }
+
+    fn replace(&mut self, candidates: Vec<Candidate>, now: Instant) {
+        let until = now + self.options.drain;
+        let old = std::mem::replace(&mut self.current, candidates);
+        self.leaving.extend(
+            old.into_iter().map(|candidate| {
+                (Candidate { condition: Condition::Draining, ..candidate }, until)
+            }),
+        );
+        let current = &self.current;
+        self.leaving.retain(|(old, _)| {
+            !current.iter().any(|new| (new.listen, new.endpoint) == (old.listen, old.endpoint))
+        });
+    }
+
+    fn publish(&mut self, now: Instant) {
+        self.leaving.retain(|(_, until)| *until > now);
+        let leaving = self.leaving.iter().map(|(candidate, _)| candidate);
+        let mut candidates: Vec<_> = self.current.iter().chain(leaving).cloned().collect();
+        super::sort(&mut candidates);
+        super::publish(&self.sender, Snapshot { candidates });
+    }
+}
+
+#[cfg(test)]
+mod tests;

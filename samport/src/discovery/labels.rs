@@ -1,0 +1,226 @@
+//! The `samport.*` labels of a container.
+
+use std::collections::BTreeMap;
+
+use crate::model::{PortSpec, port};
+
+const PREFIX: &str = "samport.";
+
+/// Where the word on a container's health comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HealthSource {
+    /// The container's own HEALTHCHECK, as the engine reports it.
+    Docker,
+    /// A TCP connection of ours.
+    Tcp,
+    /// Nothing: it serves as soon as it runs.
+    None,
+}
+
+/// What the labels say, read but not yet held against `-p`.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Labels {
+    /// Whether any label is ours.
+    pub present: bool,
+    /// `samport.enable`, if given.
+    pub enable: Option<bool>,
+    /// `samport.port` and `samport.ports`, each listen port once.
+    pub ports: Vec<PortSpec>,
+    /// Whether either of them is given, be it that no port of theirs can be served.
+    pub names_ports: bool,
+    /// `samport.target`.
+    pub target: Option<u16>,
+    /// `samport.weight`; 1 if not given.
+    pub weight: u32,
+    /// `samport.network`.
+    pub network: Option<String>,
+    /// `samport.health`.
+    pub health: Option<HealthSource>,
+    /// What is to be told to the user although the container can be served.
+    pub warnings: Vec<String>,
+}
+
+/// Whether the labels keep the container out, however wrong the rest of them is.
+#[must_use]
+pub fn excluded(labels: &BTreeMap<String, String>) -> bool {
+    labels.get("samport.enable").is_some_and(|value| value.trim().eq_ignore_ascii_case("false"))
+}
+
+/// Whether any label is ours.
+#[must_use]
+pub fn present(labels: &BTreeMap<String, String>) -> bool {
+    labels.keys().any(|key| key.starts_with(PREFIX))
+}
+
+/// Reads the labels. The error is half a sentence that names label and value, and says what to put.
+pub fn read(labels: &BTreeMap<String, String>) -> Result<Labels, String> {
+    let mut read = Labels { weight: 1, ..Labels::default() };
+    for (key, value) in labels {
+        let Some(name) = key.strip_prefix(PREFIX) else { continue };
+        read.present = true;
+        take(&mut read, name, value.trim())
+            .map_err(|what| format!("label {key}={value:?}: {what}"))?;
+    }
+    Ok(read)
+}
+
+fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
+    match name {
+        "enable" => read.enable = Some(truth(value)?),
+        "port" if value.contains(',') => {
+            return Err("one port only; several go in samport.ports".into());
+        }
+        "port" | "ports" => ports(read, value)?,
+        "target" => read.target = Some(port(value).map_err(|error| error.to_string())?),
+        "weight" => {
+            read.weight = value.parse().map_err(|_| "no weight; give a whole number from 0 up")?;
+        }
+        "network" if value.is_empty() => return Err("names no network".into()),
+        "network" => read.network = Some(value.to_owned()),
+        "health" => read.health = Some(health(value)?),
+        // Compose users may have it for their own order; it changes nothing yet.
+        "service" => {}
+        "drain" | "allow" | "balance" => read.warnings.push(format!(
+            "label {PREFIX}{name} is not used by this version; the flag of run holds"
+        )),
+        _ => read.warnings.push(format!(
+            "label {PREFIX}{name} is unknown; there are samport.enable, port, ports, target, \
+             service, weight, network and health"
+        )),
+    }
+    Ok(())
+}
+
+fn truth(value: &str) -> Result<bool, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("say true or false".into()),
+    }
+}
+
+fn health(value: &str) -> Result<HealthSource, String> {
+    match value {
+        "docker" => Ok(HealthSource::Docker),
+        "tcp" => Ok(HealthSource::Tcp),
+        "none" => Ok(HealthSource::None),
+        _ if value.starts_with("http") => {
+            Err("this version has no HTTP checks; say docker, tcp or none".into())
+        }
+        _ => Err("say docker, tcp or none".into()),
+    }
+}
+
+/// Reads `80:8080/tcp,53/udp`. What is UDP is told and left out: the TCP ports beside it still work.
+fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
+    read.names_ports = true;
+    for entry in value.split(',').map(str::trim) {
+        if entry.ends_with("/udp") {
+            read.warnings.push(format!(
+                "port {entry} of its labels is left out: this version balances TCP only"
+            ));
+            continue;
+        }
+        let spec: PortSpec = entry.parse().map_err(|error| format!("{error:#}"))?;
+        match read.ports.iter().find(|known| known.listen == spec.listen) {
+            None => read.ports.push(spec),
+            Some(known) if *known == spec => {}
+            Some(known) => return Err(format!("port {known} is given as {spec} too; keep one")),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(labels: &[(&str, &str)]) -> Result<Labels, String> {
+        read(&labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    fn spec(text: &str) -> PortSpec {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_label_is_read() {
+        let read = read_all(&[
+            ("samport.enable", "True"),
+            ("samport.ports", "80:8080/tcp, 443"),
+            ("samport.port", "80:8080"),
+            ("samport.target", "9090"),
+            ("samport.weight", "0"),
+            ("samport.network", "front"),
+            ("samport.health", "tcp"),
+            ("samport.service", "web"),
+            ("other", "label"),
+        ])
+        .unwrap();
+        let expected = Labels {
+            present: true,
+            enable: Some(true),
+            ports: vec![spec("80:8080"), spec("443")],
+            names_ports: true,
+            target: Some(9090),
+            weight: 0,
+            network: Some("front".into()),
+            health: Some(HealthSource::Tcp),
+            warnings: vec![],
+        };
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn no_label_of_ours_is_none() {
+        let read = read_all(&[("com.docker.compose.service", "web"), ("samportal", "x")]).unwrap();
+        assert_eq!(read, Labels { weight: 1, ..Labels::default() });
+    }
+
+    #[test]
+    fn wrong_values_are_refused_by_name() {
+        for (key, value, way_out) in [
+            ("samport.enable", "yes", "true or false"),
+            ("samport.enable", "", "true or false"),
+            ("samport.port", "http", "1 to 65535"),
+            ("samport.port", "80,81", "samport.ports"),
+            ("samport.port", "0", "1 to 65535"),
+            ("samport.ports", "", "1 to 65535"),
+            ("samport.ports", "80,", "1 to 65535"),
+            ("samport.ports", "80/sctp", "say tcp"),
+            ("samport.ports", "80:81,80:82", "keep one"),
+            ("samport.target", "65536", "1 to 65535"),
+            ("samport.weight", "-1", "from 0 up"),
+            ("samport.weight", "1.5", "from 0 up"),
+            ("samport.network", " ", "no network"),
+            ("samport.health", "http:/up", "no HTTP checks"),
+            ("samport.health", "maybe", "docker, tcp or none"),
+        ] {
+            let error = read_all(&[(key, value)]).unwrap_err();
+            assert!(error.contains(&format!("{key}={value:?}")), "{error}");
+            assert!(error.contains(way_out), "{error}");
+        }
+    }
+
+    #[test]
+    fn udp_unknown_and_unused_labels_are_told_but_do_not_stop() {
+        for (key, value, word) in [
+            ("samport.ports", "80,53/udp", "TCP only"),
+            ("samport.prot", "80", "samport.prot is unknown"),
+            ("samport.drain", "5s", "not used by this version"),
+        ] {
+            let read = read_all(&[(key, value)]).unwrap();
+            assert_eq!(read.warnings.len(), 1, "{key}");
+            assert!(read.warnings[0].contains(word), "{:?}", read.warnings);
+        }
+        assert_eq!(read_all(&[("samport.ports", "80,53/udp")]).unwrap().ports, [spec("80")]);
+    }
+
+    #[test]
+    fn exclusion_holds_beside_wrong_labels() {
+        let labels = [("samport.enable", "FALSE"), ("samport.port", "x")];
+        assert!(excluded(&labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()));
+        assert!(!excluded(&[("samport.enable".to_owned(), "true".to_owned())].into()));
+        assert!(!excluded(&BTreeMap::new()));
+    }
+}

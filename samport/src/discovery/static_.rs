@@ -1,0 +1,209 @@
+//! `--backend`: backends that are given and do not change.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::sync::watch;
+
+use crate::model::{Candidate, Condition, PortSpec, Snapshot, port};
+
+/// One `--backend IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StaticBackend {
+    /// Where it answers.
+    pub address: Address,
+    /// Its share relative to the others; 0 takes no new flows.
+    pub weight: u32,
+}
+
+/// An address with or without a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Address {
+    /// The IPv4 or IPv6 address.
+    pub ip: IpAddr,
+    /// The port; without one, that of `-p` is taken.
+    pub port: Option<u16>,
+}
+
+impl Address {
+    /// The endpoint behind a port of the host.
+    #[must_use]
+    pub fn endpoint(&self, spec: PortSpec) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.or(spec.target).unwrap_or(spec.listen))
+    }
+}
+
+impl FromStr for Address {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if let Ok(ip) = text.parse() {
+            return Ok(Self { ip, port: None });
+        }
+        let (host, tail) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, tail)) => (host, tail.strip_prefix(':')),
+            None => match text.split_once(':') {
+                Some((host, tail)) => (host, Some(tail)),
+                None => (text, None),
+            },
+        };
+        let Ok(ip) = host.parse::<IpAddr>() else {
+            bail!(
+                "{text:?} is no address; give IP or IP:PORT, such as 10.0.0.2:8080 or [::1]:8080"
+            );
+        };
+        match tail {
+            Some(tail) => Ok(Self { ip, port: Some(port(tail).with_context(|| text.to_owned())?) }),
+            None if text.ends_with(']') => Ok(Self { ip, port: None }),
+            None => bail!("{text:?} is no address; after the bracket comes :PORT or nothing"),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.ip, port).fmt(f),
+            None => self.ip.fmt(f),
+        }
+    }
+}
+
+impl FromStr for StaticBackend {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (address, weight) = match text.split_once('@') {
+            Some((address, weight)) => (address, Some(weight)),
+            None => (text, None),
+        };
+        let weight = match weight.map(str::parse) {
+            None => 1,
+            Some(Ok(weight)) => weight,
+            Some(Err(_)) => bail!("weight of {text:?}: give a whole number from 0 up after the @"),
+        };
+        Ok(Self { address: address.parse().with_context(|| format!("backend {text:?}"))?, weight })
+    }
+}
+
+/// Offers the backends behind every port, for as long as anyone listens.
+pub(super) fn start(
+    backends: &[StaticBackend],
+    ports: &[PortSpec],
+) -> Result<watch::Receiver<Snapshot>> {
+    if ports.is_empty() {
+        bail!("nothing says on which port the backends are served; give -p PORT");
+    }
+    let (sender, receiver) = watch::channel(snapshot(backends, ports)?);
+    // A dropped sender would look like a provider that has ended.
+    tokio::spawn(async move { sender.closed().await });
+    Ok(receiver)
+}
+
+fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> {
+    let mut seen = BTreeSet::new();
+    let mut snapshot = Snapshot::default();
+    for spec in ports {
+        for backend in backends {
+            let endpoint = backend.address.endpoint(*spec);
+            if !seen.insert((spec.listen, endpoint)) {
+                bail!("backend {endpoint} is given twice for port {}; keep one", spec.listen);
+            }
+            snapshot.candidates.push(Candidate {
+                name: backend.address.to_string(),
+                listen: spec.listen,
+                endpoint,
+                weight: backend.weight,
+                condition: Condition::Ready,
+                place: None,
+                started: None,
+            });
+        }
+    }
+    super::sort(&mut snapshot.candidates);
+    Ok(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> PortSpec {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn backends_are_read() {
+        for (text, name, weight) in [
+            ("10.0.0.2", "10.0.0.2", 1),
+            ("10.0.0.2:9090", "10.0.0.2:9090", 1),
+            ("10.0.0.2:9090@3", "10.0.0.2:9090", 3),
+            ("10.0.0.2@0", "10.0.0.2", 0),
+            ("2001:db8::1", "2001:db8::1", 1),
+            ("[2001:db8::1]", "2001:db8::1", 1),
+            ("[2001:db8::1]:9090", "[2001:db8::1]:9090", 1),
+            ("2001:db8::1@2", "2001:db8::1", 2),
+        ] {
+            let backend: StaticBackend = text.parse().unwrap();
+            assert_eq!((backend.address.to_string().as_str(), backend.weight), (name, weight));
+        }
+    }
+
+    #[test]
+    fn what_is_no_backend_is_refused_by_name() {
+        for text in [
+            "",
+            "web",
+            "10.0.0",
+            "10.0.0.2:",
+            "10.0.0.2:0",
+            "10.0.0.2:x",
+            "10.0.0.2@",
+            "10.0.0.2@-1",
+            "10.0.0.2@1.5",
+            "[::1",
+            "[::1]x",
+            "[::1]:",
+            "[10.0.0.2]x",
+            "10.0.0.2:80:81",
+            "host:80",
+            "@1",
+            "10.0.0.2@1@2",
+            "1:2",
+            "10.0.0.2/24",
+        ] {
+            let error = format!("{:#}", text.parse::<StaticBackend>().unwrap_err());
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_backends_own_port_beats_the_target_and_the_target_the_listen_port() {
+        let address = |text: &str| text.parse::<Address>().unwrap();
+        assert_eq!(address("::1").endpoint(spec("80")).to_string(), "[::1]:80");
+        assert_eq!(address("::1").endpoint(spec("80:81")).to_string(), "[::1]:81");
+        assert_eq!(address("[::1]:82").endpoint(spec("80:81")).to_string(), "[::1]:82");
+    }
+
+    #[test]
+    fn every_backend_stands_behind_every_port() {
+        let backends = ["10.0.0.2@2", "10.0.0.3:9"].map(|text| text.parse().unwrap());
+        let snapshot = snapshot(&backends, &[spec("80"), spec("443:8443")]).unwrap();
+        let served: Vec<_> =
+            snapshot.candidates.iter().map(|c| format!("{}>{}", c.listen, c.endpoint)).collect();
+        assert_eq!(
+            served,
+            ["80>10.0.0.2:80", "443>10.0.0.2:8443", "80>10.0.0.3:9", "443>10.0.0.3:9"]
+        );
+    }
+
+    #[test]
+    fn the_same_backend_twice_is_refused() {
+        let backends = ["10.0.0.2", "10.0.0.2:80"].map(|text| text.parse().unwrap());
+        let error = snapshot(&backends, &[spec("80")]).unwrap_err().to_string();
+        assert!(error.contains("10.0.0.2:80 is given twice"), "{error}");
+    }
+}

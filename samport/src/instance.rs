@@ -1,0 +1,251 @@
+//! One running samport: its name, its lock and the record others read of it.
+//!
+//! The name says which interfaces and ports it serves in which network namespace, so that two
+//! instances for the same thing have the same name. The lock is held as long as the process lives;
+//! an instance whose lock is free is a leftover.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Exit, coded};
+
+/// Where locks and records are kept.
+const RUN: &str = "/run/samport";
+
+/// A running instance. Dropping it removes its record and releases its lock.
+pub struct Instance {
+    name: String,
+    lock: File,
+    keep: bool,
+}
+
+/// What an instance says of itself to `status`, `clean` and other instances.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of this format.
+    pub schema: u32,
+    /// Process id.
+    pub pid: u32,
+    /// Version of samport.
+    pub version: String,
+    /// Inode of the network namespace it works in.
+    pub namespace: u64,
+    /// Interfaces clients come in by.
+    pub interfaces: Vec<String>,
+    /// Ports it serves.
+    pub ports: Vec<u16>,
+    /// How its programs are attached.
+    pub hook: String,
+    /// Netlink filters, which nothing else would find again.
+    pub filters: Vec<FilterRecord>,
+    /// Backends by the id the kernel counts them under.
+    pub backends: Vec<BackendRecord>,
+}
+
+/// A tc filter of ours.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FilterRecord {
+    /// Device.
+    pub ifindex: u32,
+    /// At egress rather than ingress.
+    pub egress: bool,
+    /// Priority the kernel gave it.
+    pub priority: u16,
+    /// Handle the kernel gave it.
+    pub handle: u32,
+    /// Whether the clsact qdisc under it is ours too.
+    pub made_qdisc: bool,
+}
+
+/// A backend under its kernel id.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BackendRecord {
+    /// Index into `BACKENDS` and `BACKEND_STATS`.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// The port it serves.
+    pub port: u16,
+    /// Where it answers.
+    pub endpoint: String,
+    /// Its weight.
+    pub weight: u32,
+    /// `active` or `draining`.
+    pub state: String,
+    /// `peer`, `neigh` or `stack`.
+    pub via: String,
+}
+
+impl Instance {
+    /// Takes the lock of the instance with this name.
+    ///
+    /// # Errors
+    /// [`Exit::Conflict`] if a process holds it; the message names it.
+    pub fn claim(name: &str) -> Result<Self> {
+        fs::create_dir_all(RUN).with_context(|| format!("make {RUN}"))?;
+        let path = lock_path(name);
+        loop {
+            let lock = File::options()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("open {}", path.display()))?;
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                let pid = read_record(name).map(|record| record.pid).unwrap_or_default();
+                return Err(coded(
+                    Exit::Conflict,
+                    format!("samport {name} is running already (pid {pid}); stop it first"),
+                ));
+            }
+            // The one before us may have removed the file between our open and our lock.
+            let same = fs::metadata(&path)
+                .is_ok_and(|on_disk| lock.metadata().is_ok_and(|ours| ours.ino() == on_disk.ino()));
+            if same {
+                return Ok(Self { name: name.to_owned(), lock, keep: false });
+            }
+        }
+    }
+
+    /// The instance's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes the record, whole or not at all.
+    pub fn write(&self, record: &Record) -> Result<()> {
+        let path = record_path(&self.name);
+        let new = path.with_extension("new");
+        let text = serde_json::to_vec_pretty(record).context("encode the record")?;
+        File::create(&new)
+            .and_then(|mut file| file.write_all(&text))
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Leaves the record behind for `clean`.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        // While the lock is still held: whoever waits for it finds a clean place.
+        let _ = fs::remove_file(record_path(&self.name));
+        let _ = fs::remove_file(lock_path(&self.name));
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+        // Fails while other instances live, and that is right.
+        let _ = fs::remove_dir(RUN);
+    }
+}
+
+/// The name for serving these ports on these interfaces in this network namespace, like
+/// `eth0:80@4026531840`. Only characters that bpffs takes.
+#[must_use]
+pub fn name_for(interfaces: &[String], ports: &[u16], namespace: u64) -> String {
+    let interfaces = interfaces.join("+");
+    let plain: String =
+        interfaces.chars().map(|c| if c == '.' || c == '/' { '_' } else { c }).collect();
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let ports = if ports.is_empty() { "labels".to_owned() } else { ports.join("+") };
+    format!("{plain}:{ports}@{namespace}")
+}
+
+/// Refuses to serve what another running instance in this namespace serves.
+///
+/// # Errors
+/// [`Exit::Conflict`], naming the other one.
+pub fn refuse_overlap(interfaces: &[String], ports: &[u16], namespace: u64) -> Result<()> {
+    for name in known().into_iter().filter(|name| is_running(name)) {
+        let Ok(other) = read_record(&name) else { continue };
+        let interface = interfaces.iter().find(|i| other.interfaces.contains(i));
+        let port = ports.iter().find(|p| other.ports.contains(p));
+        if let (true, Some(interface), Some(port)) = (other.namespace == namespace, interface, port)
+        {
+            return Err(coded(
+                Exit::Conflict,
+                format!(
+                    "port {port} on {interface} is served by samport {name} (pid {}); stop it, or \
+                     choose another port",
+                    other.pid
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Inode of the network namespace this process is in.
+pub fn network_namespace() -> Result<u64> {
+    let metadata = fs::metadata("/proc/self/ns/net").context("look at /proc/self/ns/net")?;
+    Ok(metadata.ino())
+}
+
+/// The record of an instance, if there is one that can be read.
+pub fn read_record(name: &str) -> Result<Record> {
+    let path = record_path(name);
+    let mut text = String::new();
+    File::open(&path)
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+}
+
+/// Whether a process holds the instance's lock.
+#[must_use]
+pub fn is_running(name: &str) -> bool {
+    let Ok(lock) = File::open(lock_path(name)) else { return false };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(error) => error == rustix::io::Errno::WOULDBLOCK,
+    }
+}
+
+/// Names of all instances that have left a lock or a record.
+#[must_use]
+pub fn known() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(RUN)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            let ours = path.extension().is_some_and(|e| e == "json" || e == "lock");
+            ours.then(|| path.file_stem()?.to_str().map(str::to_owned)).flatten()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn lock_path(name: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{name}.lock"))
+}
+
+fn record_path(name: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{name}.json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_hold_only_what_bpffs_takes() {
+        let name = name_for(&["eth0.100".into(), "br/0".into()], &[80, 443], 42);
+        assert_eq!(name, "eth0_100+br_0:80+443@42");
+    }
+}

@@ -1,0 +1,189 @@
+//! Putting the lab together.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+
+use super::{Backend, Lab, Namespace, output_of};
+
+/// The host's address towards the client: what clients dial.
+pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The client's address.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The host's IPv6 address towards the client.
+pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+/// The client's IPv6 address.
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+
+/// As many as there are addresses from 172.30.0.10 on.
+pub(super) const MAX_BACKENDS: u8 = 240;
+
+/// What is special about a lab. Made by [`Lab::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    backends: u8,
+    mtu: Option<u32>,
+    tx_offload_off: bool,
+    docker_like_firewall: bool,
+    vips: Vec<IpAddr>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            backends: 1,
+            mtu: None,
+            tx_offload_off: false,
+            docker_like_firewall: false,
+            vips: Vec::new(),
+        }
+    }
+}
+
+impl Builder {
+    /// How many backends; the bridge is made with the first.
+    #[must_use]
+    pub fn backends(mut self, backends: u8) -> Self {
+        self.backends = backends;
+        self
+    }
+
+    /// MTU of every device, in bytes.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = Some(mtu);
+        self
+    }
+
+    /// Every device computes its checksums itself, as a real network card's driver must.
+    #[must_use]
+    pub fn tx_offload_off(mut self) -> Self {
+        self.tx_offload_off = true;
+        self
+    }
+
+    /// The host forwards nothing by itself: `iptables -P FORWARD DROP`, which Docker sets.
+    #[must_use]
+    pub fn docker_like_firewall(mut self) -> Self {
+        self.docker_like_firewall = true;
+        self
+    }
+
+    /// One more address on the host's eth0.
+    #[must_use]
+    pub fn vip(mut self, vip: impl Into<IpAddr>) -> Self {
+        self.vips.push(vip.into());
+        self
+    }
+
+    /// Makes it all.
+    pub fn build(self) -> Result<Lab> {
+        let client = Namespace::new("client")?;
+        let host = Namespace::new("host")?;
+        self.join_client_and_host(&client, &host).context("join client and host")?;
+        let backends = self.backends;
+        let mut lab = Lab { client, host, backends: Vec::new(), options: self, made: 0 };
+        for _ in 0..backends {
+            lab.add_backend()?;
+        }
+        Ok(lab)
+    }
+
+    fn join_client_and_host(&self, client: &Namespace, host: &Namespace) -> Result<()> {
+        host.sysctl("net/ipv4/ip_forward", "1")?;
+        host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        for namespace in [client, host] {
+            no_duplicate_detection(namespace)?;
+        }
+        let mtu = self.mtu_words();
+        let vips = self.vips.iter().map(|vip| format!("addr add {vip} dev eth0{}\n", nodad(*vip)));
+        host.batch(&format!(
+            "link add name eth0 {mtu} type veth peer name eth0 {mtu} netns {}\n\
+             addr add {HOST_V4}/24 dev eth0\n\
+             addr add {HOST_V6}/64 dev eth0 nodad\n\
+             {}link set eth0 up\n",
+            client.name(),
+            vips.collect::<String>()
+        ))?;
+        client.batch(&format!(
+            "addr add {CLIENT_V4}/24 dev eth0\n\
+             addr add {CLIENT_V6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via {HOST_V4}\n\
+             route add ::/0 via {HOST_V6}\n"
+        ))?;
+        self.tune(client, "eth0")?;
+        self.tune(host, "eth0")?;
+        if self.docker_like_firewall {
+            output_of(host.command("iptables").args(["-w", "-P", "FORWARD", "DROP"]))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_bridge(&self, host: &Namespace) -> Result<()> {
+        host.batch(&format!(
+            "link add name br0 {} type bridge\n\
+             addr add 172.30.0.1/24 dev br0\n\
+             addr add 2001:db8:2::1/64 dev br0 nodad\n\
+             link set br0 up\n",
+            self.mtu_words()
+        ))
+        .context("make the bridge")?;
+        self.tune(host, "br0")
+    }
+
+    pub(super) fn make_backend(&self, host: &Namespace, index: u8) -> Result<Backend> {
+        let number = u16::from(index) + 1;
+        let name = format!("web-{number}");
+        let namespace = Namespace::new(&name)?;
+        let backend = Backend {
+            namespace,
+            v4: Ipv4Addr::new(172, 30, 0, 10 + index),
+            v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10 + u16::from(index)),
+            host_interface: format!("veth{number}"),
+            name,
+        };
+        self.plug_in(host, &backend).with_context(|| format!("plug in {}", backend.name))?;
+        Ok(backend)
+    }
+
+    fn plug_in(&self, host: &Namespace, backend: &Backend) -> Result<()> {
+        let Backend { namespace, v4, v6, host_interface, .. } = backend;
+        no_duplicate_detection(namespace)?;
+        let mtu = self.mtu_words();
+        host.batch(&format!(
+            "link add name {host_interface} {mtu} type veth peer name eth0 {mtu} netns {}\n\
+             link set {host_interface} master br0 up\n",
+            namespace.name()
+        ))?;
+        namespace.batch(&format!(
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via 172.30.0.1\n\
+             route add ::/0 via 2001:db8:2::1\n"
+        ))?;
+        self.tune(namespace, "eth0")?;
+        self.tune(host, host_interface)
+    }
+
+    fn tune(&self, namespace: &Namespace, interface: &str) -> Result<()> {
+        if self.tx_offload_off {
+            output_of(namespace.command("ethtool").args(["-K", interface, "tx", "off"]))?;
+        }
+        Ok(())
+    }
+
+    fn mtu_words(&self) -> String {
+        self.mtu.map(|mtu| format!("mtu {mtu}")).unwrap_or_default()
+    }
+}
+
+/// IPv6 addresses, link-local ones too, work at once instead of after a second.
+fn no_duplicate_detection(namespace: &Namespace) -> Result<()> {
+    namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")
+}
+
+fn nodad(address: IpAddr) -> &'static str {
+    if address.is_ipv6() { " nodad" } else { "" }
+}

@@ -1,0 +1,18 @@
+//! The loader of samport: finds backends, keeps the kernel's tables as they should be, and shows what
+//! goes on. The program is `src/main.rs`; the library is there for it and for the tests.
+
+pub mod cli;
+pub mod dataplane;
+pub mod discovery;
+pub mod exit;
+pub mod instance;
+pub mod lab;
+mod listening;
+pub mod model;
+pub mod netlink;
+pub mod plan;
+mod privileges;
+mod probe;
+pub mod reconcile;
+pub mod table;
+pub mod wire_forms;

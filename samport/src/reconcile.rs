@@ -1,0 +1,402 @@
+//! The loop that keeps the kernel as it is wanted: whatever changes, the whole is looked at, a plan is
+//! made and carried out. The only caller of `Dataplane::apply`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::watch;
+
+use crate::dataplane::Dataplane;
+use crate::exit::{Exit, coded};
+use crate::instance::{BackendRecord, FilterRecord, Instance, Record};
+use crate::model::{Candidate, Condition, Place, PortSpec, Snapshot};
+use crate::netlink::{Devices, Netlink};
+use crate::plan::{self, Actual, BackendKey, Desired, Route, Share};
+use crate::probe::Probes;
+
+/// Address and link changes come in bursts.
+const NETLINK_PAUSE: Duration = Duration::from_millis(10);
+/// After a change failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How packets are to get to backends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forward {
+    /// By `Peer` where the backend's veth is known, by `Neighbour` elsewhere.
+    Auto,
+    /// Straight into the container.
+    Peer,
+    /// By the neighbour table.
+    Neighbour,
+    /// Through the host's stack.
+    Stack,
+}
+
+/// What a run serves.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// Interfaces clients come in by.
+    pub interfaces: Vec<String>,
+    /// Ports; empty if labels say which.
+    pub ports: Vec<PortSpec>,
+    /// How packets get to backends.
+    pub forward: Forward,
+    /// Inode of the network namespace.
+    pub namespace: u64,
+}
+
+/// The state of a run.
+pub struct Reconciler {
+    scope: Scope,
+    netlink: Netlink,
+    dataplane: Dataplane,
+    instance: Instance,
+    actual: Actual,
+    shown: BTreeMap<BackendKey, Share>,
+    routes: BTreeMap<(String, SocketAddr, Option<Place>), Route>,
+    probes: Probes,
+    complained: BTreeSet<String>,
+}
+
+impl Reconciler {
+    /// Everything that is needed; nothing is attached yet.
+    #[must_use]
+    pub fn new(scope: Scope, netlink: Netlink, dataplane: Dataplane, instance: Instance) -> Self {
+        Self {
+            scope,
+            netlink,
+            dataplane,
+            instance,
+            actual: Actual::default(),
+            shown: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            probes: Probes::default(),
+            complained: BTreeSet::new(),
+        }
+    }
+
+    /// Brings the kernel to what the first snapshot wants.
+    ///
+    /// # Errors
+    /// Anything that keeps an interface from being served.
+    pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let devices = self.netlink.devices().await?;
+        check_interfaces(&self.scope.interfaces, &devices)?;
+        self.sync(snapshot).await
+    }
+
+    /// Follows all changes until `stop` resolves.
+    pub async fn run(
+        &mut self,
+        mut snapshots: watch::Receiver<Snapshot>,
+        mut network: watch::Receiver<u64>,
+        stop: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(stop);
+        let mut failed = false;
+        loop {
+            tokio::select! {
+                () = &mut stop => return,
+                Ok(()) = snapshots.changed() => {}
+                Ok(()) = network.changed() => tokio::time::sleep(NETLINK_PAUSE).await,
+                () = self.probes.next() => {}
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+            let snapshot = snapshots.borrow_and_update().clone();
+            network.mark_unchanged();
+            failed = match self.sync(&snapshot).await {
+                Ok(()) => false,
+                Err(error) => {
+                    tracing::error!("{error:#}; trying again");
+                    true
+                }
+            };
+        }
+    }
+
+    /// Removes everything, or leaves it working if `keep`.
+    pub fn finish(self, keep: bool) -> Result<Vec<u64>> {
+        let verdicts = self.dataplane.verdicts();
+        if keep {
+            self.instance.keep();
+            self.dataplane.keep();
+        } else {
+            // The kernel's side before the lock, so that nobody takes our place too early.
+            drop(self.dataplane);
+            drop(self.instance);
+        }
+        verdicts
+    }
+
+    /// Number of backends that serve.
+    #[must_use]
+    pub fn serving(&self) -> usize {
+        self.shown.len()
+    }
+
+    /// How programs are attached.
+    #[must_use]
+    pub fn hook(&self) -> &'static str {
+        self.dataplane.hook().name()
+    }
+
+    async fn sync(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let devices = self.netlink.devices().await?;
+        let desired = self.desire(snapshot, &devices).await;
+        let changes = plan::plan(&desired, &mut self.actual)?;
+        let mut worked = Ok(());
+        for change in &changes {
+            worked = self.dataplane.apply(change);
+            if worked.is_err() {
+                break;
+            }
+            self.actual.record(change);
+        }
+        if worked.is_ok() {
+            self.show(&desired, snapshot);
+        }
+        if !changes.is_empty() {
+            self.write_record(&desired)?;
+        }
+        worked
+    }
+
+    /// What the kernel should be like now.
+    async fn desire(&mut self, snapshot: &Snapshot, devices: &Devices) -> Desired {
+        self.probes.keep_only(&snapshot.candidates);
+        self.routes.retain(|(name, endpoint, place), _| {
+            snapshot
+                .candidates
+                .iter()
+                .any(|c| c.name == *name && c.endpoint == *endpoint && c.place == *place)
+        });
+        let mut desired = Desired::default();
+        let mut addresses = BTreeSet::new();
+        for device in devices.values().filter(|d| self.scope.interfaces.contains(&d.name)) {
+            desired.interfaces.insert(device.ifindex);
+            addresses.extend(device.addresses.iter().copied());
+        }
+        for name in &self.scope.interfaces {
+            if devices.values().all(|device| device.name != *name) {
+                let about = format!("interface {name} is gone; it is served again when it is back");
+                complain(&mut self.complained, about);
+            }
+        }
+        for port in &self.scope.ports {
+            desired.frontends.insert(port.listen, addresses.clone());
+        }
+        for candidate in &snapshot.candidates {
+            if !self.is_admitted(candidate) {
+                continue;
+            }
+            let Some(route) = self.route(candidate, devices).await else { continue };
+            let key = key_of(candidate, route);
+            let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
+            desired.frontends.entry(candidate.listen).or_insert_with(|| addresses.clone());
+            desired.backends.insert(key, Share { weight: candidate.weight, draining });
+        }
+        desired
+    }
+
+    /// Whether a candidate takes part: it is ready, or it was and still has flows.
+    fn is_admitted(&mut self, candidate: &Candidate) -> bool {
+        match candidate.condition {
+            Condition::Ready => true,
+            Condition::ProbeFirst => self.probes.has_answered(candidate),
+            Condition::Starting | Condition::Draining => self.shown.keys().any(|key| {
+                key.name == candidate.name
+                    && key.endpoint == candidate.endpoint
+                    && key.listen == candidate.listen
+            }),
+        }
+    }
+
+    /// How packets get to a candidate; asked once for each.
+    async fn route(&mut self, candidate: &Candidate, devices: &Devices) -> Option<Route> {
+        let key = (candidate.name.clone(), candidate.endpoint, candidate.place);
+        if let Some(route) = self.routes.get(&key)
+            && is_there(*route, devices)
+        {
+            return Some(*route);
+        }
+        match self.find_route(candidate, devices).await {
+            Ok(route) => {
+                self.routes.insert(key, route);
+                Some(route)
+            }
+            Err(trouble) => {
+                let about = format!("{} is not served: {trouble:#}", candidate.name);
+                complain(&mut self.complained, about);
+                None
+            }
+        }
+    }
+
+    async fn find_route(&self, candidate: &Candidate, devices: &Devices) -> Result<Route> {
+        let addr = candidate.endpoint.ip();
+        if self.scope.forward == Forward::Stack {
+            return Ok(Route::Stack);
+        }
+        let place = candidate
+            .place
+            .filter(|place| devices.get(&place.ifindex).is_some_and(|device| device.is_veth));
+        if let (Some(place), Forward::Auto | Forward::Peer) = (place, self.scope.forward) {
+            return Ok(Route::Peer(place));
+        }
+        let ifindex = self.netlink.route(addr).await?;
+        let device = ifindex.and_then(|ifindex| devices.get(&ifindex));
+        let device = device.with_context(|| format!("there is no route to {addr}"))?;
+        if devices.values().any(|device| device.addresses.contains(&addr)) {
+            anyhow::bail!(
+                "{addr} is an address of this host itself, which this version cannot balance to"
+            );
+        }
+        let place = match place {
+            Some(place) => Some(place),
+            None => self.netlink.place_of(addr, device, devices).await,
+        };
+        let answers_on = place.map_or(device.ifindex, |place| place.ifindex);
+        let neighbour = Route::Neighbour { ifindex: device.ifindex, answers_on };
+        match (self.scope.forward, place) {
+            (Forward::Auto | Forward::Peer, Some(place)) => Ok(Route::Peer(place)),
+            (Forward::Peer, None) => {
+                anyhow::bail!(
+                    "it is not behind a veth, so --forward peer cannot reach it; use auto"
+                )
+            }
+            _ => Ok(neighbour),
+        }
+    }
+
+    /// One line for everything that is new to the user.
+    fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
+        for (key, share) in &desired.backends {
+            let before = self.shown.get(key);
+            let who = format!("{} {} on :{}", key.name, key.endpoint, key.listen);
+            match (before, share.draining) {
+                (None, false) => {
+                    let after = since_start(key, snapshot);
+                    tracing::info!("+ {who} by {}{after}", route_name(key.route));
+                }
+                (Some(Share { draining: false, .. }), true) => tracing::info!("- {who} draining"),
+                (Some(Share { draining: true, .. }), false) => tracing::info!("+ {who} back"),
+                (Some(before), _) if before.weight != share.weight => {
+                    tracing::info!("~ {who} weight {}", share.weight);
+                }
+                _ => {}
+            }
+        }
+        for key in self.shown.keys().filter(|key| !desired.backends.contains_key(key)) {
+            tracing::info!("- {} {} on :{} gone", key.name, key.endpoint, key.listen);
+        }
+        self.shown.clone_from(&desired.backends);
+    }
+
+    fn write_record(&self, desired: &Desired) -> Result<()> {
+        let filters = self.dataplane.filters();
+        self.instance.write(&Record {
+            schema: 1,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            namespace: self.scope.namespace,
+            interfaces: self.scope.interfaces.clone(),
+            ports: desired.frontends.keys().copied().collect(),
+            hook: self.hook().to_owned(),
+            filters: filters
+                .into_iter()
+                .map(|f| FilterRecord {
+                    ifindex: f.ifindex,
+                    egress: f.egress,
+                    priority: f.priority,
+                    handle: f.handle,
+                    made_qdisc: f.made_qdisc,
+                })
+                .collect(),
+            backends: self
+                .actual
+                .backends()
+                .map(|(key, id)| backend_record(key, id.index, desired.backends.get(key)))
+                .collect(),
+        })
+    }
+}
+
+/// Says what is wrong, once.
+fn complain(complained: &mut BTreeSet<String>, about: String) {
+    if complained.insert(about.clone()) {
+        tracing::warn!("{about}");
+    }
+}
+
+fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
+    let draining = share.is_none_or(|share| share.draining);
+    BackendRecord {
+        id,
+        name: key.name.clone(),
+        port: key.listen,
+        endpoint: key.endpoint.to_string(),
+        weight: share.map_or(0, |share| share.weight),
+        state: if draining { "draining" } else { "active" }.to_owned(),
+        via: route_name(key.route).to_owned(),
+    }
+}
+
+/// All interfaces must be there and speak Ethernet.
+fn check_interfaces(names: &[String], devices: &Devices) -> Result<()> {
+    for name in names {
+        let Some(device) = devices.values().find(|device| device.name == *name) else {
+            let known: Vec<_> = devices.values().map(|d| d.name.as_str()).collect();
+            let known = known.join(", ");
+            let message = format!("there is no interface {name:?}; this machine has {known}");
+            return Err(coded(Exit::Failure, message));
+        };
+        if !device.is_ethernet {
+            let message = format!(
+                "{name} carries no Ethernet frames (a tunnel or lo), which this version needs"
+            );
+            return Err(coded(Exit::Failure, message));
+        }
+    }
+    Ok(())
+}
+
+fn key_of(candidate: &Candidate, route: Route) -> BackendKey {
+    BackendKey {
+        listen: candidate.listen,
+        name: candidate.name.clone(),
+        endpoint: candidate.endpoint,
+        route,
+    }
+}
+
+/// Whether the devices a route needs still exist.
+fn is_there(route: Route, devices: &Devices) -> bool {
+    match route {
+        Route::Peer(place) => devices.contains_key(&place.ifindex),
+        Route::Neighbour { ifindex, answers_on } => {
+            devices.contains_key(&ifindex) && devices.contains_key(&answers_on)
+        }
+        Route::Stack => true,
+    }
+}
+
+const fn route_name(route: Route) -> &'static str {
+    match route {
+        Route::Peer(_) => "peer",
+        Route::Neighbour { .. } => "neigh",
+        Route::Stack => "stack",
+    }
+}
+
+/// How long after its start a container began to serve, if it was started while we watched.
+fn since_start(key: &BackendKey, snapshot: &Snapshot) -> String {
+    snapshot
+        .candidates
+        .iter()
+        .find(|c| c.name == key.name && c.endpoint == key.endpoint && c.listen == key.listen)
+        .and_then(|candidate| candidate.started?.elapsed().ok())
+        .map(|elapsed| format!(", {} ms after its start", elapsed.as_millis()))
+        .unwrap_or_default()
+}

@@ -1,0 +1,47 @@
+//! `cargo xtask ci`.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::setup::{self, Level};
+use crate::{lint, test};
+
+/// Everything a change has to pass: setup, lint and all tests, each timed
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn verb(_: &Args) -> Result<ExitCode> {
+    let mut times = Vec::new();
+    let bpf = timed("setup", &mut times, || {
+        let bpf = setup::ensure(Level::Test)?;
+        setup::ensure_lint_tools(&bpf)?;
+        Ok(bpf)
+    })?;
+    let lint_failures = timed("lint", &mut times, || lint::run(&bpf))?;
+    // The tests run also after a lint: one run then tells everything there is to repair.
+    let tests = timed("test", &mut times, || test::run(&[]))?;
+
+    for failure in &lint_failures {
+        eprintln!("error: {failure:#}");
+    }
+    for (stage, time) in &times {
+        eprintln!("{stage:<6} {:>6.1} s", time.as_secs_f64());
+    }
+    let tests_pass = tests.report();
+    let pass = tests_pass && lint_failures.is_empty();
+    Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn timed<T>(
+    stage: &'static str,
+    times: &mut Vec<(&'static str, Duration)>,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    eprintln!("== {stage}");
+    let start = Instant::now();
+    let result = work();
+    times.push((stage, start.elapsed()));
+    result
+}

@@ -1,0 +1,61 @@
+//! `cargo xtask lint`.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::setup::{self, Bpf, Level};
+use crate::sh;
+
+/// Check the formatting and run clippy, for the host and for the kernel's target
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn verb(_: &Args) -> Result<ExitCode> {
+    let bpf = setup::ensure(Level::Build)?;
+    setup::ensure_lint_tools(&bpf)?;
+    let failures = run(&bpf)?;
+    for failure in &failures {
+        eprintln!("error: {failure:#}");
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs every check, also after one has failed: they are independent and cheap to see together.
+/// Returns the failures.
+pub fn run(bpf: &Bpf) -> Result<Vec<anyhow::Error>> {
+    let checks = [
+        ("the formatting", formatting()),
+        ("clippy for the host", host()?),
+        ("clippy for the kernel's target", kernel(bpf)?),
+    ];
+    let failure = |(name, mut command): (&str, Command)| {
+        sh::run(&mut command).with_context(|| format!("lint: {name}")).err()
+    };
+    Ok(checks.into_iter().filter_map(failure).collect())
+}
+
+fn formatting() -> Command {
+    let mut cargo = sh::cargo();
+    cargo.args(["fmt", "--all", "--check"]);
+    cargo
+}
+
+fn host() -> Result<Command> {
+    let mut cargo = sh::cargo();
+    // AYA_BUILD_SKIP would make the next build start over if both used one target folder.
+    cargo.env("AYA_BUILD_SKIP", "1");
+    cargo.args(["clippy", "--workspace", "--all-targets", "--target-dir"]);
+    cargo.arg(sh::target_dir()?.join("lint")).args(["--", "-D", "warnings"]);
+    Ok(cargo)
+}
+
+fn kernel(bpf: &Bpf) -> Result<Command> {
+    let mut cargo = bpf.toolchain.command("cargo");
+    // Building core needs -Z build-std, which a stable compiler only takes with this.
+    cargo.current_dir(sh::root()).env("RUSTC_BOOTSTRAP", "1");
+    cargo.args(["clippy", "--release", "-Z", "build-std=core", "--target", "bpfel-unknown-none"]);
+    cargo.args(["-p", "samport-ebpf", "--target-dir"]).arg(sh::target_dir()?.join("lint-bpf"));
+    cargo.args(["--", "-D", "warnings"]);
+    Ok(cargo)
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask test`.
+
+mod tally;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use self::tally::Tally;
+use crate::setup::{self, Level};
+use crate::{build, sh};
+
+/// Run all tests, or those whose name contains a FILTER, as root
+///
+/// A test that is ignored or lacks what it needs counts as a failure: a run that passes has tested
+/// everything. The last line is always `N passed, M failed`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Part of a test's name; after `--`, also options of the test programs, such as --nocapture
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
+}
+
+/// What a run of the tests came to.
+pub struct Outcome {
+    tally: Tally,
+    cargo: Result<()>,
+}
+
+pub fn verb(args: &Args) -> Result<ExitCode> {
+    setup::ensure(Level::Test)?;
+    let outcome = run(&args.filters)?;
+    Ok(if outcome.report() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds everything and runs the tests, their output passing through as it comes.
+pub fn run(filters: &[String]) -> Result<Outcome> {
+    let mut cargo = sh::cargo();
+    cargo.args(["test", "--workspace", "--exclude", "samport-ebpf", "--no-fail-fast", "--"]);
+    cargo.args(filters);
+    cargo.env("SAMPORT_REQUIRE_ROOT", "1").env("SAMPORT_BIN", build::binary(false)?);
+    sh::run_tests_as_root(&mut cargo)?;
+
+    // The workspace's default members: all but the BPF crate, which samport's build script builds.
+    sh::run(sh::cargo().args(["build", "--bins"]))?;
+
+    sh::echo(&cargo);
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let output = child.stdout.take().context("cargo has no standard output")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).split(b'\n') {
+        // Tests may print what is not UTF-8.
+        let line = String::from_utf8_lossy(&line.context("read cargo's output")?).into_owned();
+        println!("{line}");
+        tally.line(&line);
+    }
+    tally.end();
+    let status = child.wait().context("wait for cargo")?;
+    Ok(Outcome { tally, cargo: sh::succeeded(&cargo, status) })
+}
+
+impl Outcome {
+    /// Prints the summary and returns whether everything passed.
+    pub fn report(&self) -> bool {
+        let Tally { passed, failed, ignored, .. } = self.tally;
+        for name in self.tally.failures() {
+            eprintln!("failed: {name}");
+        }
+        if ignored > 0 {
+            eprintln!("error: {ignored} tests were ignored, and each of them has to run");
+        }
+        if passed + failed == 0 {
+            eprintln!("error: no test ran");
+        }
+        if let Err(error) = &self.cargo {
+            eprintln!("error: {error:#}");
+        }
+        println!("{passed} passed, {failed} failed");
+        failed == 0 && ignored == 0 && passed > 0 && self.cargo.is_ok()
+    }
+}
