@@ -93,9 +93,10 @@ mod tests {
             let total: u64 = weights.iter().map(|w| u64::from(*w)).sum();
             prop_assert_eq!(table.is_empty(), total == 0);
             for (id, weight) in (0u32..).zip(&weights) {
-                let got = table.iter().filter(|slot| **slot == id).count() as f64;
-                let exact = f64::from(*weight) * table.len() as f64 / (total.max(1)) as f64;
-                prop_assert!((got - exact).abs() <= 1.0, "{} slots for {}", got, exact);
+                let got = table.iter().filter(|slot| **slot == id).count() as u64;
+                // Both sides times the total, to stay with whole numbers.
+                let (got, exact) = (got * total, u64::from(*weight) * table.len() as u64);
+                prop_assert!(got.abs_diff(exact) <= total, "{} for {} of {}", got, exact, total);
             }
         }
     }

@@ -25,6 +25,9 @@ macro_rules! verdicts {
             /// All verdicts, in the order of their ids.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
+            /// Number of verdicts.
+            pub const COUNT: u32 = 0 $(+ { let _ = Self::$name; 1 })+;
+
             /// The name users and metrics see.
             #[must_use]
             pub const fn name(self) -> &'static str {

@@ -23,14 +23,14 @@ pub struct Entry(*mut Flow);
 impl Entry {
     /// Backend, generation and state.
     #[inline(always)]
-    pub fn word(&self) -> FlowWord {
+    pub fn word(self) -> FlowWord {
         // SAFETY: map memory is never unmapped while the program runs, and the word is aligned to 8.
         FlowWord::from_bits(unsafe { atomic::load(&raw const (*self.0).word) })
     }
 
     /// Replaces the word if it is still `from`; otherwise says what it is now.
     #[inline(always)]
-    pub fn exchange(&self, from: FlowWord, to: FlowWord) -> Result<(), FlowWord> {
+    pub fn exchange(self, from: FlowWord, to: FlowWord) -> Result<(), FlowWord> {
         let (from, to) = (from.to_bits(), to.to_bits());
         // SAFETY: as in `word`.
         let found = unsafe { atomic::compare_exchange(&raw mut (*self.0).word, from, to) };
@@ -40,7 +40,7 @@ impl Entry {
     /// Moves to another state. Losing the race against the other direction's packet is harmless:
     /// the next segment moves on from there.
     #[inline(always)]
-    pub fn advance(&self, word: FlowWord, to: State) {
+    pub fn advance(self, word: FlowWord, to: State) {
         if word.state() != to {
             let _ = self.exchange(word, word.with_state(to));
         }
@@ -48,7 +48,7 @@ impl Entry {
 
     /// Remembers that a packet has passed.
     #[inline(always)]
-    pub fn touch(&self, now_tick: u32) {
+    pub fn touch(self, now_tick: u32) {
         // SAFETY: an aligned word of map memory, see `word`.
         unsafe {
             let seen = &raw mut (*self.0).seen_tick;
@@ -61,28 +61,28 @@ impl Entry {
 
     /// Ticks since the last packet; 0 if another CPU's clock is ahead.
     #[inline(always)]
-    pub fn idle_ticks(&self, now_tick: u32) -> u32 {
+    pub fn idle_ticks(self, now_tick: u32) -> u32 {
         // SAFETY: as in `touch`.
         now_tick.saturating_sub(unsafe { (&raw const (*self.0).seen_tick).read_volatile() })
     }
 
     /// The interface replies leave by.
     #[inline(always)]
-    pub fn ifindex(&self) -> u32 {
+    pub fn ifindex(self) -> u32 {
         // SAFETY: as in `touch`.
         unsafe { (&raw const (*self.0).ifindex).read_volatile() }
     }
 
     /// Changes the interface replies leave by.
     #[inline(always)]
-    pub fn set_ifindex(&self, ifindex: u32) {
+    pub fn set_ifindex(self, ifindex: u32) {
         // SAFETY: as in `touch`.
         unsafe { (&raw mut (*self.0).ifindex).write_volatile(ifindex) };
     }
 
     /// What the client dialled.
     #[inline(always)]
-    pub fn vip<P: Tables>(&self) -> Endpoint<P::Addr> {
+    pub fn vip<P: Tables>(self) -> Endpoint<P::Addr> {
         // SAFETY: written once, before the entry became visible; map memory as in `word`.
         let flow = unsafe { &*self.0 };
         Endpoint { addr: P::narrow(&flow.vip), port: flow.port }

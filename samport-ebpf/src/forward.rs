@@ -50,15 +50,12 @@ fn choose<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, FlowWord), Trouble> 
         First::Free => None,
         First::Crowded => return Err(Trouble::Crowded),
     };
-    let word = match follow(own, packet.flags, opening.now_tick)? {
-        Some(word) => word,
-        None => {
-            let chosen = choice::draw(&opening)?;
-            let place = own.map_or(Place::Lane(Lane::FIRST, Insert::New), Place::Entry);
-            choice::store::<P>(&packet, place, &opening, chosen)?
-        }
-    };
-    Ok((packet, word))
+    if let Some(word) = follow(own, packet.flags, opening.now_tick)? {
+        return Ok((packet, word));
+    }
+    let chosen = choice::draw(&opening)?;
+    let place = own.map_or(Place::Lane(Lane::FIRST, Insert::New), Place::Entry);
+    Ok((packet, choice::store::<P>(&packet, place, &opening, chosen)?))
 }
 
 /// [`choose`] with all lanes looked at.

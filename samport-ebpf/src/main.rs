@@ -51,7 +51,7 @@ impl From<Verdict> for Outcome {
 /// Client to backend.
 #[classifier]
 pub fn samport_forward(ctx: TcContext) -> i32 {
-    forward(Skb::new(ctx), Search::Quick)
+    forward(&Skb::new(ctx), Search::Quick)
 }
 
 /// Client to backend, for the few packets `samport_forward` leaves over: a program of its own,
@@ -59,18 +59,18 @@ pub fn samport_forward(ctx: TcContext) -> i32 {
 /// kernel ends that after 33 calls.
 #[classifier]
 pub fn samport_crowded(ctx: TcContext) -> i32 {
-    forward(Skb::new(ctx), Search::Thorough)
+    forward(&Skb::new(ctx), Search::Thorough)
 }
 
 #[inline(always)]
-fn forward(skb: Skb, search: Search) -> i32 {
-    let outcome = match ether_type(&skb) {
-        Some(V4::ETHER_TYPE) => forward::run::<V4>(&skb, search),
-        Some(V6::ETHER_TYPE) => forward::run::<V6>(&skb, search),
+fn forward(skb: &Skb, search: Search) -> i32 {
+    let outcome = match ether_type(skb) {
+        Some(V4::ETHER_TYPE) => forward::run::<V4>(skb, search),
+        Some(V6::ETHER_TYPE) => forward::run::<V6>(skb, search),
         _ => Some(Verdict::NotIp.into()),
     };
     let outcome = outcome.unwrap_or_else(|| {
-        maps::tail_call(&skb, program::CROWDED);
+        maps::tail_call(skb, program::CROWDED);
         Verdict::FlowAmbiguous.into()
     });
     let action = leave(&outcome);
@@ -81,21 +81,21 @@ fn forward(skb: Skb, search: Search) -> i32 {
 /// Backend to client, at ingress of the backend's host-side veth.
 #[classifier]
 pub fn samport_reverse(ctx: TcContext) -> i32 {
-    reverse(Skb::new(ctx), Exit::Redirect)
+    reverse(&Skb::new(ctx), Exit::Redirect)
 }
 
 /// Backend to client, at egress of the interface clients come in by: for backends whose packets go
 /// through the host's stack.
 #[classifier]
 pub fn samport_egress(ctx: TcContext) -> i32 {
-    reverse(Skb::new(ctx), Exit::GoOn)
+    reverse(&Skb::new(ctx), Exit::GoOn)
 }
 
 #[inline(always)]
-fn reverse(skb: Skb, exit: Exit) -> i32 {
-    let outcome = match ether_type(&skb) {
-        Some(V4::ETHER_TYPE) => reverse::run::<V4>(&skb, exit),
-        Some(V6::ETHER_TYPE) => reverse::run::<V6>(&skb, exit),
+fn reverse(skb: &Skb, exit: Exit) -> i32 {
+    let outcome = match ether_type(skb) {
+        Some(V4::ETHER_TYPE) => reverse::run::<V4>(skb, exit),
+        Some(V6::ETHER_TYPE) => reverse::run::<V6>(skb, exit),
         _ => Verdict::NotIp.into(),
     };
     let action = leave(&outcome);

@@ -50,7 +50,7 @@ static FLOWS6: LruHashMap<FlowKey<[u8; 16]>, Flow> = LruHashMap::with_max_entrie
 static LANES_USED: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
-static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::ALL.len() as u32, 0);
+static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNT, 0);
 #[map]
 static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
 
@@ -200,5 +200,5 @@ pub fn forget(number: usize) -> usize {
 #[inline(always)]
 pub fn tail_call(skb: &Skb, index: u32) {
     // SAFETY: the loader puts only programs of this type into the array.
-    let _ = unsafe { PROGRAMS.tail_call(skb.context(), index) };
+    unsafe { PROGRAMS.tail_call(skb.context(), index) };
 }

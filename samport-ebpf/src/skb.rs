@@ -34,11 +34,11 @@ impl Skb {
         self.0.len()
     }
 
-    /// Index of the interface the packet came in by.
+    /// Index of the device we are attached to.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: the context pointer is the kernel's and outlives the program's run.
-        unsafe { (*self.0.skb.skb).ingress_ifindex }
+        unsafe { (*self.0.skb.skb).ifindex }
     }
 
     /// Whether the frame is addressed to this machine.

@@ -52,10 +52,10 @@ impl Netlink {
         let (connection, handle, mut messages) =
             new_multicast_connection(&groups).context("open a netlink socket")?;
         tokio::spawn(connection);
-        let (changes, changed) = watch::channel(0);
+        let (counter, changed) = watch::channel(0);
         tokio::spawn(async move {
             while messages.next().await.is_some() {
-                changes.send_modify(|count| *count += 1);
+                counter.send_modify(|count| *count += 1);
             }
         });
         Ok((Self { handle }, changed))

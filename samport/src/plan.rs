@@ -417,16 +417,12 @@ fn plan_services(
         let region = if slots == installed.slots {
             installed.region
         } else {
-            let region = match tables.find(&slots) {
-                Some(region) => region,
-                None => {
-                    changes.push(Change::Settle);
-                    tables.settle();
-                    let Some(region) = tables.find(&slots) else {
-                        bail!("no room for a table of {} slots", slots.len());
-                    };
-                    region
-                }
+            if tables.find(&slots).is_none() {
+                changes.push(Change::Settle);
+                tables.settle();
+            }
+            let Some(region) = tables.find(&slots) else {
+                bail!("no room for a table of {} slots", slots.len());
             };
             tables.take(region);
             changes.push(Change::WriteTable { service: *key, region, slots });

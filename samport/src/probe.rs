@@ -1,6 +1,6 @@
 //! Is a new backend listening yet? A container's start says nothing about its server's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub fn target(candidate: &Candidate) -> Target {
 /// Probes candidates until each has accepted one TCP connection.
 pub struct Probes {
     running: BTreeMap<Target, JoinHandle<()>>,
-    answered: BTreeMap<Target, ()>,
+    answered: BTreeSet<Target>,
     report: mpsc::UnboundedSender<Target>,
     reports: mpsc::UnboundedReceiver<Target>,
 }
@@ -38,7 +38,7 @@ pub struct Probes {
 impl Default for Probes {
     fn default() -> Self {
         let (report, reports) = mpsc::unbounded_channel();
-        Self { running: BTreeMap::new(), answered: BTreeMap::new(), report, reports }
+        Self { running: BTreeMap::new(), answered: BTreeSet::new(), report, reports }
     }
 }
 
@@ -46,7 +46,7 @@ impl Probes {
     /// Whether a candidate has answered; starts asking it if nobody has.
     pub fn has_answered(&mut self, candidate: &Candidate) -> bool {
         let target = target(candidate);
-        if self.answered.contains_key(&target) {
+        if self.answered.contains(&target) {
             return true;
         }
         let report = self.report.clone();
@@ -64,14 +64,14 @@ impl Probes {
     pub async fn next(&mut self) {
         if let Some(target) = self.reports.recv().await {
             self.running.remove(&target);
-            self.answered.insert(target, ());
+            self.answered.insert(target);
         }
     }
 
     /// Forgets whatever is not among `candidates`.
     pub fn keep_only(&mut self, candidates: &[Candidate]) {
         let wanted: Vec<_> = candidates.iter().map(target).collect();
-        self.answered.retain(|target, ()| wanted.contains(target));
+        self.answered.retain(|target| wanted.contains(target));
         self.running.retain(|target, probe| {
             let keep = wanted.contains(target);
             if !keep {

@@ -181,7 +181,7 @@ impl Reconciler {
         for name in &self.scope.interfaces {
             if devices.values().all(|device| device.name != *name) {
                 let about = format!("interface {name} is gone; it is served again when it is back");
-                complain(&mut self.complained, about);
+                complain(&mut self.complained, &about);
             }
         }
         for port in &self.scope.ports {
@@ -228,7 +228,7 @@ impl Reconciler {
             }
             Err(trouble) => {
                 let about = format!("{} is not served: {trouble:#}", candidate.name);
-                complain(&mut self.complained, about);
+                complain(&mut self.complained, &about);
                 None
             }
         }
@@ -324,8 +324,8 @@ impl Reconciler {
 }
 
 /// Says what is wrong, once.
-fn complain(complained: &mut BTreeSet<String>, about: String) {
-    if complained.insert(about.clone()) {
+fn complain(complained: &mut BTreeSet<String>, about: &str) {
+    if complained.insert(about.to_owned()) {
         tracing::warn!("{about}");
     }
 }

@@ -124,7 +124,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     remove_leftovers(&instance)?;
     let hook = args.hook.into();
     let mut dataplane =
-        Dataplane::open(&instance, &dataplane::Options { flows: args.flows, hook, log })?;
+        Dataplane::open(&instance, dataplane::Options { flows: args.flows, hook, log })?;
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
     }

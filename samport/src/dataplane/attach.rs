@@ -99,7 +99,7 @@ impl Drop for Attachment {
 /// Attaches the program of a role to a device and pins the link.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
-    pins: &mut pins::Folder,
+    pins: &pins::Folder,
     hook: &mut Hook,
     role: Role,
     ifindex: u32,

@@ -1,12 +1,13 @@
 //! From the object compiled with us to programs the kernel has accepted.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::ProgramArray;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use samport_common::layout::program;
 
 use super::attach::Hook;
+use super::pins;
 use crate::exit::{Coded as _, Exit, coded};
 
 /// What can be chosen when loading.
@@ -28,8 +29,28 @@ pub(super) static OBJECT: &[u8] =
 pub(super) const PROGRAMS: [&str; 4] =
     ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress"];
 
-/// Loads all programs and fills the tail-call table.
-pub(super) fn load(options: &Options) -> Result<Ebpf> {
+/// Every map of the object.
+const MAPS: [&str; 15] = [
+    "PORTS",
+    "SERVICES4",
+    "SERVICES6",
+    "TABLE",
+    "BACKENDS",
+    "OWNERS4",
+    "OWNERS6",
+    "FLOWS4",
+    "FLOWS6",
+    "LANES_USED",
+    "VERDICTS",
+    "BACKEND_STATS",
+    "PROGRAMS",
+    "SCRATCH",
+    "AYA_LOGS",
+];
+
+/// Loads all programs with all maps pinned, and fills the tail-call table. A map that is pinned
+/// already is used as it is.
+pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(coded(
             Exit::Failure,
@@ -38,7 +59,11 @@ pub(super) fn load(options: &Options) -> Result<Ebpf> {
     }
     // 0 turns every log statement into dead code, which the kernel removes.
     let log_level = if options.log { aya_log::Level::Debug as u8 } else { 0 };
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader
         .override_global(aya_log::LEVEL, &log_level, true)
         .map_max_entries("FLOWS4", options.flows)
         .map_max_entries("FLOWS6", options.flows)
@@ -48,6 +73,9 @@ pub(super) fn load(options: &Options) -> Result<Ebpf> {
         let program = classifier(&mut ebpf, name)?;
         program.load().map_err(explain).exit(Exit::Kernel, format!("load program {name}"))?;
     }
+    if let Some((name, _)) = ebpf.maps().find(|(name, _)| !is_listed(name)) {
+        bail!("map {name} would not be pinned; it is missing in MAPS");
+    }
     let crowded = classifier(&mut ebpf, "samport_crowded")?
         .fd()
         .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
@@ -56,6 +84,11 @@ pub(super) fn load(options: &Options) -> Result<Ebpf> {
     let mut programs = ProgramArray::try_from(map).context("PROGRAMS is no program array")?;
     programs.set(program::CROWDED, &crowded, 0).context("fill PROGRAMS")?;
     Ok(ebpf)
+}
+
+/// Whether a map is pinned; the compiler's own data sections need not be.
+fn is_listed(map: &str) -> bool {
+    MAPS.contains(&map) || map.starts_with('.')
 }
 
 /// A program by its name.

@@ -10,7 +10,6 @@ use samport_common::layout::{Backend, Life, Owners, Service};
 use samport_common::wire::protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::pins;
 /// A map key or value. The derives of zerocopy are the proof that aya's `Pod` asks for.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
@@ -35,14 +34,8 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of the loaded object and pins all of them.
-    pub(super) fn take(ebpf: &mut Ebpf, pins: &mut pins::Folder) -> Result<Self> {
-        for (name, map) in ebpf.maps() {
-            // Kernel data sections are not ours to name.
-            if !name.starts_with('.') {
-                map.pin(pins.map(name)).with_context(|| format!("pin map {name}"))?;
-            }
-        }
+    /// Takes the maps out of the loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             ports: typed(ebpf, "PORTS")?,
             services4: typed(ebpf, "SERVICES4")?,

@@ -39,11 +39,12 @@ pub struct Dataplane {
 }
 
 impl Dataplane {
-    /// Loads the programs and pins the maps. Nothing is attached yet.
-    pub fn open(instance: &Instance, options: &Options) -> Result<Self> {
-        let mut pins = pins::Folder::create(instance)?;
-        let mut ebpf = load::load(options)?;
-        let maps = maps::Maps::take(&mut ebpf, &mut pins)?;
+    /// Loads the programs and pins the maps; maps that this instance has pinned already are used as
+    /// they are. Nothing is attached yet.
+    pub fn open(instance: &Instance, options: Options) -> Result<Self> {
+        let pins = pins::Folder::create(instance)?;
+        let mut ebpf = load::load(options, &pins)?;
+        let maps = maps::Maps::take(&mut ebpf)?;
         Ok(Self { attached: BTreeMap::new(), maps, ebpf, hook: options.hook, pins })
     }
 
@@ -86,8 +87,7 @@ impl Dataplane {
     }
 
     fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
-        let attachment =
-            attach::attach(&mut self.ebpf, &mut self.pins, &mut self.hook, role, ifindex)?;
+        let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
         self.attached.insert((role, ifindex), attachment);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Running a loaded program on bytes, without any device: `BPF_PROG_TEST_RUN`.
 
 use anyhow::{Context as _, Result};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 
 use super::{Dataplane, load};
 
@@ -17,9 +17,12 @@ pub struct Ran {
 /// Names of all programs.
 pub const PROGRAMS: [&str; 4] = load::PROGRAMS;
 
-impl Dataplane {
-    /// Runs a program once on a frame, at an interface of this network namespace.
-    pub fn run(&mut self, program: &str, frame: &[u8], ifindex: u32) -> Result<Ran> {
+/// A loaded program that can be run on bytes, from several threads at once.
+pub struct Runner(SchedClassifier);
+
+impl Runner {
+    /// Runs the program once on a frame, at an interface of this thread's network namespace.
+    pub fn run(&self, frame: &[u8], ifindex: u32) -> Result<Ran> {
         let mut bytes = vec![0; frame.len() + 256];
         let context = context(ifindex);
         let options = TestRunOptions {
@@ -28,11 +31,25 @@ impl Dataplane {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let result = load::classifier(&mut self.ebpf, program)?
+        let result = self
+            .0
             .test_run(options)
-            .with_context(|| format!("run {program} on {} bytes", frame.len()))?;
+            .with_context(|| format!("run a program on {} bytes", frame.len()))?;
         bytes.truncate(result.data_size_out.try_into().unwrap_or(frame.len()));
         Ok(Ran { action: result.return_value.cast_signed(), bytes })
+    }
+}
+
+impl Dataplane {
+    /// A program by its name, to be run.
+    pub fn runner(&mut self, program: &str) -> Result<Runner> {
+        // aya gives a second handle on a program only by way of a pin.
+        let pin = self.pins.map(&format!("runner_{program}"));
+        let classifier = load::classifier(&mut self.ebpf, program)?;
+        classifier.pin(&pin).with_context(|| format!("pin {program}"))?;
+        let runner = SchedClassifier::from_pin(&pin).with_context(|| format!("open {program}"));
+        std::fs::remove_file(&pin).with_context(|| format!("unpin {program}"))?;
+        Ok(Runner(runner?))
     }
 
     /// How many instructions the verifier walked through to accept a program.

@@ -1,7 +1,7 @@
 //! `--provider docker`: follows the containers of an engine that speaks Docker's API.
 //!
 //! Events are subscribed to before containers are listed, so that nothing falls in between. Each
-//! container is then inspected in a task of its own; [`World`] puts answers and events in order.
+//! container is then inspected in a task of its own; `World` puts answers and events in order.
 
 use std::collections::HashMap;
 use std::sync::Arc;

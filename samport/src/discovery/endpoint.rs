@@ -173,9 +173,11 @@ fn kind(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
     causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)
 }
 
-/// The last cause says what happened; those above it say in whose hands.
+/// The last cause says what happened; those above it say in whose hands. Only its first line: what
+/// is no engine may answer with a whole web page.
 pub(super) fn words(error: &(dyn Error + 'static)) -> String {
-    causes(error).last().map_or_else(String::new, ToString::to_string)
+    let cause = causes(error).last().map_or_else(String::new, ToString::to_string);
+    cause.lines().next().unwrap_or_default().to_owned()
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

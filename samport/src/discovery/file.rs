@@ -71,7 +71,8 @@ pub(super) fn start(options: Options, ports: Vec<PortSpec>) -> Result<watch::Rec
     let text = read(&options.path)?;
     let current = parse(&text, &ports).with_context(|| options.path.display().to_string())?;
     let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone() });
-    let follower = Follower { options, ports, text, current, leaving: Vec::new(), sender };
+    let follower =
+        Follower { options, ports, text, unreadable: false, current, leaving: Vec::new(), sender };
     tokio::spawn(async move {
         follower.follow(touches).await;
         drop(watcher);
@@ -160,6 +161,8 @@ struct Follower {
     ports: Vec<PortSpec>,
     /// The last text read, good or bad: what is bad is complained about once.
     text: String,
+    /// Whether it could not be read the last time, which is told once too.
+    unreadable: bool,
     current: Vec<Candidate>,
     /// Candidates that have left the file, and until when they are offered.
     leaving: Vec<(Candidate, Instant)>,
@@ -187,15 +190,20 @@ impl Follower {
 
     fn reread(&mut self) {
         let text = match read(&self.options.path) {
-            Ok(text) if text == self.text => return,
             Ok(text) => text,
             // Between an editor's unlink and its rename there is no file for a moment: if it stays
             // away, that is no reason to take backends out of service.
             Err(error) => {
-                tracing::warn!("{error:#}; its backends stay as they were");
+                if !std::mem::replace(&mut self.unreadable, true) {
+                    tracing::warn!("{error:#}; its backends stay as they were");
+                }
                 return;
             }
         };
+        self.unreadable = false;
+        if text == self.text {
+            return;
+        }
         match parse(&text, &self.ports) {
             Ok(candidates) => self.replace(candidates, Instant::now()),
             Err(error) => tracing::error!(

@@ -1,0 +1,208 @@
+//! A dataplane with services and backends and no devices.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use samport::dataplane::program_run::{Ran, Runner};
+use samport::dataplane::{Dataplane, Hook, Options};
+use samport::instance::Instance;
+use samport::model::Place;
+use samport::plan::{BackendId, BackendKey, Change, Route, ServiceKey};
+use samport::table::Region;
+use samport_common::flow::ServiceId;
+use samport_common::verdict::Verdict;
+use samport_tests::packet::Segment;
+use samport_tests::require_root;
+
+use crate::GO_ON;
+
+pub const CLIENT: &str = "192.0.2.2:40000";
+pub const CLIENT6: &str = "[2001:db8::2]:40000";
+pub const VIP: &str = "192.0.2.1:80";
+pub const VIP6: &str = "[2001:db8::1]:80";
+/// A second address of the same service.
+pub const VIP_B: &str = "192.0.2.3:80";
+/// Another service.
+pub const VIP_443: &str = "192.0.2.1:443";
+pub const BACKENDS: [&str; 4] =
+    ["172.30.0.10:9090", "172.30.0.11:9090", "[2001:db8:2::10]:9090", "[2001:db8:2::11]:9090"];
+/// The kernel only writes the index down; no packet leaves.
+pub const DEVICE: u32 = 1;
+
+/// Service ids by port and family.
+pub fn service(port: u16, v6: bool) -> ServiceId {
+    let id = match (port, v6) {
+        (80, false) => 1,
+        (80, true) => 2,
+        (443, false) => 3,
+        other => panic!("no service {other:?}"),
+    };
+    ServiceId::new(id).unwrap()
+}
+
+/// The MAC of the backend with this index.
+pub fn mac(index: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 9, u8::try_from(index).unwrap()]
+}
+
+pub struct Bench {
+    pub dataplane: Dataplane,
+    _instance: Instance,
+}
+
+impl Bench {
+    /// Port 80 of `VIP`, `VIP_B` and `VIP6` over two backends of each family, ids 1 to 4.
+    pub fn new() -> Self {
+        Self::with_flows(1_024)
+    }
+
+    pub fn with_flows(flows: u32) -> Self {
+        require_root();
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let instance = Instance::claim(&format!("bench-{}-{count}", std::process::id())).unwrap();
+        Self::on(instance, flows)
+    }
+
+    /// The same with IPv4 flows in a plain hash table of one entry: unlike the real one it does not
+    /// make room, so that the second insert fails.
+    pub fn with_room_for_one_flow() -> Self {
+        require_root();
+        let instance = Instance::claim(&format!("bench-{}-full", std::process::id())).unwrap();
+        let table = samport::dataplane::pins::map_of(instance.name(), "FLOWS4");
+        std::fs::create_dir_all(table.parent().unwrap()).unwrap();
+        let made = Command::new("bpftool")
+            .args(["map", "create"])
+            .arg(&table)
+            .args("type hash key 8 value 40 entries 1 name FLOWS4".split(' '))
+            .status()
+            .unwrap();
+        assert!(made.success(), "bpftool map create");
+        Self::on(instance, 1_024)
+    }
+
+    fn on(instance: Instance, flows: u32) -> Self {
+        let options = Options { flows, hook: Hook::Auto, log: false };
+        let dataplane = Dataplane::open(&instance, options).unwrap();
+        let mut bench = Self { dataplane, _instance: instance };
+        for (index, endpoint) in (1..).zip(BACKENDS) {
+            bench.set_backend(index, endpoint, 80, 1, false);
+        }
+        bench.set_table(80, false, 0, &[1, 2]);
+        bench.set_table(80, true, 2, &[3, 4]);
+        bench.set_frontend(VIP, 0, 2);
+        bench.set_frontend(VIP_B, 0, 2);
+        bench.set_frontend(VIP6, 2, 2);
+        bench.dataplane.apply(&Change::OpenPort(80)).unwrap();
+        bench
+    }
+
+    pub fn set_backend(
+        &mut self,
+        index: u32,
+        endpoint: &str,
+        listen: u16,
+        generation: u32,
+        shared: bool,
+    ) {
+        let endpoint: SocketAddr = endpoint.parse().unwrap();
+        let key = key(index, endpoint, listen);
+        let id = BackendId { index, generation };
+        self.dataplane.apply(&Change::SetBackend { key, id, shared }).unwrap();
+        let owners = vec![(service(listen, endpoint.is_ipv6()), id)];
+        self.dataplane.apply(&Change::SetOwners { endpoint, owners }).unwrap();
+    }
+
+    pub fn set_table(&mut self, port: u16, v6: bool, base: u32, slots: &[u32]) {
+        let region = Region { base, len: u32::try_from(slots.len()).unwrap() };
+        let service = ServiceKey { port, v6 };
+        self.dataplane
+            .apply(&Change::WriteTable { service, region, slots: slots.to_vec() })
+            .unwrap();
+    }
+
+    pub fn set_frontend(&mut self, vip: &str, base: u32, len: u32) {
+        let vip: SocketAddr = vip.parse().unwrap();
+        let id = service(vip.port(), vip.is_ipv6());
+        let (addr, port, region) = (vip.ip(), vip.port(), Region { base, len });
+        self.dataplane.apply(&Change::SetFrontend { addr, port, id, region }).unwrap();
+    }
+
+    pub fn empty_the_table(&mut self) {
+        for vip in [VIP, VIP_B, VIP6] {
+            self.set_frontend(vip, 0, 0);
+        }
+    }
+
+    /// All new flows of both families go to one backend each.
+    pub fn only(&mut self, v4: u32, v6: u32) {
+        self.set_table(80, false, 0, &[v4, v4]);
+        self.set_table(80, true, 2, &[v6, v6]);
+    }
+
+    pub fn retire(&mut self, index: u32) {
+        let endpoint: SocketAddr = BACKENDS[index as usize - 1].parse().unwrap();
+        let (key, id) = (key(index, endpoint, 80), BackendId { index, generation: 1 });
+        self.dataplane.apply(&Change::RetireBackend { key, id }).unwrap();
+    }
+
+    pub fn runner(&mut self, program: &str) -> Runner {
+        self.dataplane.runner(program).unwrap()
+    }
+
+    /// Runs a program and says which verdicts were counted meanwhile.
+    pub fn run(&mut self, program: &str, frame: &[u8]) -> (Ran, Vec<Verdict>) {
+        let before = self.dataplane.verdicts().unwrap();
+        let ran = self.runner(program).run(frame, DEVICE).unwrap();
+        let after = self.dataplane.verdicts().unwrap();
+        let counted = Verdict::ALL
+            .iter()
+            .zip(before.iter().zip(&after))
+            .flat_map(|(verdict, (before, after))| {
+                std::iter::repeat_n(*verdict, usize::try_from(after - before).unwrap())
+            })
+            .collect();
+        (ran, counted)
+    }
+
+    /// The packet goes on as it came, and is counted once, under this verdict.
+    pub fn expect_untouched(&mut self, program: &str, frame: &[u8], verdict: Verdict) {
+        let (ran, counted) = self.run(program, frame);
+        assert_eq!(counted, [verdict]);
+        assert_eq!(ran.action, GO_ON, "{}", verdict.name());
+        assert_eq!(ran.bytes, frame, "{}", verdict.name());
+    }
+
+    /// The packet leaves with this verdict and this action; what it looks like then.
+    pub fn expect(
+        &mut self,
+        program: &str,
+        frame: &[u8],
+        verdict: Verdict,
+        action: i32,
+    ) -> Vec<u8> {
+        let (ran, counted) = self.run(program, frame);
+        assert_eq!(counted, [verdict]);
+        assert_eq!(ran.action, action, "{}", verdict.name());
+        ran.bytes
+    }
+
+    /// Sends a client's segment through and says which backend it was sent to.
+    pub fn forward(&mut self, segment: &Segment) -> SocketAddr {
+        let frame = at_host(segment.clone()).frame();
+        let out = self.expect("samport_forward", &frame, Verdict::ForwardPeer, crate::REDIRECT);
+        Segment::read(&out).destination
+    }
+}
+
+fn key(index: u32, endpoint: SocketAddr, listen: u16) -> BackendKey {
+    let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index) });
+    BackendKey { listen, name: format!("web-{index}"), endpoint, route }
+}
+
+/// The segment in a frame for this machine: test runs happen on the loopback device, whose address
+/// is zero.
+pub fn at_host(segment: Segment) -> Segment {
+    Segment { destination_mac: [0; 6], ..segment }
+}

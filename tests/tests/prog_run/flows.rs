@@ -1,0 +1,206 @@
+//! What is remembered of connections.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::thread;
+
+use samport::plan::{BackendId, Change};
+use samport_common::verdict::Verdict;
+use samport_tests::packet::Segment;
+
+use crate::bench::{
+    BACKENDS, Bench, CLIENT, CLIENT6, DEVICE, VIP, VIP_443, VIP_B, VIP6, at_host, service,
+};
+use crate::{DROP, REDIRECT};
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn client(port: u16) -> SocketAddr {
+    SocketAddr::new(address(CLIENT).ip(), port)
+}
+
+#[test]
+fn a_syn_sent_again_goes_to_the_same_backend() {
+    let mut bench = Bench::new();
+    for port in 40_000..40_050 {
+        let syn = Segment::syn(client(port), address(VIP));
+        let first = bench.forward(&syn);
+        for _ in 0..5 {
+            assert_eq!(bench.forward(&syn), first);
+        }
+    }
+}
+
+#[test]
+fn new_flows_are_spread() {
+    let mut bench = Bench::new();
+    let chosen: BTreeSet<_> =
+        (0..100).map(|n| bench.forward(&Segment::syn(client(40_000 + n), address(VIP)))).collect();
+    assert_eq!(chosen, BTreeSet::from([address(BACKENDS[0]), address(BACKENDS[1])]));
+}
+
+/// Case 25: two SYNs racing on two CPUs: one backend.
+#[test]
+fn the_same_syn_on_two_cpus_gets_one_backend() {
+    let mut bench = Bench::with_flows(16_384);
+    let runners: Vec<_> = (0..4).map(|_| bench.runner("samport_forward")).collect();
+    let frames: Vec<_> = (0..2_000)
+        .map(|n| at_host(Segment::syn(client(10_000 + n), address(VIP))).frame())
+        .collect();
+    let results: Vec<Vec<SocketAddr>> = thread::scope(|scope| {
+        let run = |runner| {
+            let frames = &frames;
+            move || {
+                let run = |frame: &Vec<u8>| {
+                    let runner: &samport::dataplane::program_run::Runner = runner;
+                    Segment::read(&runner.run(frame, DEVICE).unwrap().bytes).destination
+                };
+                frames.iter().map(run).collect()
+            }
+        };
+        let threads: Vec<_> = runners.iter().map(|runner| scope.spawn(run(runner))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (n, first) in results[0].iter().enumerate() {
+        for other in &results[1..] {
+            assert_eq!(&other[n], first, "SYN {n}");
+        }
+    }
+}
+
+/// Case 29: a SYN after FIN and FIN on the same tuple: fresh choice.
+#[test]
+fn a_port_used_again_after_both_fins_is_a_new_flow() {
+    let mut bench = Bench::new();
+    let mut chosen = BTreeSet::new();
+    for _ in 0..40 {
+        let backend = bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+        chosen.insert(backend);
+        let mut fin = Segment::ack(address(CLIENT), address(VIP), b"");
+        assert_eq!(bench.forward(&fin), backend);
+        fin.tcp.fin = true;
+        assert_eq!(bench.forward(&fin), backend);
+        let mut answer = Segment::ack(backend, address(CLIENT), b"");
+        answer.tcp.syn = true;
+        bench.expect("samport_reverse", &answer.frame(), Verdict::Reply, REDIRECT);
+        (answer.tcp.syn, answer.tcp.fin) = (false, true);
+        bench.expect("samport_reverse", &answer.frame(), Verdict::Reply, REDIRECT);
+        bench.forward(&fin);
+    }
+    assert_eq!(chosen.len(), 2, "40 connections from one port went to {chosen:?} only");
+}
+
+/// Case 30: a mid-flow miss is never spread.
+#[test]
+fn the_middle_of_an_unknown_connection_is_left_to_the_host() {
+    let mut bench = Bench::new();
+    for (client, vip) in [(CLIENT, VIP), (CLIENT6, VIP6)] {
+        let mut segment = at_host(Segment::ack(address(client), address(vip), b"GET /"));
+        bench.expect_untouched("samport_forward", &segment.frame(), Verdict::MidFlowMiss);
+        segment.tcp.fin = true;
+        bench.expect_untouched("samport_forward", &segment.frame(), Verdict::MidFlowMiss);
+        segment.tcp.rst = true;
+        bench.expect_untouched("samport_forward", &segment.frame(), Verdict::MidFlowMiss);
+    }
+}
+
+/// Case 36: a failed insert is counted, never silent.
+#[test]
+fn a_flow_that_cannot_be_stored_is_counted_and_dropped() {
+    let mut bench = Bench::with_room_for_one_flow();
+    bench.forward(&Segment::syn(client(40_000), address(VIP)));
+    let syn = at_host(Segment::syn(client(40_001), address(VIP)));
+    bench.expect("samport_forward", &syn.frame(), Verdict::FlowInsertFailed, DROP);
+    bench.forward(&Segment::ack(client(40_000), address(VIP), b"x"));
+}
+
+#[test]
+fn flows_of_a_removed_backend_are_refused_and_its_syns_go_elsewhere() {
+    let mut bench = Bench::new();
+    bench.only(1, 3);
+    let syn = Segment::syn(address(CLIENT), address(VIP));
+    assert_eq!(bench.forward(&syn), address(BACKENDS[0]));
+    bench.only(2, 4);
+    bench.retire(1);
+    let data = at_host(Segment::ack(address(CLIENT), address(VIP), b"GET /"));
+    bench.expect_untouched("samport_forward", &data.frame(), Verdict::BackendGone);
+    assert_eq!(bench.forward(&syn), address(BACKENDS[1]));
+}
+
+#[test]
+fn a_backend_id_used_again_inherits_no_flows() {
+    let mut bench = Bench::new();
+    bench.only(1, 3);
+    bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+    bench.set_backend(1, "172.30.0.99:9090", 80, 2, false);
+    let data = at_host(Segment::ack(address(CLIENT), address(VIP), b"GET /"));
+    bench.expect_untouched("samport_forward", &data.frame(), Verdict::BackendGone);
+    let reply = Segment::ack(address("172.30.0.99:9090"), address(CLIENT), b"");
+    bench.expect_untouched("samport_reverse", &reply.frame(), Verdict::NotAReply);
+}
+
+#[test]
+fn a_slot_that_names_no_backend_is_counted_and_dropped() {
+    let mut bench = Bench::new();
+    bench.only(77, 77);
+    let syn = at_host(Segment::syn(address(CLIENT), address(VIP)));
+    bench.expect("samport_forward", &syn.frame(), Verdict::BackendUnset, DROP);
+}
+
+/// The prog-run side of case 32: one client port towards two addresses of a service. Each flow has
+/// its own backend, and each backend's replies come from the right address.
+#[test]
+fn one_port_towards_two_addresses_gets_two_backends() {
+    for port in 40_000..40_030 {
+        let mut bench = Bench::new();
+        let one = bench.forward(&Segment::syn(client(port), address(VIP)));
+        let two = bench.forward(&Segment::syn(client(port), address(VIP_B)));
+        assert_ne!(one, two);
+        assert_eq!(bench.forward(&Segment::ack(client(port), address(VIP), b"x")), one);
+        assert_eq!(bench.forward(&Segment::ack(client(port), address(VIP_B), b"x")), two);
+        for (backend, vip) in [(one, VIP), (two, VIP_B)] {
+            let reply = Segment::ack(backend, client(port), b"y");
+            let out = bench.expect("samport_reverse", &reply.frame(), Verdict::Reply, REDIRECT);
+            assert_eq!(Segment::read(&out).source, address(vip));
+        }
+    }
+}
+
+#[test]
+fn a_flow_whose_replies_would_be_ambiguous_is_counted_and_dropped() {
+    let mut bench = Bench::new();
+    bench.only(1, 3);
+    bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+    let second = at_host(Segment::syn(address(CLIENT), address(VIP_B)));
+    bench.expect("samport_forward", &second.frame(), Verdict::FlowAmbiguous, DROP);
+}
+
+#[test]
+fn two_services_on_one_backend_port_are_kept_apart() {
+    let mut bench = Bench::new();
+    bench.only(1, 3);
+    let endpoint = address(BACKENDS[0]);
+    // Id 5 is the same endpoint under port 443.
+    bench.set_backend(5, BACKENDS[0], 443, 1, true);
+    bench.set_backend(1, BACKENDS[0], 80, 1, true);
+    let id = |index| BackendId { index, generation: 1 };
+    let owners = vec![(service(80, false), id(1)), (service(443, false), id(5))];
+    bench.dataplane.apply(&Change::SetOwners { endpoint, owners }).unwrap();
+    bench.set_table(443, false, 10, &[5]);
+    bench.set_frontend(VIP_443, 10, 1);
+    bench.dataplane.apply(&Change::OpenPort(443)).unwrap();
+
+    for (port, vip) in [(40_000, VIP), (40_001, VIP_443)] {
+        assert_eq!(bench.forward(&Segment::syn(client(port), address(vip))), endpoint);
+        let reply = Segment::ack(endpoint, client(port), b"");
+        let out = bench.expect("samport_reverse", &reply.frame(), Verdict::Reply, REDIRECT);
+        assert_eq!(Segment::read(&out).source, address(vip));
+    }
+    // The backend could not tell these from the connections it has.
+    for (port, vip) in [(40_000, VIP_443), (40_001, VIP)] {
+        let syn = at_host(Segment::syn(client(port), address(vip)));
+        bench.expect("samport_forward", &syn.frame(), Verdict::FlowAmbiguous, DROP);
+    }
+}

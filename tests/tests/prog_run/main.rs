@@ -1,0 +1,121 @@
+//! The loaded programs on single packets, byte for byte: `BPF_PROG_TEST_RUN`.
+
+mod bench;
+mod flows;
+mod rewrite;
+
+use bench::{Bench, CLIENT, CLIENT6, VIP, VIP6};
+use samport_common::verdict::Verdict;
+use samport_tests::packet::Segment;
+
+/// What a program tells the kernel when the packet is none of ours: go on (`TC_ACT_UNSPEC`).
+const GO_ON: i32 = -1;
+/// Follow the redirect that a helper has prepared (`TC_ACT_REDIRECT`).
+const REDIRECT: i32 = 7;
+/// Discard (`TC_ACT_SHOT`).
+const DROP: i32 = 2;
+
+/// Case 1: non-service IPv4 and IPv6 passes unmodified.
+#[test]
+fn packets_to_other_addresses_pass_untouched() {
+    let mut bench = Bench::new();
+    for (client, other) in [(CLIENT, "192.0.2.99:80"), (CLIENT6, "[2001:db8::99]:80")] {
+        let segment = Segment::syn(client.parse().unwrap(), other.parse().unwrap());
+        bench.expect_untouched(
+            "samport_forward",
+            &bench::at_host(segment).frame(),
+            Verdict::NotOurs,
+        );
+    }
+}
+
+/// Case 2: ARP and neighbour discovery pass.
+#[test]
+fn arp_and_neighbour_discovery_pass() {
+    let mut bench = Bench::new();
+    let mut arp = vec![0; 60];
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    bench.expect_untouched("samport_forward", &arp, Verdict::NotIp);
+    bench.expect_untouched("samport_reverse", &arp, Verdict::NotIp);
+
+    let mut solicitation =
+        bench::at_host(Segment::syn(CLIENT6.parse().unwrap(), VIP6.parse().unwrap())).frame();
+    const NEXT_HEADER: usize = 14 + 6;
+    const ICMPV6: u8 = 58;
+    solicitation[NEXT_HEADER] = ICMPV6;
+    bench.expect_untouched("samport_forward", &solicitation, Verdict::NotTcp);
+    bench.expect_untouched("samport_reverse", &solicitation, Verdict::NotTcp);
+}
+
+/// Case 3: same address, other port passes.
+#[test]
+fn other_ports_of_a_served_address_pass() {
+    let mut bench = Bench::new();
+    for (client, other) in [(CLIENT, "192.0.2.1:81"), (CLIENT6, "[2001:db8::1]:81")] {
+        let segment = Segment::syn(client.parse().unwrap(), other.parse().unwrap());
+        bench.expect_untouched(
+            "samport_forward",
+            &bench::at_host(segment).frame(),
+            Verdict::NotOurs,
+        );
+    }
+}
+
+/// Case 10: an unknown transport protocol passes.
+#[test]
+fn other_protocols_pass() {
+    let mut bench = Bench::new();
+    let mut frame =
+        bench::at_host(Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap())).frame();
+    const PROTOCOL: usize = 14 + 9;
+    for protocol in [1, 17, 47, 132] {
+        frame[PROTOCOL] = protocol;
+        bench.expect_untouched("samport_forward", &frame, Verdict::NotTcp);
+    }
+}
+
+#[test]
+fn frames_for_other_machines_pass() {
+    let mut bench = Bench::new();
+    let overheard = Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap());
+    bench.expect_untouched("samport_forward", &overheard.frame(), Verdict::OtherHost);
+}
+
+#[test]
+fn fragments_pass() {
+    let mut bench = Bench::new();
+    let mut frame =
+        bench::at_host(Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap())).frame();
+    const FLAGS: usize = 14 + 6;
+    const MORE_FRAGMENTS: u8 = 0x20;
+    frame[FLAGS] = MORE_FRAGMENTS;
+    bench.expect_untouched("samport_forward", &frame, Verdict::Fragment);
+}
+
+#[test]
+fn a_service_without_backends_leaves_the_answer_to_the_host() {
+    let mut bench = Bench::new();
+    bench.empty_the_table();
+    let segment = bench::at_host(Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap()));
+    bench.expect_untouched("samport_forward", &segment.frame(), Verdict::NoBackend);
+}
+
+/// Case 84: every program loads under its instruction ceiling. The kernel stops at 1,000,000; what
+/// other kernels and compilers add must fit in between.
+#[test]
+fn programs_stay_below_their_instruction_ceilings() {
+    const CEILINGS: [(&str, u32); 4] = [
+        ("samport_forward", 25_000),
+        ("samport_crowded", 200_000),
+        ("samport_reverse", 25_000),
+        ("samport_egress", 25_000),
+    ];
+    let mut bench = Bench::new();
+    let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, samport::dataplane::program_run::PROGRAMS, "every program has a ceiling");
+    for (name, ceiling) in CEILINGS {
+        let count = bench.dataplane.verified_instructions(name).unwrap();
+        println!("{name}: {count} of {ceiling} instructions verified");
+        assert!(count <= ceiling, "{name}: {count} instructions");
+    }
+}
