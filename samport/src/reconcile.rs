@@ -96,6 +96,7 @@ impl Reconciler {
     ) {
         tokio::pin!(stop);
         let mut failed = false;
+        let mut said = String::new();
         loop {
             tokio::select! {
                 () = &mut stop => return,
@@ -107,9 +108,17 @@ impl Reconciler {
             let snapshot = snapshots.borrow_and_update().clone();
             network.mark_unchanged();
             failed = match self.sync(&snapshot).await {
-                Ok(()) => false,
+                Ok(()) => {
+                    said.clear();
+                    false
+                }
                 Err(error) => {
-                    tracing::error!("{error:#}; trying again");
+                    // Tried again every second, said once.
+                    let error = format!("{error:#}");
+                    if error != said {
+                        tracing::error!("{error}; trying again");
+                        said = error;
+                    }
                     true
                 }
             };

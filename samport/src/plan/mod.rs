@@ -4,254 +4,22 @@
 //! replies are understood, its replies are understood before a table names it, a table is whole
 //! before a service points to it, and everything is taken away the other way round.
 
+mod actual;
+mod change;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Result, bail};
 use samport_common::flow::ServiceId;
 use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
 
-use crate::model::Place;
-use crate::table::{Region, Tables, slots_for};
+use crate::table::{Region, slots_for};
+use actual::Installed;
+use change::Owners;
 
-/// How packets get to a backend.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Route {
-    /// Straight into the namespace behind a veth.
-    Peer(Place),
-    /// By the neighbour table.
-    Neighbour {
-        /// The device packets leave by.
-        ifindex: u32,
-        /// The device answers come in by: the same, or a port of that bridge.
-        answers_on: u32,
-    },
-    /// Through the host's stack.
-    Stack,
-}
-
-/// What makes a backend that backend. If any of it changes it is another one, and no flow of the
-/// old one is its.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct BackendKey {
-    /// The host port it serves.
-    pub listen: u16,
-    /// Its name.
-    pub name: String,
-    /// Where it answers.
-    pub endpoint: SocketAddr,
-    /// How packets get there.
-    pub route: Route,
-}
-
-/// What may change in a backend's life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Share {
-    /// Relative to the others; 0 takes no new flows.
-    pub weight: u32,
-    /// Keeps its flows, takes no new ones.
-    pub draining: bool,
-}
-
-/// What is wanted of the kernel.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Desired {
-    /// Ports, and the addresses each is served on.
-    pub frontends: BTreeMap<u16, BTreeSet<IpAddr>>,
-    /// Backends.
-    pub backends: BTreeMap<BackendKey, Share>,
-    /// Interfaces clients come in by.
-    pub interfaces: BTreeSet<u32>,
-}
-
-/// Where a program sits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Role {
-    /// Forward, at ingress of an interface clients come in by.
-    Forward,
-    /// Reverse, at ingress of a device backends answer from.
-    Reverse,
-    /// Reverse, at egress of an interface clients come in by.
-    Egress,
-}
-
-/// A kernel service: one port for one family.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ServiceKey {
-    /// The port.
-    pub port: u16,
-    /// IPv6 rather than IPv4.
-    pub v6: bool,
-}
-
-/// One step from what is there to what is wanted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// Writes a backend nobody refers to yet, or its `shared` mark.
-    SetBackend {
-        /// Who it is.
-        key: BackendKey,
-        /// Under which id and generation.
-        id: BackendId,
-        /// Whether other services use the same endpoint.
-        shared: bool,
-    },
-    /// Says whose replies come from an endpoint.
-    SetOwners {
-        /// The endpoint.
-        endpoint: SocketAddr,
-        /// Its services and backend ids.
-        owners: Vec<(ServiceId, BackendId)>,
-    },
-    /// Attaches a program.
-    Attach(Role, u32),
-    /// Writes a table into a region nobody reads.
-    WriteTable {
-        /// The service it is for.
-        service: ServiceKey,
-        /// Where it is written.
-        region: Region,
-        /// Backend ids.
-        slots: Vec<u32>,
-    },
-    /// Waits until no running program can still read a region that was given back.
-    Settle,
-    /// Points an address and port to a service's current table.
-    SetFrontend {
-        /// The address.
-        addr: IpAddr,
-        /// The port.
-        port: u16,
-        /// The service's id.
-        id: ServiceId,
-        /// Its table.
-        region: Region,
-    },
-    /// Lets packets to a port be looked at.
-    OpenPort(u16),
-    /// Stops that.
-    ClosePort(u16),
-    /// Stops serving a port on an address.
-    RemoveFrontend {
-        /// The address.
-        addr: IpAddr,
-        /// The port.
-        port: u16,
-    },
-    /// Forgets an endpoint's replies.
-    RemoveOwners(SocketAddr),
-    /// Refuses a backend's flows from now on, and frees its id.
-    RetireBackend {
-        /// Who it was.
-        key: BackendKey,
-        /// Under which id.
-        id: BackendId,
-    },
-    /// Detaches a program.
-    Detach(Role, u32),
-}
-
-/// Index into `BACKENDS` and how often it has been used.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct BackendId {
-    /// The index, above 0.
-    pub index: u32,
-    /// The generation, 24 bits.
-    pub generation: u32,
-}
-
-/// What is in the kernel, as far as we have put it there.
-#[derive(Clone, Debug)]
-pub struct Actual {
-    backends: BTreeMap<BackendKey, (BackendId, bool)>,
-    owners: BTreeMap<SocketAddr, Vec<(ServiceId, BackendId)>>,
-    services: BTreeMap<ServiceKey, Installed>,
-    frontends: BTreeMap<(IpAddr, u16), (ServiceId, Region)>,
-    ports: BTreeSet<u16>,
-    attached: BTreeSet<(Role, u32)>,
-    tables: Tables,
-    generations: Vec<u32>,
-    last_id: u32,
-    next_service: u16,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Installed {
-    id: ServiceId,
-    region: Region,
-    slots: Vec<u32>,
-}
-
-impl Default for Actual {
-    fn default() -> Self {
-        Self {
-            backends: BTreeMap::new(),
-            owners: BTreeMap::new(),
-            services: BTreeMap::new(),
-            frontends: BTreeMap::new(),
-            ports: BTreeSet::new(),
-            attached: BTreeSet::new(),
-            tables: Tables::default(),
-            generations: vec![0; MAX_BACKENDS as usize],
-            last_id: 0,
-            next_service: 0,
-        }
-    }
-}
-
-impl Actual {
-    /// The backends and their ids.
-    pub fn backends(&self) -> impl Iterator<Item = (&BackendKey, BackendId)> {
-        self.backends.iter().map(|(key, (id, _))| (key, *id))
-    }
-
-    /// Takes note of a change that was made.
-    pub fn record(&mut self, change: &Change) {
-        match change {
-            Change::SetBackend { key, id, shared } => {
-                self.last_id = id.index;
-                self.generations[id.index as usize] = id.generation;
-                self.backends.insert(key.clone(), (*id, *shared));
-            }
-            Change::SetOwners { endpoint, owners } => {
-                self.owners.insert(*endpoint, owners.clone());
-            }
-            Change::Attach(role, ifindex) => {
-                self.attached.insert((*role, *ifindex));
-            }
-            Change::WriteTable { service, region, slots } => {
-                self.tables.take(*region);
-                if let Some(installed) = self.services.get_mut(service) {
-                    self.tables.give_back(installed.region);
-                    installed.region = *region;
-                    installed.slots.clone_from(slots);
-                }
-            }
-            Change::Settle => self.tables.settle(),
-            Change::SetFrontend { addr, port, id, region } => {
-                self.frontends.insert((*addr, *port), (*id, *region));
-            }
-            Change::OpenPort(port) => {
-                self.ports.insert(*port);
-            }
-            Change::ClosePort(port) => {
-                self.ports.remove(port);
-            }
-            Change::RemoveFrontend { addr, port } => {
-                self.frontends.remove(&(*addr, *port));
-            }
-            Change::RemoveOwners(endpoint) => {
-                self.owners.remove(endpoint);
-            }
-            Change::RetireBackend { key, .. } => {
-                self.backends.remove(key);
-            }
-            Change::Detach(role, ifindex) => {
-                self.attached.remove(&(*role, *ifindex));
-            }
-        }
-    }
-}
+pub use actual::Actual;
+pub use change::{BackendId, BackendKey, Change, Desired, Owner, Role, Route, ServiceKey, Share};
 
 /// The changes that lead from `actual` to `desired`, in the order they must be made.
 ///
@@ -265,11 +33,12 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     let ids = plan_backends(desired, actual, &mut changes)?;
     let owners = owners_of(desired, actual, &ids)?;
-    for (endpoint, of) in &owners {
-        if actual.owners.get(endpoint) != Some(of) {
-            changes.push(Change::SetOwners { endpoint: *endpoint, owners: of.clone() });
-        }
-    }
+    // Tables may name those who own an endpoint no longer until they are rewritten.
+    let before = actual.owners.clone();
+    let between =
+        owners.iter().map(|(endpoint, new)| (*endpoint, joined(new, before.get(endpoint))));
+    let between: BTreeMap<_, _> = between.collect();
+    set_owners(&before, &between, &mut changes);
     let wanted = attachments(desired);
     let attach = |on: fn(Role) -> bool| {
         wanted.difference(&actual.attached).filter(move |(role, _)| on(*role)).copied()
@@ -279,6 +48,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     plan_services(desired, actual, &ids, &mut changes)?;
     changes.extend(attach(|r| r == Role::Forward).map(|(role, on)| Change::Attach(role, on)));
 
+    set_owners(&between, &owners, &mut changes);
     for (key, (id, _)) in &actual.backends {
         if !desired.backends.contains_key(key) {
             changes.push(Change::RetireBackend { key: key.clone(), id: *id });
@@ -366,8 +136,8 @@ fn owners_of(
     desired: &Desired,
     actual: &Actual,
     ids: &BTreeMap<&BackendKey, BackendId>,
-) -> Result<BTreeMap<SocketAddr, Vec<(ServiceId, BackendId)>>> {
-    let mut owners: BTreeMap<SocketAddr, Vec<(ServiceId, BackendId)>> = BTreeMap::new();
+) -> Result<Owners> {
+    let mut owners = Owners::new();
     for (key, id) in ids {
         let service = ServiceKey { port: key.listen, v6: key.endpoint.is_ipv6() };
         let Some(installed) = actual.services.get(&service) else {
@@ -381,6 +151,22 @@ fn owners_of(
     }
     debug_assert!(owners.len() <= desired.backends.len());
     Ok(owners)
+}
+
+/// The owners of an endpoint while some come and some go: the new ones, and as many of the old ones
+/// as there is room for.
+fn joined(new: &[Owner], old: Option<&Vec<Owner>>) -> Vec<Owner> {
+    let leaving = old.into_iter().flatten().filter(|owner| !new.contains(owner));
+    new.iter().chain(leaving).take(SHARED_BY).copied().collect()
+}
+
+/// The changes from some owners to others; endpoints without any are left to `RemoveOwners`.
+fn set_owners(from: &Owners, to: &Owners, changes: &mut Vec<Change>) {
+    for (endpoint, owners) in to {
+        if from.get(endpoint) != Some(owners) {
+            changes.push(Change::SetOwners { endpoint: *endpoint, owners: owners.clone() });
+        }
+    }
 }
 
 /// Where programs must be attached.
@@ -474,5 +260,4 @@ fn table_of(
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;

@@ -1,0 +1,103 @@
+//! What is in the kernel, learned from the changes that were made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use samport_common::flow::ServiceId;
+use samport_common::layout::MAX_BACKENDS;
+
+use super::change::{BackendId, BackendKey, Change, Owners, Role, ServiceKey};
+use crate::table::{Region, Tables};
+
+/// What is in the kernel, as far as we have put it there.
+#[derive(Clone, Debug)]
+pub struct Actual {
+    pub(super) backends: BTreeMap<BackendKey, (BackendId, bool)>,
+    pub(super) owners: Owners,
+    pub(super) services: BTreeMap<ServiceKey, Installed>,
+    pub(super) frontends: BTreeMap<(IpAddr, u16), (ServiceId, Region)>,
+    pub(super) ports: BTreeSet<u16>,
+    pub(super) attached: BTreeSet<(Role, u32)>,
+    pub(super) tables: Tables,
+    pub(super) generations: Vec<u32>,
+    pub(super) last_id: u32,
+    pub(super) next_service: u16,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Installed {
+    pub(super) id: ServiceId,
+    pub(super) region: Region,
+    pub(super) slots: Vec<u32>,
+}
+
+impl Default for Actual {
+    fn default() -> Self {
+        Self {
+            backends: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            services: BTreeMap::new(),
+            frontends: BTreeMap::new(),
+            ports: BTreeSet::new(),
+            attached: BTreeSet::new(),
+            tables: Tables::default(),
+            generations: vec![0; MAX_BACKENDS as usize],
+            last_id: 0,
+            next_service: 0,
+        }
+    }
+}
+
+impl Actual {
+    /// The backends and their ids.
+    pub fn backends(&self) -> impl Iterator<Item = (&BackendKey, BackendId)> {
+        self.backends.iter().map(|(key, (id, _))| (key, *id))
+    }
+
+    /// Takes note of a change that was made.
+    pub fn record(&mut self, change: &Change) {
+        match change {
+            Change::SetBackend { key, id, shared } => {
+                self.last_id = id.index;
+                self.generations[id.index as usize] = id.generation;
+                self.backends.insert(key.clone(), (*id, *shared));
+            }
+            Change::SetOwners { endpoint, owners } => {
+                self.owners.insert(*endpoint, owners.clone());
+            }
+            Change::Attach(role, ifindex) => {
+                self.attached.insert((*role, *ifindex));
+            }
+            Change::WriteTable { service, region, slots } => {
+                self.tables.take(*region);
+                if let Some(installed) = self.services.get_mut(service) {
+                    self.tables.give_back(installed.region);
+                    installed.region = *region;
+                    installed.slots.clone_from(slots);
+                }
+            }
+            Change::Settle => self.tables.settle(),
+            Change::SetFrontend { addr, port, id, region } => {
+                self.frontends.insert((*addr, *port), (*id, *region));
+            }
+            Change::OpenPort(port) => {
+                self.ports.insert(*port);
+            }
+            Change::ClosePort(port) => {
+                self.ports.remove(port);
+            }
+            Change::RemoveFrontend { addr, port } => {
+                self.frontends.remove(&(*addr, *port));
+            }
+            Change::RemoveOwners(endpoint) => {
+                self.owners.remove(endpoint);
+            }
+            Change::RetireBackend { key, .. } => {
+                self.backends.remove(key);
+            }
+            Change::Detach(role, ifindex) => {
+                self.attached.remove(&(*role, *ifindex));
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The words of a plan: what is wanted, and the steps towards it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use samport_common::flow::ServiceId;
+
+use crate::model::Place;
+use crate::table::Region;
+
+/// How packets get to a backend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Route {
+    /// Straight into the namespace behind a veth.
+    Peer(Place),
+    /// By the neighbour table.
+    Neighbour {
+        /// The device packets leave by.
+        ifindex: u32,
+        /// The device answers come in by: the same, or a port of that bridge.
+        answers_on: u32,
+    },
+    /// Through the host's stack.
+    Stack,
+}
+
+/// What makes a backend that backend. If any of it changes it is another one, and no flow of the
+/// old one is its.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct BackendKey {
+    /// The host port it serves.
+    pub listen: u16,
+    /// Its name.
+    pub name: String,
+    /// Where it answers.
+    pub endpoint: SocketAddr,
+    /// How packets get there.
+    pub route: Route,
+}
+
+/// What may change in a backend's life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share {
+    /// Relative to the others; 0 takes no new flows.
+    pub weight: u32,
+    /// Keeps its flows, takes no new ones.
+    pub draining: bool,
+}
+
+/// What is wanted of the kernel.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Desired {
+    /// Ports, and the addresses each is served on.
+    pub frontends: BTreeMap<u16, BTreeSet<IpAddr>>,
+    /// Backends.
+    pub backends: BTreeMap<BackendKey, Share>,
+    /// Interfaces clients come in by.
+    pub interfaces: BTreeSet<u32>,
+}
+
+/// Where a program sits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// Forward, at ingress of an interface clients come in by.
+    Forward,
+    /// Reverse, at ingress of a device backends answer from.
+    Reverse,
+    /// Reverse, at egress of an interface clients come in by.
+    Egress,
+}
+
+/// A kernel service: one port for one family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ServiceKey {
+    /// The port.
+    pub port: u16,
+    /// IPv6 rather than IPv4.
+    pub v6: bool,
+}
+
+/// One step from what is there to what is wanted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Writes a backend nobody refers to yet, or its `shared` mark.
+    SetBackend {
+        /// Who it is.
+        key: BackendKey,
+        /// Under which id and generation.
+        id: BackendId,
+        /// Whether other services use the same endpoint.
+        shared: bool,
+    },
+    /// Says whose replies come from an endpoint.
+    SetOwners {
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// Its services and backend ids.
+        owners: Vec<Owner>,
+    },
+    /// Attaches a program.
+    Attach(Role, u32),
+    /// Writes a table into a region nobody reads.
+    WriteTable {
+        /// The service it is for.
+        service: ServiceKey,
+        /// Where it is written.
+        region: Region,
+        /// Backend ids.
+        slots: Vec<u32>,
+    },
+    /// Waits until no running program can still read a region that was given back.
+    Settle,
+    /// Points an address and port to a service's current table.
+    SetFrontend {
+        /// The address.
+        addr: IpAddr,
+        /// The port.
+        port: u16,
+        /// The service's id.
+        id: ServiceId,
+        /// Its table.
+        region: Region,
+    },
+    /// Lets packets to a port be looked at.
+    OpenPort(u16),
+    /// Stops that.
+    ClosePort(u16),
+    /// Stops serving a port on an address.
+    RemoveFrontend {
+        /// The address.
+        addr: IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// Forgets an endpoint's replies.
+    RemoveOwners(SocketAddr),
+    /// Refuses a backend's flows from now on, and frees its id.
+    RetireBackend {
+        /// Who it was.
+        key: BackendKey,
+        /// Under which id.
+        id: BackendId,
+    },
+    /// Detaches a program.
+    Detach(Role, u32),
+}
+
+/// A service and the id a backend has in it.
+pub type Owner = (ServiceId, BackendId);
+pub(super) type Owners = BTreeMap<SocketAddr, Vec<Owner>>;
+
+/// Index into `BACKENDS` and how often it has been used.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct BackendId {
+    /// The index, above 0.
+    pub index: u32,
+    /// The generation, 24 bits.
+    pub generation: u32,
+}
