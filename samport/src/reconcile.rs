@@ -18,6 +18,8 @@ use crate::probe::Probes;
 
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
+/// Without any event: what was missed is found all the same.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// After a change failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -103,7 +105,7 @@ impl Reconciler {
                 Ok(()) = snapshots.changed() => {}
                 Ok(()) = network.changed() => tokio::time::sleep(NETLINK_PAUSE).await,
                 () = self.probes.next() => {}
-                () = tokio::time::sleep(RETRY), if failed => {}
+                () = tokio::time::sleep(if failed { RETRY } else { LOOK_AGAIN }) => {}
             }
             let snapshot = snapshots.borrow_and_update().clone();
             network.mark_unchanged();

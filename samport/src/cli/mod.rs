@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ArgAction, Parser, Subcommand};
 use tracing::{Event, Level, Subscriber};
+use tracing_log::NormalizeEvent as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -115,11 +116,16 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        match *event.metadata().level() {
+        match *event.normalized_metadata().as_ref().unwrap_or(event.metadata()).level() {
             Level::ERROR => write!(writer, "error: ")?,
             Level::WARN => write!(writer, "warning: ")?,
             Level::INFO => {}
-            Level::DEBUG | Level::TRACE => write!(writer, "  {}: ", event.metadata().target())?,
+            Level::DEBUG | Level::TRACE => {
+                // aya's lines come through the log crate; this is where they really come from.
+                let normal = event.normalized_metadata();
+                let target = normal.as_ref().unwrap_or(event.metadata()).target();
+                write!(writer, "  {target}: ")?;
+            }
         }
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)

@@ -215,9 +215,10 @@ fn say_ready(args: &Args, reconciler: &Reconciler) {
     let ports: Vec<String> = args.port.iter().map(|port| format!(":{port}")).collect();
     let ports = if ports.is_empty() { "the ports of labels".to_owned() } else { ports.join(", ") };
     let (backends, hook) = (reconciler.serving(), reconciler.hook());
+    let plural = if backends == 1 { "" } else { "s" };
     let memory = u64::from(args.flows) * (bytes_per_flow(4) + bytes_per_flow(16)) / (1 << 20);
     tracing::info!(
-        "ready: {ports} on {interfaces} ({hook}), {backends} backends, room for {} connections ({memory} MiB)",
+        "ready: {ports} on {interfaces} ({hook}), {backends} backend{plural}, room for {} connections ({memory} MiB)",
         args.flows
     );
     if backends == 0 {

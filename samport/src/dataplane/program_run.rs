@@ -1,7 +1,9 @@
 //! Running a loaded program on bytes, without any device: `BPF_PROG_TEST_RUN`.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 
 use super::{Dataplane, load};
 
@@ -24,19 +26,34 @@ impl Runner {
     /// Runs the program once on a frame, at an interface of this thread's network namespace.
     pub fn run(&self, frame: &[u8], ifindex: u32) -> Result<Ran> {
         let mut bytes = vec![0; frame.len() + 256];
+        let result = self.test_run(frame, &mut bytes, ifindex, 1)?;
+        bytes.truncate(result.data_size_out.try_into().unwrap_or(frame.len()));
+        Ok(Ran { action: result.return_value.cast_signed(), bytes })
+    }
+
+    /// Runs the program `repeat` times, each on what the run before has left of the packet, and
+    /// says how long one run took on average.
+    pub fn time(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<Duration> {
+        let mut bytes = vec![0; frame.len() + 256];
+        Ok(self.test_run(frame, &mut bytes, ifindex, repeat)?.duration)
+    }
+
+    fn test_run(
+        &self,
+        frame: &[u8],
+        bytes: &mut [u8],
+        ifindex: u32,
+        repeat: u32,
+    ) -> Result<TestRunResult> {
         let context = context(ifindex);
         let options = TestRunOptions {
             data_in: Some(frame),
-            data_out: Some(&mut bytes),
+            data_out: Some(bytes),
             ctx_in: Some(&context),
+            repeat,
             ..TestRunOptions::default()
         };
-        let result = self
-            .0
-            .test_run(options)
-            .with_context(|| format!("run a program on {} bytes", frame.len()))?;
-        bytes.truncate(result.data_size_out.try_into().unwrap_or(frame.len()));
-        Ok(Ran { action: result.return_value.cast_signed(), bytes })
+        self.0.test_run(options).with_context(|| format!("run a program on {} bytes", frame.len()))
     }
 }
 
