@@ -11,11 +11,11 @@ use crate::{build, sh};
 /// Measure connections a second and latency, beside what else people use
 #[derive(clap::Args)]
 pub struct Args {
-    /// A short run: good for seeing that it works, too noisy to publish
+    /// 5 rounds instead of 9
     #[arg(long)]
     quick: bool,
-    /// Given to the benchmark
-    #[arg(value_name = "ARGS")]
+    /// Given to the benchmark: --against LIST, --rounds N, --json FILE; `bench -- --help` lists all
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }
 

@@ -116,10 +116,11 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     let namespace = instance::network_namespace()?;
     let ports: Vec<u16> = args.port.iter().map(|port| port.listen).collect();
     instance::refuse_overlap(&args.iface, &ports, namespace)?;
-    listening::refuse_taken(&ports)?;
 
     let (netlink, network) = Netlink::connect()?;
     let snapshots = discovery::start(provider, args.port.clone()).await?;
+    // After Docker, which knows its own publishers by name.
+    listening::refuse_taken(&ports)?;
     let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
     remove_leftovers(&instance)?;
     let hook = args.hook.into();

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::models::EventMessage;
+use bollard::models::{ContainerSummary, EventMessage};
 use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, ListContainersOptions,
 };
@@ -25,6 +25,7 @@ use super::events;
 use super::filter::Filters;
 use super::inspect;
 use super::locate;
+use super::published;
 use super::world::{Answer, Outcome, Task, World};
 use crate::model::{Place, PortSpec, Snapshot};
 
@@ -77,6 +78,7 @@ pub(super) async fn start(
     let (snapshots, receiver) = watch::channel(Snapshot::default());
     let opened = Session::open(&endpoint, 1, &inbox).await;
     let (session, running) = opened.map_err(|error| Unreachable::new(&endpoint, &error))?;
+    published::refuse(&policy.ports, &running)?;
     let mut watcher = Watcher {
         endpoint,
         drain: options.drain,
@@ -113,18 +115,18 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Connects, subscribes, and lists the ids of the running containers.
+    /// Connects, subscribes, and lists the running containers.
     async fn open(
         endpoint: &Endpoint,
         number: u64,
         inbox: &Inbox,
-    ) -> Result<(Self, Vec<String>), Error> {
+    ) -> Result<(Self, Vec<ContainerSummary>), Error> {
         let client = endpoint.client()?;
         in_time(client.ping()).await?;
         let events = tokio::spawn(forward(client.clone(), number, inbox.clone()));
         let session = Self { number, client, opened: Instant::now(), events };
         let listed = in_time(session.client.list_containers(None::<ListContainersOptions>)).await?;
-        Ok((session, listed.into_iter().filter_map(|container| container.id).collect()))
+        Ok((session, listed))
     }
 }
 
@@ -210,8 +212,9 @@ impl Watcher {
         super::publish(&self.snapshots, self.world.snapshot());
     }
 
-    fn adopt(&mut self, running: Vec<String>) {
-        for task in self.world.listed(running) {
+    fn adopt(&mut self, running: Vec<ContainerSummary>) {
+        let ids = running.into_iter().filter_map(|container| container.id).collect();
+        for task in self.world.listed(ids) {
             self.carry_out(task);
         }
     }

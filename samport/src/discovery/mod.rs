@@ -14,6 +14,7 @@ pub mod static_;
 mod events;
 mod inspect;
 mod locate;
+mod published;
 mod world;
 
 use anyhow::Result;

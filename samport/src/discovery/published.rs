@@ -1,0 +1,54 @@
+//! Ports that Docker publishes itself: whoever dials them would get samport's backends instead of
+//! that container, and nobody would know why.
+
+use anyhow::Result;
+use bollard::models::{ContainerSummary, PortSummaryTypeEnum};
+
+use crate::exit::{Exit, coded};
+use crate::model::PortSpec;
+
+/// Refuses ports that a running container publishes.
+///
+/// # Errors
+/// [`Exit::Conflict`], naming the container.
+pub(super) fn refuse(ports: &[PortSpec], running: &[ContainerSummary]) -> Result<()> {
+    for container in running {
+        let published = container
+            .ports
+            .iter()
+            .flatten()
+            .filter(|port| port.typ.is_none_or(|kind| kind == PortSummaryTypeEnum::TCP));
+        for public in published.filter_map(|port| port.public_port) {
+            if ports.iter().any(|spec| spec.listen == public) {
+                let name = container.names.iter().flatten().next();
+                let name = name.map_or("?", |name| name.trim_start_matches('/'));
+                let message = format!(
+                    "port {public} is already published by container {name:?}; remove its \
+                     `ports:` (-p), or choose another port"
+                );
+                return Err(coded(Exit::Conflict, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::code_of;
+
+    #[test]
+    fn a_published_port_is_refused_by_the_containers_name() {
+        let running: Vec<ContainerSummary> = serde_json::from_value(serde_json::json!([
+            {"Names": ["/idle"], "Ports": [{"PrivatePort": 80, "Type": "tcp"}]},
+            {"Names": ["/dns"], "Ports": [{"PrivatePort": 53, "PublicPort": 80, "Type": "udp"}]},
+            {"Names": ["/old-web"], "Ports": [{"PrivatePort": 8080, "PublicPort": 80, "Type": "tcp"}]},
+        ]))
+        .unwrap();
+        let error = refuse(&["80".parse().unwrap()], &running).unwrap_err();
+        assert_eq!(code_of(&error), Exit::Conflict);
+        assert!(error.to_string().contains("published by container \"old-web\""), "{error}");
+        assert!(refuse(&["81".parse().unwrap()], &running).is_ok());
+    }
+}

@@ -1,0 +1,103 @@
+//! iptables rules, as Docker and the article write them.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use samport_tests::{Lab, Namespace};
+
+use crate::FRONT_PORT;
+
+/// What Docker 20.10 sets up before any container runs, as `iptables-save` prints it; only the
+/// bridge has another name here. `{nat}` and `{filter}` are where a published port's rules go.
+const DOCKER: &str = "\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o br0 -j DOCKER
+-A FORWARD -i br0 ! -o br0 -j ACCEPT
+-A FORWARD -i br0 -o br0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i br0 ! -o br0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o br0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+{filter}COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.30.0.0/24 ! -o br0 -j MASQUERADE
+-A DOCKER -i br0 -j RETURN
+{nat}COMMIT
+";
+
+/// A host on which Docker runs and publishes nothing.
+pub fn docker_without_ports(lab: &Lab) -> Result<()> {
+    restore(lab.host(), &DOCKER.replace("{filter}", "").replace("{nat}", ""))
+}
+
+/// The same after `docker run -p 80:PORT` of one container.
+pub fn docker_with_published(lab: &Lab, container: SocketAddr) -> Result<()> {
+    let (ip, port) = (container.ip(), container.port());
+    let filter =
+        format!("-A DOCKER -d {ip}/32 ! -i br0 -o br0 -p tcp -m tcp --dport {port} -j ACCEPT\n");
+    let nat = format!(
+        "-A POSTROUTING -s {ip}/32 -d {ip}/32 -p tcp -m tcp --dport {port} -j MASQUERADE\n\
+         -A DOCKER ! -i br0 -p tcp -m tcp --dport {FRONT_PORT} -j DNAT --to-destination {container}\n"
+    );
+    restore(lab.host(), &DOCKER.replace("{filter}", &filter).replace("{nat}", &nat))
+}
+
+/// The article's rules, put before Docker's. Each is inserted at the top, so the last container's
+/// comes first: 1/N of the connections are its own, 1/(N-1) of the rest the next one's, and the
+/// first container takes what is left.
+pub fn statistic(lab: &Lab, containers: &[SocketAddr]) -> Result<()> {
+    docker_without_ports(lab)?;
+    let mut script = "*filter\n-I FORWARD 1 -j ACCEPT\nCOMMIT\n*nat\n".to_owned();
+    for chain in ["OUTPUT", "PREROUTING"] {
+        for (share, container) in (1_u32..).zip(containers) {
+            let probability = 1.0 / f64::from(share);
+            let _ = writeln!(
+                script,
+                "-I {chain} 1 -p tcp --dport {FRONT_PORT} -m statistic --mode random \
+                 --probability {probability:.11} -j DNAT --to-destination {container}"
+            );
+        }
+    }
+    script += "COMMIT\n";
+    restore(lab.host(), &script)
+}
+
+/// Gives rules to `iptables-restore`, which adds them to those there are.
+fn restore(namespace: &Namespace, rules: &str) -> Result<()> {
+    let mut child = namespace
+        .command("iptables-restore")
+        .args(["--wait", "--noflush"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start iptables-restore")?;
+    let mut stdin = child.stdin.take().context("iptables-restore has no stdin")?;
+    // A broken pipe means that it has given up: its own words, below, say why.
+    let _ = stdin.write_all(rules.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().context("wait for iptables-restore")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "iptables-restore: {}\n{rules}", said.trim());
+    Ok(())
+}
