@@ -2,19 +2,19 @@
 //! made and carried out. The only caller of `Dataplane::apply`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::sync::watch;
 
 use crate::dataplane::Dataplane;
 use crate::exit::{Exit, coded};
 use crate::instance::{BackendRecord, FilterRecord, Instance, Record};
-use crate::model::{Candidate, Condition, Place, PortSpec, Snapshot};
+use crate::model::{Candidate, Condition, PortSpec, Snapshot};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::{self, Actual, BackendKey, Desired, Route, Share};
 use crate::probe::Probes;
+use crate::routes::{Forward, Routes};
 
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
@@ -22,19 +22,6 @@ const NETLINK_PAUSE: Duration = Duration::from_millis(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// After a change failed.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// How packets are to get to backends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Forward {
-    /// By `Peer` where the backend's veth is known, by `Neighbour` elsewhere.
-    Auto,
-    /// Straight into the container.
-    Peer,
-    /// By the neighbour table.
-    Neighbour,
-    /// Through the host's stack.
-    Stack,
-}
 
 /// What a run serves.
 #[derive(Clone, Debug)]
@@ -57,7 +44,7 @@ pub struct Reconciler {
     instance: Instance,
     actual: Actual,
     shown: BTreeMap<BackendKey, Share>,
-    routes: BTreeMap<(String, SocketAddr, Option<Place>), Route>,
+    routes: Routes,
     probes: Probes,
     complained: BTreeSet<String>,
 }
@@ -73,7 +60,7 @@ impl Reconciler {
             instance,
             actual: Actual::default(),
             shown: BTreeMap::new(),
-            routes: BTreeMap::new(),
+            routes: Routes::default(),
             probes: Probes::default(),
             complained: BTreeSet::new(),
         }
@@ -177,12 +164,7 @@ impl Reconciler {
     /// What the kernel should be like now.
     async fn desire(&mut self, snapshot: &Snapshot, devices: &Devices) -> Desired {
         self.probes.keep_only(&snapshot.candidates);
-        self.routes.retain(|(name, endpoint, place), _| {
-            snapshot
-                .candidates
-                .iter()
-                .any(|c| c.name == *name && c.endpoint == *endpoint && c.place == *place)
-        });
+        self.routes.keep_only(&snapshot.candidates);
         let mut desired = Desired::default();
         let mut addresses = BTreeSet::new();
         for device in devices.values().filter(|d| self.scope.interfaces.contains(&d.name)) {
@@ -202,7 +184,15 @@ impl Reconciler {
             if !self.is_admitted(candidate) {
                 continue;
             }
-            let Some(route) = self.route(candidate, devices).await else { continue };
+            let forward = self.scope.forward;
+            let route = match self.routes.to(candidate, forward, &self.netlink, devices).await {
+                Ok(route) => route,
+                Err(trouble) => {
+                    let about = format!("{} is not served: {trouble:#}", candidate.name);
+                    complain(&mut self.complained, &about);
+                    continue;
+                }
+            };
             let key = key_of(candidate, route);
             let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
             desired.frontends.entry(candidate.listen).or_insert_with(|| addresses.clone());
@@ -224,63 +214,6 @@ impl Reconciler {
         }
     }
 
-    /// How packets get to a candidate; asked once for each.
-    async fn route(&mut self, candidate: &Candidate, devices: &Devices) -> Option<Route> {
-        let key = (candidate.name.clone(), candidate.endpoint, candidate.place);
-        if let Some(route) = self.routes.get(&key)
-            && is_there(*route, devices)
-        {
-            return Some(*route);
-        }
-        match self.find_route(candidate, devices).await {
-            Ok(route) => {
-                self.routes.insert(key, route);
-                Some(route)
-            }
-            Err(trouble) => {
-                let about = format!("{} is not served: {trouble:#}", candidate.name);
-                complain(&mut self.complained, &about);
-                None
-            }
-        }
-    }
-
-    async fn find_route(&self, candidate: &Candidate, devices: &Devices) -> Result<Route> {
-        let addr = candidate.endpoint.ip();
-        if self.scope.forward == Forward::Stack {
-            return Ok(Route::Stack);
-        }
-        let place = candidate
-            .place
-            .filter(|place| devices.get(&place.ifindex).is_some_and(|device| device.is_veth));
-        if let (Some(place), Forward::Auto | Forward::Peer) = (place, self.scope.forward) {
-            return Ok(Route::Peer(place));
-        }
-        let ifindex = self.netlink.route(addr).await?;
-        let device = ifindex.and_then(|ifindex| devices.get(&ifindex));
-        let device = device.with_context(|| format!("there is no route to {addr}"))?;
-        if devices.values().any(|device| device.addresses.contains(&addr)) {
-            anyhow::bail!(
-                "{addr} is an address of this host itself, which this version cannot balance to"
-            );
-        }
-        let place = match place {
-            Some(place) => Some(place),
-            None => self.netlink.place_of(addr, device, devices).await,
-        };
-        let answers_on = place.map_or(device.ifindex, |place| place.ifindex);
-        let neighbour = Route::Neighbour { ifindex: device.ifindex, answers_on };
-        match (self.scope.forward, place) {
-            (Forward::Auto | Forward::Peer, Some(place)) => Ok(Route::Peer(place)),
-            (Forward::Peer, None) => {
-                anyhow::bail!(
-                    "it is not behind a veth, so --forward peer cannot reach it; use auto"
-                )
-            }
-            _ => Ok(neighbour),
-        }
-    }
-
     /// One line for everything that is new to the user.
     fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
         for (key, share) in &desired.backends {
@@ -289,7 +222,7 @@ impl Reconciler {
             match (before, share.draining) {
                 (None, false) => {
                     let after = since_start(key, snapshot);
-                    tracing::info!("+ {who} by {}{after}", route_name(key.route));
+                    tracing::info!("+ {who} by {}{after}", key.route.name());
                 }
                 (Some(Share { draining: false, .. }), true) => tracing::info!("- {who} draining"),
                 (Some(Share { draining: true, .. }), false) => tracing::info!("+ {who} back"),
@@ -350,7 +283,7 @@ fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRe
         endpoint: key.endpoint.to_string(),
         weight: share.map_or(0, |share| share.weight),
         state: if draining { "draining" } else { "active" }.to_owned(),
-        via: route_name(key.route).to_owned(),
+        via: key.route.name().to_owned(),
     }
 }
 
@@ -379,25 +312,6 @@ fn key_of(candidate: &Candidate, route: Route) -> BackendKey {
         name: candidate.name.clone(),
         endpoint: candidate.endpoint,
         route,
-    }
-}
-
-/// Whether the devices a route needs still exist.
-fn is_there(route: Route, devices: &Devices) -> bool {
-    match route {
-        Route::Peer(place) => devices.contains_key(&place.ifindex),
-        Route::Neighbour { ifindex, answers_on } => {
-            devices.contains_key(&ifindex) && devices.contains_key(&answers_on)
-        }
-        Route::Stack => true,
-    }
-}
-
-const fn route_name(route: Route) -> &'static str {
-    match route {
-        Route::Peer(_) => "peer",
-        Route::Neighbour { .. } => "neigh",
-        Route::Stack => "stack",
     }
 }
 

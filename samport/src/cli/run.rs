@@ -20,7 +20,8 @@ use crate::listening;
 use crate::model::PortSpec;
 use crate::netlink::Netlink;
 use crate::privileges;
-use crate::reconcile::{Forward, Reconciler, Scope};
+use crate::reconcile::{Reconciler, Scope};
+use crate::routes::Forward;
 
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]

@@ -24,6 +24,18 @@ pub enum Route {
     Stack,
 }
 
+impl Route {
+    /// The name users know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Peer(_) => "peer",
+            Self::Neighbour { .. } => "neigh",
+            Self::Stack => "stack",
+        }
+    }
+}
+
 /// What makes a backend that backend. If any of it changes it is another one, and no flow of the
 /// old one is its.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]

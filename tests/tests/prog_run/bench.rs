@@ -27,6 +27,9 @@ pub const VIP_B: &str = "192.0.2.3:80";
 pub const VIP_443: &str = "192.0.2.1:443";
 pub const BACKENDS: [&str; 4] =
     ["172.30.0.10:9090", "172.30.0.11:9090", "[2001:db8:2::10]:9090", "[2001:db8:2::11]:9090"];
+/// Benches made so far; each has a name of its own.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 /// The kernel only writes the index down; no packet leaves.
 pub const DEVICE: u32 = 1;
 
@@ -59,7 +62,6 @@ impl Bench {
 
     pub fn with_flows(flows: u32) -> Self {
         require_root();
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let instance = Instance::claim(&format!("bench-{}-{count}", std::process::id())).unwrap();
         Self::on(instance, flows)

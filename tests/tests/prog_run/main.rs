@@ -15,18 +15,35 @@ const REDIRECT: i32 = 7;
 /// Discard (`TC_ACT_SHOT`).
 const DROP: i32 = 2;
 
+/// Offsets in a frame, of fields that the tests overwrite.
+const IPV4_PROTOCOL: usize = 14 + 9;
+const IPV4_FLAGS: usize = 14 + 6;
+const IPV6_NEXT_HEADER: usize = 14 + 6;
+const ICMPV6: u8 = 58;
+const MORE_FRAGMENTS: u8 = 0x20;
+
 /// Case 1: non-service IPv4 and IPv6 passes unmodified.
 #[test]
 fn packets_to_other_addresses_pass_untouched() {
+    expect_not_ours(&[(CLIENT, "192.0.2.99:80"), (CLIENT6, "[2001:db8::99]:80")]);
+}
+
+/// Case 3: same address, other port passes.
+#[test]
+fn other_ports_of_a_served_address_pass() {
+    expect_not_ours(&[(CLIENT, "192.0.2.1:81"), (CLIENT6, "[2001:db8::1]:81")]);
+}
+
+fn expect_not_ours(dialled: &[(&str, &str)]) {
     let mut bench = Bench::new();
-    for (client, other) in [(CLIENT, "192.0.2.99:80"), (CLIENT6, "[2001:db8::99]:80")] {
-        let segment = Segment::syn(client.parse().unwrap(), other.parse().unwrap());
-        bench.expect_untouched(
-            "samport_forward",
-            &bench::at_host(segment).frame(),
-            Verdict::NotOurs,
-        );
+    for (client, other) in dialled {
+        let frame = bench::at_host(syn(client, other)).frame();
+        bench.expect_untouched("samport_forward", &frame, Verdict::NotOurs);
     }
+}
+
+fn syn(client: &str, dialled: &str) -> Segment {
+    Segment::syn(client.parse().unwrap(), dialled.parse().unwrap())
 }
 
 /// Case 2: ARP and neighbour discovery pass.
@@ -38,38 +55,19 @@ fn arp_and_neighbour_discovery_pass() {
     bench.expect_untouched("samport_forward", &arp, Verdict::NotIp);
     bench.expect_untouched("samport_reverse", &arp, Verdict::NotIp);
 
-    let mut solicitation =
-        bench::at_host(Segment::syn(CLIENT6.parse().unwrap(), VIP6.parse().unwrap())).frame();
-    const NEXT_HEADER: usize = 14 + 6;
-    const ICMPV6: u8 = 58;
-    solicitation[NEXT_HEADER] = ICMPV6;
+    let mut solicitation = bench::at_host(syn(CLIENT6, VIP6)).frame();
+    solicitation[IPV6_NEXT_HEADER] = ICMPV6;
     bench.expect_untouched("samport_forward", &solicitation, Verdict::NotTcp);
     bench.expect_untouched("samport_reverse", &solicitation, Verdict::NotTcp);
-}
-
-/// Case 3: same address, other port passes.
-#[test]
-fn other_ports_of_a_served_address_pass() {
-    let mut bench = Bench::new();
-    for (client, other) in [(CLIENT, "192.0.2.1:81"), (CLIENT6, "[2001:db8::1]:81")] {
-        let segment = Segment::syn(client.parse().unwrap(), other.parse().unwrap());
-        bench.expect_untouched(
-            "samport_forward",
-            &bench::at_host(segment).frame(),
-            Verdict::NotOurs,
-        );
-    }
 }
 
 /// Case 10: an unknown transport protocol passes.
 #[test]
 fn other_protocols_pass() {
     let mut bench = Bench::new();
-    let mut frame =
-        bench::at_host(Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap())).frame();
-    const PROTOCOL: usize = 14 + 9;
+    let mut frame = bench::at_host(syn(CLIENT, VIP)).frame();
     for protocol in [1, 17, 47, 132] {
-        frame[PROTOCOL] = protocol;
+        frame[IPV4_PROTOCOL] = protocol;
         bench.expect_untouched("samport_forward", &frame, Verdict::NotTcp);
     }
 }
@@ -77,18 +75,15 @@ fn other_protocols_pass() {
 #[test]
 fn frames_for_other_machines_pass() {
     let mut bench = Bench::new();
-    let overheard = Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap());
+    let overheard = syn(CLIENT, VIP);
     bench.expect_untouched("samport_forward", &overheard.frame(), Verdict::OtherHost);
 }
 
 #[test]
 fn fragments_pass() {
     let mut bench = Bench::new();
-    let mut frame =
-        bench::at_host(Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap())).frame();
-    const FLAGS: usize = 14 + 6;
-    const MORE_FRAGMENTS: u8 = 0x20;
-    frame[FLAGS] = MORE_FRAGMENTS;
+    let mut frame = bench::at_host(syn(CLIENT, VIP)).frame();
+    frame[IPV4_FLAGS] = MORE_FRAGMENTS;
     bench.expect_untouched("samport_forward", &frame, Verdict::Fragment);
 }
 
@@ -96,7 +91,7 @@ fn fragments_pass() {
 fn a_service_without_backends_leaves_the_answer_to_the_host() {
     let mut bench = Bench::new();
     bench.empty_the_table();
-    let segment = bench::at_host(Segment::syn(CLIENT.parse().unwrap(), VIP.parse().unwrap()));
+    let segment = bench::at_host(syn(CLIENT, VIP));
     bench.expect_untouched("samport_forward", &segment.frame(), Verdict::NoBackend);
 }
 
