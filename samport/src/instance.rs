@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::fs::FlockOperation;
@@ -17,6 +18,9 @@ use crate::exit::{Exit, coded};
 
 /// Where locks and records are kept.
 const RUN: &str = "/run/samport";
+/// How often, and how long apart, a lock is tried before it counts as held.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running instance. Dropping it removes its record and releases its lock.
 pub struct Instance {
@@ -98,7 +102,7 @@ impl Instance {
                 .write(true)
                 .open(&path)
                 .with_context(|| format!("open {}", path.display()))?;
-            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if !locks_soon(&lock) {
                 let pid = read_record(name).map(|record| record.pid).unwrap_or_default();
                 return Err(coded(
                     Exit::Conflict,
@@ -151,6 +155,16 @@ impl Drop for Instance {
     }
 }
 
+/// Takes a lock, unless somebody holds it. Who only looks whether it is held holds it for a moment.
+fn locks_soon(lock: &File) -> bool {
+    (0..LOCK_TRIES).any(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+    })
+}
+
 /// The name for serving these ports on these interfaces in this network namespace, like
 /// `eth0:80@4026531840`. Only characters that bpffs takes.
 #[must_use]
@@ -193,6 +207,22 @@ pub fn network_namespace() -> Result<u64> {
     Ok(metadata.ino())
 }
 
+/// A path to the network namespace with this inode, if any process or name holds it.
+#[must_use]
+pub fn path_of_namespace(inode: u64) -> Option<PathBuf> {
+    let of_processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        entry.file_name().to_str()?.parse::<u32>().ok()?;
+        Some(entry.path().join("ns/net"))
+    });
+    let named = ["/run/netns", "/run/docker/netns"]
+        .into_iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
+        .map(|entry| entry.path());
+    named
+        .chain(of_processes)
+        .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.ino() == inode))
+}
+
 /// The record of an instance, if there is one that can be read.
 pub fn read_record(name: &str) -> Result<Record> {
     let path = record_path(name);
@@ -201,6 +231,16 @@ pub fn read_record(name: &str) -> Result<Record> {
         .and_then(|mut file| file.read_to_string(&mut text))
         .with_context(|| format!("read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+}
+
+/// Whether some samport of this network namespace has made the clsact qdisc of a device.
+#[must_use]
+pub fn made_qdisc_on(ifindex: u32) -> bool {
+    let Ok(here) = network_namespace() else { return false };
+    known().iter().filter_map(|name| read_record(name).ok()).any(|record| {
+        record.namespace == here
+            && record.filters.iter().any(|filter| filter.ifindex == ifindex && filter.made_qdisc)
+    })
 }
 
 /// Whether a process holds the instance's lock.

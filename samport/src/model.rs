@@ -60,7 +60,10 @@ impl fmt::Display for PortSpec {
 /// ports, makes several.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Candidate {
-    /// Name of the container, or what stands for it.
+    /// What tells it from all others, also from a later one of the same name and address: the
+    /// container's id, or what stands for it.
+    pub id: String,
+    /// Name of the container, or what stands for it. May change.
     pub name: String,
     /// The host port it serves.
     pub listen: u16,

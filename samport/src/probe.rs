@@ -24,7 +24,7 @@ pub type Target = (String, SocketAddr, Option<Place>);
 /// The target of a candidate.
 #[must_use]
 pub fn target(candidate: &Candidate) -> Target {
-    (candidate.name.clone(), candidate.endpoint, candidate.place)
+    (candidate.id.clone(), candidate.endpoint, candidate.place)
 }
 
 /// Probes candidates until each has accepted one TCP connection.
@@ -109,6 +109,7 @@ mod tests {
 
     fn candidate(endpoint: SocketAddr) -> Candidate {
         Candidate {
+            id: "web-1".into(),
             name: "web-1".into(),
             listen: 80,
             endpoint,

@@ -2,6 +2,7 @@
 //! made and carried out. The only caller of `Dataplane::apply`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -47,6 +48,7 @@ pub struct Reconciler {
     routes: Routes,
     probes: Probes,
     complained: BTreeSet<String>,
+    written: Record,
 }
 
 impl Reconciler {
@@ -63,6 +65,7 @@ impl Reconciler {
             routes: Routes::default(),
             probes: Probes::default(),
             complained: BTreeSet::new(),
+            written: Record::default(),
         }
     }
 
@@ -73,6 +76,7 @@ impl Reconciler {
     pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
         check_interfaces(&self.scope.interfaces, &devices)?;
+        check_families(&self.scope.interfaces, snapshot, &devices)?;
         self.sync(snapshot).await
     }
 
@@ -155,9 +159,7 @@ impl Reconciler {
         if worked.is_ok() {
             self.show(&desired, snapshot);
         }
-        if !changes.is_empty() {
-            self.write_record(&desired)?;
-        }
+        self.write_record(&desired)?;
         worked
     }
 
@@ -196,7 +198,8 @@ impl Reconciler {
             let key = key_of(candidate, route);
             let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
             desired.frontends.entry(candidate.listen).or_insert_with(|| addresses.clone());
-            desired.backends.insert(key, Share { weight: candidate.weight, draining });
+            let (name, weight) = (candidate.name.clone(), candidate.weight);
+            desired.backends.insert(key, Share { name, weight, draining });
         }
         desired
     }
@@ -207,7 +210,7 @@ impl Reconciler {
             Condition::Ready => true,
             Condition::ProbeFirst => self.probes.has_answered(candidate),
             Condition::Starting | Condition::Draining => self.shown.keys().any(|key| {
-                key.name == candidate.name
+                key.id == candidate.id
                     && key.endpoint == candidate.endpoint
                     && key.listen == candidate.listen
             }),
@@ -218,7 +221,7 @@ impl Reconciler {
     fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
-            let who = format!("{} {} on :{}", key.name, key.endpoint, key.listen);
+            let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen);
             match (before, share.draining) {
                 (None, false) => {
                     let after = since_start(key, snapshot);
@@ -226,21 +229,27 @@ impl Reconciler {
                 }
                 (Some(Share { draining: false, .. }), true) => tracing::info!("- {who} draining"),
                 (Some(Share { draining: true, .. }), false) => tracing::info!("+ {who} back"),
+                (Some(before), _) if before.name != share.name => {
+                    tracing::info!("~ {who} was {}", before.name);
+                }
                 (Some(before), _) if before.weight != share.weight => {
                     tracing::info!("~ {who} weight {}", share.weight);
                 }
                 _ => {}
             }
         }
-        for key in self.shown.keys().filter(|key| !desired.backends.contains_key(key)) {
-            tracing::info!("- {} {} on :{} gone", key.name, key.endpoint, key.listen);
+        for (key, share) in &self.shown {
+            if !desired.backends.contains_key(key) {
+                tracing::info!("- {} {} on :{} gone", share.name, key.endpoint, key.listen);
+            }
         }
         self.shown.clone_from(&desired.backends);
     }
 
-    fn write_record(&self, desired: &Desired) -> Result<()> {
+    /// Tells `status` and `clean` how things are, if that has changed.
+    fn write_record(&mut self, desired: &Desired) -> Result<()> {
         let filters = self.dataplane.filters();
-        self.instance.write(&Record {
+        let record = Record {
             schema: 1,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -263,7 +272,12 @@ impl Reconciler {
                 .backends()
                 .map(|(key, id)| backend_record(key, id.index, desired.backends.get(key)))
                 .collect(),
-        })
+        };
+        if record != self.written {
+            self.instance.write(&record)?;
+            self.written = record;
+        }
+        Ok(())
     }
 }
 
@@ -278,7 +292,7 @@ fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRe
     let draining = share.is_none_or(|share| share.draining);
     BackendRecord {
         id,
-        name: key.name.clone(),
+        name: share.map_or_else(String::new, |share| share.name.clone()),
         port: key.listen,
         endpoint: key.endpoint.to_string(),
         weight: share.map_or(0, |share| share.weight),
@@ -306,10 +320,37 @@ fn check_interfaces(names: &[String], devices: &Devices) -> Result<()> {
     Ok(())
 }
 
+/// Backends must have something of their family to stand behind. One that has not is named; if that
+/// is all of them, the run makes no sense. (A container with addresses of both families may well
+/// stand behind an interface with one.)
+fn check_families(names: &[String], snapshot: &Snapshot, devices: &Devices) -> Result<()> {
+    let served: BTreeSet<bool> = devices
+        .values()
+        .filter(|device| names.contains(&device.name))
+        .flat_map(|device| device.addresses.iter().map(IpAddr::is_ipv6))
+        .collect();
+    let fits = |candidate: &&Candidate| served.contains(&candidate.endpoint.is_ipv6());
+    let fitting: BTreeSet<_> = snapshot.candidates.iter().filter(fits).map(|c| &c.id).collect();
+    for misfit in snapshot.candidates.iter().filter(|candidate| !fitting.contains(&candidate.id)) {
+        let family = if misfit.endpoint.is_ipv6() { "IPv6" } else { "IPv4" };
+        let message = format!(
+            "backend {} is {family}, but {} has no {family} address to serve it on; give it one, or \
+             take a backend of the other family",
+            misfit.endpoint,
+            names.join(", ")
+        );
+        if fitting.is_empty() {
+            return Err(coded(Exit::Failure, message));
+        }
+        tracing::warn!("{message}");
+    }
+    Ok(())
+}
+
 fn key_of(candidate: &Candidate, route: Route) -> BackendKey {
     BackendKey {
         listen: candidate.listen,
-        name: candidate.name.clone(),
+        id: candidate.id.clone(),
         endpoint: candidate.endpoint,
         route,
     }
@@ -320,7 +361,7 @@ fn since_start(key: &BackendKey, snapshot: &Snapshot) -> String {
     snapshot
         .candidates
         .iter()
-        .find(|c| c.name == key.name && c.endpoint == key.endpoint && c.listen == key.listen)
+        .find(|c| c.id == key.id && c.endpoint == key.endpoint && c.listen == key.listen)
         .and_then(|candidate| candidate.started?.elapsed().ok())
         .map(|elapsed| format!(", {} ms after its start", elapsed.as_millis()))
         .unwrap_or_default()

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::profile_folder;
 
 /// How long samport may take to be ready.
-const READY: Duration = Duration::from_secs(5);
+const READY: Duration = Duration::from_secs(20);
 
 /// The binary: `SAMPORT_BIN`, or the one of the test's own profile, or of the other one.
 #[must_use]
@@ -62,7 +62,7 @@ impl Daemon {
     #[must_use]
     pub fn start_in(namespace: &Namespace, args: &[&str]) -> Self {
         let daemon = Self::launch(namespace, args);
-        daemon.wait_for_line("ready", READY);
+        daemon.wait_for_line("ready: ", READY);
         daemon
     }
 
@@ -167,6 +167,16 @@ impl Backends {
         backends
     }
 
+    /// A file with all backends of a lab, each by its IPv4 and its IPv6 address.
+    #[must_use]
+    pub fn dual(lab: &Lab, port: u16) -> Self {
+        let mut backends = Self::of(lab, port);
+        for backend in lab.backends() {
+            backends.add(backend.name(), backend.v6(port));
+        }
+        backends
+    }
+
     /// What goes after `--file`.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -176,6 +186,13 @@ impl Backends {
     /// Adds a backend of weight 1.
     pub fn add(&mut self, name: &str, address: SocketAddr) {
         self.file.add(name, address).unwrap_or_else(|e| panic!("{e:#}"));
+    }
+
+    /// Adds a backend of weight 1 with each of its addresses.
+    pub fn add_all(&mut self, name: &str, addresses: [SocketAddr; 2]) {
+        for address in addresses {
+            self.add(name, address);
+        }
     }
 
     /// Adds a backend.

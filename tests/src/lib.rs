@@ -5,13 +5,19 @@
     reason = "what acts on daemons and containers is called for its effect as often as for its value"
 )]
 
+pub mod bpf;
 pub mod daemon;
 pub mod docker;
 pub mod load;
 pub mod packet;
+pub mod served;
+pub mod socket;
+pub mod traces;
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use samport::lab::{BackendsFile, HOST_V4, HOST_V6, Lab, Namespace, Server, stats};
 
@@ -22,6 +28,21 @@ pub fn require_root() {
         rustix::process::geteuid().is_root(),
         "this test makes network namespaces and loads BPF programs: run `cargo xtask test` as root"
     );
+}
+
+/// How long anything may take that is waited for: nothing is measured by it, the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until a look around finds something; panics with `what` if it does not in time.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Cargo's folder of the running test's profile: `target/debug` or `target/release`.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::dataplane::{clean, pins};
-use crate::instance::{self, Instance};
+use crate::instance::{self, Instance, Record};
 use crate::privileges;
 
 /// Options of `samport clean`.
@@ -12,6 +12,17 @@ pub struct Args {
     /// Only say what would be removed.
     #[arg(long)]
     dry_run: bool,
+}
+
+/// The way to an instance whose filters can only be removed from its own network namespace: devices
+/// here have the same numbers. `None` if that is this one, or is gone with everything in it.
+fn filters_elsewhere(record: &Record) -> Option<String> {
+    let here = instance::network_namespace().ok()?;
+    if record.filters.is_empty() || record.namespace == here {
+        return None;
+    }
+    let path = instance::path_of_namespace(record.namespace)?;
+    Some(format!("clean it with: nsenter --net={} samport clean", path.display()))
 }
 
 /// Removes every instance nobody runs.
@@ -30,7 +41,15 @@ pub fn run(args: &Args) -> Result<()> {
         found = true;
         let pins = pins::pins_of(&name);
         let record = instance::read_record(&name).ok();
-        let filters = record.as_ref().map_or(&[][..], |record| &record.filters);
+        if let Some(elsewhere) = record.as_ref().and_then(filters_elsewhere) {
+            println!("{name}: has tc filters in another network namespace; {elsewhere}");
+            continue;
+        }
+        let here = instance::network_namespace()?;
+        let filters = match &record {
+            Some(record) if record.namespace == here => &record.filters[..],
+            _ => &[],
+        };
         let what = format!("{} pins, {} tc filters", pins.len(), filters.len());
         if args.dry_run {
             println!("{name}: would remove {what}");

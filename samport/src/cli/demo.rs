@@ -247,7 +247,7 @@ fn start_samport(lab: &Lab, file: &BackendsFile) -> Result<Watched> {
     let mut command = lab.host().command("/proc/self/exe");
     command.args(options).arg(file.path());
     let samport = Watched::spawn(command, Some(|line| println!("    {line}")))?;
-    samport.wait_for_line("ready", PATIENCE)?;
+    samport.wait_for_line("ready: ", PATIENCE)?;
     println!();
     Ok(samport)
 }

@@ -1,5 +1,6 @@
 //! `samport run`: balances until it is stopped, then leaves nothing behind.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -120,8 +121,11 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
 
     let (netlink, network) = Netlink::connect()?;
     let snapshots = discovery::start(provider, args.port.clone()).await?;
-    // After Docker, which knows its own publishers by name.
-    listening::refuse_taken(&ports)?;
+    let first = snapshots.borrow().clone();
+    // After Docker, which knows its own publishers by name; with the ports that labels open.
+    let labelled = first.candidates.iter().map(|candidate| candidate.listen);
+    let opened: BTreeSet<u16> = ports.iter().copied().chain(labelled).collect();
+    listening::refuse_taken(&opened)?;
     let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
     remove_leftovers(&instance)?;
     let hook = args.hook.into();
@@ -137,7 +141,6 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
         namespace,
     };
     let mut reconciler = Reconciler::new(scope, netlink, dataplane, instance);
-    let first = snapshots.borrow().clone();
     reconciler.start(&first).await?;
     say_ready(&args, &reconciler);
     reconciler.run(snapshots, network, stop).await;

@@ -38,7 +38,8 @@ struct Shown {
 /// Shows every instance on this machine, also one that was killed.
 pub fn run(args: &Args) -> Result<()> {
     privileges::require()?;
-    let shown: Vec<Shown> = pins::instances().into_iter().map(look_at).collect::<Result<_>>()?;
+    let shown: Vec<Shown> =
+        pins::instances().iter().filter_map(|name| look_or_say_why_not(name)).collect();
     match args.output {
         Output::Json => println!("{:#}", as_json(&shown)),
         Output::Table if shown.is_empty() => println!("samport does not run on this machine"),
@@ -47,16 +48,33 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn look_at(name: String) -> Result<Shown> {
-    let counters = Counters::open(&name)?;
-    let record = instance::read_record(&name).unwrap_or_default();
+/// An instance that starts, ends or is broken hides no other.
+fn look_or_say_why_not(name: &str) -> Option<Shown> {
+    match look_at(name) {
+        Ok(shown) => Some(shown),
+        Err(error) => {
+            tracing::warn!("{name} cannot be read: {error:#}");
+            None
+        }
+    }
+}
+
+fn look_at(name: &str) -> Result<Shown> {
+    let counters = Counters::open(name)?;
+    let record = instance::read_record(name).unwrap_or_default();
     let verdicts = Verdict::ALL.iter().copied().zip(counters.verdicts.iter().copied()).collect();
     let backends = record
         .backends
         .iter()
         .map(|backend| Ok((backend.clone(), counters.backend(backend.id)?)))
         .collect::<Result<_>>()?;
-    Ok(Shown { running: instance::is_running(&name), name, record, verdicts, backends })
+    Ok(Shown {
+        running: instance::is_running(name),
+        name: name.to_owned(),
+        record,
+        verdicts,
+        backends,
+    })
 }
 
 fn as_json(shown: &[Shown]) -> serde_json::Value {

@@ -10,6 +10,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
 use super::{load, pins};
 use crate::exit::{Coded as _, Exit, coded};
+use crate::instance;
 use crate::netlink;
 use crate::plan::Role;
 
@@ -163,9 +164,12 @@ fn attach_filter(
     kind: TcAttachType,
     ifindex: u32,
 ) -> Result<Attachment> {
+    // Of several samports on a device, the last one that leaves removes the qdisc of the first.
+    let ours = || instance::made_qdisc_on(ifindex);
     let made_qdisc = match tc::qdisc_add_clsact(device) {
         Ok(()) => true,
-        Err(TcError::AlreadyAttached) => false,
+        Err(TcError::AlreadyAttached) => ours(),
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => ours(),
         Err(error) => return Err(error).with_context(|| format!("add clsact to {device}")),
     };
     let attached = classifier

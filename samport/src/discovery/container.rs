@@ -140,6 +140,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
     let ports = ports(view, &mut labels, &policy.ports)?;
     let network = network(view, &labels, &policy.filters)?;
     let candidate = |listen, endpoint| Candidate {
+        id: view.id.clone(),
         name: view.name.clone(),
         listen,
         endpoint,

@@ -145,8 +145,10 @@ fn listens(entry: &Entry, ports: &[PortSpec]) -> Result<Vec<PortSpec>> {
 
 fn candidate(entry: &Entry, spec: PortSpec) -> Candidate {
     let address = entry.address.0;
+    let name = entry.name.clone().unwrap_or_else(|| address.to_string());
     Candidate {
-        name: entry.name.clone().unwrap_or_else(|| address.to_string()),
+        id: name.clone(),
+        name,
         listen: spec.listen,
         endpoint: address.endpoint(spec),
         weight: entry.weight.unwrap_or(1),

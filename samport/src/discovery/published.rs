@@ -1,8 +1,10 @@
 //! Ports that Docker publishes itself: whoever dials them would get samport's backends instead of
 //! that container, and nobody would know why.
 
+use std::net::IpAddr;
+
 use anyhow::Result;
-use bollard::models::{ContainerSummary, PortSummaryTypeEnum};
+use bollard::models::{ContainerSummary, PortSummary, PortSummaryTypeEnum};
 
 use crate::exit::{Exit, coded};
 use crate::model::PortSpec;
@@ -17,7 +19,9 @@ pub(super) fn refuse(ports: &[PortSpec], running: &[ContainerSummary]) -> Result
             .ports
             .iter()
             .flatten()
-            .filter(|port| port.typ.is_none_or(|kind| kind == PortSummaryTypeEnum::TCP));
+            .filter(|port| port.typ.is_none_or(|kind| kind == PortSummaryTypeEnum::TCP))
+            // No client comes in by loopback.
+            .filter(|port| !ip(port).is_some_and(|ip| ip.is_loopback()));
         for public in published.filter_map(|port| port.public_port) {
             if ports.iter().any(|spec| spec.listen == public) {
                 let name = container.names.iter().flatten().next();
@@ -33,6 +37,10 @@ pub(super) fn refuse(ports: &[PortSpec], running: &[ContainerSummary]) -> Result
     Ok(())
 }
 
+fn ip(port: &PortSummary) -> Option<IpAddr> {
+    port.ip.as_ref()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +51,8 @@ mod tests {
         let running: Vec<ContainerSummary> = serde_json::from_value(serde_json::json!([
             {"Names": ["/idle"], "Ports": [{"PrivatePort": 80, "Type": "tcp"}]},
             {"Names": ["/dns"], "Ports": [{"PrivatePort": 53, "PublicPort": 80, "Type": "udp"}]},
+            {"Names": ["/local"],
+             "Ports": [{"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": 80, "Type": "tcp"}]},
             {"Names": ["/old-web"], "Ports": [{"PrivatePort": 8080, "PublicPort": 80, "Type": "tcp"}]},
         ]))
         .unwrap();

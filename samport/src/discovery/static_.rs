@@ -113,6 +113,7 @@ fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> 
                 bail!("backend {endpoint} is given twice for port {}; keep one", spec.listen);
             }
             snapshot.candidates.push(Candidate {
+                id: endpoint.to_string(),
                 name: backend.address.to_string(),
                 listen: spec.listen,
                 endpoint,

@@ -42,8 +42,8 @@ impl Route {
 pub struct BackendKey {
     /// The host port it serves.
     pub listen: u16,
-    /// Its name.
-    pub name: String,
+    /// What tells it from all others.
+    pub id: String,
     /// Where it answers.
     pub endpoint: SocketAddr,
     /// How packets get there.
@@ -51,8 +51,10 @@ pub struct BackendKey {
 }
 
 /// What may change in a backend's life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Share {
+    /// The name users know it by.
+    pub name: String,
     /// Relative to the others; 0 takes no new flows.
     pub weight: u32,
     /// Keeps its flows, takes no new ones.

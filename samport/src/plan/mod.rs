@@ -141,7 +141,7 @@ fn owners_of(
     for (key, id) in ids {
         let service = ServiceKey { port: key.listen, v6: key.endpoint.is_ipv6() };
         let Some(installed) = actual.services.get(&service) else {
-            bail!("backend {} is for port {}, which is not served", key.name, key.listen);
+            bail!("backend {} is for port {}, which is not served", key.endpoint, key.listen);
         };
         let of = owners.entry(key.endpoint).or_default();
         of.push((installed.id, *id));

@@ -10,18 +10,18 @@ use crate::model::Place;
 fn key(name: u8, listen: u16) -> BackendKey {
     BackendKey {
         listen,
-        name: format!("web-{name}"),
+        id: format!("web-{name}"),
         endpoint: SocketAddr::from(([172, 17, 0, name], 9090)),
         route: Route::Peer(Place { ifindex: u32::from(name), mac: [name; 6] }),
     }
 }
 
 fn active(weight: u32) -> Share {
-    Share { weight, draining: false }
+    Share { name: "web".into(), weight, draining: false }
 }
 
 fn draining() -> Share {
-    Share { weight: 1, draining: true }
+    Share { draining: true, ..active(1) }
 }
 
 fn wish(backends: &[(BackendKey, Share)]) -> Desired {
@@ -243,7 +243,7 @@ fn wishes() -> impl Strategy<Value = Vec<Desired>> {
                 let backends: Vec<_> = backends
                     .into_iter()
                     .map(|(name, port, weight, draining)| {
-                        (key(name, port), Share { weight, draining })
+                        (key(name, port), Share { draining, ..active(weight) })
                     })
                     .collect();
                 wish(&backends)

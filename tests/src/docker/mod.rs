@@ -208,7 +208,7 @@ fn launch(lab: &Lab, folder: &Path, cgroup: &str, options: &Options) -> Watched 
         .args(["--config-file", &path("daemon.json"), "--data-root", &path("data")])
         .args(["--exec-root", &path("exec"), "--pidfile", &path("d.pid")])
         .args(["-H", &format!("unix://{}", path("d.sock"))])
-        .args(["--storage-driver=overlay2", "--bip", "10.250.0.1/24"])
+        .args(["--log-level=warn", "--storage-driver=overlay2", "--bip", "10.250.0.1/24"])
         // The same with and without systemd, and the control groups can be found again.
         .args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", cgroup])
         .args(&options.more);

@@ -200,7 +200,7 @@ impl Bench {
 
 fn key(index: u32, endpoint: SocketAddr, listen: u16) -> BackendKey {
     let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index) });
-    BackendKey { listen, name: format!("web-{index}"), endpoint, route }
+    BackendKey { listen, id: format!("web-{index}"), endpoint, route }
 }
 
 /// The segment in a frame for this machine: test runs happen on the loopback device, whose address

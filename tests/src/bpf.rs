@@ -1,0 +1,218 @@
+//! The `bpf` system call, for what no tool of Debian 12 shows or does: programs of somebody else on
+//! a tcx hook, the list of those that are there, and ids of maps that are not opened for it.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
+use samport::lab::Namespace;
+
+// Numbers of linux/bpf.h.
+const BPF_PROG_LOAD: i64 = 5;
+const BPF_OBJ_GET: i64 = 7;
+const BPF_PROG_GET_NEXT_ID: i64 = 11;
+const BPF_MAP_GET_NEXT_ID: i64 = 12;
+const BPF_PROG_GET_FD_BY_ID: i64 = 13;
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
+const BPF_PROG_QUERY: i64 = 16;
+const BPF_LINK_CREATE: i64 = 28;
+const BPF_LINK_GET_NEXT_ID: i64 = 31;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
+
+/// Most programs one hook of one device takes: one less than `BPF_MPROG_MAX` in linux/bpf_mprog.h.
+pub const HOOK_LIMIT: usize = 63;
+
+/// A tcx hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// What comes in.
+    Ingress,
+    /// What goes out.
+    Egress,
+}
+
+/// `union bpf_attr`: as much of it as is used here. What lies behind is zero.
+type Attr = [u8; 128];
+
+/// A program of somebody else at tcx ingress of a device: it drops TCP over IPv6 and hands on the
+/// rest.
+/// Dropping it takes the program off.
+#[derive(Debug)]
+pub struct Foreign {
+    _link: OwnedFd,
+}
+
+impl Foreign {
+    /// Attaches it behind the programs that are there.
+    #[must_use]
+    pub fn attach(namespace: &Namespace, device: &str) -> Self {
+        let attached = namespace.run(|| {
+            let program = load()?;
+            let mut attr: Attr = [0; 128];
+            put(&mut attr, 0, &program.as_raw_fd().cast_unsigned().to_ne_bytes());
+            put(&mut attr, 4, &index_of(device)?.to_ne_bytes());
+            put(&mut attr, 8, &TCX_INGRESS.to_ne_bytes());
+            open(BPF_LINK_CREATE, &mut attr)
+        });
+        let link = attached.unwrap_or_else(|e| panic!("attach a program to {device}: {e}"));
+        Self { _link: link }
+    }
+}
+
+/// A kind of BPF object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Programs.
+    Program,
+    /// Maps.
+    Map,
+    /// Links.
+    Link,
+}
+
+/// Ids of all objects of a kind in the kernel.
+#[must_use]
+pub fn all_ids(kind: Kind) -> BTreeSet<u32> {
+    let all = samport::dataplane::inventory().expect("list BPF objects");
+    match kind {
+        Kind::Program => all.programs,
+        Kind::Map => all.maps,
+        Kind::Link => all.links,
+    }
+}
+
+/// The id of the object pinned at a path, whatever its kind.
+pub fn id_of_pin(path: &Path) -> io::Result<u32> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &(path.as_ptr() as u64).to_ne_bytes());
+    let object = open(BPF_OBJ_GET, &mut attr)?;
+    // The kinds' structures all have the id in the second place.
+    Ok(word(&info_of(&object, &mut [])?, 4))
+}
+
+/// Ids of the maps a program uses; none if it has just gone.
+#[must_use]
+pub fn maps_of_program(id: u32) -> BTreeSet<u32> {
+    let mut ids = [0; 64];
+    let ask = |ids: &mut [u32; 64]| {
+        let mut attr: Attr = [0; 128];
+        put(&mut attr, 0, &id.to_ne_bytes());
+        let program = open(BPF_PROG_GET_FD_BY_ID, &mut attr)?;
+        Ok::<_, io::Error>(word(&info_of(&program, ids)?, 52))
+    };
+    let count = ask(&mut ids).map_or(0, |count| usize::try_from(count).unwrap_or(0));
+    ids.into_iter().take(count).collect()
+}
+
+/// `struct bpf_prog_info`, `bpf_map_info` or `bpf_link_info`, as far as 128 bytes go. A program's
+/// maps are written to `map_ids`, if there is room; other kinds must not be asked for them.
+fn info_of(object: &OwnedFd, map_ids: &mut [u32]) -> io::Result<Attr> {
+    let mut info: Attr = [0; 128];
+    if !map_ids.is_empty() {
+        put(&mut info, 52, &u32::try_from(map_ids.len()).unwrap_or(0).to_ne_bytes());
+        put(&mut info, 56, &(map_ids.as_mut_ptr() as u64).to_ne_bytes());
+    }
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &object.as_raw_fd().cast_unsigned().to_ne_bytes());
+    put(&mut attr, 4, &128_u32.to_ne_bytes());
+    put(&mut attr, 8, &(info.as_mut_ptr() as u64).to_ne_bytes());
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// Ids of the programs on a tcx hook of a device, in their order.
+pub fn programs_on(namespace: &Namespace, device: &str, hook: Hook) -> Vec<u32> {
+    let mut ids = [0u32; HOOK_LIMIT];
+    let found = namespace.run(|| {
+        let mut attr: Attr = [0; 128];
+        let kind = if hook == Hook::Ingress { TCX_INGRESS } else { TCX_EGRESS };
+        put(&mut attr, 0, &index_of(device)?.to_ne_bytes());
+        put(&mut attr, 4, &kind.to_ne_bytes());
+        put(&mut attr, 16, &(ids.as_mut_ptr() as u64).to_ne_bytes());
+        put(&mut attr, 24, &u32::try_from(ids.len()).unwrap_or(0).to_ne_bytes());
+        bpf(BPF_PROG_QUERY, &mut attr)?;
+        Ok::<_, io::Error>(word(&attr, 24))
+    });
+    let count = found.unwrap_or_else(|e| panic!("ask for the programs on {device}: {e}"));
+    ids[..usize::try_from(count).unwrap_or(0)].to_vec()
+}
+
+/// Loads the program. In C: `if (skb->protocol == htons(ETH_P_IPV6) && load_byte(skb, 20) ==
+/// IPPROTO_TCP) return TCX_DROP; return TCX_NEXT;`
+fn load() -> io::Result<OwnedFd> {
+    let ipv6 = i32::from(0x86dd_u16.to_be());
+    let program = [
+        // r6 = r1: where loads from the packet look for it
+        instruction(0xbf, 0x16, 0, 0),
+        // r2 = *(u32 *)(r1 + offsetof(struct __sk_buff, protocol))
+        instruction(0x61, 0x12, 16, 0),
+        // r0 = -1 (TCX_NEXT)
+        instruction(0xb7, 0x00, 0, -1),
+        // if r2 != IPv6: to the end
+        instruction(0x55, 0x02, 4, ipv6),
+        // r0 = byte 20 of the frame, the IPv6 header's next header
+        instruction(0x30, 0x00, 0, 20),
+        // if r0 == 6 (TCP): skip one more
+        instruction(0x15, 0x00, 3, 6),
+        // r0 = -1 (TCX_NEXT)
+        instruction(0xb7, 0x00, 0, -1),
+        // exit, twice: the second is where the first jump leads
+        instruction(0x95, 0x00, 0, 0),
+        instruction(0x95, 0x00, 0, 0),
+        // r0 = 2 (TCX_DROP); exit
+        instruction(0xb7, 0x00, 0, 2),
+        instruction(0x95, 0x00, 0, 0),
+    ];
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &PROG_TYPE_SCHED_CLS.to_ne_bytes());
+    put(&mut attr, 4, &u32::try_from(program.len()).unwrap_or(0).to_ne_bytes());
+    put(&mut attr, 8, &(program.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 16, &(c"GPL".as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 48, b"foreign");
+    open(BPF_PROG_LOAD, &mut attr)
+}
+
+/// A `struct bpf_insn`.
+fn instruction(code: u8, registers: u8, offset: i16, value: i32) -> u64 {
+    let (offset, value) = (offset.to_ne_bytes(), value.to_ne_bytes());
+    u64::from_ne_bytes([
+        code, registers, offset[0], offset[1], value[0], value[1], value[2], value[3],
+    ])
+}
+
+fn put(attr: &mut Attr, at: usize, bytes: &[u8]) {
+    attr[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+fn word(attr: &Attr, at: usize) -> u32 {
+    u32::from_ne_bytes([attr[at], attr[at + 1], attr[at + 2], attr[at + 3]])
+}
+
+/// A command that makes a descriptor.
+fn open(command: i64, attr: &mut Attr) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    // SAFETY: the kernel has just made the descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf(command: i64, attr: &mut Attr) -> io::Result<RawFd> {
+    // SAFETY: the attributes are as long as we say, and what they point to lives in our callers.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), attr.len()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RawFd::try_from(result).map_err(io::Error::other)
+}
+
+fn index_of(device: &str) -> io::Result<u32> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    Ok(name_to_index(&socket, device)?)
+}

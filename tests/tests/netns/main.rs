@@ -1,0 +1,16 @@
+//! Real sockets between network namespaces, samport in the middle.
+
+mod choice;
+mod churn;
+mod flows;
+mod forwarding;
+mod front;
+mod transfer;
+
+use samport_tests::{Lab, require_root};
+
+/// A lab with nothing special.
+fn lab(backends: u8) -> Lab {
+    require_root();
+    Lab::builder().backends(backends).build().unwrap()
+}

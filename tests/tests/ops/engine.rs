@@ -1,0 +1,105 @@
+//! Case 87: Docker's socket: absent, in the way, refused, silent.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use samport_tests::traces::{assert_traces, traces};
+
+use crate::{ended, ended_with, lab};
+
+/// What ends `samport run` without an engine.
+const RUN: [&str; 6] = ["run", "-i", "eth0", "-p", "80", "--endpoint"];
+
+fn url(path: &Path) -> String {
+    format!("unix://{}", path.display())
+}
+
+/// Case 87: absent.
+#[test]
+fn an_absent_docker_socket_is_named() {
+    let lab = lab(0);
+    let before = traces(lab.host());
+    let endpoint = "unix:///nowhere/docker.sock";
+    let words = [endpoint, "no such socket", "--endpoint", "DOCKER_HOST"];
+    ended(lab.host(), &[&RUN[..], &[endpoint]].concat()).assert(3, &words);
+    assert_traces(lab.host(), &before);
+    // The same by Docker's own variable.
+    let wrapper = ["env", "DOCKER_HOST=unix:///elsewhere/d.sock"];
+    ended_with(lab.host(), &wrapper, &RUN[..5]).assert(3, &["/elsewhere/d.sock"]);
+}
+
+/// Case 87: something else is in its place.
+#[test]
+fn a_file_in_the_place_of_the_docker_socket_is_named() {
+    let lab = lab(0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let endpoint = url(file.path());
+    ended(lab.host(), &[&RUN[..], &[&endpoint]].concat()).assert(3, &[&endpoint, "no socket"]);
+}
+
+/// Case 87: nobody listens, at a socket or at a port.
+#[test]
+fn a_docker_socket_nobody_listens_on_is_named() {
+    let lab = lab(0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    for endpoint in [&url(&path), "tcp://127.0.0.1:2375"] {
+        let words = [endpoint, "nothing listens"];
+        ended(lab.host(), &[&RUN[..], &[endpoint]].concat()).assert(3, &words);
+    }
+}
+
+/// Case 87: refused: a user with the capabilities, who may not open the socket.
+#[test]
+fn a_docker_socket_that_may_not_be_opened_is_named() {
+    let lab = lab(0);
+    let folder = tempfile::tempdir().unwrap();
+    // The user must get as far as the socket, and to the binary.
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = folder.path().join("d.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    let user = [
+        "setpriv",
+        "--reuid=65534",
+        "--inh-caps=+net_admin,+bpf",
+        "--ambient-caps=+net_admin,+bpf",
+    ];
+    let endpoint = url(&path);
+    let args = [&RUN[..], &[&endpoint]].concat();
+    ended_with(lab.host(), &user, &args).assert(3, &[&endpoint, "permission denied"]);
+}
+
+/// Case 87: what answers is no engine.
+#[test]
+fn what_answers_and_is_no_docker_is_named() {
+    let lab = lab(0);
+    let _server = lab.host().run(|| samport_tests::Server::bind("no-docker", 2375)).unwrap();
+    let endpoint = "tcp://127.0.0.1:2375";
+    ended(lab.host(), &[&RUN[..], &[endpoint]].concat()).assert(3, &[endpoint]);
+}
+
+/// Case 87: a connection that is closed at once.
+#[test]
+fn what_hangs_up_is_named() {
+    let lab = lab(0);
+    let listener = lab.host().run(|| TcpListener::bind("127.0.0.1:2375")).unwrap();
+    let hang_up = std::thread::spawn(move || listener.accept().map(drop));
+    let endpoint = "tcp://127.0.0.1:2375";
+    ended(lab.host(), &[&RUN[..], &[endpoint]].concat()).assert(3, &[endpoint]);
+    hang_up.join().unwrap().unwrap();
+}
+
+/// Case 87: an address that is none.
+#[test]
+fn an_engines_address_that_is_none_is_named() {
+    let lab = lab(0);
+    for endpoint in ["docker.sock", "unix://docker.sock", "ftp://a:1", "tcp://a", "https://a:1"] {
+        let ended = ended(lab.host(), &[&RUN[..], &[endpoint]].concat());
+        ended.assert(ended.code.unwrap_or(0), &[endpoint, "--endpoint", "unix:///PATH"]);
+        assert!(matches!(ended.code, Some(1 | 2)), "{ended:?}");
+    }
+}

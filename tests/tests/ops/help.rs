@@ -1,0 +1,69 @@
+//! `--help` and `version`.
+
+use std::process::Command;
+
+use samport_tests::daemon::samport_binary;
+
+/// What a command prints; it needs no root and no namespace.
+fn printed(args: &[&str]) -> String {
+    let output = Command::new(samport_binary()).args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    assert!(output.stderr.is_empty(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Every verb, and the flags it has.
+const VERBS: [(&str, &[&str]); 5] = [
+    (
+        "run",
+        &[
+            "-i, --iface",
+            "-p, --port",
+            "--backend",
+            "--provider",
+            "--endpoint",
+            "--file",
+            "--filter",
+            "--health",
+            "--forward",
+            "--hook",
+            "--drain",
+            "--flows",
+            "--keep",
+        ],
+    ),
+    ("status", &["-o, --output"]),
+    ("clean", &["--dry-run"]),
+    ("demo", &["--backends", "--requests"]),
+    ("version", &[]),
+];
+
+#[test]
+fn help_of_every_verb_names_each_of_its_flags() {
+    for (verb, flags) in VERBS {
+        let help = printed(&[verb, "--help"]);
+        for flag in flags.iter().chain(&["-q, --quiet", "-v, --verbose", "-h, --help"]) {
+            assert!(help.contains(flag), "no {flag} in the help of {verb}:\n{help}");
+        }
+        assert!(help.contains(&format!("samport {verb}")), "{help}");
+    }
+}
+
+#[test]
+fn help_names_every_verb_and_the_exit_codes() {
+    let help = printed(&["--help"]);
+    for (verb, _) in VERBS {
+        assert!(help.contains(&format!("\n  {verb}")), "no {verb} in\n{help}");
+    }
+    for code in ["0 ok", "1 failure", "2 ", "3 ", "4 ", "5 ", "6 ", "7 "] {
+        assert!(help.contains(code), "no exit code {code:?} in\n{help}");
+    }
+}
+
+#[test]
+fn version_names_the_program_and_the_layout_of_its_maps() {
+    let version = printed(&["version"]);
+    assert!(version.starts_with(&format!("samport {}", env!("CARGO_PKG_VERSION"))), "{version}");
+    assert!(version.contains("layout"), "{version}");
+    assert!(printed(&["--version"]).starts_with("samport "));
+}
