@@ -90,6 +90,8 @@ verdicts! {
     18 Reply "reply" Redirect;
     /// A reply, restored on its way out of the host's stack.
     19 ReplyStack "reply-stack" Pass;
+    /// A reply larger than the interface to the client takes: the host's stack tells the backend.
+    20 ReplyTooBig "reply-too-big" Pass;
 }
 
 #[cfg(test)]

@@ -40,6 +40,12 @@ pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>) -> Option<()> {
     }
     skb.write(rewrite.port_at, rewrite.port)?;
     skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.addr_difference, true)?;
+    if P::CHECKSUM.is_none() {
+        // The helper takes the address for covered by a header checksum, as it is in IPv4: it has
+        // taken the difference out of the device's sum, where address and TCP checksum had already
+        // made up for each other.
+        skb.update_device_sum(rewrite.addr_difference);
+    }
     if rewrite.port_difference != 0 {
         skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.port_difference, false)?;
     }

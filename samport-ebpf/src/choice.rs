@@ -92,18 +92,19 @@ pub fn store<P: Tables>(
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     match place {
-        Place::Entry(entry) => Ok(reopen(entry, chosen, opening)),
+        Place::Entry(entry, judged) => Ok(reopen(entry, judged, chosen, opening)),
         Place::Lane(lane, how) => insert::<P>(packet, lane, how, opening, chosen),
     }
 }
 
 /// Takes over an entry whose connection is over.
 #[inline(always)]
-fn reopen(entry: Entry, chosen: FlowWord, opening: &Opening<'_>) -> FlowWord {
-    match entry.exchange(entry.word(), chosen) {
+fn reopen(entry: Entry, judged: FlowWord, chosen: FlowWord, opening: &Opening<'_>) -> FlowWord {
+    // First, or the new flow would look as old as the one before for a moment.
+    entry.touch(opening.now_tick);
+    match entry.exchange(judged, chosen) {
         Ok(()) => {
-            entry.set_ifindex(opening.ifindex);
-            entry.touch(opening.now_tick);
+            entry.follow_to(opening.ifindex);
             maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
             chosen
         }

@@ -75,9 +75,11 @@ impl Entry {
 
     /// Changes the interface replies leave by.
     #[inline(always)]
-    pub fn set_ifindex(self, ifindex: u32) {
-        // SAFETY: as in `touch`.
-        unsafe { (&raw mut (*self.0).ifindex).write_volatile(ifindex) };
+    pub fn follow_to(self, ifindex: u32) {
+        if self.ifindex() != ifindex {
+            // SAFETY: as in `touch`.
+            unsafe { (&raw mut (*self.0).ifindex).write_volatile(ifindex) };
+        }
     }
 
     /// What the client dialled.
@@ -98,8 +100,9 @@ pub fn find<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
 /// Where a new flow is stored.
 #[derive(Clone, Copy)]
 pub enum Place {
-    /// Over this entry: the same client and VIP, and its connection is over.
-    Entry(Entry),
+    /// Over this entry: the same client and VIP, and a connection that is over as long as this is
+    /// its word.
+    Entry(Entry, FlowWord),
     /// As a new entry in this lane.
     Lane(Lane, Insert),
 }

@@ -50,11 +50,15 @@ fn choose<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, FlowWord), Trouble> 
         First::Free => None,
         First::Crowded => return Err(Trouble::Crowded),
     };
-    if let Some(word) = follow(own, packet.flags, opening.now_tick)? {
-        return Ok((packet, word));
-    }
+    let judged = match follow(own, packet.flags, &opening)? {
+        Next::Follow(word) => return Ok((packet, word)),
+        Next::Open(judged) => judged,
+    };
     let chosen = choice::draw(&opening)?;
-    let place = own.map_or(Place::Lane(Lane::FIRST, Insert::New), Place::Entry);
+    let place = match judged {
+        Some((entry, word)) => Place::Entry(entry, word),
+        None => Place::Lane(Lane::FIRST, Insert::New),
+    };
     Ok((packet, choice::store::<P>(&packet, place, &opening, chosen)?))
 }
 
@@ -64,12 +68,13 @@ fn choose_thoroughly<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, FlowWord)
     let (packet, opening) = classify::<P>(skb)?;
     let (client, vip) = (packet.source, packet.destination);
     let lanes = flows::look_thoroughly::<P>(client, vip, opening.id, opening.now_tick);
-    if let Some(word) = follow(lanes.own, packet.flags, opening.now_tick)? {
-        return Ok((packet, word));
-    }
+    let judged = match follow(lanes.own, packet.flags, &opening)? {
+        Next::Follow(word) => return Ok((packet, word)),
+        Next::Open(judged) => judged,
+    };
     let chosen = choice::draw_thoroughly::<P>(client, &lanes, &opening)?;
-    let place = match (lanes.own, lanes.free) {
-        (Some(entry), _) => Place::Entry(entry),
+    let place = match (judged, lanes.free) {
+        (Some((entry, word)), _) => Place::Entry(entry, word),
         (None, Some(lane)) => {
             if lane != Lane::FIRST {
                 maps::set_lanes_used();
@@ -98,24 +103,34 @@ fn classify<P: Tables>(skb: &Skb) -> Result<(Packet<P::Addr>, Opening<'static>),
     Ok((packet, Opening { service, id, ifindex: skb.ifindex(), now_tick }))
 }
 
-/// Advances the packet's flow. `None` if the packet opens a flow instead.
+/// What a packet does with its flow.
+enum Next {
+    /// Goes on in it, to this backend.
+    Follow(FlowWord),
+    /// Opens it; over this entry, if what stands there is still what was judged to be over.
+    Open(Option<(Entry, FlowWord)>),
+}
+
+/// Advances the packet's flow, or says that it opens one.
 #[inline(always)]
-fn follow(own: Option<Entry>, flags: Flags, now_tick: u32) -> Result<Option<FlowWord>, Verdict> {
+fn follow(own: Option<Entry>, flags: Flags, opening: &Opening<'_>) -> Result<Next, Verdict> {
     let Some(entry) = own else {
         return match conntrack::decide(None, flags) {
             Decision::Refuse(verdict) => Err(verdict),
-            Decision::Choose | Decision::Stay(_) => Ok(None),
+            Decision::Choose | Decision::Stay(_) => Ok(Next::Open(None)),
         };
     };
     let word = entry.word();
-    let known = (word.state(), entry.idle_ticks(now_tick), serves(word));
+    let known = (word.state(), entry.idle_ticks(opening.now_tick), serves(word));
     match conntrack::decide(Some(known), flags) {
         Decision::Refuse(verdict) => Err(verdict),
-        Decision::Choose => Ok(None),
+        Decision::Choose => Ok(Next::Open(Some((entry, word)))),
         Decision::Stay(state) => {
             entry.advance(word, state);
-            entry.touch(now_tick);
-            Ok(Some(word))
+            entry.touch(opening.now_tick);
+            // Replies follow the client when it comes in by another interface.
+            entry.follow_to(opening.ifindex);
+            Ok(Next::Follow(word))
         }
     }
 }

@@ -32,10 +32,13 @@ pub fn run<P: Tables>(skb: &Skb, exit: Exit) -> Outcome {
     let Some((entry, backend)) = find::<P>(&packet) else {
         return Verdict::NotAReply.into();
     };
+    let ifindex = entry.ifindex();
+    if exit == Exit::Redirect && !skb.fits(ifindex) {
+        return Verdict::ReplyTooBig.into();
+    }
     let word = entry.word();
     entry.advance(word, conntrack::step(word.state(), packet.flags, Sender::Backend));
     entry.touch(flows::now_tick());
-    let ifindex = entry.ifindex();
     let rewrite = rewrite::plan::<P>(&packet, End::Source, entry.vip::<P>());
     if apply::apply(skb, &rewrite).is_none() {
         return Verdict::RewriteFailed.into();

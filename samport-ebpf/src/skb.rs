@@ -1,7 +1,9 @@
 //! The only place with packet pointers.
 
 use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::helpers::{
+    bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer,
+};
 use aya_ebpf::programs::TcContext;
 use samport_common::frame::Frame;
 
@@ -10,6 +12,11 @@ use samport_common::frame::Frame;
 const MAX_OFFSET: usize = 14 + 40 + 6 * 2_048;
 /// What is made linear when a driver has left headers outside of the linear part.
 const PULL_LEN: u32 = 256;
+/// Ethernet header and the smallest MTU that IPv6 allows (RFC 8200, section 5); IPv4 links with less
+/// are none a server has.
+const FITS_EVERYWHERE: u32 = 14 + 1_280;
+/// Asks for the segments of a packet that offload will cut (linux/bpf.h).
+const BPF_MTU_CHK_SEGS: u64 = 1;
 /// `skb->pkt_type` of a frame addressed to this machine (`PACKET_HOST` in linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
@@ -53,6 +60,30 @@ impl Skb {
     pub fn is_vlan_tagged(&self) -> bool {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+
+    /// Whether a device takes the packet. The redirect helper would not ask, and the packet would
+    /// vanish; the host's stack, given it as it came, tells the sender what size is right.
+    #[inline(always)]
+    pub fn fits(&self, ifindex: u32) -> bool {
+        if self.len() <= FITS_EVERYWHERE {
+            return true;
+        }
+        let mut mtu = 0;
+        // SAFETY: the context is valid, and `mtu` lives until the helper has returned.
+        let verdict = unsafe {
+            bpf_check_mtu(self.0.skb.skb.cast(), ifindex, &raw mut mtu, 0, BPF_MTU_CHK_SEGS)
+        };
+        // Negative if the device is gone: that is for the redirect to find out.
+        verdict <= 0
+    }
+
+    /// Makes the sum a device has computed over the packet agree with what was changed outside of
+    /// the transport header. Only for such a sum (`CHECKSUM_COMPLETE`); nothing happens to others.
+    #[inline(always)]
+    pub fn update_device_sum(&self, difference: u32) {
+        // SAFETY: the context is valid. The error says that there is no such sum.
+        let _ = unsafe { bpf_csum_update(self.0.skb.skb, difference) };
     }
 
     /// Brings headers into the linear part. False if they were there already: then the packet

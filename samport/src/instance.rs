@@ -169,6 +169,9 @@ fn locks_soon(lock: &File) -> bool {
 /// `eth0:80@4026531840`. Only characters that bpffs takes.
 #[must_use]
 pub fn name_for(interfaces: &[String], ports: &[u16], namespace: u64) -> String {
+    let (mut interfaces, mut ports) = (interfaces.to_vec(), ports.to_vec());
+    interfaces.sort();
+    ports.sort_unstable();
     let interfaces = interfaces.join("+");
     let plain: String =
         interfaces.chars().map(|c| if c == '.' || c == '/' { '_' } else { c }).collect();
@@ -184,6 +187,9 @@ pub fn name_for(interfaces: &[String], ports: &[u16], namespace: u64) -> String 
 pub fn refuse_overlap(interfaces: &[String], ports: &[u16], namespace: u64) -> Result<()> {
     for name in known().into_iter().filter(|name| is_running(name)) {
         let Ok(other) = read_record(&name) else { continue };
+        if other.pid == std::process::id() {
+            continue;
+        }
         let interface = interfaces.iter().find(|i| other.interfaces.contains(i));
         let port = ports.iter().find(|p| other.ports.contains(p));
         if let (true, Some(interface), Some(port)) = (other.namespace == namespace, interface, port)

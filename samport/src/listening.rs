@@ -1,7 +1,5 @@
 //! Who listens on a port of this machine already.
 
-use std::collections::BTreeSet;
-
 use anyhow::Result;
 use procfs::net::TcpState;
 use procfs::process::FDTarget;
@@ -13,7 +11,7 @@ use crate::exit::{Exit, coded};
 ///
 /// # Errors
 /// [`Exit::Conflict`], naming the process.
-pub fn refuse_taken(ports: &BTreeSet<u16>) -> Result<()> {
+pub fn refuse_taken(ports: &[u16]) -> Result<()> {
     // /proc/net is a convenience: without it nothing can be said.
     let v4 = procfs::net::tcp().unwrap_or_default();
     let v6 = procfs::net::tcp6().unwrap_or_default();

@@ -5,22 +5,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
 use tokio::sync::watch;
 
 use crate::dataplane::Dataplane;
 use crate::exit::{Exit, coded};
-use crate::instance::{BackendRecord, FilterRecord, Instance, Record};
+use crate::instance::{self, BackendRecord, FilterRecord, Instance, Record};
+use crate::listening;
 use crate::model::{Candidate, Condition, PortSpec, Snapshot};
 use crate::netlink::{Devices, Netlink};
-use crate::plan::{self, Actual, BackendKey, Desired, Route, Share};
+use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
 use crate::probe::Probes;
 use crate::routes::{Forward, Routes};
 
+/// Most backends of one samport: id 0 is none.
+const BACKENDS: usize = MAX_BACKENDS as usize - 1;
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
 /// Without any event: what was missed is found all the same.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How long the first backends are waited for.
+const FIRST_ANSWERS: Duration = Duration::from_secs(1);
 /// After a change failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -77,7 +83,25 @@ impl Reconciler {
         let devices = self.netlink.devices().await?;
         check_interfaces(&self.scope.interfaces, &devices)?;
         check_families(&self.scope.interfaces, snapshot, &devices)?;
+        // Others must see early what we are about to serve.
+        let frontends = self.scope.ports.iter().map(|port| (port.listen, BTreeSet::new()));
+        self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
+        self.wait_for_first_answers(snapshot).await;
         self.sync(snapshot).await
+    }
+
+    /// Containers that have run for long answer at once: with them we are ready, not without.
+    async fn wait_for_first_answers(&mut self, snapshot: &Snapshot) {
+        let deadline = tokio::time::Instant::now() + FIRST_ANSWERS;
+        loop {
+            let to_probe = snapshot.candidates.iter();
+            let to_probe = to_probe.filter(|c| c.condition == Condition::ProbeFirst);
+            let missing = to_probe.filter(|c| !self.probes.has_answered(c)).count();
+            if missing == 0 || tokio::time::timeout_at(deadline, self.probes.next()).await.is_err()
+            {
+                return;
+            }
+        }
     }
 
     /// Follows all changes until `stop` resolves.
@@ -146,21 +170,41 @@ impl Reconciler {
 
     async fn sync(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
-        let desired = self.desire(snapshot, &devices).await;
-        let changes = plan::plan(&desired, &mut self.actual)?;
-        let mut worked = Ok(());
-        for change in &changes {
-            worked = self.dataplane.apply(change);
-            if worked.is_err() {
-                break;
+        let mut desired = self.desire(snapshot, &devices).await;
+        loop {
+            let changes = plan::plan(&desired, &mut self.actual)?;
+            let Err((failed, error)) = self.carry_out(&changes, &desired) else { break };
+            // A container may be gone before its event has come. It must not keep the others waiting.
+            let Change::Attach(Role::Reverse, device) = failed else { return Err(error) };
+            let before = desired.backends.len();
+            desired.backends.retain(|key, _| key.route.answers_on() != Some(device));
+            if desired.backends.len() == before {
+                return Err(error);
             }
-            self.actual.record(change);
+            complain(&mut self.complained, &format!("a backend is left out: {error:#}"));
         }
-        if worked.is_ok() {
-            self.show(&desired, snapshot);
+        self.show(&desired, snapshot);
+        self.write_record(&desired)
+    }
+
+    /// Makes the changes, up to the first that fails.
+    fn carry_out(
+        &mut self,
+        changes: &[Change],
+        desired: &Desired,
+    ) -> std::result::Result<(), (Change, anyhow::Error)> {
+        for change in changes {
+            let mut done = self.dataplane.apply(change);
+            if done.is_ok() {
+                self.actual.record(change);
+                // Nothing but the record finds a netlink filter again.
+                if matches!(change, Change::Attach(..)) && self.hook() == "tc" {
+                    done = self.write_record(desired);
+                }
+            }
+            done.map_err(|error| (change.clone(), error))?;
         }
-        self.write_record(&desired)?;
-        worked
+        Ok(())
     }
 
     /// What the kernel should be like now.
@@ -197,11 +241,34 @@ impl Reconciler {
             };
             let key = key_of(candidate, route);
             let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
+            if let Err(trouble) = self.may_open(candidate, &desired) {
+                let about = format!("{} is not served: {trouble:#}", candidate.name);
+                complain(&mut self.complained, &about);
+                continue;
+            }
             desired.frontends.entry(candidate.listen).or_insert_with(|| addresses.clone());
             let (name, weight) = (candidate.name.clone(), candidate.weight);
             desired.backends.insert(key, Share { name, weight, draining });
         }
         desired
+    }
+
+    /// Whether one more backend fits. A label may open a port only if nobody has it: not a server of
+    /// this host, not another samport.
+    fn may_open(&self, candidate: &Candidate, desired: &Desired) -> Result<()> {
+        let port = candidate.listen;
+        let at_endpoint = desired.backends.keys().filter(|k| k.endpoint == candidate.endpoint);
+        if at_endpoint.count() == SHARED_BY {
+            bail!("at most {SHARED_BY} ports of the host lead to one of a container's; not {port}");
+        }
+        if desired.backends.len() == BACKENDS {
+            bail!("one samport has at most {BACKENDS} backends");
+        }
+        if desired.frontends.contains_key(&port) || self.shown.keys().any(|k| k.listen == port) {
+            return Ok(());
+        }
+        listening::refuse_taken(&[port])?;
+        instance::refuse_overlap(&self.scope.interfaces, &[port], self.scope.namespace)
     }
 
     /// Whether a candidate takes part: it is ready, or it was and still has flows.

@@ -77,6 +77,9 @@ async fn find(
     }
     let device = netlink.route(addr).await?.and_then(|ifindex| devices.get(&ifindex));
     let device = device.with_context(|| format!("there is no route to {addr}"))?;
+    if !device.is_ethernet {
+        bail!("{addr} is behind {}, which carries no Ethernet frames (a tunnel)", device.name);
+    }
     let place = match place {
         Some(place) => Some(place),
         None => netlink.place_of(addr, device, devices).await,

@@ -1,6 +1,5 @@
 //! `samport run`: balances until it is stopped, then leaves nothing behind.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use clap::ValueEnum;
 use samport_common::layout::{DEFAULT_FLOWS, bytes_per_flow};
 use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::dataplane::{self, Dataplane, Hook, clean};
 use crate::discovery::container::HealthDefault;
@@ -18,7 +18,7 @@ use crate::discovery::{self, Provider, docker, file};
 use crate::exit::{Exit, coded};
 use crate::instance::{self, Instance};
 use crate::listening;
-use crate::model::PortSpec;
+use crate::model::{PortSpec, Snapshot};
 use crate::netlink::Netlink;
 use crate::privileges;
 use crate::reconcile::{Reconciler, Scope};
@@ -115,6 +115,28 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     privileges::require()?;
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;
+    tokio::pin!(stop);
+    let (mut reconciler, snapshots, network) = tokio::select! {
+        biased;
+        () = &mut stop => {
+            tracing::info!("stopped before it was ready; nothing is left");
+            return Ok(());
+        }
+        started = start(&args, provider, log) => started?,
+    };
+    reconciler.run(snapshots, network, stop).await;
+    let verdicts = reconciler.finish(args.keep)?;
+    say_goodbye(&verdicts, args.keep);
+    Ok(())
+}
+
+/// Everything up to the line that says "ready". Whatever was done is undone if this fails, or is
+/// dropped half-way.
+async fn start(
+    args: &Args,
+    provider: Provider,
+    log: bool,
+) -> Result<(Reconciler, watch::Receiver<Snapshot>, watch::Receiver<u64>)> {
     let namespace = instance::network_namespace()?;
     let ports: Vec<u16> = args.port.iter().map(|port| port.listen).collect();
     instance::refuse_overlap(&args.iface, &ports, namespace)?;
@@ -122,12 +144,10 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     let (netlink, network) = Netlink::connect()?;
     let snapshots = discovery::start(provider, args.port.clone()).await?;
     let first = snapshots.borrow().clone();
-    // After Docker, which knows its own publishers by name; with the ports that labels open.
-    let labelled = first.candidates.iter().map(|candidate| candidate.listen);
-    let opened: BTreeSet<u16> = ports.iter().copied().chain(labelled).collect();
-    listening::refuse_taken(&opened)?;
+    // After Docker, which knows its own publishers by name.
+    listening::refuse_taken(&ports)?;
     let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
-    remove_leftovers(&instance)?;
+    remove_leftovers(&instance, &args.iface, namespace)?;
     let hook = args.hook.into();
     let mut dataplane =
         Dataplane::open(&instance, dataplane::Options { flows: args.flows, hook, log })?;
@@ -142,11 +162,8 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     };
     let mut reconciler = Reconciler::new(scope, netlink, dataplane, instance);
     reconciler.start(&first).await?;
-    say_ready(&args, &reconciler);
-    reconciler.run(snapshots, network, stop).await;
-    let verdicts = reconciler.finish(args.keep)?;
-    say_goodbye(&verdicts, args.keep);
-    Ok(())
+    say_ready(args, &reconciler);
+    Ok((reconciler, snapshots, network))
 }
 
 impl Args {
@@ -205,14 +222,25 @@ impl Args {
     }
 }
 
-/// A killed run of the same name has left its programs working. They go before ours come.
-fn remove_leftovers(instance: &Instance) -> Result<()> {
-    let name = instance.name();
-    if let Ok(record) = instance::read_record(name) {
+/// Killed runs on our interfaces have left their programs working, before ours on the hook and with
+/// backends that may be gone. They go before ours come.
+fn remove_leftovers(ours: &Instance, interfaces: &[String], namespace: u64) -> Result<()> {
+    for name in instance::known() {
+        let Ok(record) = instance::read_record(&name) else { continue };
+        let same = name == ours.name();
+        let overlaps = record.namespace == namespace
+            && record.interfaces.iter().any(|other| interfaces.contains(other));
+        if !same && (!overlaps || instance::is_running(&name)) {
+            continue;
+        }
         tracing::info!("removing what a killed samport (pid {}) has left", record.pid);
+        // Nobody else may start on top of it meanwhile.
+        let claimed = if same { None } else { Some(Instance::claim(&name)?) };
         clean::remove_filters(&record.filters)?;
+        clean::remove_pins(&name)?;
+        drop(claimed);
     }
-    clean::remove_pins(name)
+    clean::remove_pins(ours.name())
 }
 
 fn say_ready(args: &Args, reconciler: &Reconciler) {

@@ -104,6 +104,7 @@ pub(super) fn attach(
     hook: &mut Hook,
     role: Role,
     ifindex: u32,
+    qdisc_is_ours: bool,
 ) -> Result<Attachment> {
     let (program, kind) = match role {
         Role::Forward => ("samport_forward", TcAttachType::Ingress),
@@ -127,7 +128,7 @@ pub(super) fn attach(
             }
         }
     }
-    attach_filter(classifier, &device, kind, ifindex)
+    attach_filter(classifier, &device, kind, ifindex, qdisc_is_ours)
         .with_context(|| format!("attach {program} to {device}"))
 }
 
@@ -163,9 +164,10 @@ fn attach_filter(
     device: &str,
     kind: TcAttachType,
     ifindex: u32,
+    qdisc_is_ours: bool,
 ) -> Result<Attachment> {
     // Of several samports on a device, the last one that leaves removes the qdisc of the first.
-    let ours = || instance::made_qdisc_on(ifindex);
+    let ours = || qdisc_is_ours || instance::made_qdisc_on(ifindex);
     let made_qdisc = match tc::qdisc_add_clsact(device) {
         Ok(()) => true,
         Err(TcError::AlreadyAttached) => ours(),

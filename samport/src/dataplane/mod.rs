@@ -66,7 +66,10 @@ impl Dataplane {
             }
             Change::RemoveOwners(endpoint) => self.maps.remove_owners(*endpoint),
             Change::WriteTable { region, slots, .. } => self.maps.write_table(region.base, slots),
-            Change::Settle => settle(),
+            Change::Settle => {
+                settle();
+                Ok(())
+            }
             Change::SetFrontend { addr, port, id, region } => {
                 let (table_base, table_len) = (region.base, region.len);
                 let value = Service { table_base, table_len, id: id.get(), pad: 0 };
@@ -87,7 +90,16 @@ impl Dataplane {
     }
 
     fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
-        let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
+        let qdisc_is_ours =
+            self.filters().iter().any(|filter| filter.ifindex == ifindex && filter.made_qdisc);
+        let attachment = attach::attach(
+            &mut self.ebpf,
+            &self.pins,
+            &mut self.hook,
+            role,
+            ifindex,
+            qdisc_is_ours,
+        )?;
         self.attached.insert((role, ifindex), attachment);
         Ok(())
     }
@@ -148,12 +160,12 @@ fn owners_value(owners: &[(samport_common::flow::ServiceId, BackendId)]) -> Owne
 }
 
 /// Waits for an RCU grace period: every program that was running when this was called has ended.
-fn settle() -> Result<()> {
+fn settle() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no pointers; the kernel checks the numbers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result < 0 {
-        return Err(std::io::Error::last_os_error()).context("membarrier");
+        // Not to be had with nohz_full. A program runs for microseconds, in a softirq.
+        std::thread::sleep(std::time::Duration::from_secs(1));
     }
-    Ok(())
 }

@@ -25,6 +25,16 @@ pub enum Route {
 }
 
 impl Route {
+    /// The device answers come in by, if they come in by one we watch.
+    #[must_use]
+    pub const fn answers_on(self) -> Option<u32> {
+        match self {
+            Self::Peer(place) => Some(place.ifindex),
+            Self::Neighbour { answers_on, .. } => Some(answers_on),
+            Self::Stack => None,
+        }
+    }
+
     /// The name users know it by.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -57,6 +57,32 @@ fn ten_megabytes_arrive_intact_with_a_small_mtu() {
     carry(Lab::builder().mtu(1_280));
 }
 
+/// An interface to the clients that takes less than the containers send, and a client that does not
+/// say so: the host tells the container, as it would without us.
+#[test]
+fn replies_too_large_for_the_interface_are_sent_again_smaller() {
+    require_root();
+    let served = Served::start(Lab::builder().build().unwrap(), &[]);
+    let (client, host) = (served.lab.client(), served.lab.host());
+    for namespace in [client, host] {
+        namespace.ip(&["link", "set", "eth0", "mtu", "1400"]).unwrap();
+    }
+    let unaware = "advmss 1460".split(' ');
+    let route = ["route", "replace", "192.0.2.0/24", "dev", "eth0"].into_iter();
+    client.ip(&route.chain(unaware).collect::<Vec<_>>()).unwrap();
+    let unaware = "advmss 1440".split(' ');
+    let route = ["-6", "route", "replace", "2001:db8:1::/64", "dev", "eth0"].into_iter();
+    client.ip(&route.chain(unaware).collect::<Vec<_>>()).unwrap();
+    client.run(|| {
+        for front in served.fronts() {
+            let answer = Connection::open(front).unwrap().get("/bytes/1000000").unwrap();
+            assert_eq!((answer.status, answer.body.len()), (200, 1_000_000), "{front}");
+            assert!(answer.is_pattern(), "{front}: other bytes have come back");
+        }
+    });
+    assert!(served.status().verdict("reply-too-big") > 1, "nothing was too large");
+}
+
 /// Case 23: The backend sees the client's own address and port.
 #[test]
 fn the_backend_sees_the_clients_own_address_and_port() {

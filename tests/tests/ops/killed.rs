@@ -67,6 +67,30 @@ fn a_killed_samport_serves_through_the_stack_until_clean() {
     assert_serves_until_clean(&["--forward", "stack"]);
 }
 
+/// A run with other ports has another name. What the killed one has left would come first on the hook.
+#[test]
+fn a_run_with_more_ports_takes_the_place_of_a_killed_one() {
+    let _undisturbed = undisturbed();
+    let lab = lab(1);
+    let before = traces(lab.host());
+    let mut served = Served::start(lab, &[]);
+    served.daemon.kill9();
+    let Served { daemon: killed, file, servers, lab } = served;
+    let mut args = vec!["-i", "eth0", "-p", "81:9090", "-p", "80:9090", "--file", file.path()];
+    let daemon = samport_tests::daemon::Daemon::start(&lab, &args);
+    killed.adopted();
+    assert_eq!(ask(&lab, lab.front(80), 5).total(), 5);
+    daemon.stop();
+    assert_traces(lab.host(), &before);
+    // In another order it is the same run: the place is taken.
+    let first = samport_tests::daemon::Daemon::start(&lab, &args);
+    args.swap(3, 5);
+    let refused = samport(lab.host(), &[&["run"][..], &args].concat());
+    assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+    first.stop();
+    drop(servers);
+}
+
 /// The next run takes the place of a killed one; a clean exit of that leaves nothing of either.
 fn assert_runs_again(options: &[&str]) {
     let _undisturbed = undisturbed();
