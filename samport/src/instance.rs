@@ -290,8 +290,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_hold_only_what_bpffs_takes() {
-        let name = name_for(&["eth0.100".into(), "br/0".into()], &[80, 443], 42);
-        assert_eq!(name, "eth0_100+br_0:80+443@42");
+    fn names_hold_only_what_bpffs_takes_in_one_order() {
+        let name = name_for(&["eth0.100".into(), "br/0".into()], &[443, 80], 42);
+        assert_eq!(name, "br_0+eth0_100:80+443@42");
+        assert_eq!(name, name_for(&["br/0".into(), "eth0.100".into()], &[80, 443], 42));
     }
 }

@@ -73,7 +73,7 @@ impl Tables {
 #[must_use]
 pub fn slots_for(backends: &[(u32, u32)]) -> Vec<u32> {
     let len = choose::table_len(backends.iter().map(|(_, weight)| *weight));
-    // Every backend gets a chance, however many there are.
+    // Room for every backend, however many there are.
     let len = len.max(u32::try_from(backends.len()).unwrap_or(u32::MAX)) as usize;
     let mut slots = vec![0; len];
     choose::fill(backends.iter().copied(), &mut slots);
