@@ -148,7 +148,7 @@ fn insert<P: Tables>(
 /// backend would see two connections with the same four numbers, and so would we in its replies.
 #[inline(always)]
 fn is_claimed<P: Tables>(client: Endpoint<P::Addr>, service: ServiceId, backend: &Backend) -> bool {
-    let endpoint = Endpoint { addr: P::narrow(&backend.addr), port: backend.port };
+    let endpoint = maps::endpoint::<P>(backend);
     let Some(owners) = P::owners(&EndpointKey::new(endpoint, protocol::TCP)) else {
         return false;
     };

@@ -1,8 +1,8 @@
 //! The way in: client to backend.
 
 use samport_common::conntrack::{self, Decision};
-use samport_common::flow::{Endpoint, EndpointKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Backend, Life, Via};
+use samport_common::flow::{EndpointKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{Life, Via};
 use samport_common::packet::Packet;
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
@@ -150,7 +150,7 @@ fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome {
     let Some(backend) = maps::backend(id) else {
         return Verdict::BackendUnset.into();
     };
-    let plan = rewrite::plan::<P>(packet, End::Destination, endpoint::<P>(backend));
+    let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(backend));
     if apply::apply(skb, &plan).is_none() {
         return Verdict::RewriteFailed.into();
     }
@@ -173,9 +173,4 @@ fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome {
         },
         Via::Stack => Verdict::ForwardStack.into(),
     }
-}
-
-#[inline(always)]
-fn endpoint<P: Tables>(backend: &Backend) -> Endpoint<P::Addr> {
-    Endpoint { addr: P::narrow(&backend.addr), port: backend.port }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use samport_common::family::{Family, V4, V6};
-use samport_common::flow::{EndpointKey, Flow, FlowKey};
+use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey};
 use samport_common::layout::{
     Backend, BackendStats, DEFAULT_FLOWS, MAX_BACKENDS, MAX_FRONTENDS, MAX_OWNERS, Owners,
     PORT_WORDS, Service, TABLE_SLOTS, program,
@@ -144,6 +144,12 @@ pub fn table_slot(index: u32) -> Option<u32> {
 #[inline(always)]
 pub fn backend(id: u32) -> Option<&'static Backend> {
     BACKENDS.get(id)
+}
+
+/// Where a backend answers.
+#[inline(always)]
+pub fn endpoint<P: Family>(backend: &Backend) -> Endpoint<P::Addr> {
+    Endpoint { addr: P::narrow(&backend.addr), port: backend.port }
 }
 
 /// Whether a flow was ever stored outside of the first lane.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::dataplane::Dataplane;
 use crate::exit::{Exit, coded};
-use crate::instance::{self, BackendRecord, FilterRecord, Instance, Record};
+use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, PortSpec, Snapshot};
 use crate::netlink::{Devices, Netlink};
@@ -231,7 +231,11 @@ impl Reconciler {
                 continue;
             }
             let forward = self.scope.forward;
-            let route = match self.routes.to(candidate, forward, &self.netlink, devices).await {
+            let found = match self.may_open(candidate, &desired) {
+                Ok(()) => self.routes.to(candidate, forward, &self.netlink, devices).await,
+                Err(trouble) => Err(trouble),
+            };
+            let route = match found {
                 Ok(route) => route,
                 Err(trouble) => {
                     let about = format!("{} is not served: {trouble:#}", candidate.name);
@@ -241,11 +245,6 @@ impl Reconciler {
             };
             let key = key_of(candidate, route);
             let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
-            if let Err(trouble) = self.may_open(candidate, &desired) {
-                let about = format!("{} is not served: {trouble:#}", candidate.name);
-                complain(&mut self.complained, &about);
-                continue;
-            }
             desired.frontends.entry(candidate.listen).or_insert_with(|| addresses.clone());
             let (name, weight) = (candidate.name.clone(), candidate.weight);
             desired.backends.insert(key, Share { name, weight, draining });
@@ -315,7 +314,6 @@ impl Reconciler {
 
     /// Tells `status` and `clean` how things are, if that has changed.
     fn write_record(&mut self, desired: &Desired) -> Result<()> {
-        let filters = self.dataplane.filters();
         let record = Record {
             schema: 1,
             pid: std::process::id(),
@@ -324,16 +322,7 @@ impl Reconciler {
             interfaces: self.scope.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
             hook: self.hook().to_owned(),
-            filters: filters
-                .into_iter()
-                .map(|f| FilterRecord {
-                    ifindex: f.ifindex,
-                    egress: f.egress,
-                    priority: f.priority,
-                    handle: f.handle,
-                    made_qdisc: f.made_qdisc,
-                })
-                .collect(),
+            filters: self.dataplane.filters(),
             backends: self
                 .actual
                 .backends()

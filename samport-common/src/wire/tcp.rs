@@ -8,10 +8,6 @@ pub const MIN_LEN: usize = 20;
 pub const SOURCE_PORT: Range<usize> = 0..2;
 /// Destination port.
 pub const DESTINATION_PORT: Range<usize> = 2..4;
-/// Sequence number.
-pub const SEQUENCE: Range<usize> = 4..8;
-/// Acknowledgement number.
-pub const ACKNOWLEDGEMENT: Range<usize> = 8..12;
 /// Data offset: the header's length in 32-bit words, in the upper half.
 pub const DATA_OFFSET: usize = 12;
 /// Flags.

@@ -10,7 +10,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
 use super::{load, pins};
 use crate::exit::{Coded as _, Exit, coded};
-use crate::instance;
+use crate::instance::{self, FilterRecord};
 use crate::netlink;
 use crate::plan::Role;
 
@@ -37,34 +37,19 @@ impl Hook {
     }
 }
 
-/// A tc filter of ours, as netlink names it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Filter {
-    /// Device.
-    pub ifindex: u32,
-    /// At egress rather than ingress.
-    pub egress: bool,
-    /// Priority the kernel gave it.
-    pub priority: u16,
-    /// Handle the kernel gave it.
-    pub handle: u32,
-    /// Whether the clsact qdisc under it is ours too.
-    pub made_qdisc: bool,
-}
-
 /// One attached program. Dropping it detaches the program.
 pub(super) enum Attachment {
     /// Held by a pin; `None` only while being dropped.
     Tcx(Option<PinnedLink>),
     /// Held by the device.
-    Tc { link: Option<SchedClassifierLink>, filter: Filter },
+    Tc { link: Option<SchedClassifierLink>, filter: FilterRecord },
 }
 
 impl Attachment {
-    pub(super) fn filter(&self) -> Option<Filter> {
+    pub(super) fn filter(&self) -> Option<FilterRecord> {
         match self {
             Self::Tcx(_) => None,
-            Self::Tc { filter, .. } => Some(*filter),
+            Self::Tc { filter, .. } => Some(filter.clone()),
         }
     }
 
@@ -104,7 +89,6 @@ pub(super) fn attach(
     hook: &mut Hook,
     role: Role,
     ifindex: u32,
-    qdisc_is_ours: bool,
 ) -> Result<Attachment> {
     let (program, kind) = match role {
         Role::Forward => ("samport_forward", TcAttachType::Ingress),
@@ -128,7 +112,7 @@ pub(super) fn attach(
             }
         }
     }
-    attach_filter(classifier, &device, kind, ifindex, qdisc_is_ours)
+    attach_filter(classifier, &device, kind, ifindex)
         .with_context(|| format!("attach {program} to {device}"))
 }
 
@@ -164,10 +148,10 @@ fn attach_filter(
     device: &str,
     kind: TcAttachType,
     ifindex: u32,
-    qdisc_is_ours: bool,
 ) -> Result<Attachment> {
-    // Of several samports on a device, the last one that leaves removes the qdisc of the first.
-    let ours = || qdisc_is_ours || instance::made_qdisc_on(ifindex);
+    // Of several filters on a device, the last one that goes takes the qdisc of the first with it,
+    // be they ours or another samport's. All are in the records, as soon as they are made.
+    let ours = || instance::made_qdisc_on(ifindex);
     let made_qdisc = match tc::qdisc_add_clsact(device) {
         Ok(()) => true,
         Err(TcError::AlreadyAttached) => ours(),
@@ -186,7 +170,7 @@ fn attach_filter(
             return Err(error.into());
         }
     };
-    let filter = Filter {
+    let filter = FilterRecord {
         ifindex,
         egress: kind == TcAttachType::Egress,
         priority: link.priority()?,
@@ -197,7 +181,7 @@ fn attach_filter(
 }
 
 /// Removes a filter that a killed instance has left.
-pub(super) fn detach_filter(filter: Filter) -> Result<()> {
+pub(super) fn detach_filter(filter: &FilterRecord) -> Result<()> {
     // A device that is gone has taken its filters with it.
     let Ok(device) = device_name(filter.ifindex) else { return Ok(()) };
     let kind = if filter.egress { TcAttachType::Egress } else { TcAttachType::Ingress };

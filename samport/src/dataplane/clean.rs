@@ -2,15 +2,14 @@
 
 use anyhow::Result;
 
-use super::attach::{self, Filter};
+use super::attach;
 use super::pins;
 use crate::instance::FilterRecord;
 
 /// Detaches netlink filters that a record names.
 pub fn remove_filters(filters: &[FilterRecord]) -> Result<()> {
     for filter in filters {
-        let FilterRecord { ifindex, egress, priority, handle, made_qdisc } = *filter;
-        attach::detach_filter(Filter { ifindex, egress, priority, handle, made_qdisc })?;
+        attach::detach_filter(filter)?;
     }
     Ok(())
 }

@@ -18,9 +18,9 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Service, Via};
 
-use crate::instance::Instance;
-use crate::plan::{BackendId, Change, Role, Route};
-use crate::wire_forms::{mac_of, wide};
+use crate::instance::{FilterRecord, Instance};
+use crate::plan::{self, BackendId, Change, Role, Route};
+use crate::wire_forms::wide;
 
 pub use attach::Hook;
 pub use inventory::{Inventory, inventory};
@@ -90,23 +90,14 @@ impl Dataplane {
     }
 
     fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
-        let qdisc_is_ours =
-            self.filters().iter().any(|filter| filter.ifindex == ifindex && filter.made_qdisc);
-        let attachment = attach::attach(
-            &mut self.ebpf,
-            &self.pins,
-            &mut self.hook,
-            role,
-            ifindex,
-            qdisc_is_ours,
-        )?;
+        let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
         self.attached.insert((role, ifindex), attachment);
         Ok(())
     }
 
     /// What is attached by netlink filters, which no pin shows: for the record that `clean` reads.
     #[must_use]
-    pub fn filters(&self) -> Vec<attach::Filter> {
+    pub fn filters(&self) -> Vec<FilterRecord> {
         self.attached.values().filter_map(attach::Attachment::filter).collect()
     }
 
@@ -131,15 +122,15 @@ impl Dataplane {
 }
 
 fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool) -> Backend {
-    let (via, ifindex) = match route {
-        Route::Peer(place) => (Via::Peer, place.ifindex),
-        Route::Neighbour { ifindex, .. } => (Via::Neighbour, ifindex),
-        Route::Stack => (Via::Stack, 0),
+    let (via, ifindex, mac) = match route {
+        Route::Peer(place) => (Via::Peer, place.ifindex, place.mac),
+        Route::Neighbour { ifindex, .. } => (Via::Neighbour, ifindex, [0; 6]),
+        Route::Stack => (Via::Stack, 0, [0; 6]),
     };
     Backend {
         addr: wide(endpoint.ip()),
         port: endpoint.port().to_be_bytes(),
-        mac: mac_of(route),
+        mac,
         ifindex,
         generation: id.generation,
         life: Life::Serving as u8,
@@ -149,7 +140,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
     }
 }
 
-fn owners_value(owners: &[(samport_common::flow::ServiceId, BackendId)]) -> Owners {
+fn owners_value(owners: &[plan::Owner]) -> Owners {
     let mut of = [Owner::default(); SHARED_BY];
     for (slot, (service, id)) in of.iter_mut().zip(owners) {
         *slot =
