@@ -4,8 +4,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::wire::protocol::Protocol;
+
 /// Version of every key and value layout together. A change to any of them raises it.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {
@@ -15,8 +17,20 @@ pub mod program {
     pub const COUNT: u32 = 1;
 }
 
-/// Words of `PORTS`: one bit for each of the 65,536 ports.
-pub const PORT_WORDS: u32 = 65_536 / 64;
+/// Words of `PORTS`: one bit for each of the 65,536 ports of TCP, then of UDP.
+pub const PORT_WORDS: u32 = 2 * 65_536 / 64;
+
+/// The bit of `PORTS` that stands for a port of a protocol: word `bit / 64`, bit `bit % 64` of it.
+#[must_use]
+#[inline(always)]
+pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
+    let base = match protocol {
+        Protocol::Tcp => 0,
+        Protocol::Udp => 65_536,
+    };
+    base + port as u32
+}
+
 /// Backend ids, id 0 never used.
 pub const MAX_BACKENDS: u32 = 4_096;
 /// Slots of `TABLE`, shared by all services and by the old and the new table during a swap.
@@ -48,8 +62,32 @@ pub struct Service {
     pub table_len: u32,
     /// A `ServiceId`.
     pub id: u16,
-    /// Zero.
-    pub pad: u16,
+    /// A [`Scope`].
+    pub scope: u8,
+    /// 1 if only clients in `ALLOWED` are served.
+    pub restricted: u8,
+}
+
+/// Who may dial a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Scope {
+    /// Everybody: an address of an interface that is served.
+    Everybody = 0,
+    /// Only the host itself and its containers: any other address of the host.
+    Inside = 1,
+}
+
+impl Scope {
+    /// Total decoder: an unknown byte is [`Scope::Inside`], the narrower one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            0 => Self::Everybody,
+            _ => Self::Inside,
+        }
+    }
 }
 
 /// Value of `BACKENDS`: 36 bytes. All but `life` and `shared` never change while an id is in use.

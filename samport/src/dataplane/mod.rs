@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Service, Via};
+use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Scope, Service, Via};
 
 use crate::instance::{FilterRecord, Instance};
 use crate::plan::{self, BackendId, Change, Role, Route};
@@ -72,7 +72,8 @@ impl Dataplane {
             }
             Change::SetFrontend { addr, port, id, region } => {
                 let (table_base, table_len) = (region.base, region.len);
-                let value = Service { table_base, table_len, id: id.get(), pad: 0 };
+                let scope = Scope::Everybody as u8;
+                let value = Service { table_base, table_len, id: id.get(), scope, restricted: 0 };
                 self.maps.set_frontend(SocketAddr::new(*addr, *port), value)
             }
             Change::RemoveFrontend { addr, port } => {
