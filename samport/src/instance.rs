@@ -15,6 +15,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, coded};
+use crate::ports::Listen;
 
 /// Where locks and records are kept.
 const RUN: &str = "/run/samport";
@@ -43,7 +44,7 @@ pub struct Record {
     /// Interfaces clients come in by.
     pub interfaces: Vec<String>,
     /// Ports it serves.
-    pub ports: Vec<u16>,
+    pub ports: Vec<Listen>,
     /// How its programs are attached.
     pub hook: String,
     /// Netlink filters, which nothing else would find again.
@@ -75,7 +76,7 @@ pub struct BackendRecord {
     /// Its name.
     pub name: String,
     /// The port it serves.
-    pub port: u16,
+    pub port: Listen,
     /// Where it answers.
     pub endpoint: String,
     /// Its weight.
@@ -166,16 +167,16 @@ fn locks_soon(lock: &File) -> bool {
 }
 
 /// The name for serving these ports on these interfaces in this network namespace, like
-/// `eth0:80@4026531840`. Only characters that bpffs takes.
+/// `eth0:80+53udp@4026531840`. Only characters that bpffs takes.
 #[must_use]
-pub fn name_for(interfaces: &[String], ports: &[u16], namespace: u64) -> String {
+pub fn name_for(interfaces: &[String], ports: &[Listen], namespace: u64) -> String {
     let (mut interfaces, mut ports) = (interfaces.to_vec(), ports.to_vec());
     interfaces.sort();
     ports.sort_unstable();
     let interfaces = interfaces.join("+");
     let plain: String =
         interfaces.chars().map(|c| if c == '.' || c == '/' { '_' } else { c }).collect();
-    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let ports: Vec<String> = ports.iter().map(|port| port.brief().replace('/', "")).collect();
     let ports = if ports.is_empty() { "labels".to_owned() } else { ports.join("+") };
     format!("{plain}:{ports}@{namespace}")
 }
@@ -184,7 +185,7 @@ pub fn name_for(interfaces: &[String], ports: &[u16], namespace: u64) -> String 
 ///
 /// # Errors
 /// [`Exit::Conflict`], naming the other one.
-pub fn refuse_overlap(interfaces: &[String], ports: &[u16], namespace: u64) -> Result<()> {
+pub fn refuse_overlap(interfaces: &[String], ports: &[Listen], namespace: u64) -> Result<()> {
     for name in known().into_iter().filter(|name| is_running(name)) {
         let Ok(other) = read_record(&name) else { continue };
         if other.pid == std::process::id() {
@@ -197,8 +198,9 @@ pub fn refuse_overlap(interfaces: &[String], ports: &[u16], namespace: u64) -> R
             return Err(coded(
                 Exit::Conflict,
                 format!(
-                    "port {port} on {interface} is served by samport {name} (pid {}); stop it, or \
-                     choose another port",
+                    "port {} on {interface} is served by samport {name} (pid {}); stop it, or choose \
+                     another port",
+                    port.brief(),
                     other.pid
                 ),
             ));
@@ -291,8 +293,10 @@ mod tests {
 
     #[test]
     fn names_hold_only_what_bpffs_takes_in_one_order() {
-        let name = name_for(&["eth0.100".into(), "br/0".into()], &[443, 80], 42);
-        assert_eq!(name, "br_0+eth0_100:80+443@42");
-        assert_eq!(name, name_for(&["br/0".into(), "eth0.100".into()], &[80, 443], 42));
+        let ports = [Listen::udp(80), Listen::tcp(443), Listen::tcp(80)];
+        let name = name_for(&["eth0.100".into(), "br/0".into()], &ports, 42);
+        assert_eq!(name, "br_0+eth0_100:80+80udp+443@42");
+        let ports = [Listen::tcp(80), Listen::tcp(443), Listen::udp(80)];
+        assert_eq!(name, name_for(&["br/0".into(), "eth0.100".into()], &ports, 42));
     }
 }

@@ -1,60 +1,9 @@
 //! The words the parts of the loader talk in: what providers offer and what is wanted of the kernel.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result, bail};
-
-/// One `-p PORT[:TARGET][/tcp]`: a port of the host and where it leads in a container.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct PortSpec {
-    /// Port clients dial on the host, 1–65535.
-    pub listen: u16,
-    /// Port of the containers, if the user has named one.
-    pub target: Option<u16>,
-}
-
-impl FromStr for PortSpec {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        match protocol {
-            "tcp" => {}
-            "udp" => bail!("{text:?}: this version balances TCP only"),
-            other => bail!("{text:?}: no protocol {other:?}; say tcp"),
-        }
-        let (listen, target) = match ports.split_once(':') {
-            Some((listen, target)) => (listen, Some(target)),
-            None => (ports, None),
-        };
-        Ok(Self {
-            listen: port(listen).with_context(|| format!("listen port of {text:?}"))?,
-            target: target
-                .map(|t| port(t).with_context(|| format!("target port of {text:?}")))
-                .transpose()?,
-        })
-    }
-}
-
-/// Parses a port number, 1 to 65535.
-pub fn port(text: &str) -> Result<u16> {
-    match text.parse() {
-        Ok(0) | Err(_) => bail!("{text:?} is no port; give a number from 1 to 65535"),
-        Ok(port) => Ok(port),
-    }
-}
-
-impl fmt::Display for PortSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.target {
-            Some(target) => write!(f, "{}:{target}", self.listen),
-            None => write!(f, "{}", self.listen),
-        }
-    }
-}
+use crate::ports::Listen;
 
 /// A backend as a provider sees it. A container with an IPv4 and an IPv6 address, or behind two
 /// ports, makes several.
@@ -65,8 +14,8 @@ pub struct Candidate {
     pub id: String,
     /// Name of the container, or what stands for it. May change.
     pub name: String,
-    /// The host port it serves.
-    pub listen: u16,
+    /// What it serves on the host.
+    pub listen: Listen,
     /// Where it answers.
     pub endpoint: SocketAddr,
     /// Its share relative to the others; 0 takes no new flows.
@@ -84,7 +33,8 @@ pub struct Candidate {
 pub enum Condition {
     /// May serve at once.
     Ready,
-    /// May serve as soon as a TCP connection to its endpoint succeeds.
+    /// May serve as soon as a TCP connection to its endpoint succeeds. Not for UDP: nothing answers
+    /// to a datagram just because it is listening.
     ProbeFirst,
     /// Must not serve yet: its own health check has not passed.
     Starting,
@@ -106,27 +56,4 @@ pub struct Place {
 pub struct Snapshot {
     /// The candidates, in a stable order.
     pub candidates: Vec<Candidate>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_read() {
-        let spec = |text: &str| text.parse::<PortSpec>().unwrap();
-        assert_eq!(spec("80"), PortSpec { listen: 80, target: None });
-        assert_eq!(spec("80:9090"), PortSpec { listen: 80, target: Some(9090) });
-        assert_eq!(spec("80:9090/tcp").to_string(), "80:9090");
-    }
-
-    #[test]
-    fn what_is_no_port_is_refused_by_name() {
-        for text in
-            ["0", "65536", "80:x", "80:0", "", ":80", "80:", "80:81:82", "80/udp", "80/sctp"]
-        {
-            let error = format!("{:#}", text.parse::<PortSpec>().unwrap_err());
-            assert!(error.contains(&format!("{text:?}")), "{error}");
-        }
-    }
 }

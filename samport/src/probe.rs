@@ -106,12 +106,13 @@ async fn answers(endpoint: SocketAddr) -> bool {
 mod tests {
     use super::*;
     use crate::model::Condition;
+    use crate::ports::Listen;
 
     fn candidate(endpoint: SocketAddr) -> Candidate {
         Candidate {
             id: "web-1".into(),
             name: "web-1".into(),
-            listen: 80,
+            listen: Listen::tcp(80),
             endpoint,
             weight: 1,
             condition: Condition::ProbeFirst,

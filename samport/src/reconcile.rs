@@ -1,8 +1,9 @@
 //! The loop that keeps the kernel as it is wanted: whatever changes, the whole is looked at, a plan is
 //! made and carried out. The only caller of `Dataplane::apply`.
 
+mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -10,12 +11,13 @@ use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
 use tokio::sync::watch;
 
 use crate::dataplane::Dataplane;
-use crate::exit::{Exit, coded};
+use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
-use crate::model::{Candidate, Condition, PortSpec, Snapshot};
+use crate::model::{Candidate, Condition, Snapshot};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
+use crate::ports::PortSpec;
 use crate::probe::Probes;
 use crate::routes::{Forward, Routes};
 
@@ -32,7 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// What a run serves.
 #[derive(Clone, Debug)]
-pub struct Scope {
+pub struct Job {
     /// Interfaces clients come in by.
     pub interfaces: Vec<String>,
     /// Ports; empty if labels say which.
@@ -45,7 +47,7 @@ pub struct Scope {
 
 /// The state of a run.
 pub struct Reconciler {
-    scope: Scope,
+    job: Job,
     netlink: Netlink,
     dataplane: Dataplane,
     instance: Instance,
@@ -60,9 +62,9 @@ pub struct Reconciler {
 impl Reconciler {
     /// Everything that is needed; nothing is attached yet.
     #[must_use]
-    pub fn new(scope: Scope, netlink: Netlink, dataplane: Dataplane, instance: Instance) -> Self {
+    pub fn new(job: Job, netlink: Netlink, dataplane: Dataplane, instance: Instance) -> Self {
         Self {
-            scope,
+            job,
             netlink,
             dataplane,
             instance,
@@ -81,10 +83,10 @@ impl Reconciler {
     /// Anything that keeps an interface from being served.
     pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
-        check_interfaces(&self.scope.interfaces, &devices)?;
-        check_families(&self.scope.interfaces, snapshot, &devices)?;
+        checks::check_interfaces(&self.job.interfaces, &devices)?;
+        checks::check_families(&self.job.interfaces, snapshot, &devices)?;
         // Others must see early what we are about to serve.
-        let frontends = self.scope.ports.iter().map(|port| (port.listen, BTreeSet::new()));
+        let frontends = self.job.ports.iter().map(|port| (port.listen, BTreeMap::new()));
         self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
         self.wait_for_first_answers(snapshot).await;
         self.sync(snapshot).await
@@ -174,14 +176,10 @@ impl Reconciler {
         loop {
             let changes = plan::plan(&desired, &mut self.actual)?;
             let Err((failed, error)) = self.carry_out(&changes, &desired) else { break };
-            // A container may be gone before its event has come. It must not keep the others waiting.
-            let Change::Attach(Role::Reverse, device) = failed else { return Err(error) };
-            let before = desired.backends.len();
-            desired.backends.retain(|key, _| key.route.answers_on() != Some(device));
-            if desired.backends.len() == before {
-                return Err(error);
-            }
-            complain(&mut self.complained, &format!("a backend is left out: {error:#}"));
+            // A container or a network may be gone before its event has come. It must not keep the
+            // others waiting.
+            let Some(what) = leave_out(&mut desired, &failed) else { return Err(error) };
+            complain(&mut self.complained, &format!("{what} is left out: {error:#}"));
         }
         self.show(&desired, snapshot);
         self.write_record(&desired)
@@ -212,25 +210,27 @@ impl Reconciler {
         self.probes.keep_only(&snapshot.candidates);
         self.routes.keep_only(&snapshot.candidates);
         let mut desired = Desired::default();
-        let mut addresses = BTreeSet::new();
-        for device in devices.values().filter(|d| self.scope.interfaces.contains(&d.name)) {
-            desired.interfaces.insert(device.ifindex);
-            addresses.extend(device.addresses.iter().copied());
+        for device in devices.values() {
+            if self.job.interfaces.contains(&device.name) {
+                desired.interfaces.insert(device.ifindex);
+            } else if device.is_bridge {
+                desired.bridges.insert(device.ifindex);
+            }
         }
-        for name in &self.scope.interfaces {
+        for name in &self.job.interfaces {
             if devices.values().all(|device| device.name != *name) {
                 let about = format!("interface {name} is gone; it is served again when it is back");
                 complain(&mut self.complained, &about);
             }
         }
-        for port in &self.scope.ports {
-            desired.frontends.insert(port.listen, addresses.clone());
+        for port in &self.job.ports {
+            desired.frontends.insert(port.listen, BTreeMap::new());
         }
         for candidate in &snapshot.candidates {
             if !self.is_admitted(candidate) {
                 continue;
             }
-            let forward = self.scope.forward;
+            let forward = self.job.forward;
             let found = match self.may_open(candidate, &desired) {
                 Ok(()) => self.routes.to(candidate, forward, &self.netlink, devices).await,
                 Err(trouble) => Err(trouble),
@@ -245,9 +245,17 @@ impl Reconciler {
             };
             let key = key_of(candidate, route);
             let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
-            desired.frontends.entry(candidate.listen).or_insert_with(|| addresses.clone());
+            desired.frontends.entry(candidate.listen).or_default();
             let (name, weight) = (candidate.name.clone(), candidate.weight);
             desired.backends.insert(key, Share { name, weight, draining });
+        }
+        let ports = desired.frontends.len();
+        let addresses = frontends::addresses(devices, &self.job.interfaces, ports);
+        if let Some(complaint) = addresses.complaint(ports) {
+            complain(&mut self.complained, &complaint);
+        }
+        for on in desired.frontends.values_mut() {
+            on.clone_from(&addresses.served);
         }
         desired
     }
@@ -255,19 +263,23 @@ impl Reconciler {
     /// Whether one more backend fits. A label may open a port only if nobody has it: not a server of
     /// this host, not another samport.
     fn may_open(&self, candidate: &Candidate, desired: &Desired) -> Result<()> {
-        let port = candidate.listen;
-        let at_endpoint = desired.backends.keys().filter(|k| k.endpoint == candidate.endpoint);
-        if at_endpoint.count() == SHARED_BY {
+        let listen = candidate.listen;
+        let same = |key: &&BackendKey| {
+            (key.endpoint, key.listen.protocol) == (candidate.endpoint, listen.protocol)
+        };
+        if desired.backends.keys().filter(same).count() == SHARED_BY {
+            let port = listen.brief();
             bail!("at most {SHARED_BY} ports of the host lead to one of a container's; not {port}");
         }
         if desired.backends.len() == BACKENDS {
             bail!("one samport has at most {BACKENDS} backends");
         }
-        if desired.frontends.contains_key(&port) || self.shown.keys().any(|k| k.listen == port) {
+        if desired.frontends.contains_key(&listen) || self.shown.keys().any(|k| k.listen == listen)
+        {
             return Ok(());
         }
-        listening::refuse_taken(&[port])?;
-        instance::refuse_overlap(&self.scope.interfaces, &[port], self.scope.namespace)
+        listening::refuse_taken(&[listen])?;
+        instance::refuse_overlap(&self.job.interfaces, &[listen], self.job.namespace)
     }
 
     /// Whether a candidate takes part: it is ready, or it was and still has flows.
@@ -287,7 +299,7 @@ impl Reconciler {
     fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
-            let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen);
+            let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen.brief());
             match (before, share.draining) {
                 (None, false) => {
                     let after = since_start(key, snapshot);
@@ -306,7 +318,8 @@ impl Reconciler {
         }
         for (key, share) in &self.shown {
             if !desired.backends.contains_key(key) {
-                tracing::info!("- {} {} on :{} gone", share.name, key.endpoint, key.listen);
+                let port = key.listen.brief();
+                tracing::info!("- {} {} on :{port} gone", share.name, key.endpoint);
             }
         }
         self.shown.clone_from(&desired.backends);
@@ -318,8 +331,8 @@ impl Reconciler {
             schema: 1,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            namespace: self.scope.namespace,
-            interfaces: self.scope.interfaces.clone(),
+            namespace: self.job.namespace,
+            interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
             hook: self.hook().to_owned(),
             filters: self.dataplane.filters(),
@@ -344,6 +357,22 @@ fn complain(complained: &mut BTreeSet<String>, about: &str) {
     }
 }
 
+/// Takes what a program could not be attached for out of what is wanted, if that is not an interface
+/// clients come in by, and says what it was.
+fn leave_out(desired: &mut Desired, failed: &Change) -> Option<&'static str> {
+    match failed {
+        Change::Attach(Role::Reverse, device) => {
+            let before = desired.backends.len();
+            desired.backends.retain(|key, _| key.route.answers_on() != Some(*device));
+            (desired.backends.len() < before).then_some("a backend")
+        }
+        Change::Attach(Role::Inside | Role::Egress, device) => {
+            desired.bridges.remove(device).then_some("a bridge")
+        }
+        _ => None,
+    }
+}
+
 fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
     let draining = share.is_none_or(|share| share.draining);
     BackendRecord {
@@ -355,52 +384,6 @@ fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRe
         state: if draining { "draining" } else { "active" }.to_owned(),
         via: key.route.name().to_owned(),
     }
-}
-
-/// All interfaces must be there and speak Ethernet.
-fn check_interfaces(names: &[String], devices: &Devices) -> Result<()> {
-    for name in names {
-        let Some(device) = devices.values().find(|device| device.name == *name) else {
-            let known: Vec<_> = devices.values().map(|d| d.name.as_str()).collect();
-            let known = known.join(", ");
-            let message = format!("there is no interface {name:?}; this machine has {known}");
-            return Err(coded(Exit::Failure, message));
-        };
-        if !device.is_ethernet {
-            let message = format!(
-                "{name} carries no Ethernet frames (a tunnel or lo), which this version needs"
-            );
-            return Err(coded(Exit::Failure, message));
-        }
-    }
-    Ok(())
-}
-
-/// Backends must have something of their family to stand behind. One that has not is named; if that
-/// is all of them, the run makes no sense. (A container with addresses of both families may well
-/// stand behind an interface with one.)
-fn check_families(names: &[String], snapshot: &Snapshot, devices: &Devices) -> Result<()> {
-    let served: BTreeSet<bool> = devices
-        .values()
-        .filter(|device| names.contains(&device.name))
-        .flat_map(|device| device.addresses.iter().map(IpAddr::is_ipv6))
-        .collect();
-    let fits = |candidate: &&Candidate| served.contains(&candidate.endpoint.is_ipv6());
-    let fitting: BTreeSet<_> = snapshot.candidates.iter().filter(fits).map(|c| &c.id).collect();
-    for misfit in snapshot.candidates.iter().filter(|candidate| !fitting.contains(&candidate.id)) {
-        let family = if misfit.endpoint.is_ipv6() { "IPv6" } else { "IPv4" };
-        let message = format!(
-            "backend {} is {family}, but {} has no {family} address to serve it on; give it one, or \
-             take a backend of the other family",
-            misfit.endpoint,
-            names.join(", ")
-        );
-        if fitting.is_empty() {
-            return Err(coded(Exit::Failure, message));
-        }
-        tracing::warn!("{message}");
-    }
-    Ok(())
 }
 
 fn key_of(candidate: &Candidate, route: Route) -> BackendKey {

@@ -18,10 +18,11 @@ use crate::discovery::{self, Provider, docker, file};
 use crate::exit::{Exit, coded};
 use crate::instance::{self, Instance};
 use crate::listening;
-use crate::model::{PortSpec, Snapshot};
+use crate::model::Snapshot;
 use crate::netlink::Netlink;
+use crate::ports::{Listen, PortSpec};
 use crate::privileges;
-use crate::reconcile::{Reconciler, Scope};
+use crate::reconcile::{Job, Reconciler};
 use crate::routes::Forward;
 
 /// Options of `samport run`.
@@ -37,8 +38,9 @@ pub struct Args {
         value_delimiter = ','
     )]
     iface: Vec<String>,
-    /// Port to serve, and the containers' port if it is another. Without any, labels decide.
-    #[arg(short, long, value_name = "PORT[:TARGET][/tcp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    /// Port to serve, and the containers' port if it is another; TCP, unless it ends in /udp. Without
+    /// any, labels decide.
+    #[arg(short, long, value_name = "PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
     port: Vec<PortSpec>,
     /// A backend that is given here and needs no Docker; several may be given.
     #[arg(long, value_name = "IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
@@ -57,7 +59,8 @@ pub struct Args {
     #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
     filter: Vec<Filter>,
     /// When a new container gets traffic: when its HEALTHCHECK passes (or, without one, when it
-    /// accepts a connection), when it accepts a connection, or at once.
+    /// accepts a connection), when it accepts a connection, or at once. UDP ports accept no
+    /// connection: they wait for a HEALTHCHECK, if there is one, unless this says none.
     #[arg(long, value_enum, default_value = "docker", env = "SAMPORT_HEALTH")]
     health: Health,
     /// How packets get to backends: into the container's veth, by the neighbour table, through the
@@ -138,7 +141,7 @@ async fn start(
     log: bool,
 ) -> Result<(Reconciler, watch::Receiver<Snapshot>, watch::Receiver<u64>)> {
     let namespace = instance::network_namespace()?;
-    let ports: Vec<u16> = args.port.iter().map(|port| port.listen).collect();
+    let ports: Vec<Listen> = args.port.iter().map(|port| port.listen).collect();
     instance::refuse_overlap(&args.iface, &ports, namespace)?;
 
     let (netlink, network) = Netlink::connect()?;
@@ -154,13 +157,13 @@ async fn start(
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
     }
-    let scope = Scope {
+    let job = Job {
         interfaces: args.iface.clone(),
         ports: args.port.clone(),
         forward: args.forward.into(),
         namespace,
     };
-    let mut reconciler = Reconciler::new(scope, netlink, dataplane, instance);
+    let mut reconciler = Reconciler::new(job, netlink, dataplane, instance);
     reconciler.start(&first).await?;
     say_ready(args, &reconciler);
     Ok((reconciler, snapshots, network))
@@ -209,7 +212,7 @@ impl Args {
         for (index, port) in self.port.iter().enumerate() {
             if self.port[..index].iter().any(|other| other.listen == port.listen) {
                 let message =
-                    format!("port {}/tcp is given twice; a port has one service", port.listen);
+                    format!("port {} is given twice; a port has one service", port.listen);
                 return Err(coded(Exit::Usage, message));
             }
         }

@@ -123,7 +123,7 @@ fn as_table(shown: &[Shown]) -> String {
         let _ = writeln!(text, "{} ({state})", instance.name);
         let _ = writeln!(
             text,
-            "  {:<24} {:<6} {:<28} {:<9} {:>6} {:<6} {:>12} {:>7}",
+            "  {:<24} {:<9} {:<28} {:<9} {:>6} {:<6} {:>12} {:>7}",
             "BACKEND", "PORT", "ADDRESS", "STATE", "WEIGHT", "VIA", "CONNECTIONS", "SHARE"
         );
         let all: u64 = instance.backends.iter().map(|(_, stats)| stats.flows).sum();
@@ -133,7 +133,8 @@ fn as_table(shown: &[Shown]) -> String {
             let share = format!("{}.{} %", share / 10, share % 10);
             let _ = writeln!(
                 text,
-                "  {name:<24} {port:<6} {endpoint:<28} {state:<9} {weight:>6} {via:<6} {:>12} {share:>7}",
+                "  {name:<24} {:<9} {endpoint:<28} {state:<9} {weight:>6} {via:<6} {:>12} {share:>7}",
+                port.brief(),
                 stats.flows
             );
         }

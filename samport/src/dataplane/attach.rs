@@ -94,6 +94,7 @@ pub(super) fn attach(
         Role::Forward => ("samport_forward", TcAttachType::Ingress),
         Role::Reverse => ("samport_reverse", TcAttachType::Ingress),
         Role::Egress => ("samport_egress", TcAttachType::Egress),
+        Role::Inside => ("samport_inside", TcAttachType::Ingress),
     };
     let device = device_name(ifindex)?;
     let classifier = load::classifier(ebpf, program)?;

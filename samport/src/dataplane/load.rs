@@ -26,8 +26,8 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
 /// Every program of the object.
-pub(super) const PROGRAMS: [&str; 4] =
-    ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress"];
+pub(super) const PROGRAMS: [&str; 5] =
+    ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress", "samport_inside"];
 
 /// Every map of the object.
 const MAPS: [&str; 15] = [

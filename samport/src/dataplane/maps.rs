@@ -1,14 +1,18 @@
 //! The maps, typed, and written in the forms `samport-common` gives.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
+use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
-use samport_common::layout::{Backend, Life, Owners, Service};
-use samport_common::wire::protocol;
+use samport_common::layout::{Backend, Life, Owners, Service, port_bit};
+use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::plan::Source;
+use crate::ports::Listen;
 
 /// A map key or value. The derives of zerocopy are the proof that aya's `Pod` asks for.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +23,8 @@ pub(super) struct MapCell<T>(pub T);
 // mutability (Immutable), and is plain data ('static, Copy).
 unsafe impl<T: IntoBytes + FromBytes + Immutable + Copy + 'static> Pod for MapCell<T> {}
 
-type Hash<A, V> = HashMap<MapData, MapCell<EndpointKey<A>>, MapCell<V>>;
+type Key<A> = MapCell<EndpointKey<A>>;
+type Hash<A, V> = HashMap<MapData, Key<A>, MapCell<V>>;
 
 /// The maps the loader writes, and the counters it reads.
 pub(super) struct Maps {
@@ -48,10 +53,11 @@ impl Maps {
         })
     }
 
-    pub(super) fn listen(&mut self, port: u16, on: bool) -> Result<()> {
-        let (word, bit) = (u32::from(port) / 64, u32::from(port) % 64);
+    pub(super) fn listen(&mut self, on: Listen, open: bool) -> Result<()> {
+        let bit = port_bit(on.protocol, on.port);
+        let (word, bit) = (bit / 64, bit % 64);
         let before = self.ports.get(&word, 0)?;
-        let after = if on { before | 1 << bit } else { before & !(1 << bit) };
+        let after = if open { before | 1 << bit } else { before & !(1 << bit) };
         Ok(self.ports.set(word, after, 0)?)
     }
 
@@ -73,31 +79,45 @@ impl Maps {
         self.set_backend(index, value)
     }
 
-    pub(super) fn set_owners(&mut self, endpoint: SocketAddr, owners: &Owners) -> Result<()> {
+    pub(super) fn set_owners(&mut self, of: Source, owners: &Owners) -> Result<()> {
+        let Source { endpoint, protocol } = of;
         match endpoint.ip() {
-            IpAddr::V4(ip) => put(&mut self.owners4, ip.octets(), endpoint.port(), *owners),
-            IpAddr::V6(ip) => put(&mut self.owners6, ip.octets(), endpoint.port(), *owners),
+            IpAddr::V4(ip) => {
+                put(&mut self.owners4, key(ip.octets(), endpoint.port(), protocol), *owners)
+            }
+            IpAddr::V6(ip) => {
+                put(&mut self.owners6, key(ip.octets(), endpoint.port(), protocol), *owners)
+            }
         }
     }
 
-    pub(super) fn remove_owners(&mut self, endpoint: SocketAddr) -> Result<()> {
+    pub(super) fn remove_owners(&mut self, of: Source) -> Result<()> {
+        let Source { endpoint, protocol } = of;
         match endpoint.ip() {
-            IpAddr::V4(ip) => drop_key(&mut self.owners4, ip.octets(), endpoint.port()),
-            IpAddr::V6(ip) => drop_key(&mut self.owners6, ip.octets(), endpoint.port()),
+            IpAddr::V4(ip) => {
+                drop_key(&mut self.owners4, key(ip.octets(), endpoint.port(), protocol))
+            }
+            IpAddr::V6(ip) => {
+                drop_key(&mut self.owners6, key(ip.octets(), endpoint.port(), protocol))
+            }
         }
     }
 
-    pub(super) fn set_frontend(&mut self, vip: SocketAddr, service: Service) -> Result<()> {
-        match vip.ip() {
-            IpAddr::V4(ip) => put(&mut self.services4, ip.octets(), vip.port(), service),
-            IpAddr::V6(ip) => put(&mut self.services6, ip.octets(), vip.port(), service),
+    pub(super) fn set_frontend(&mut self, addr: IpAddr, on: Listen, value: Service) -> Result<()> {
+        match addr {
+            IpAddr::V4(ip) => {
+                put(&mut self.services4, key(ip.octets(), on.port, on.protocol), value)
+            }
+            IpAddr::V6(ip) => {
+                put(&mut self.services6, key(ip.octets(), on.port, on.protocol), value)
+            }
         }
     }
 
-    pub(super) fn remove_frontend(&mut self, vip: SocketAddr) -> Result<()> {
-        match vip.ip() {
-            IpAddr::V4(ip) => drop_key(&mut self.services4, ip.octets(), vip.port()),
-            IpAddr::V6(ip) => drop_key(&mut self.services6, ip.octets(), vip.port()),
+    pub(super) fn remove_frontend(&mut self, addr: IpAddr, on: Listen) -> Result<()> {
+        match addr {
+            IpAddr::V4(ip) => drop_key(&mut self.services4, key(ip.octets(), on.port, on.protocol)),
+            IpAddr::V6(ip) => drop_key(&mut self.services6, key(ip.octets(), on.port, on.protocol)),
         }
     }
 
@@ -119,27 +139,27 @@ where
     T::try_from(map).with_context(|| format!("map {name} has another type"))
 }
 
-fn put<A, V>(map: &mut Hash<A, V>, addr: A, port: u16, value: V) -> Result<()>
+fn put<A, V>(map: &mut Hash<A, V>, key: Key<A>, value: V) -> Result<()>
 where
-    A: samport_common::family::Address,
+    A: Address,
     V: IntoBytes + FromBytes + Immutable + Copy + 'static,
 {
-    Ok(map.insert(key(addr, port), MapCell(value), 0)?)
+    Ok(map.insert(key, MapCell(value), 0)?)
 }
 
 /// Removes a key; one that is not there is fine.
-fn drop_key<A, V>(map: &mut Hash<A, V>, addr: A, port: u16) -> Result<()>
+fn drop_key<A, V>(map: &mut Hash<A, V>, key: Key<A>) -> Result<()>
 where
-    A: samport_common::family::Address,
+    A: Address,
     V: IntoBytes + FromBytes + Immutable + Copy + 'static,
 {
-    match map.remove(&key(addr, port)) {
+    match map.remove(&key) {
         Err(MapError::KeyNotFound) => Ok(()),
         result => Ok(result?),
     }
 }
 
-const fn key<A: samport_common::family::Address>(addr: A, port: u16) -> MapCell<EndpointKey<A>> {
+const fn key<A: Address>(addr: A, port: u16, protocol: Protocol) -> Key<A> {
     let endpoint = Endpoint { addr, port: port.to_be_bytes() };
-    MapCell(EndpointKey::new(endpoint, protocol::TCP))
+    MapCell(EndpointKey::new(endpoint, protocol.number()))
 }

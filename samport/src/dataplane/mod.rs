@@ -16,10 +16,10 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Scope, Service, Via};
+use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Service, Via};
 
 use crate::instance::{FilterRecord, Instance};
-use crate::plan::{self, BackendId, Change, Role, Route};
+use crate::plan::{self, BackendId, Change, Frontend, Role, Route};
 use crate::wire_forms::wide;
 
 pub use attach::Hook;
@@ -61,26 +61,21 @@ impl Dataplane {
                 self.maps.set_backend(id.index, value)
             }
             Change::RetireBackend { id, .. } => self.maps.retire_backend(id.index),
-            Change::SetOwners { endpoint, owners } => {
-                self.maps.set_owners(*endpoint, &owners_value(owners))
+            Change::SetOwners { source, owners } => {
+                self.maps.set_owners(*source, &owners_value(owners))
             }
-            Change::RemoveOwners(endpoint) => self.maps.remove_owners(*endpoint),
+            Change::RemoveOwners(source) => self.maps.remove_owners(*source),
             Change::WriteTable { region, slots, .. } => self.maps.write_table(region.base, slots),
             Change::Settle => {
                 settle();
                 Ok(())
             }
-            Change::SetFrontend { addr, port, id, region } => {
-                let (table_base, table_len) = (region.base, region.len);
-                let scope = Scope::Everybody as u8;
-                let value = Service { table_base, table_len, id: id.get(), scope, restricted: 0 };
-                self.maps.set_frontend(SocketAddr::new(*addr, *port), value)
+            Change::SetFrontend { addr, listen, to } => {
+                self.maps.set_frontend(*addr, *listen, service_value(*to))
             }
-            Change::RemoveFrontend { addr, port } => {
-                self.maps.remove_frontend(SocketAddr::new(*addr, *port))
-            }
-            Change::OpenPort(port) => self.maps.listen(*port, true),
-            Change::ClosePort(port) => self.maps.listen(*port, false),
+            Change::RemoveFrontend { addr, listen } => self.maps.remove_frontend(*addr, *listen),
+            Change::OpenPort(listen) => self.maps.listen(*listen, true),
+            Change::ClosePort(listen) => self.maps.listen(*listen, false),
             Change::Attach(role, ifindex) => self.attach(*role, *ifindex),
             Change::Detach(role, ifindex) => {
                 self.attached.remove(&(*role, *ifindex));
@@ -138,6 +133,16 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
         via: via as u8,
         shared: u8::from(shared),
         pad: 0,
+    }
+}
+
+fn service_value(to: Frontend) -> Service {
+    Service {
+        table_base: to.region.base,
+        table_len: to.region.len,
+        id: to.id.get(),
+        scope: to.scope as u8,
+        restricted: 0,
     }
 }
 

@@ -44,6 +44,7 @@ impl Folder {
             Role::Forward => "forward",
             Role::Reverse => "reverse",
             Role::Egress => "egress",
+            Role::Inside => "inside",
         };
         self.path.join(format!("link_{role}_{ifindex}"))
     }

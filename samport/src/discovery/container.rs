@@ -1,12 +1,15 @@
 //! From a container to what it offers: pure, so that every rule can be tested without an engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use samport_common::wire::protocol::Protocol;
+
 use super::filter::Filters;
 use super::labels::{self, HealthSource, Labels};
-use crate::model::{Candidate, Condition, PortSpec};
+use crate::model::{Candidate, Condition};
+use crate::ports::{Listen, PortSpec};
 
 /// What samport wants to know of a container, taken from the engine's inspect answer.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -29,8 +32,8 @@ pub struct ContainerView {
     pub labels: BTreeMap<String, String>,
     /// The image as it was named at the start.
     pub image: String,
-    /// TCP ports from EXPOSE.
-    pub exposed: Vec<u16>,
+    /// Ports from EXPOSE.
+    pub exposed: BTreeSet<Listen>,
     /// `bridge`, `host`, `none`, `container:ID` or a network's name.
     pub network_mode: String,
     /// The networks it is in, by name.
@@ -73,10 +76,10 @@ pub enum Health {
 /// `--health`: what decides where no label does.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum HealthDefault {
-    /// The container's HEALTHCHECK; a TCP connection for those without one.
+    /// The container's HEALTHCHECK; for those without one a TCP connection, and nothing for UDP ports.
     #[default]
     Docker,
-    /// A TCP connection, whatever the container's HEALTHCHECK says.
+    /// A TCP connection, whatever the container's HEALTHCHECK says; for UDP ports as `Docker`.
     Tcp,
     /// Nothing: containers serve as soon as they run.
     None,
@@ -136,16 +139,16 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         return Ok(Offer::default());
     }
     let mut labels = labels::read(&view.labels).map_err(|why| Rejection::new(view, why))?;
-    let condition = condition(view, &labels, policy.health)?;
+    let source = health_source(view, &labels, policy.health)?;
     let ports = ports(view, &mut labels, &policy.ports)?;
     let network = network(view, &labels, &policy.filters)?;
-    let candidate = |listen, endpoint| Candidate {
+    let candidate = |listen: Listen, endpoint| Candidate {
         id: view.id.clone(),
         name: view.name.clone(),
         listen,
         endpoint,
         weight: labels.weight,
-        condition,
+        condition: condition(view, source, listen.protocol),
         place: None,
         started: None,
     };
@@ -166,11 +169,12 @@ fn selected(view: &ContainerView, filters: &Filters) -> bool {
     if filters.is_empty() { labels::present(&view.labels) } else { filters.matches(view) }
 }
 
-fn condition(
+/// Whose word on its health holds.
+fn health_source(
     view: &ContainerView,
     labels: &Labels,
     default: HealthDefault,
-) -> Result<Condition, Rejection> {
+) -> Result<HealthSource, Rejection> {
     if labels.health == Some(HealthSource::Docker) && view.health.is_none() {
         return Err(Rejection::new(
             view,
@@ -178,20 +182,33 @@ fn condition(
              samport.health=tcp",
         ));
     }
-    if view.stopping || view.paused {
-        return Ok(Condition::Draining);
-    }
-    let source = labels.health.unwrap_or(match default {
+    Ok(labels.health.unwrap_or(match default {
         HealthDefault::Docker => HealthSource::Docker,
         HealthDefault::Tcp => HealthSource::Tcp,
         HealthDefault::None => HealthSource::None,
-    });
-    Ok(match (source, view.health) {
-        (HealthSource::None, _) | (HealthSource::Docker, Some(Health::Healthy)) => Condition::Ready,
-        (HealthSource::Tcp, _) | (HealthSource::Docker, None) => Condition::ProbeFirst,
-        (HealthSource::Docker, Some(Health::Starting)) => Condition::Starting,
-        (HealthSource::Docker, Some(Health::Unhealthy)) => Condition::Draining,
-    })
+    }))
+}
+
+/// What it may do for services of a protocol. A UDP port cannot be asked whether it listens: its
+/// container's HEALTHCHECK is all there is to go by.
+fn condition(view: &ContainerView, source: HealthSource, protocol: Protocol) -> Condition {
+    if view.stopping || view.paused {
+        return Condition::Draining;
+    }
+    let source = match (source, protocol) {
+        (HealthSource::Tcp, Protocol::Udp) => HealthSource::Docker,
+        _ => source,
+    };
+    match (source, view.health, protocol) {
+        (HealthSource::None, ..)
+        | (HealthSource::Docker, Some(Health::Healthy), _)
+        | (HealthSource::Docker, None, Protocol::Udp) => Condition::Ready,
+        (HealthSource::Tcp, ..) | (HealthSource::Docker, None, Protocol::Tcp) => {
+            Condition::ProbeFirst
+        }
+        (HealthSource::Docker, Some(Health::Starting), _) => Condition::Starting,
+        (HealthSource::Docker, Some(Health::Unhealthy), _) => Condition::Draining,
+    }
 }
 
 /// The ports it serves, as pairs of listen and target.
@@ -199,9 +216,9 @@ fn ports(
     view: &ContainerView,
     labels: &mut Labels,
     flags: &[PortSpec],
-) -> Result<Vec<(u16, u16)>, Rejection> {
+) -> Result<Vec<(Listen, u16)>, Rejection> {
     let own = std::mem::take(&mut labels.ports);
-    if !labels.names_ports {
+    if own.is_empty() {
         if flags.is_empty() {
             let why = "nothing says on which port; give -p PORT or label it samport.port=PORT";
             return Err(Rejection::new(view, why));
@@ -214,8 +231,8 @@ fn ports(
         let flag = flags.iter().find(|flag| flag.listen == spec.listen);
         match flag {
             None if !flags.is_empty() => labels.warnings.push(format!(
-                "its labels name port {}, which no -p opens; add -p {0} or take it off the label",
-                spec.listen
+                "its labels name port {0}, which no -p opens; add -p {0} or take it off the label",
+                spec.listen.brief()
             )),
             _ => {
                 let flag = flag.copied().unwrap_or(PortSpec { target: None, ..spec });
@@ -226,13 +243,12 @@ fn ports(
     Ok(ports)
 }
 
-/// The container's port: `-p 80:9090`, then its labels, then EXPOSE if it is clear, then the same.
+/// The container's port: `-p 80:9090`, then its labels, then EXPOSE if it is clear (that is, names one
+/// port of the protocol), then the same.
 fn target(view: &ContainerView, labels: &Labels, flag: PortSpec, own: Option<u16>) -> u16 {
-    let exposed = match view.exposed[..] {
-        [only] => Some(only),
-        _ => None,
-    };
-    flag.target.or(labels.target).or(own).or(exposed).unwrap_or(flag.listen)
+    let mut exposed = view.exposed.iter().filter(|one| one.protocol == flag.listen.protocol);
+    let exposed = exposed.next().filter(|_| exposed.next().is_none()).map(|only| only.port);
+    flag.target.or(labels.target).or(own).or(exposed).unwrap_or(flag.listen.port)
 }
 
 /// The one network its packets take.

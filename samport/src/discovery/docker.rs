@@ -27,7 +27,8 @@ use super::inspect;
 use super::locate;
 use super::published;
 use super::world::{Answer, Outcome, Task, World};
-use crate::model::{Place, PortSpec, Snapshot};
+use crate::model::{Place, Snapshot};
+use crate::ports::PortSpec;
 
 /// Longest wait for the answers that open a session.
 const OPENING: Duration = Duration::from_secs(10);

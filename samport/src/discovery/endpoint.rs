@@ -45,7 +45,7 @@ impl Endpoint {
             "tcp" | "http" => {
                 let host = rest.trim_end_matches('/');
                 let port = host.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-                if port.is_none_or(|(_, port)| crate::model::port(port).is_err()) {
+                if port.is_none_or(|(_, port)| crate::ports::port(port).is_err()) {
                     bail!("{text:?} has no host or no port: {WAY_OUT}");
                 }
                 Ok(Self::Http(host.to_owned()))

@@ -5,7 +5,7 @@
 //! name = "web-1"             # the address, if left out
 //! address = "10.0.0.2:8080"  # without a port: the one of -p
 //! weight = 2                 # 1, if left out
-//! listen = 80                # every -p, if left out
+//! listen = 80                # or "53/udp"; every -p, if left out
 //! ```
 
 use std::collections::BTreeSet;
@@ -20,7 +20,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::static_::Address;
-use crate::model::{Candidate, Condition, PortSpec, Snapshot};
+use crate::model::{Candidate, Condition, Snapshot};
+use crate::ports::{Listen, PortSpec};
 
 /// Writers touch a file several times in a row; this long after the first touch it is read.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -47,7 +48,7 @@ struct Entry {
     name: Option<String>,
     address: FileAddress,
     weight: Option<u32>,
-    listen: Option<u16>,
+    listen: Option<Listen>,
 }
 
 /// Parsed while the file is read, so that an error knows its line and column.
@@ -119,7 +120,8 @@ fn parse(text: &str, ports: &[PortSpec]) -> Result<Vec<Candidate>> {
             let candidate = candidate(entry, spec);
             let endpoint = candidate.endpoint;
             if !seen.insert((spec.listen, endpoint)) {
-                bail!("backend {endpoint} is given twice for port {}; keep one", spec.listen);
+                let port = spec.listen.brief();
+                bail!("backend {endpoint} is given twice for port {port}; keep one");
             }
             candidates.push(candidate);
         }
@@ -134,11 +136,10 @@ fn listens(entry: &Entry, ports: &[PortSpec]) -> Result<Vec<PortSpec>> {
     match entry.listen {
         None if ports.is_empty() => bail!("backend {address}: give -p PORT, or listen = PORT here"),
         None => Ok(ports.to_vec()),
-        Some(0) => bail!("backend {address}: listen = 0 is no port; give one from 1 to 65535"),
         Some(listen) if ports.is_empty() => Ok(vec![PortSpec { listen, target: None }]),
         Some(listen) => match ports.iter().find(|spec| spec.listen == listen) {
             Some(spec) => Ok(vec![*spec]),
-            None => bail!("backend {address}: no -p opens port {listen}; add -p {listen}"),
+            None => bail!("backend {address}: no -p opens port {0}; add -p {0}", listen.brief()),
         },
     }
 }

@@ -1,9 +1,12 @@
 //! From the engine's inspect answer to [`ContainerView`].
 
+use std::collections::BTreeSet;
+
 use bollard::models::{ContainerInspectResponse, EndpointSettings};
 
 use super::container::{Attachment, ContainerView};
 use super::events::health;
+use crate::ports::Listen;
 
 /// Takes what we need. What is missing or makes no sense is left empty: the rules that need it
 /// say so to the user.
@@ -24,7 +27,7 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
         health: status.and_then(|status| health(status.as_ref())),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
         image: config.image.unwrap_or_default(),
-        exposed: config.exposed_ports.unwrap_or_default().iter().filter_map(|p| tcp(p)).collect(),
+        exposed: exposed(&config.exposed_ports.unwrap_or_default()),
         network_mode: answer.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
         networks: networks
             .unwrap_or_default()
@@ -36,9 +39,9 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
     }
 }
 
-/// The port of `8080/tcp`.
-fn tcp(exposed: &str) -> Option<u16> {
-    exposed.strip_suffix("/tcp").unwrap_or(exposed).parse().ok()
+/// The ports of `8080/tcp` and `53/udp`; protocols nobody can balance are no concern of ours.
+fn exposed(ports: &[String]) -> BTreeSet<Listen> {
+    ports.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 fn attachment(settings: &EndpointSettings) -> Attachment {
@@ -76,7 +79,7 @@ mod tests {
                       "StartedAt": "2026-01-01T00:00:00.5Z", "Health": {"Status": "starting"}},
             "HostConfig": {"NetworkMode": "default"},
             "Config": {"Image": "web:1", "Labels": {"samport.port": "80"}, "StopSignal": "SIGQUIT",
-                       "ExposedPorts": {"8080/tcp": {}, "53/udp": {}}},
+                       "ExposedPorts": {"8080/tcp": {}, "53/udp": {}, "9/sctp": {}}},
             "NetworkSettings": {"Networks": {"bridge": {
                 "IPAddress": "172.17.0.2", "GlobalIPv6Address": "", "MacAddress": "02:42:ac:11:00:02"}}}
         }));
@@ -93,7 +96,7 @@ mod tests {
             health: Some(Health::Starting),
             labels: [("samport.port".to_owned(), "80".to_owned())].into(),
             image: "web:1".into(),
-            exposed: vec![8080],
+            exposed: [Listen::udp(53), Listen::tcp(8080)].into(),
             network_mode: "default".into(),
             networks: [("bridge".to_owned(), network)].into(),
             stop_signal: Some("SIGQUIT".into()),

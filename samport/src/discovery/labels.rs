@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{PortSpec, port};
+use crate::ports::{PortSpec, port};
 
 const PREFIX: &str = "samport.";
 
@@ -11,7 +11,7 @@ const PREFIX: &str = "samport.";
 pub enum HealthSource {
     /// The container's own HEALTHCHECK, as the engine reports it.
     Docker,
-    /// A TCP connection of ours.
+    /// A TCP connection of ours; for UDP ports what the engine reports, if it does.
     Tcp,
     /// Nothing: it serves as soon as it runs.
     None,
@@ -24,10 +24,8 @@ pub struct Labels {
     pub present: bool,
     /// `samport.enable`, if given.
     pub enable: Option<bool>,
-    /// `samport.port` and `samport.ports`, each listen port once.
+    /// `samport.port` and `samport.ports`, each service once.
     pub ports: Vec<PortSpec>,
-    /// Whether either of them is given, be it that no port of theirs can be served.
-    pub names_ports: bool,
     /// `samport.target`.
     pub target: Option<u16>,
     /// `samport.weight`; 1 if not given.
@@ -111,16 +109,9 @@ fn health(value: &str) -> Result<HealthSource, String> {
     }
 }
 
-/// Reads `80:8080/tcp,53/udp`. What is UDP is told and left out: the TCP ports beside it still work.
+/// Reads `80:8080/tcp,53/udp`.
 fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
-    read.names_ports = true;
     for entry in value.split(',').map(str::trim) {
-        if entry.ends_with("/udp") {
-            read.warnings.push(format!(
-                "port {entry} of its labels is left out: this version balances TCP only"
-            ));
-            continue;
-        }
         let spec: PortSpec = entry.parse().map_err(|error| format!("{error:#}"))?;
         match read.ports.iter().find(|known| known.listen == spec.listen) {
             None => read.ports.push(spec),
@@ -147,7 +138,7 @@ mod tests {
     fn each_label_is_read() {
         let read = read_all(&[
             ("samport.enable", "True"),
-            ("samport.ports", "80:8080/tcp, 443"),
+            ("samport.ports", "80:8080/tcp, 443, 443:53/udp"),
             ("samport.port", "80:8080"),
             ("samport.target", "9090"),
             ("samport.weight", "0"),
@@ -160,8 +151,7 @@ mod tests {
         let expected = Labels {
             present: true,
             enable: Some(true),
-            ports: vec![spec("80:8080"), spec("443")],
-            names_ports: true,
+            ports: vec![spec("80:8080"), spec("443"), spec("443:53/udp")],
             target: Some(9090),
             weight: 0,
             network: Some("front".into()),
@@ -187,8 +177,9 @@ mod tests {
             ("samport.port", "0", "1 to 65535"),
             ("samport.ports", "", "1 to 65535"),
             ("samport.ports", "80,", "1 to 65535"),
-            ("samport.ports", "80/sctp", "say tcp"),
+            ("samport.ports", "80/sctp", "say tcp or udp"),
             ("samport.ports", "80:81,80:82", "keep one"),
+            ("samport.ports", "53:81/udp,53:82/udp", "keep one"),
             ("samport.target", "65536", "1 to 65535"),
             ("samport.weight", "-1", "from 0 up"),
             ("samport.weight", "1.5", "from 0 up"),
@@ -203,9 +194,8 @@ mod tests {
     }
 
     #[test]
-    fn udp_unknown_and_unused_labels_are_told_but_do_not_stop() {
+    fn unknown_and_unused_labels_are_told_but_do_not_stop() {
         for (key, value, word) in [
-            ("samport.ports", "80,53/udp", "TCP only"),
             ("samport.prot", "80", "samport.prot is unknown"),
             ("samport.drain", "5s", "not used by this version"),
         ] {
@@ -213,7 +203,6 @@ mod tests {
             assert_eq!(read.warnings.len(), 1, "{key}");
             assert!(read.warnings[0].contains(word), "{:?}", read.warnings);
         }
-        assert_eq!(read_all(&[("samport.ports", "80,53/udp")]).unwrap().ports, [spec("80")]);
     }
 
     #[test]

@@ -20,7 +20,8 @@ mod world;
 use anyhow::Result;
 use tokio::sync::watch;
 
-use crate::model::{Candidate, PortSpec, Snapshot};
+use crate::model::{Candidate, Snapshot};
+use crate::ports::PortSpec;
 
 pub use endpoint::Unreachable;
 

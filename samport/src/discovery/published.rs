@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use bollard::models::{ContainerSummary, PortSummary, PortSummaryTypeEnum};
+use samport_common::wire::protocol::Protocol;
 
 use crate::exit::{Exit, coded};
-use crate::model::PortSpec;
+use crate::ports::{Listen, PortSpec};
 
 /// Refuses ports that a running container publishes.
 ///
@@ -19,22 +20,31 @@ pub(super) fn refuse(ports: &[PortSpec], running: &[ContainerSummary]) -> Result
             .ports
             .iter()
             .flatten()
-            .filter(|port| port.typ.is_none_or(|kind| kind == PortSummaryTypeEnum::TCP))
             // No client comes in by loopback.
             .filter(|port| !ip(port).is_some_and(|ip| ip.is_loopback()));
-        for public in published.filter_map(|port| port.public_port) {
-            if ports.iter().any(|spec| spec.listen == public) {
+        for published in published {
+            if let Some(spec) = ports.iter().find(|spec| takes(published, spec.listen)) {
                 let name = container.names.iter().flatten().next();
                 let name = name.map_or("?", |name| name.trim_start_matches('/'));
                 let message = format!(
-                    "port {public} is already published by container {name:?}; remove its \
-                     `ports:` (-p), or choose another port"
+                    "port {} is already published by container {name:?}; remove its `ports:` \
+                     (-p), or choose another port",
+                    spec.listen.brief()
                 );
                 return Err(coded(Exit::Conflict, message));
             }
         }
     }
     Ok(())
+}
+
+/// Whether a published port is this one.
+fn takes(published: &PortSummary, listen: Listen) -> bool {
+    let kind = match listen.protocol {
+        Protocol::Tcp => PortSummaryTypeEnum::TCP,
+        Protocol::Udp => PortSummaryTypeEnum::UDP,
+    };
+    published.public_port == Some(listen.port) && published.typ.is_none_or(|typ| typ == kind)
 }
 
 fn ip(port: &PortSummary) -> Option<IpAddr> {
@@ -60,5 +70,7 @@ mod tests {
         assert_eq!(code_of(&error), Exit::Conflict);
         assert!(error.to_string().contains("published by container \"old-web\""), "{error}");
         assert!(refuse(&["81".parse().unwrap()], &running).is_ok());
+        let error = refuse(&["80/udp".parse().unwrap()], &running).unwrap_err().to_string();
+        assert!(error.contains("port 80/udp is already published by container \"dns\""), "{error}");
     }
 }

@@ -8,7 +8,8 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
 
-use crate::model::{Candidate, Condition, PortSpec, Snapshot, port};
+use crate::model::{Candidate, Condition, Snapshot};
+use crate::ports::{PortSpec, port};
 
 /// One `--backend IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +33,7 @@ impl Address {
     /// The endpoint behind a port of the host.
     #[must_use]
     pub fn endpoint(&self, spec: PortSpec) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port.or(spec.target).unwrap_or(spec.listen))
+        SocketAddr::new(self.ip, self.port.or(spec.target).unwrap_or(spec.listen.port))
     }
 }
 
@@ -110,7 +111,8 @@ fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> 
         for backend in backends {
             let endpoint = backend.address.endpoint(*spec);
             if !seen.insert((spec.listen, endpoint)) {
-                bail!("backend {endpoint} is given twice for port {}; keep one", spec.listen);
+                let port = spec.listen.brief();
+                bail!("backend {endpoint} is given twice for port {port}; keep one");
             }
             snapshot.candidates.push(Candidate {
                 id: endpoint.to_string(),
@@ -192,12 +194,15 @@ mod tests {
     #[test]
     fn every_backend_stands_behind_every_port() {
         let backends = ["10.0.0.2@2", "10.0.0.3:9"].map(|text| text.parse().unwrap());
-        let snapshot = snapshot(&backends, &[spec("80"), spec("443:8443")]).unwrap();
-        let served: Vec<_> =
-            snapshot.candidates.iter().map(|c| format!("{}>{}", c.listen, c.endpoint)).collect();
+        let snapshot = snapshot(&backends, &[spec("80"), spec("443:8443/udp")]).unwrap();
+        let served: Vec<_> = snapshot
+            .candidates
+            .iter()
+            .map(|c| format!("{}>{}", c.listen.brief(), c.endpoint))
+            .collect();
         assert_eq!(
             served,
-            ["80>10.0.0.2:80", "443>10.0.0.2:8443", "80>10.0.0.3:9", "443>10.0.0.3:9"]
+            ["80>10.0.0.2:80", "443/udp>10.0.0.2:8443", "80>10.0.0.3:9", "443/udp>10.0.0.3:9"]
         );
     }
 

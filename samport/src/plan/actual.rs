@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use samport_common::flow::ServiceId;
 use samport_common::layout::MAX_BACKENDS;
 
-use super::change::{BackendId, BackendKey, Change, Owners, Role, ServiceKey};
+use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, ServiceKey};
+use crate::ports::Listen;
 use crate::table::{Region, Tables};
 
 /// What is in the kernel, as far as we have put it there.
@@ -15,8 +16,8 @@ pub struct Actual {
     pub(super) backends: BTreeMap<BackendKey, (BackendId, bool)>,
     pub(super) owners: Owners,
     pub(super) services: BTreeMap<ServiceKey, Installed>,
-    pub(super) frontends: BTreeMap<(IpAddr, u16), (ServiceId, Region)>,
-    pub(super) ports: BTreeSet<u16>,
+    pub(super) frontends: BTreeMap<(IpAddr, Listen), Frontend>,
+    pub(super) ports: BTreeSet<Listen>,
     pub(super) attached: BTreeSet<(Role, u32)>,
     pub(super) tables: Tables,
     pub(super) generations: Vec<u32>,
@@ -62,8 +63,8 @@ impl Actual {
                 self.generations[id.index as usize] = id.generation;
                 self.backends.insert(key.clone(), (*id, *shared));
             }
-            Change::SetOwners { endpoint, owners } => {
-                self.owners.insert(*endpoint, owners.clone());
+            Change::SetOwners { source, owners } => {
+                self.owners.insert(*source, owners.clone());
             }
             Change::Attach(role, ifindex) => {
                 self.attached.insert((*role, *ifindex));
@@ -77,20 +78,20 @@ impl Actual {
                 }
             }
             Change::Settle => self.tables.settle(),
-            Change::SetFrontend { addr, port, id, region } => {
-                self.frontends.insert((*addr, *port), (*id, *region));
+            Change::SetFrontend { addr, listen, to } => {
+                self.frontends.insert((*addr, *listen), *to);
             }
-            Change::OpenPort(port) => {
-                self.ports.insert(*port);
+            Change::OpenPort(listen) => {
+                self.ports.insert(*listen);
             }
-            Change::ClosePort(port) => {
-                self.ports.remove(port);
+            Change::ClosePort(listen) => {
+                self.ports.remove(listen);
             }
-            Change::RemoveFrontend { addr, port } => {
-                self.frontends.remove(&(*addr, *port));
+            Change::RemoveFrontend { addr, listen } => {
+                self.frontends.remove(&(*addr, *listen));
             }
-            Change::RemoveOwners(endpoint) => {
-                self.owners.remove(endpoint);
+            Change::RemoveOwners(source) => {
+                self.owners.remove(source);
             }
             Change::RetireBackend { key, .. } => {
                 self.backends.remove(key);

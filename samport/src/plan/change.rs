@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use samport_common::flow::ServiceId;
+use samport_common::layout::Scope;
+use samport_common::wire::protocol::Protocol;
 
 use crate::model::Place;
+use crate::ports::Listen;
 use crate::table::Region;
 
 /// How packets get to a backend.
@@ -50,14 +53,37 @@ impl Route {
 /// old one is its.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct BackendKey {
-    /// The host port it serves.
-    pub listen: u16,
+    /// What it serves on the host.
+    pub listen: Listen,
     /// What tells it from all others.
     pub id: String,
     /// Where it answers.
     pub endpoint: SocketAddr,
     /// How packets get there.
     pub route: Route,
+}
+
+impl BackendKey {
+    /// What its replies come from.
+    #[must_use]
+    pub const fn source(&self) -> Source {
+        Source { endpoint: self.endpoint, protocol: self.listen.protocol }
+    }
+
+    /// The kernel service it is a backend of.
+    #[must_use]
+    pub const fn service(&self) -> ServiceKey {
+        ServiceKey { listen: self.listen, v6: self.endpoint.is_ipv6() }
+    }
+}
+
+/// What replies come from: a socket of a backend. Several services may lead to one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Source {
+    /// Its address and port.
+    pub endpoint: SocketAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
 }
 
 /// What may change in a backend's life.
@@ -74,12 +100,14 @@ pub struct Share {
 /// What is wanted of the kernel.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Desired {
-    /// Ports, and the addresses each is served on.
-    pub frontends: BTreeMap<u16, BTreeSet<IpAddr>>,
+    /// Ports, the addresses each is served on, and to whom.
+    pub frontends: BTreeMap<Listen, BTreeMap<IpAddr, Scope>>,
     /// Backends.
     pub backends: BTreeMap<BackendKey, Share>,
     /// Interfaces clients come in by.
     pub interfaces: BTreeSet<u32>,
+    /// Bridges that containers of this host are on, besides the interfaces.
+    pub bridges: BTreeSet<u32>,
 }
 
 /// Where a program sits.
@@ -89,15 +117,25 @@ pub enum Role {
     Forward,
     /// Reverse, at ingress of a device backends answer from.
     Reverse,
-    /// Reverse, at egress of an interface clients come in by.
+    /// Reverse, at egress of a device clients come in by.
     Egress,
+    /// Forward for containers of this host, at ingress of their bridge.
+    Inside,
 }
 
-/// A kernel service: one port for one family.
+impl Role {
+    /// Whether packets of clients come in here.
+    #[must_use]
+    pub const fn is_entrance(self) -> bool {
+        matches!(self, Self::Forward | Self::Inside)
+    }
+}
+
+/// A kernel service: one port of one protocol for one family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ServiceKey {
-    /// The port.
-    pub port: u16,
+    /// What clients dial.
+    pub listen: Listen,
     /// IPv6 rather than IPv4.
     pub v6: bool,
 }
@@ -114,10 +152,10 @@ pub enum Change {
         /// Whether other services use the same endpoint.
         shared: bool,
     },
-    /// Says whose replies come from an endpoint.
+    /// Says whose replies come from a socket.
     SetOwners {
-        /// The endpoint.
-        endpoint: SocketAddr,
+        /// The socket.
+        source: Source,
         /// Its services and backend ids.
         owners: Vec<Owner>,
     },
@@ -139,25 +177,23 @@ pub enum Change {
         /// The address.
         addr: IpAddr,
         /// The port.
-        port: u16,
-        /// The service's id.
-        id: ServiceId,
-        /// Its table.
-        region: Region,
+        listen: Listen,
+        /// The service, and who may dial it there.
+        to: Frontend,
     },
     /// Lets packets to a port be looked at.
-    OpenPort(u16),
+    OpenPort(Listen),
     /// Stops that.
-    ClosePort(u16),
+    ClosePort(Listen),
     /// Stops serving a port on an address.
     RemoveFrontend {
         /// The address.
         addr: IpAddr,
         /// The port.
-        port: u16,
+        listen: Listen,
     },
-    /// Forgets an endpoint's replies.
-    RemoveOwners(SocketAddr),
+    /// Forgets the replies of a socket.
+    RemoveOwners(Source),
     /// Refuses a backend's flows from now on, and frees its id.
     RetireBackend {
         /// Who it was.
@@ -169,9 +205,20 @@ pub enum Change {
     Detach(Role, u32),
 }
 
+/// Where an address and port lead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frontend {
+    /// The service's id.
+    pub id: ServiceId,
+    /// Its table.
+    pub region: Region,
+    /// Who may dial it.
+    pub scope: Scope,
+}
+
 /// A service and the id a backend has in it.
 pub type Owner = (ServiceId, BackendId);
-pub(super) type Owners = BTreeMap<SocketAddr, Vec<Owner>>;
+pub(super) type Owners = BTreeMap<Source, Vec<Owner>>;
 
 /// Index into `BACKENDS` and how often it has been used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -8,18 +8,21 @@ mod actual;
 mod change;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use samport_common::flow::ServiceId;
-use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
+use samport_common::layout::{MAX_BACKENDS, MAX_FRONTENDS, SHARED_BY};
 
+use crate::ports::Listen;
 use crate::table::{Region, slots_for};
 use actual::Installed;
 use change::Owners;
 
 pub use actual::Actual;
-pub use change::{BackendId, BackendKey, Change, Desired, Owner, Role, Route, ServiceKey, Share};
+pub use change::{
+    BackendId, BackendKey, Change, Desired, Frontend, Owner, Role, Route, ServiceKey, Share, Source,
+};
 
 /// The changes that lead from `actual` to `desired`, in the order they must be made.
 ///
@@ -29,14 +32,14 @@ pub use change::{BackendId, BackendKey, Change, Desired, Owner, Role, Route, Ser
 /// # Errors
 /// When a limit would be exceeded; the message names it. Then nothing is to be changed.
 pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
+    check_frontends(desired)?;
     number_services(desired, actual)?;
     let mut changes = Vec::new();
     let ids = plan_backends(desired, actual, &mut changes)?;
     let owners = owners_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
     let before = actual.owners.clone();
-    let between =
-        owners.iter().map(|(endpoint, new)| (*endpoint, joined(new, before.get(endpoint))));
+    let between = owners.iter().map(|(source, new)| (*source, joined(new, before.get(source))));
     let between: BTreeMap<_, _> = between.collect();
     set_owners(&before, &between, &mut changes);
     let wanted = attachments(desired);
@@ -44,9 +47,9 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
         wanted.difference(&actual.attached).filter(move |(role, _)| on(*role)).copied()
     };
     // Replies must be understood before the first packet goes out.
-    changes.extend(attach(|r| r != Role::Forward).map(|(role, on)| Change::Attach(role, on)));
+    changes.extend(attach(|r| !r.is_entrance()).map(|(role, on)| Change::Attach(role, on)));
     plan_services(desired, actual, &ids, &mut changes)?;
-    changes.extend(attach(|r| r == Role::Forward).map(|(role, on)| Change::Attach(role, on)));
+    changes.extend(attach(Role::is_entrance).map(|(role, on)| Change::Attach(role, on)));
 
     set_owners(&between, &owners, &mut changes);
     for (key, (id, _)) in &actual.backends {
@@ -54,8 +57,8 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
             changes.push(Change::RetireBackend { key: key.clone(), id: *id });
         }
     }
-    for endpoint in actual.owners.keys().filter(|endpoint| !owners.contains_key(endpoint)) {
-        changes.push(Change::RemoveOwners(*endpoint));
+    for source in actual.owners.keys().filter(|source| !owners.contains_key(source)) {
+        changes.push(Change::RemoveOwners(*source));
     }
     for (role, ifindex) in actual.attached.difference(&wanted) {
         changes.push(Change::Detach(*role, *ifindex));
@@ -63,12 +66,30 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
+/// Refuses more frontends than the kernel's maps hold.
+fn check_frontends(desired: &Desired) -> Result<()> {
+    for v6 in [false, true] {
+        let of_family = |addr: &&IpAddr| addr.is_ipv6() == v6;
+        let count: usize =
+            desired.frontends.values().map(|on| on.keys().filter(of_family).count()).sum();
+        if count > MAX_FRONTENDS as usize {
+            bail!(
+                "{} ports on all their {} addresses are {count} places to serve, more than the \
+                 {MAX_FRONTENDS} there is room for; serve fewer ports, or fewer interfaces",
+                desired.frontends.len(),
+                if v6 { "IPv6" } else { "IPv4" },
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Gives every wanted service an id. Ids are not used twice until all have been used once, and
 /// flows carry their backend's generation, so that a new service never finds an old one's flows.
 fn number_services(desired: &Desired, actual: &mut Actual) -> Result<()> {
-    for port in desired.frontends.keys() {
+    for listen in desired.frontends.keys() {
         for v6 in [false, true] {
-            let key = ServiceKey { port: *port, v6 };
+            let key = ServiceKey { listen: *listen, v6 };
             if actual.services.contains_key(&key) {
                 continue;
             }
@@ -95,13 +116,13 @@ fn plan_backends<'a>(
 ) -> Result<BTreeMap<&'a BackendKey, BackendId>> {
     let mut used: BTreeSet<u32> = actual.backends.values().map(|(id, _)| id.index).collect();
     let mut last = actual.last_id;
-    let mut services_at: BTreeMap<SocketAddr, BTreeSet<u16>> = BTreeMap::new();
+    let mut services_at: BTreeMap<Source, BTreeSet<Listen>> = BTreeMap::new();
     for key in desired.backends.keys() {
-        services_at.entry(key.endpoint).or_default().insert(key.listen);
+        services_at.entry(key.source()).or_default().insert(key.listen);
     }
     let mut ids = BTreeMap::new();
     for key in desired.backends.keys() {
-        let shared = services_at.get(&key.endpoint).is_some_and(|ports| ports.len() > 1);
+        let shared = services_at.get(&key.source()).is_some_and(|ports| ports.len() > 1);
         let id = match actual.backends.get(key) {
             Some((id, was_shared)) if *was_shared == shared => {
                 ids.insert(key, *id);
@@ -131,7 +152,7 @@ const fn next_generation(generation: u32) -> u32 {
     (generation + 1) & samport_common::flow::FlowWord::MAX_GENERATION
 }
 
-/// Which services and backends each endpoint answers for.
+/// Which services and backends each socket answers for.
 fn owners_of(
     desired: &Desired,
     actual: &Actual,
@@ -139,11 +160,11 @@ fn owners_of(
 ) -> Result<Owners> {
     let mut owners = Owners::new();
     for (key, id) in ids {
-        let service = ServiceKey { port: key.listen, v6: key.endpoint.is_ipv6() };
-        let Some(installed) = actual.services.get(&service) else {
-            bail!("backend {} is for port {}, which is not served", key.endpoint, key.listen);
+        let Some(installed) = actual.services.get(&key.service()) else {
+            let port = key.listen.brief();
+            bail!("backend {} is for port {port}, which is not served", key.endpoint);
         };
-        let of = owners.entry(key.endpoint).or_default();
+        let of = owners.entry(key.source()).or_default();
         of.push((installed.id, *id));
         if of.len() > SHARED_BY {
             bail!("{} serves more than {SHARED_BY} ports with one of its own", key.endpoint);
@@ -153,18 +174,18 @@ fn owners_of(
     Ok(owners)
 }
 
-/// The owners of an endpoint while some come and some go: the new ones, and as many of the old ones
+/// The owners of a socket while some come and some go: the new ones, and as many of the old ones
 /// as there is room for.
 fn joined(new: &[Owner], old: Option<&Vec<Owner>>) -> Vec<Owner> {
     let leaving = old.into_iter().flatten().filter(|owner| !new.contains(owner));
     new.iter().chain(leaving).take(SHARED_BY).copied().collect()
 }
 
-/// The changes from some owners to others; endpoints without any are left to `RemoveOwners`.
+/// The changes from some owners to others; sockets without any are left to `RemoveOwners`.
 fn set_owners(from: &Owners, to: &Owners, changes: &mut Vec<Change>) {
-    for (endpoint, owners) in to {
-        if from.get(endpoint) != Some(owners) {
-            changes.push(Change::SetOwners { endpoint: *endpoint, owners: owners.clone() });
+    for (source, owners) in to {
+        if from.get(source) != Some(owners) {
+            changes.push(Change::SetOwners { source: *source, owners: owners.clone() });
         }
     }
 }
@@ -173,6 +194,7 @@ fn set_owners(from: &Owners, to: &Owners, changes: &mut Vec<Change>) {
 fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
     let mut wanted: BTreeSet<_> =
         desired.interfaces.iter().map(|ifindex| (Role::Forward, *ifindex)).collect();
+    wanted.extend(desired.bridges.iter().map(|bridge| (Role::Inside, *bridge)));
     for key in desired.backends.keys() {
         match key.route {
             Route::Peer(place) => {
@@ -182,7 +204,9 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
                 wanted.insert((Role::Reverse, answers_on));
             }
             Route::Stack => {
-                wanted.extend(desired.interfaces.iter().map(|on| (Role::Egress, *on)));
+                // Wherever a client may be: its replies pass there last.
+                let clients = desired.interfaces.union(&desired.bridges);
+                wanted.extend(clients.map(|on| (Role::Egress, *on)));
             }
         }
     }
@@ -196,9 +220,15 @@ fn plan_services(
     ids: &BTreeMap<&BackendKey, BackendId>,
     changes: &mut Vec<Change>,
 ) -> Result<()> {
+    // First of all, so that there is room for those that take their place.
+    for (addr, listen) in actual.frontends.keys() {
+        if !desired.frontends.get(listen).is_some_and(|on| on.contains_key(addr)) {
+            changes.push(Change::RemoveFrontend { addr: *addr, listen: *listen });
+        }
+    }
     let mut tables = actual.tables.clone();
     for (key, installed) in &actual.services {
-        let addresses = desired.frontends.get(&key.port);
+        let addresses = desired.frontends.get(&key.listen);
         let slots = if addresses.is_some() { table_of(desired, ids, *key) } else { Vec::new() };
         let region = if slots == installed.slots {
             installed.region
@@ -214,23 +244,18 @@ fn plan_services(
             changes.push(Change::WriteTable { service: *key, region, slots });
             region
         };
-        for addr in addresses.into_iter().flatten().filter(|addr| addr.is_ipv6() == key.v6) {
-            if actual.frontends.get(&(*addr, key.port)) != Some(&(installed.id, region)) {
-                let (addr, port, id) = (*addr, key.port, installed.id);
-                changes.push(Change::SetFrontend { addr, port, id, region });
+        for (addr, scope) in addresses.into_iter().flatten() {
+            let to = Frontend { id: installed.id, region, scope: *scope };
+            if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, key.listen)) != Some(&to) {
+                changes.push(Change::SetFrontend { addr: *addr, listen: key.listen, to });
             }
         }
     }
-    for port in desired.frontends.keys().filter(|port| !actual.ports.contains(port)) {
-        changes.push(Change::OpenPort(*port));
+    for listen in desired.frontends.keys().filter(|listen| !actual.ports.contains(listen)) {
+        changes.push(Change::OpenPort(*listen));
     }
-    for port in actual.ports.iter().filter(|port| !desired.frontends.contains_key(port)) {
-        changes.push(Change::ClosePort(*port));
-    }
-    for (addr, port) in actual.frontends.keys() {
-        if !desired.frontends.get(port).is_some_and(|addresses| addresses.contains(addr)) {
-            changes.push(Change::RemoveFrontend { addr: *addr, port: *port });
-        }
+    for listen in actual.ports.iter().filter(|listen| !desired.frontends.contains_key(listen)) {
+        changes.push(Change::ClosePort(*listen));
     }
     Ok(())
 }
@@ -242,12 +267,7 @@ fn table_of(
     ids: &BTreeMap<&BackendKey, BackendId>,
     service: ServiceKey,
 ) -> Vec<u32> {
-    let of_service = || {
-        desired
-            .backends
-            .iter()
-            .filter(|(key, _)| key.listen == service.port && key.endpoint.is_ipv6() == service.v6)
-    };
+    let of_service = || desired.backends.iter().filter(|(key, _)| key.service() == service);
     let weighted = |draining: bool| -> Vec<(u32, u32)> {
         of_service()
             .filter(|(_, share)| share.draining == draining)

@@ -1,19 +1,27 @@
 //! Tests of the plan: a model of the kernel watches that no change ever leaves a packet in between.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::SocketAddr;
 
 use proptest::prelude::*;
+use samport_common::layout::Scope;
 
 use super::*;
 use crate::model::Place;
 
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 17, 0, 1));
+
 fn key(name: u8, listen: u16) -> BackendKey {
     BackendKey {
-        listen,
+        listen: Listen::tcp(listen),
         id: format!("web-{name}"),
         endpoint: SocketAddr::from(([172, 17, 0, name], 9090)),
         route: Route::Peer(Place { ifindex: u32::from(name), mac: [name; 6] }),
     }
+}
+
+fn over_udp(key: BackendKey) -> BackendKey {
+    BackendKey { listen: Listen::udp(key.listen.port), ..key }
 }
 
 fn active(weight: u32) -> Share {
@@ -25,11 +33,12 @@ fn draining() -> Share {
 }
 
 fn wish(backends: &[(BackendKey, Share)]) -> Desired {
-    let addr = IpAddr::from([192, 0, 2, 1]);
+    let on = BTreeMap::from([(VIP, Scope::Everybody)]);
     Desired {
-        frontends: backends.iter().map(|(key, _)| (key.listen, [addr].into())).collect(),
+        frontends: backends.iter().map(|(key, _)| (key.listen, on.clone())).collect(),
         backends: backends.iter().cloned().collect(),
         interfaces: [2].into(),
+        ..Desired::default()
     }
 }
 
@@ -110,9 +119,90 @@ fn an_endpoint_behind_two_ports_is_marked_as_shared() {
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     reach(&wish(&[(key(1, 80), active(1)), (key(1, 443), active(1))]), &mut actual);
     assert!(actual.backends.values().all(|(_, shared)| *shared));
-    assert_eq!(actual.owners[&key(1, 80).endpoint].len(), 2);
+    assert_eq!(actual.owners[&key(1, 80).source()].len(), 2);
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     assert!(actual.backends.values().all(|(_, shared)| !*shared));
+}
+
+#[test]
+fn one_port_under_two_protocols_is_two_services_and_its_endpoint_two_sockets() {
+    let mut actual = Actual::default();
+    let both = [(key(1, 53), active(1)), (over_udp(key(1, 53)), active(1))];
+    let changes = reach(&wish(&both), &mut actual);
+    for listen in [Listen::tcp(53), Listen::udp(53)] {
+        assert!(changes.contains(&Change::OpenPort(listen)));
+        assert_eq!(served(&actual, VIP, listen), Some(Scope::Everybody));
+    }
+    let ids: BTreeSet<_> = actual.frontends.values().map(|to| to.id).collect();
+    assert_eq!(ids.len(), 2);
+    assert!(actual.backends.values().all(|(_, shared)| !*shared));
+    assert!(actual.owners.values().all(|owners| owners.len() == 1));
+    assert_eq!(actual.owners.len(), 2);
+
+    let changes = reach(&wish(&both[..1]), &mut actual);
+    assert!(changes.contains(&Change::ClosePort(Listen::udp(53))));
+    assert!(!changes.contains(&Change::ClosePort(Listen::tcp(53))));
+    assert_eq!(served(&actual, VIP, Listen::udp(53)), None);
+    assert_eq!(actual.owners.len(), 1);
+}
+
+fn served(actual: &Actual, addr: IpAddr, listen: Listen) -> Option<Scope> {
+    actual.frontends.get(&(addr, listen)).map(|to| to.scope)
+}
+
+#[test]
+fn an_address_that_moves_to_an_interface_is_everybodys_in_one_step_and_back() {
+    let mut actual = Actual::default();
+    let mut desired = wish(&[(key(1, 80), active(1))]);
+    let listen = Listen::tcp(80);
+    let mut serve_other = |scope: Option<Scope>, actual: &mut Actual| {
+        let on = desired.frontends.get_mut(&listen).unwrap();
+        match scope {
+            Some(scope) => on.insert(OTHER, scope),
+            None => on.remove(&OTHER),
+        };
+        let changes = reach(&desired, actual);
+        assert_eq!(served(actual, VIP, listen), Some(Scope::Everybody));
+        assert_eq!(served(actual, OTHER, listen), scope);
+        changes
+    };
+    serve_other(Some(Scope::Inside), &mut actual);
+    for scope in [Scope::Everybody, Scope::Inside] {
+        let changes = serve_other(Some(scope), &mut actual);
+        let [Change::SetFrontend { addr: OTHER, to, .. }] = &changes[..] else {
+            panic!("more than one step: {changes:?}")
+        };
+        assert_eq!(to.scope, scope);
+    }
+    let changes = serve_other(None, &mut actual);
+    assert_eq!(changes, [Change::RemoveFrontend { addr: OTHER, listen }]);
+}
+
+#[test]
+fn where_there_is_no_room_for_both_the_old_address_goes_before_the_new_one_comes() {
+    let mut actual = Actual::default();
+    let mut desired = wish(&[(key(1, 80), active(1))]);
+    reach(&desired, &mut actual);
+    let on = desired.frontends.get_mut(&Listen::tcp(80)).unwrap();
+    *on = BTreeMap::from([(OTHER, Scope::Everybody)]);
+    let kinds: Vec<_> = reach(&desired, &mut actual).iter().map(kind).collect();
+    assert_eq!(kinds, ["remove", "frontend"]);
+}
+
+#[test]
+fn more_addresses_times_ports_than_the_kernel_holds_are_refused() {
+    let mut desired = wish(&[(key(1, 80), active(1)), (key(2, 443), active(1))]);
+    let addresses = |count: u16| -> BTreeMap<IpAddr, Scope> {
+        let addr = |n: u16| IpAddr::from([10, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
+        (0..count).map(|n| (addr(n), Scope::Everybody)).collect()
+    };
+    let mut with = |count| {
+        desired.frontends.values_mut().for_each(|on| *on = addresses(count));
+        plan(&desired, &mut Actual::default())
+    };
+    assert!(with(2_048).is_ok());
+    let error = with(2_049).unwrap_err().to_string();
+    assert!(error.contains("2 ports on all their IPv4 addresses are 4098"), "{error}");
 }
 
 #[test]
@@ -129,6 +219,39 @@ fn the_stack_needs_a_program_at_egress() {
     let mut actual = Actual::default();
     let changes = reach(&wish(&[(through_stack, active(1))]), &mut actual);
     assert!(changes.contains(&Change::Attach(Role::Egress, 2)));
+}
+
+#[test]
+fn bridges_get_their_programs_as_they_come_and_go() {
+    let mut actual = Actual::default();
+    let mut desired = wish(&[(key(1, 80), active(1))]);
+    desired.bridges = [7].into();
+    let changes = reach(&desired, &mut actual);
+    // An entrance as any other: when everything behind it is in place.
+    assert_eq!(changes.last(), Some(&Change::Attach(Role::Inside, 7)));
+    let kinds: Vec<_> = changes.iter().map(kind).collect();
+    assert_eq!(kinds, ["set", "owners", "attach", "write", "frontend", "open", "attach", "attach"]);
+
+    desired.bridges = [8].into();
+    let changes = reach(&desired, &mut actual);
+    assert_eq!(changes, [Change::Attach(Role::Inside, 8), Change::Detach(Role::Inside, 7)]);
+}
+
+#[test]
+fn replies_that_come_by_the_stack_pass_at_egress_of_the_bridges_too() {
+    let through_stack = BackendKey { route: Route::Stack, ..key(1, 80) };
+    let mut desired = wish(&[(through_stack, active(1))]);
+    desired.bridges = [7, 8].into();
+    let mut actual = Actual::default();
+    reach(&desired, &mut actual);
+    let at_egress = |actual: &Actual| -> Vec<u32> {
+        let egress = actual.attached.iter().filter(|(role, _)| *role == Role::Egress);
+        egress.map(|(_, on)| *on).collect()
+    };
+    assert_eq!(at_egress(&actual), [2, 7, 8]);
+    desired.bridges = [8].into();
+    reach(&desired, &mut actual);
+    assert_eq!(at_egress(&actual), [2, 8]);
 }
 
 #[test]
@@ -170,8 +293,8 @@ fn table(changes: &[Change]) -> Vec<u32> {
 struct Model {
     slots: BTreeMap<u32, u32>,
     serving: BTreeMap<u32, BackendKey>,
-    owners: BTreeMap<SocketAddr, Vec<(ServiceId, BackendId)>>,
-    frontends: BTreeMap<(IpAddr, u16), Region>,
+    owners: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
+    frontends: BTreeMap<(IpAddr, Listen), Region>,
     attached: BTreeSet<(Role, u32)>,
 }
 
@@ -184,11 +307,11 @@ impl Model {
             Change::RetireBackend { id, .. } => {
                 self.serving.remove(&id.index);
             }
-            Change::SetOwners { endpoint, owners } => {
-                self.owners.insert(*endpoint, owners.clone());
+            Change::SetOwners { source, owners } => {
+                self.owners.insert(*source, owners.clone());
             }
-            Change::RemoveOwners(endpoint) => {
-                self.owners.remove(endpoint);
+            Change::RemoveOwners(source) => {
+                self.owners.remove(source);
             }
             Change::WriteTable { region, slots, .. } => {
                 for live in self.frontends.values().filter(|live| live.len > 0) {
@@ -201,11 +324,11 @@ impl Model {
                 }
                 self.slots.extend((region.base..).zip(slots.iter().copied()));
             }
-            Change::SetFrontend { addr, port, region, .. } => {
-                self.frontends.insert((*addr, *port), *region);
+            Change::SetFrontend { addr, listen, to } => {
+                self.frontends.insert((*addr, *listen), to.region);
             }
-            Change::RemoveFrontend { addr, port } => {
-                self.frontends.remove(&(*addr, *port));
+            Change::RemoveFrontend { addr, listen } => {
+                self.frontends.remove(&(*addr, *listen));
             }
             Change::Attach(role, ifindex) => {
                 self.attached.insert((*role, *ifindex));
@@ -219,12 +342,12 @@ impl Model {
 
     /// Whatever a packet may be given to serves, and its replies come back.
     fn check(&self) {
-        for ((_, port), region) in &self.frontends {
+        for ((_, listen), region) in &self.frontends {
             for slot in region.base..region.base + region.len {
                 let id = self.slots[&slot];
                 let backend = self.serving.get(&id).unwrap_or_else(|| panic!("id {id} is not set"));
-                assert_eq!(backend.listen, *port, "{backend:?} is in another port's table");
-                let owners = &self.owners[&backend.endpoint];
+                assert_eq!(backend.listen, *listen, "{backend:?} is in another port's table");
+                let owners = &self.owners[&backend.source()];
                 assert!(owners.iter().any(|(_, owner)| owner.index == id), "{backend:?}");
                 let Route::Peer(place) = backend.route else { panic!("only peers here") };
                 assert!(self.attached.contains(&(Role::Reverse, place.ifindex)), "{backend:?}");
@@ -234,7 +357,8 @@ impl Model {
 }
 
 fn wishes() -> impl Strategy<Value = Vec<Desired>> {
-    let backend = (1u8..12, prop::sample::select(vec![80u16, 443, 8080]), 0u32..4, any::<bool>());
+    let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(8080)];
+    let backend = (1u8..12, prop::sample::select(listens), 0u32..4, any::<bool>());
     let backends = prop::collection::vec(backend, 0..10);
     prop::collection::vec(backends, 1..12).prop_map(|wishes| {
         wishes
@@ -242,8 +366,9 @@ fn wishes() -> impl Strategy<Value = Vec<Desired>> {
             .map(|backends| {
                 let backends: Vec<_> = backends
                     .into_iter()
-                    .map(|(name, port, weight, draining)| {
-                        (key(name, port), Share { draining, ..active(weight) })
+                    .map(|(name, listen, weight, draining)| {
+                        let key = BackendKey { listen, ..key(name, listen.port) };
+                        (key, Share { draining, ..active(weight) })
                     })
                     .collect();
                 wish(&backends)
@@ -268,8 +393,7 @@ proptest! {
             let wanted: BTreeSet<_> = desired.backends.keys().collect();
             prop_assert_eq!(wanted, model.serving.values().collect::<BTreeSet<_>>());
             let frontends: BTreeSet<_> = model.frontends.keys().copied().collect();
-            let vip = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-            let ports: BTreeSet<_> = desired.frontends.keys().map(|port| (vip, *port)).collect();
+            let ports: BTreeSet<_> = desired.frontends.keys().map(|on| (VIP, *on)).collect();
             prop_assert_eq!(frontends, ports);
         }
     }

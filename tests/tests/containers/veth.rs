@@ -25,8 +25,8 @@ fn devices(docker: &Dockerd) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// Waits until programs are attached to the outer interface and to each container's veth, all of
-/// which exist, and to nothing else, be it only by a pin.
+/// Waits until programs are attached to the outer interface, to the bridge and to each container's
+/// veth, all of which exist, and to nothing else, be it only by a pin.
 fn assert_attached_to_what_is_there(docker: &Dockerd, containers: usize) {
     let host = docker.lab().host();
     let suffix = format!("@{}", inode(host));
@@ -37,14 +37,14 @@ fn assert_attached_to_what_is_there(docker: &Dockerd, containers: usize) {
             pins::pins_of(&instance).iter().filter_map(|pin| index(pin)).collect();
         let wanted: Vec<_> = devices(docker)
             .into_iter()
-            .filter(|(_, name)| name == "eth0" || name.starts_with("veth"))
+            .filter(|(_, name)| name == "eth0" || name == "docker0" || name.starts_with("veth"))
             .collect();
         let all = traces(host);
         let is_attached = |name: &str| {
             all.iter()
                 .any(|trace| trace.starts_with("tcx ") && trace.contains(&format!(" of {name}:")))
         };
-        (wanted.len() == containers + 1
+        (wanted.len() == containers + 2
             && wanted.iter().all(|(_, name)| is_attached(name))
             && pinned == wanted.iter().map(|(index, _)| *index).collect())
         .then_some(())

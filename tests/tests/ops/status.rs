@@ -16,14 +16,14 @@ fn status_shows_the_instance() {
     assert_eq!(status["pid"], served.daemon.pid());
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["interfaces"], serde_json::json!(["eth0"]));
-    assert_eq!(status["ports"], serde_json::json!([80]));
+    assert_eq!(status["ports"], serde_json::json!(["80/tcp"]));
     let backends = served.status();
     assert_eq!(backends.backends().len(), 4);
     for backend in backends.backends() {
         let (name, endpoint) = (text(backend, "name"), text(backend, "endpoint"));
         let known = served.addresses_of(name).map(|address| address.to_string());
         assert!(known.contains(&endpoint.to_owned()), "{backend}");
-        assert_eq!((text(backend, "state"), &backend["port"]), ("active", &80.into()));
+        assert_eq!((text(backend, "state"), &backend["port"]), ("active", &"80/tcp".into()));
         assert_eq!(backend["weight"], 1);
     }
 }

@@ -8,9 +8,11 @@ use samport::dataplane::program_run::{Ran, Runner};
 use samport::dataplane::{Dataplane, Hook, Options};
 use samport::instance::Instance;
 use samport::model::Place;
-use samport::plan::{BackendId, BackendKey, Change, Route, ServiceKey};
+use samport::plan::{BackendId, BackendKey, Change, Frontend, Route, ServiceKey};
+use samport::ports::Listen;
 use samport::table::Region;
 use samport_common::flow::ServiceId;
+use samport_common::layout::Scope;
 use samport_common::verdict::Verdict;
 use samport_tests::packet::Segment;
 use samport_tests::require_root;
@@ -96,7 +98,7 @@ impl Bench {
         bench.set_frontend(VIP, 0, 2);
         bench.set_frontend(VIP_B, 0, 2);
         bench.set_frontend(VIP6, 2, 2);
-        bench.dataplane.apply(&Change::OpenPort(80)).unwrap();
+        bench.dataplane.apply(&Change::OpenPort(Listen::tcp(80))).unwrap();
         bench
     }
 
@@ -110,15 +112,16 @@ impl Bench {
     ) {
         let endpoint: SocketAddr = endpoint.parse().unwrap();
         let key = key(index, endpoint, listen);
+        let source = key.source();
         let id = BackendId { index, generation };
         self.dataplane.apply(&Change::SetBackend { key, id, shared }).unwrap();
         let owners = vec![(service(listen, endpoint.is_ipv6()), id)];
-        self.dataplane.apply(&Change::SetOwners { endpoint, owners }).unwrap();
+        self.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
     }
 
     pub fn set_table(&mut self, port: u16, v6: bool, base: u32, slots: &[u32]) {
         let region = Region { base, len: u32::try_from(slots.len()).unwrap() };
-        let service = ServiceKey { port, v6 };
+        let service = ServiceKey { listen: Listen::tcp(port), v6 };
         self.dataplane
             .apply(&Change::WriteTable { service, region, slots: slots.to_vec() })
             .unwrap();
@@ -127,8 +130,9 @@ impl Bench {
     pub fn set_frontend(&mut self, vip: &str, base: u32, len: u32) {
         let vip: SocketAddr = vip.parse().unwrap();
         let id = service(vip.port(), vip.is_ipv6());
-        let (addr, port, region) = (vip.ip(), vip.port(), Region { base, len });
-        self.dataplane.apply(&Change::SetFrontend { addr, port, id, region }).unwrap();
+        let (addr, listen) = (vip.ip(), Listen::tcp(vip.port()));
+        let to = Frontend { id, region: Region { base, len }, scope: Scope::Everybody };
+        self.dataplane.apply(&Change::SetFrontend { addr, listen, to }).unwrap();
     }
 
     pub fn empty_the_table(&mut self) {
@@ -200,7 +204,7 @@ impl Bench {
 
 fn key(index: u32, endpoint: SocketAddr, listen: u16) -> BackendKey {
     let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index) });
-    BackendKey { listen, id: format!("web-{index}"), endpoint, route }
+    BackendKey { listen: Listen::tcp(listen), id: format!("web-{index}"), endpoint, route }
 }
 
 /// The segment in a frame for this machine: test runs happen on the loopback device, whose address

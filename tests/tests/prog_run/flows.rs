@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::thread;
 
-use samport::plan::{BackendId, Change};
+use samport::plan::{BackendId, Change, Source};
+use samport::ports::Listen;
 use samport_common::verdict::Verdict;
+use samport_common::wire::protocol::Protocol;
 use samport_tests::packet::Segment;
 
 use crate::bench::{
@@ -187,10 +189,11 @@ fn two_services_on_one_backend_port_are_kept_apart() {
     bench.set_backend(1, BACKENDS[0], 80, 1, true);
     let id = |index| BackendId { index, generation: 1 };
     let owners = vec![(service(80, false), id(1)), (service(443, false), id(5))];
-    bench.dataplane.apply(&Change::SetOwners { endpoint, owners }).unwrap();
+    let source = Source { endpoint, protocol: Protocol::Tcp };
+    bench.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
     bench.set_table(443, false, 10, &[5]);
     bench.set_frontend(VIP_443, 10, 1);
-    bench.dataplane.apply(&Change::OpenPort(443)).unwrap();
+    bench.dataplane.apply(&Change::OpenPort(Listen::tcp(443))).unwrap();
 
     for (port, vip) in [(40_000, VIP), (40_001, VIP_443)] {
         assert_eq!(bench.forward(&Segment::syn(client(port), address(vip))), endpoint);

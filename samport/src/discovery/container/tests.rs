@@ -36,7 +36,7 @@ fn run(view: &ContainerView, ports: &[&str], filters: &[&str]) -> Result<Offer, 
 
 /// What is offered, as `listen>endpoint`.
 fn served(offer: &Offer) -> String {
-    let one = |c: &Candidate| format!("{}>{}", c.listen, c.endpoint);
+    let one = |c: &Candidate| format!("{}>{}", c.listen.brief(), c.endpoint);
     offer.candidates.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
@@ -70,12 +70,15 @@ fn ports_come_from_flags_and_labels() {
     const ENABLE: (&str, &str) = ("samport.enable", "true");
     for (flags, labels, exposed, expected) in [
         (&["80"][..], &[ENABLE][..], &[][..], "80>172.17.0.2:80"),
-        (&["80"], &[ENABLE], &[8080], "80>172.17.0.2:8080"),
-        (&["80"], &[ENABLE], &[8080, 8443], "80>172.17.0.2:80"),
+        (&["80"], &[ENABLE], &["8080"], "80>172.17.0.2:8080"),
+        (&["80"], &[ENABLE], &["8080", "8443"], "80>172.17.0.2:80"),
+        (&["80"], &[ENABLE], &["8080", "5353/udp"], "80>172.17.0.2:8080"),
+        (&["53/udp"], &[ENABLE], &["8080", "5353/udp"], "53/udp>172.17.0.2:5353"),
+        (&["53/udp"], &[ENABLE], &["8080"], "53/udp>172.17.0.2:53"),
         (&["80", "443:8443"], &[ENABLE], &[], "80>172.17.0.2:80 443>172.17.0.2:8443"),
-        (&["80:9090"], &[("samport.target", "7070")], &[8080], "80>172.17.0.2:9090"),
-        (&["80"], &[("samport.target", "7070")], &[8080], "80>172.17.0.2:7070"),
-        (&["80"], &[("samport.ports", "80:6060")], &[8080], "80>172.17.0.2:6060"),
+        (&["80:9090"], &[("samport.target", "7070")], &["8080"], "80>172.17.0.2:9090"),
+        (&["80"], &[("samport.target", "7070")], &["8080"], "80>172.17.0.2:7070"),
+        (&["80"], &[("samport.ports", "80:6060")], &["8080"], "80>172.17.0.2:6060"),
         (
             &["80"],
             &[("samport.ports", "80:6060"), ("samport.target", "7070")],
@@ -85,13 +88,20 @@ fn ports_come_from_flags_and_labels() {
         (&["80:9090"], &[("samport.ports", "80:6060")], &[], "80>172.17.0.2:9090"),
         (&["80", "443"], &[("samport.port", "443")], &[], "443>172.17.0.2:443"),
         (&[], &[("samport.port", "80")], &[], "80>172.17.0.2:80"),
-        (&[], &[("samport.port", "80")], &[8080], "80>172.17.0.2:8080"),
+        (&[], &[("samport.port", "80")], &["8080"], "80>172.17.0.2:8080"),
         (&[], &[("samport.ports", "80:1,81:2/tcp")], &[], "80>172.17.0.2:1 81>172.17.0.2:2"),
-        (&[], &[("samport.ports", "80,53/udp")], &[], "80>172.17.0.2:80"),
-        (&[], &[("samport.ports", "53/udp")], &[], ""),
+        (
+            &[],
+            &[("samport.ports", "53,53:5353/udp")],
+            &[],
+            "53>172.17.0.2:53 53/udp>172.17.0.2:5353",
+        ),
+        (&["53", "53/udp"], &[("samport.port", "53/udp")], &[], "53/udp>172.17.0.2:53"),
         (&["80"], &[("samport.ports", "53/udp")], &[], ""),
     ] {
-        let view = web(labels, |view| view.exposed = exposed.to_vec());
+        let view = web(labels, |view| {
+            view.exposed = exposed.iter().map(|port| port.parse().unwrap()).collect();
+        });
         let offer = run(&view, flags, &[]).unwrap();
         assert_eq!(served(&offer), expected, "{flags:?} {labels:?} {exposed:?}");
     }
@@ -118,7 +128,7 @@ fn a_label_port_that_no_flag_opens_is_told_and_left_out() {
     assert_eq!(served(&offer), "80>172.17.0.2:80");
     let warnings = offer.warnings.join("\n");
     assert!(warnings.contains("port 443") && warnings.contains("-p 443"), "{warnings}");
-    assert!(warnings.contains("53/udp") && warnings.contains("TCP only"), "{warnings}");
+    assert!(warnings.contains("port 53/udp") && warnings.contains("-p 53/udp"), "{warnings}");
     assert!(offer.warnings.iter().all(|w| w.contains("\"web-1\"")), "{warnings}");
 }
 
@@ -127,33 +137,36 @@ fn health_and_state_make_the_condition() {
     use Condition::{Draining, ProbeFirst, Ready, Starting};
     use Health::{Healthy, Unhealthy};
     use HealthDefault::{Docker, None as Off, Tcp};
-    for (default, label, health, expected) in [
-        (Docker, "", None, ProbeFirst),
-        (Docker, "", Some(Health::Starting), Starting),
-        (Docker, "", Some(Healthy), Ready),
-        (Docker, "", Some(Unhealthy), Draining),
-        (Docker, "tcp", Some(Unhealthy), ProbeFirst),
-        (Docker, "none", Some(Health::Starting), Ready),
-        (Docker, "none", None, Ready),
-        (Tcp, "", None, ProbeFirst),
-        (Tcp, "", Some(Health::Starting), ProbeFirst),
-        (Tcp, "docker", Some(Healthy), Ready),
-        (Off, "", None, Ready),
-        (Off, "", Some(Unhealthy), Ready),
-        (Off, "tcp", None, ProbeFirst),
+    for (default, label, health, over_tcp, over_udp) in [
+        (Docker, "", None, ProbeFirst, Ready),
+        (Docker, "", Some(Health::Starting), Starting, Starting),
+        (Docker, "", Some(Healthy), Ready, Ready),
+        (Docker, "", Some(Unhealthy), Draining, Draining),
+        (Docker, "tcp", Some(Unhealthy), ProbeFirst, Draining),
+        (Docker, "none", Some(Health::Starting), Ready, Ready),
+        (Docker, "none", None, Ready, Ready),
+        (Tcp, "", None, ProbeFirst, Ready),
+        (Tcp, "", Some(Health::Starting), ProbeFirst, Starting),
+        (Tcp, "docker", Some(Healthy), Ready, Ready),
+        (Off, "", None, Ready, Ready),
+        (Off, "", Some(Unhealthy), Ready, Ready),
+        (Off, "tcp", None, ProbeFirst, Ready),
     ] {
         let mut labels = vec![("samport.enable", "true")];
         if !label.is_empty() {
             labels.push(("samport.health", label));
         }
-        let condition = |change: fn(&mut ContainerView)| {
+        let condition = |port, change: fn(&mut ContainerView)| {
             let mut view = web(&labels, change);
             view.health = health;
-            offer(&view, &policy(&["80"], &[], default)).unwrap().candidates[0].condition
+            offer(&view, &policy(&[port], &[], default)).unwrap().candidates[0].condition
         };
-        assert_eq!(condition(|_| ()), expected, "{default:?} {label:?} {health:?}");
-        assert_eq!(condition(|view| view.paused = true), Draining);
-        assert_eq!(condition(|view| view.stopping = true), Draining);
+        assert_eq!(condition("80", |_| ()), over_tcp, "{default:?} {label:?} {health:?}");
+        assert_eq!(condition("80/udp", |_| ()), over_udp, "{default:?} {label:?} {health:?}");
+        for port in ["80", "80/udp"] {
+            assert_eq!(condition(port, |view| view.paused = true), Draining);
+            assert_eq!(condition(port, |view| view.stopping = true), Draining);
+        }
     }
 }
 

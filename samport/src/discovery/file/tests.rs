@@ -13,21 +13,22 @@ fn backend(address: &str) -> String {
 }
 
 fn served(candidates: &[Candidate]) -> Vec<String> {
-    let one = |c: &Candidate| format!("{} {}>{} {:?}", c.name, c.listen, c.endpoint, c.condition);
+    let one =
+        |c: &Candidate| format!("{} {}>{} {:?}", c.name, c.listen.brief(), c.endpoint, c.condition);
     candidates.iter().map(one).collect()
 }
 
 #[test]
 fn backends_are_read() {
     let text = "[[backend]]\nname = 'web'\naddress = '10.0.0.2:8080'\nweight = 3\nlisten = 80\n\
-                [[backend]]\naddress = '[::1]:80'\n[[backend]]\naddress = '::2'\nlisten = 443\n";
-    let candidates = parse(text, &ports(&["80", "443:8443"])).unwrap();
+                [[backend]]\naddress = '[::1]:80'\n[[backend]]\naddress = '::2'\nlisten = '443/udp'\n";
+    let candidates = parse(text, &ports(&["80", "443:8443/udp"])).unwrap();
     assert_eq!(
         served(&candidates),
         [
-            "::2 443>[::2]:8443 Ready",
+            "::2 443/udp>[::2]:8443 Ready",
             "[::1]:80 80>[::1]:80 Ready",
-            "[::1]:80 443>[::1]:80 Ready",
+            "[::1]:80 443/udp>[::1]:80 Ready",
             "web 80>10.0.0.2:8080 Ready",
         ]
     );
@@ -48,7 +49,21 @@ fn errors_name_line_and_column_or_the_backend() {
         ("[[backend]]\nname = 'x'\n", &["80"], &["line 1", "address"]),
         ("[[backend\n", &["80"], &["line 1"]),
         ("[[backend]]\naddress = '10.0.0.2'\nlisten = 81\n", &["80"], &["10.0.0.2", "-p 81"]),
-        ("[[backend]]\naddress = '10.0.0.2'\nlisten = 0\n", &[], &["listen = 0"]),
+        (
+            "[[backend]]\naddress = '10.0.0.2'\nlisten = '80/udp'\n",
+            &["80"],
+            &["10.0.0.2", "-p 80/udp"],
+        ),
+        (
+            "[[backend]]\naddress = '10.0.0.2'\nlisten = 0\n",
+            &[],
+            &["line 3, column 10", "from 1 to 65535"],
+        ),
+        (
+            "[[backend]]\naddress = '10.0.0.2'\nlisten = '53/x'\n",
+            &[],
+            &["line 3, column 10", "say tcp or udp"],
+        ),
         ("[[backend]]\naddress = '10.0.0.2'\n", &[], &["-p PORT", "listen = PORT"]),
         (
             "[[backend]]\naddress = '10.0.0.2'\n[[backend]]\naddress = '10.0.0.2:80'\n",
