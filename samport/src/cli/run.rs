@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use samport_common::layout::{DEFAULT_FLOWS, bytes_per_flow};
+use samport_common::layout::bytes_per_flow;
 use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::limits::{self, Limits};
 use crate::dataplane::{self, Dataplane, Hook, clean};
 use crate::discovery::container::HealthDefault;
 use crate::discovery::filter::{Filter, Filters};
@@ -28,7 +29,8 @@ use crate::routes::Forward;
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Interface clients come in by; all its addresses are served, and followed as they change.
+    /// Interface clients come in by; all its addresses are served, and followed as they change. This
+    /// machine's other addresses are served to its own containers.
     #[arg(
         short,
         long,
@@ -70,16 +72,15 @@ pub struct Args {
     /// How the kernel programs are attached: tcx (Linux 6.6), tc filters, or what the kernel has.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
     hook: HookName,
-    /// Seconds a backend that is leaving keeps its connections, at most.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, env = "SAMPORT_DRAIN")]
+    /// How long a backend that is leaving keeps its connections, at most: like 30s or 2h5m, or a number
+    /// of seconds.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limits::time, env = "SAMPORT_DRAIN")]
     drain: Duration,
-    /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.1 MiB of locked memory for
-    /// either; when the table is full, the longest idle make room.
-    #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
-    flows: u32,
     /// On exit leave everything working in the kernel; `samport clean` removes it.
     #[arg(long)]
     keep: bool,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -151,9 +152,13 @@ async fn start(
     listening::refuse_taken(&ports)?;
     let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
     remove_leftovers(&instance, &args.iface, namespace)?;
-    let hook = args.hook.into();
-    let mut dataplane =
-        Dataplane::open(&instance, dataplane::Options { flows: args.flows, hook, log })?;
+    let options = dataplane::Options {
+        flows: args.limits.flows,
+        timeouts: args.limits.timeouts(),
+        hook: args.hook.into(),
+        log,
+    };
+    let mut dataplane = Dataplane::open(&instance, options)?;
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
     }
@@ -252,10 +257,11 @@ fn say_ready(args: &Args, reconciler: &Reconciler) {
     let ports = if ports.is_empty() { "the ports of labels".to_owned() } else { ports.join(", ") };
     let (backends, hook) = (reconciler.serving(), reconciler.hook());
     let plural = if backends == 1 { "" } else { "s" };
-    let memory = u64::from(args.flows) * (bytes_per_flow(4) + bytes_per_flow(16)) / (1 << 20);
+    let memory =
+        u64::from(args.limits.flows) * (bytes_per_flow(4) + bytes_per_flow(16)) / (1 << 20);
     tracing::info!(
         "ready: {ports} on {interfaces} ({hook}), {backends} backend{plural}, room for {} connections ({memory} MiB)",
-        args.flows
+        args.limits.flows
     );
     if backends == 0 {
         tracing::warn!("no backend yet: until there is one, clients get this host's own answer");
@@ -299,14 +305,6 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 
 fn parse<T: std::str::FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| format!("{error:#}"))
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number = text.strip_suffix('s').unwrap_or(text);
-    match number.parse::<u32>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
-        Err(_) => Err(format!("{text:?} is no number of seconds")),
-    }
 }
 
 impl From<Health> for HealthDefault {

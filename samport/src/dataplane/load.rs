@@ -1,5 +1,7 @@
 //! From the object compiled with us to programs the kernel has accepted.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail};
 use aya::maps::ProgramArray;
 use aya::programs::{ProgramError, SchedClassifier};
@@ -15,10 +17,43 @@ use crate::exit::{Coded as _, Exit, coded};
 pub struct Options {
     /// Entries of each flow table.
     pub flows: u32,
+    /// How long flows are remembered.
+    pub timeouts: Timeouts,
     /// How programs are attached.
     pub hook: Hook,
     /// Whether the kernel writes debug lines.
     pub log: bool,
+}
+
+/// How long a flow is remembered after its last packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// TCP, being opened.
+    pub tcp_syn: Duration,
+    /// TCP, open.
+    pub tcp: Duration,
+    /// TCP, closed by both sides.
+    pub tcp_fin: Duration,
+    /// TCP, reset by either side.
+    pub tcp_rst: Duration,
+    /// UDP, answered.
+    pub udp: Duration,
+    /// UDP, never answered.
+    pub udp_unanswered: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_syn: Duration::from_secs(20),
+            // Above the two hours after which TCP itself asks whether the other side is there.
+            tcp: Duration::from_mins(125),
+            tcp_fin: Duration::from_secs(30),
+            tcp_rst: Duration::from_secs(10),
+            udp: Duration::from_mins(1),
+            udp_unanswered: Duration::from_secs(30),
+        }
+    }
 }
 
 /// The compiled programs, aligned as the ELF parser wants them.

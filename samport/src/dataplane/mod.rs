@@ -24,7 +24,7 @@ use crate::wire_forms::wide;
 
 pub use attach::Hook;
 pub use inventory::{Inventory, inventory};
-pub use load::Options;
+pub use load::{Options, Timeouts};
 pub use logs::follow as follow_logs;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use samport::dataplane::program_run::{Ran, Runner};
-use samport::dataplane::{Dataplane, Hook, Options};
+use samport::dataplane::{Dataplane, Hook, Options, Timeouts};
 use samport::instance::Instance;
 use samport::model::Place;
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Route, ServiceKey};
@@ -87,7 +87,8 @@ impl Bench {
     }
 
     fn on(instance: Instance, flows: u32) -> Self {
-        let options = Options { flows, hook: Hook::Auto, log: false };
+        let options =
+            Options { flows, timeouts: Timeouts::default(), hook: Hook::Auto, log: false };
         let dataplane = Dataplane::open(&instance, options).unwrap();
         let mut bench = Self { dataplane, _instance: instance };
         for (index, endpoint) in (1..).zip(BACKENDS) {

@@ -1,0 +1,152 @@
+//! How much a run remembers, and for how long: the flags under "Limits".
+
+use std::time::Duration;
+
+use samport_common::layout::DEFAULT_FLOWS;
+
+use crate::dataplane::Timeouts;
+
+/// Longest time any flag takes: 30 days.
+const LONGEST: Duration = Duration::from_hours(30 * 24);
+/// Shortest time-out: the kernel programs' clock is no finer.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Limits of `samport run`.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub(super) struct Limits {
+    /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.1 MiB of locked memory for
+    /// either; when the table is full, the longest idle make room.
+    #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
+    pub(super) flows: u32,
+    /// TCP connections that are being opened are forgotten after this time without a packet. All of
+    /// these times are 1s to 30d: 20s, 2h5m or a number of seconds.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = timeout, env = "SAMPORT_TCP_SYN_TIMEOUT")]
+    tcp_syn_timeout: Duration,
+    /// TCP connections that are open are forgotten after this time without a packet.
+    #[arg(long, value_name = "TIME", default_value = "2h5m", value_parser = timeout, env = "SAMPORT_TCP_TIMEOUT")]
+    tcp_timeout: Duration,
+    /// TCP connections that both sides have closed, likewise.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_TCP_FIN_TIMEOUT")]
+    tcp_fin_timeout: Duration,
+    /// TCP connections that either side has reset, likewise.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout, env = "SAMPORT_TCP_RST_TIMEOUT")]
+    tcp_rst_timeout: Duration,
+    /// UDP clients are forgotten after this time without a datagram: the next one may go to another
+    /// backend.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout, env = "SAMPORT_UDP_TIMEOUT")]
+    udp_timeout: Duration,
+    /// UDP clients that were never answered, likewise.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_UDP_UNANSWERED_TIMEOUT")]
+    udp_unanswered_timeout: Duration,
+}
+
+impl Limits {
+    /// The times, as the dataplane takes them.
+    pub(super) const fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            tcp_syn: self.tcp_syn_timeout,
+            tcp: self.tcp_timeout,
+            tcp_fin: self.tcp_fin_timeout,
+            tcp_rst: self.tcp_rst_timeout,
+            udp: self.udp_timeout,
+            udp_unanswered: self.udp_unanswered_timeout,
+        }
+    }
+}
+
+/// Reads a time of up to 30 days: `30s`, `2h5m`, or a number of seconds.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    let read = match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    };
+    match read {
+        Ok(time) if time > LONGEST => Err(format!("{text:?} is too long; give 30d at most")),
+        Ok(time) => Ok(time),
+        Err(_) => {
+            Err(format!("{text:?} is no time; give something like 30s or 2h5m, or whole seconds"))
+        }
+    }
+}
+
+/// Reads a time that is no shorter than a second.
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time < SHORTEST_TIMEOUT {
+        return Err(format!("{text:?} is too short; give 1s at least"));
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        limits: Limits,
+    }
+
+    fn flags(args: &[&str]) -> Result<Limits, String> {
+        let args = [&["run"], args].concat();
+        Flags::try_parse_from(args).map(|flags| flags.limits).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_flags_the_defaults_hold() {
+        let limits = flags(&[]).unwrap();
+        assert_eq!(limits.flows, DEFAULT_FLOWS);
+        assert_eq!(limits.timeouts(), Timeouts::default());
+    }
+
+    #[test]
+    fn every_flag_sets_its_own_time() {
+        let limits = flags(&[
+            "--tcp-syn-timeout=1",
+            "--tcp-timeout=2s",
+            "--tcp-fin-timeout=3s",
+            "--tcp-rst-timeout=4s",
+            "--udp-timeout=5s",
+            "--udp-unanswered-timeout=6s",
+        ]);
+        let [tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered] =
+            [1, 2, 3, 4, 5, 6].map(Duration::from_secs);
+        let expected = Timeouts { tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered };
+        assert_eq!(limits.unwrap().timeouts(), expected);
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, seconds) in
+            [("30", 30), ("30s", 30), ("2h5m", 7_500), ("1m 30s", 90), ("30d", 2_592_000)]
+        {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(timeout(text), time(text));
+        }
+        assert_eq!(time("0"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused_by_name_and_flag() {
+        for (text, way_out) in [
+            ("soon", "30s or 2h5m"),
+            ("", "30s or 2h5m"),
+            ("-1", "30s or 2h5m"),
+            ("1.5", "30s or 2h5m"),
+            ("5x", "30s or 2h5m"),
+            ("0", "1s at least"),
+            ("999ms", "1s at least"),
+            ("30d1s", "30d at most"),
+            ("99999999999999999999", "30s or 2h5m"),
+            ("18446744073709551615", "30d at most"),
+        ] {
+            let error = flags(&[&format!("--udp-timeout={text}")]).err().unwrap();
+            assert!(error.contains(&format!("{text:?}")) && error.contains(way_out), "{error}");
+            assert!(error.contains("--udp-timeout"), "{error}");
+        }
+    }
+}
