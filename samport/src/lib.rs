@@ -1,6 +1,7 @@
 //! The loader of samport: finds backends, keeps the kernel's tables as they should be, and shows what
 //! goes on. The program is `src/main.rs`; the library is there for it and for the tests.
 
+mod allow;
 pub mod cli;
 pub mod dataplane;
 pub mod discovery;

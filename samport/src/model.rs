@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use crate::allow::Networks;
 use crate::ports::Listen;
 
 /// A backend as a provider sees it. A container with an IPv4 and an IPv6 address, or behind two
@@ -22,6 +23,8 @@ pub struct Candidate {
     pub weight: u32,
     /// What the provider thinks of it.
     pub condition: Condition,
+    /// Who may use what it serves, if it has a say in that itself.
+    pub allow: Networks,
     /// How its packets reach it, where the provider knows better than the routing table.
     pub place: Option<Place>,
     /// When it was started, if that was just now: for the line that says how long it took.

@@ -116,6 +116,7 @@ mod tests {
             endpoint,
             weight: 1,
             condition: Condition::ProbeFirst,
+            allow: BTreeSet::new(),
             place: None,
             started: None,
         }

@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
 use tokio::sync::watch;
 
+use crate::allow::{self, Networks};
 use crate::dataplane::Dataplane;
 use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
@@ -39,6 +40,8 @@ pub struct Job {
     pub interfaces: Vec<String>,
     /// Ports; empty if labels say which.
     pub ports: Vec<PortSpec>,
+    /// Who may use ports of which labels say nothing; empty for everybody.
+    pub allow: Networks,
     /// How packets get to backends.
     pub forward: Forward,
     /// Inode of the network namespace.
@@ -257,6 +260,8 @@ impl Reconciler {
         for on in desired.frontends.values_mut() {
             on.clone_from(&addresses.served);
         }
+        let ports = desired.frontends.keys();
+        desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
         desired
     }
 

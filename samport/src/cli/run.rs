@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ipnet::IpNet;
 use samport_common::layout::bytes_per_flow;
 use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::limits::{self, Limits};
+use crate::allow;
 use crate::dataplane::{self, Dataplane, Hook, clean};
 use crate::discovery::container::HealthDefault;
 use crate::discovery::filter::{Filter, Filters};
@@ -65,6 +67,11 @@ pub struct Args {
     /// connection: they wait for a HEALTHCHECK, if there is one, unless this says none.
     #[arg(long, value_enum, default_value = "docker", env = "SAMPORT_HEALTH")]
     health: Health,
+    /// Network whose clients are served, if not everybody's are; an address alone is itself only. A
+    /// container's label samport.allow counts instead for the ports it serves. This machine's own
+    /// processes are always served.
+    #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
+    allow: Vec<IpNet>,
     /// How packets get to backends: into the container's veth, by the neighbour table, through the
     /// host's stack and firewall, or the fastest of them that works for each.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
@@ -165,6 +172,7 @@ async fn start(
     let job = Job {
         interfaces: args.iface.clone(),
         ports: args.port.clone(),
+        allow: args.allow.iter().copied().collect(),
         forward: args.forward.into(),
         namespace,
     };
@@ -305,6 +313,10 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 
 fn parse<T: std::str::FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| format!("{error:#}"))
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    allow::network(text).map_err(|error| error.to_string())
 }
 
 impl From<Health> for HealthDefault {

@@ -65,10 +65,12 @@ pub(super) const PROGRAMS: [&str; 5] =
     ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress", "samport_inside"];
 
 /// Every map of the object.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 17] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
+    "ALLOWED4",
+    "ALLOWED6",
     "TABLE",
     "BACKENDS",
     "OWNERS4",

@@ -131,7 +131,7 @@ pub(super) fn sums(counters: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>> {
     counters.iter().map(|values| Ok(values?.iter().sum())).collect()
 }
 
-fn typed<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+pub(super) fn typed<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {
@@ -147,14 +147,22 @@ where
     Ok(map.insert(key, MapCell(value), 0)?)
 }
 
-/// Removes a key; one that is not there is fine.
 fn drop_key<A, V>(map: &mut Hash<A, V>, key: Key<A>) -> Result<()>
 where
     A: Address,
     V: IntoBytes + FromBytes + Immutable + Copy + 'static,
 {
-    match map.remove(&key) {
-        Err(MapError::KeyNotFound) => Ok(()),
+    if_there(map.remove(&key))
+}
+
+/// The outcome of removing a key: one that is not there is fine.
+pub(super) fn if_there(removed: Result<(), MapError>) -> Result<()> {
+    match removed {
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
         result => Ok(result?),
     }
 }

@@ -1,6 +1,7 @@
 //! The kernel's side of things as the rest of the loader sees it: make it, change it, read it,
 //! remove it. The only folder that names aya.
 
+mod allowed;
 mod attach;
 pub mod clean;
 pub mod inspect;
@@ -33,6 +34,7 @@ pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
     maps: maps::Maps,
+    allowed: allowed::Allowed,
     ebpf: Ebpf,
     hook: Hook,
     pins: pins::Folder,
@@ -45,7 +47,8 @@ impl Dataplane {
         let pins = pins::Folder::create(instance)?;
         let mut ebpf = load::load(options, &pins)?;
         let maps = maps::Maps::take(&mut ebpf)?;
-        Ok(Self { attached: BTreeMap::new(), maps, ebpf, hook: options.hook, pins })
+        let allowed = allowed::Allowed::take(&mut ebpf)?;
+        Ok(Self { attached: BTreeMap::new(), maps, allowed, ebpf, hook: options.hook, pins })
     }
 
     /// The kernel's log lines, if they were asked for.
@@ -73,6 +76,8 @@ impl Dataplane {
             Change::SetFrontend { addr, listen, to } => {
                 self.maps.set_frontend(*addr, *listen, service_value(*to))
             }
+            Change::Allow { id, net, .. } => self.allowed.add(*id, *net),
+            Change::Disallow { id, net, .. } => self.allowed.remove(*id, *net),
             Change::RemoveFrontend { addr, listen } => self.maps.remove_frontend(*addr, *listen),
             Change::OpenPort(listen) => self.maps.listen(*listen, true),
             Change::ClosePort(listen) => self.maps.listen(*listen, false),
@@ -142,7 +147,7 @@ fn service_value(to: Frontend) -> Service {
         table_len: to.region.len,
         id: to.id.get(),
         scope: to.scope as u8,
-        restricted: 0,
+        restricted: u8::from(to.restricted),
     }
 }
 

@@ -149,6 +149,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         endpoint,
         weight: labels.weight,
         condition: condition(view, source, listen.protocol),
+        allow: labels.allow.clone(),
         place: None,
         started: None,
     };

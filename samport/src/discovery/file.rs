@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::static_::Address;
+use crate::allow::Networks;
 use crate::model::{Candidate, Condition, Snapshot};
 use crate::ports::{Listen, PortSpec};
 
@@ -154,6 +155,7 @@ fn candidate(entry: &Entry, spec: PortSpec) -> Candidate {
         endpoint: address.endpoint(spec),
         weight: entry.weight.unwrap_or(1),
         condition: Condition::Ready,
+        allow: Networks::new(),
         place: None,
         started: None,
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::allow::{self, Networks};
 use crate::ports::{PortSpec, port};
 
 const PREFIX: &str = "samport.";
@@ -32,6 +33,8 @@ pub struct Labels {
     pub weight: u32,
     /// `samport.network`.
     pub network: Option<String>,
+    /// `samport.allow`.
+    pub allow: Networks,
     /// `samport.health`.
     pub health: Option<HealthSource>,
     /// What is to be told to the user although the container can be served.
@@ -75,15 +78,16 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         }
         "network" if value.is_empty() => return Err("names no network".into()),
         "network" => read.network = Some(value.to_owned()),
+        "allow" => read.allow = networks(value)?,
         "health" => read.health = Some(health(value)?),
         // Compose users may have it for their own order; it changes nothing yet.
         "service" => {}
-        "drain" | "allow" | "balance" => read.warnings.push(format!(
+        "drain" | "balance" => read.warnings.push(format!(
             "label {PREFIX}{name} is not used by this version; the flag of run holds"
         )),
         _ => read.warnings.push(format!(
             "label {PREFIX}{name} is unknown; there are samport.enable, port, ports, target, \
-             service, weight, network and health"
+             service, weight, network, allow and health"
         )),
     }
     Ok(())
@@ -95,6 +99,12 @@ fn truth(value: &str) -> Result<bool, String> {
         "false" => Ok(false),
         _ => Err("say true or false".into()),
     }
+}
+
+/// Reads `10.0.0.0/8,2001:db8::/32`.
+fn networks(value: &str) -> Result<Networks, String> {
+    let networks = value.split(',').map(|text| allow::network(text.trim()));
+    networks.collect::<Result<_, _>>().map_err(|error| error.to_string())
 }
 
 fn health(value: &str) -> Result<HealthSource, String> {
@@ -143,6 +153,7 @@ mod tests {
             ("samport.target", "9090"),
             ("samport.weight", "0"),
             ("samport.network", "front"),
+            ("samport.allow", "10.0.0.0/8, 2001:db8::/32,192.0.2.9"),
             ("samport.health", "tcp"),
             ("samport.service", "web"),
             ("other", "label"),
@@ -155,6 +166,9 @@ mod tests {
             target: Some(9090),
             weight: 0,
             network: Some("front".into()),
+            allow: ["10.0.0.0/8", "2001:db8::/32", "192.0.2.9/32"]
+                .map(|n| n.parse().unwrap())
+                .into(),
             health: Some(HealthSource::Tcp),
             warnings: vec![],
         };
@@ -184,6 +198,8 @@ mod tests {
             ("samport.weight", "-1", "from 0 up"),
             ("samport.weight", "1.5", "from 0 up"),
             ("samport.network", " ", "no network"),
+            ("samport.allow", "", "\"\" is no network"),
+            ("samport.allow", "10.0.0.0/8,office", "\"office\" is no network"),
             ("samport.health", "http:/up", "no HTTP checks"),
             ("samport.health", "maybe", "docker, tcp or none"),
         ] {

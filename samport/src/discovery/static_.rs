@@ -8,6 +8,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
 
+use crate::allow::Networks;
 use crate::model::{Candidate, Condition, Snapshot};
 use crate::ports::{PortSpec, port};
 
@@ -121,6 +122,7 @@ fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> 
                 endpoint,
                 weight: backend.weight,
                 condition: Condition::Ready,
+                allow: Networks::new(),
                 place: None,
                 started: None,
             });

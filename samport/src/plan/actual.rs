@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use samport_common::flow::ServiceId;
 use samport_common::layout::MAX_BACKENDS;
 
@@ -17,6 +18,7 @@ pub struct Actual {
     pub(super) owners: Owners,
     pub(super) services: BTreeMap<ServiceKey, Installed>,
     pub(super) frontends: BTreeMap<(IpAddr, Listen), Frontend>,
+    pub(super) allowed: BTreeSet<(ServiceKey, IpNet)>,
     pub(super) ports: BTreeSet<Listen>,
     pub(super) attached: BTreeSet<(Role, u32)>,
     pub(super) tables: Tables,
@@ -39,6 +41,7 @@ impl Default for Actual {
             owners: BTreeMap::new(),
             services: BTreeMap::new(),
             frontends: BTreeMap::new(),
+            allowed: BTreeSet::new(),
             ports: BTreeSet::new(),
             attached: BTreeSet::new(),
             tables: Tables::default(),
@@ -76,6 +79,12 @@ impl Actual {
                     installed.region = *region;
                     installed.slots.clone_from(slots);
                 }
+            }
+            Change::Allow { service, net, .. } => {
+                self.allowed.insert((*service, *net));
+            }
+            Change::Disallow { service, net, .. } => {
+                self.allowed.remove(&(*service, *net));
             }
             Change::Settle => self.tables.settle(),
             Change::SetFrontend { addr, listen, to } => {

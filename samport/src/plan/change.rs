@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 use samport_common::wire::protocol::Protocol;
 
+use crate::allow::Networks;
 use crate::model::Place;
 use crate::ports::Listen;
 use crate::table::Region;
@@ -102,6 +104,8 @@ pub struct Share {
 pub struct Desired {
     /// Ports, the addresses each is served on, and to whom.
     pub frontends: BTreeMap<Listen, BTreeMap<IpAddr, Scope>>,
+    /// Networks whose clients may use a port; one that is missing, or names none, is everybody's.
+    pub allowed: BTreeMap<Listen, Networks>,
     /// Backends.
     pub backends: BTreeMap<BackendKey, Share>,
     /// Interfaces clients come in by.
@@ -170,6 +174,24 @@ pub enum Change {
         /// Backend ids.
         slots: Vec<u32>,
     },
+    /// Lets clients of a network use a service, if it is restricted.
+    Allow {
+        /// The service.
+        service: ServiceKey,
+        /// Its id.
+        id: ServiceId,
+        /// The network.
+        net: IpNet,
+    },
+    /// Stops that.
+    Disallow {
+        /// The service.
+        service: ServiceKey,
+        /// Its id.
+        id: ServiceId,
+        /// The network.
+        net: IpNet,
+    },
     /// Waits until no running program can still read a region that was given back.
     Settle,
     /// Points an address and port to a service's current table.
@@ -212,8 +234,10 @@ pub struct Frontend {
     pub id: ServiceId,
     /// Its table.
     pub region: Region,
-    /// Who may dial it.
+    /// Where clients may be.
     pub scope: Scope,
+    /// Whether only clients of allowed networks are served.
+    pub restricted: bool,
 }
 
 /// A service and the id a backend has in it.

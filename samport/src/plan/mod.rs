@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use samport_common::flow::ServiceId;
 use samport_common::layout::{MAX_BACKENDS, MAX_FRONTENDS, SHARED_BY};
 
@@ -48,7 +49,18 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     };
     // Replies must be understood before the first packet goes out.
     changes.extend(attach(|r| !r.is_entrance()).map(|(role, on)| Change::Attach(role, on)));
+    // Before a frontend is restricted to them, and until it is no longer: who may be served before and
+    // afterwards is served all the time, and who may not never is.
+    let allowed = allowed(desired);
+    changes.extend(allowed.difference(&actual.allowed).filter_map(|(service, net)| {
+        let id = actual.services.get(service)?.id;
+        Some(Change::Allow { service: *service, id, net: *net })
+    }));
     plan_services(desired, actual, &ids, &mut changes)?;
+    changes.extend(actual.allowed.difference(&allowed).filter_map(|(service, net)| {
+        let id = actual.services.get(service)?.id;
+        Some(Change::Disallow { service: *service, id, net: *net })
+    }));
     changes.extend(attach(Role::is_entrance).map(|(role, on)| Change::Attach(role, on)));
 
     set_owners(&between, &owners, &mut changes);
@@ -213,6 +225,17 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
     wanted
 }
 
+/// The networks of each service. One without any of its family serves nobody by it, if it has others.
+fn allowed(desired: &Desired) -> BTreeSet<(ServiceKey, IpNet)> {
+    let served = desired.allowed.iter().filter(|(port, _)| desired.frontends.contains_key(port));
+    served
+        .flat_map(|(listen, networks)| {
+            let service = |net: &IpNet| ServiceKey { listen: *listen, v6: net.addr().is_ipv6() };
+            networks.iter().map(move |net| (service(net), *net))
+        })
+        .collect()
+}
+
 /// Tables, frontends and ports.
 fn plan_services(
     desired: &Desired,
@@ -244,8 +267,9 @@ fn plan_services(
             changes.push(Change::WriteTable { service: *key, region, slots });
             region
         };
+        let restricted = desired.allowed.get(&key.listen).is_some_and(|nets| !nets.is_empty());
         for (addr, scope) in addresses.into_iter().flatten() {
-            let to = Frontend { id: installed.id, region, scope: *scope };
+            let to = Frontend { id: installed.id, region, scope: *scope, restricted };
             if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, key.listen)) != Some(&to) {
                 changes.push(Change::SetFrontend { addr: *addr, listen: key.listen, to });
             }
@@ -279,5 +303,7 @@ fn table_of(
     slots_for(&if active.is_empty() { weighted(true) } else { active })
 }
 
+#[cfg(test)]
+mod allow_tests;
 #[cfg(test)]
 mod tests;

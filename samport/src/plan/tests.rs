@@ -268,6 +268,8 @@ fn kind(change: &Change) -> &'static str {
         Change::Attach(..) => "attach",
         Change::WriteTable { .. } => "write",
         Change::Settle => "settle",
+        Change::Allow { .. } => "allow",
+        Change::Disallow { .. } => "disallow",
         Change::SetFrontend { .. } => "frontend",
         Change::OpenPort(_) => "open",
         Change::ClosePort(_) => "close",
@@ -336,7 +338,11 @@ impl Model {
             Change::Detach(role, ifindex) => {
                 self.attached.remove(&(*role, *ifindex));
             }
-            Change::Settle | Change::OpenPort(_) | Change::ClosePort(_) => {}
+            Change::Settle
+            | Change::OpenPort(_)
+            | Change::ClosePort(_)
+            | Change::Allow { .. }
+            | Change::Disallow { .. } => {}
         }
     }
 

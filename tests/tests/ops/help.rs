@@ -25,6 +25,7 @@ const VERBS: [(&str, &[&str]); 5] = [
             "--file",
             "--filter",
             "--health",
+            "--allow",
             "--forward",
             "--hook",
             "--drain",

@@ -132,7 +132,12 @@ impl Bench {
         let vip: SocketAddr = vip.parse().unwrap();
         let id = service(vip.port(), vip.is_ipv6());
         let (addr, listen) = (vip.ip(), Listen::tcp(vip.port()));
-        let to = Frontend { id, region: Region { base, len }, scope: Scope::Everybody };
+        let to = Frontend {
+            id,
+            region: Region { base, len },
+            scope: Scope::Everybody,
+            restricted: false,
+        };
         self.dataplane.apply(&Change::SetFrontend { addr, listen, to }).unwrap();
     }
 
