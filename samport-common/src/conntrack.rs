@@ -1,6 +1,10 @@
-//! The life of a TCP connection as a balancer in the middle sees it. Pure: time is a parameter.
+//! The life of a TCP connection, and of an exchange of UDP datagrams, as a balancer in the middle sees
+//! it. Pure: time is a parameter.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::verdict::Verdict;
+use crate::wire::protocol::Protocol;
 use crate::wire::tcp::Flags;
 
 /// A tick is 2³⁰ ns, 1.07 s: the kernel shifts its nanosecond clock where a division by 10⁹ would
@@ -27,11 +31,15 @@ pub enum State {
     Finished = 6,
     /// One side has aborted.
     Reset = 7,
+    /// UDP: the client has sent, nobody has answered.
+    Unanswered = 8,
+    /// UDP: both have sent.
+    Answered = 9,
 }
 
 impl State {
     /// All states, by number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Closed,
         Self::SynSent,
         Self::SynReceived,
@@ -40,7 +48,19 @@ impl State {
         Self::BackendFinished,
         Self::Finished,
         Self::Reset,
+        Self::Unanswered,
+        Self::Answered,
     ];
+
+    /// The state a flow begins in.
+    #[must_use]
+    #[inline(always)]
+    pub const fn first(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::SynSent,
+            Protocol::Udp => Self::Unanswered,
+        }
+    }
 
     /// The byte a map holds.
     #[must_use]
@@ -61,41 +81,94 @@ impl State {
             5 => Self::BackendFinished,
             6 => Self::Finished,
             7 => Self::Reset,
+            8 => Self::Unanswered,
+            9 => Self::Answered,
             _ => Self::Closed,
         }
     }
 
-    /// Seconds without a packet after which the entry counts as closed.
-    ///
-    /// Handshake: 20 s outlasts Linux's first four SYN retransmissions (1, 3, 7, 15 s). Established:
-    /// 2 h 5 min, above the 2 h of the kernel's default keepalive. Half closed counts as
-    /// established: a finished client may still download. Finished: 30 s. Reset: 10 s.
+    /// Whether a SYN, or any datagram of UDP, begins something new on this entry rather than going
+    /// on with the old one.
     #[must_use]
     #[inline(always)]
-    pub const fn timeout_s(self) -> u32 {
-        match self {
-            Self::Closed => 0,
-            Self::SynSent | Self::SynReceived => 20,
-            Self::Established | Self::ClientFinished | Self::BackendFinished => 7_500,
-            Self::Finished => 30,
-            Self::Reset => 10,
+    pub const fn is_over(self, idle_ticks: u32, timeout_ticks: u32) -> bool {
+        matches!(self, Self::Closed | Self::Finished | Self::Reset) || idle_ticks > timeout_ticks
+    }
+}
+
+/// For each state, by its number, the ticks without a packet after which the entry counts as closed.
+/// Longer than there are states, so that masking a state's byte gives an index inside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub struct Timeouts(pub [u32; 16]);
+
+impl Timeouts {
+    /// Ticks in these seconds, rounded up.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "2³² s are fewer than 2³² ticks of 1.07 s")]
+    pub const fn ticks(seconds: u32) -> u32 {
+        (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32
+    }
+
+    /// The timeouts of these seconds.
+    #[must_use]
+    pub const fn new(of: &Seconds) -> Self {
+        let mut ticks = [0; 16];
+        let mut index = 0;
+        while index < State::ALL.len() {
+            #[allow(clippy::indexing_slicing, reason = "a constant loop, checked when compiled")]
+            {
+                ticks[index] = Self::ticks(of.of(State::ALL[index]));
+            }
+            index += 1;
         }
+        Self(ticks)
     }
 
-    /// [`Self::timeout_s`] in ticks, rounded up.
+    /// The timeout of a state, in ticks.
     #[must_use]
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "at most 7,500 s are 6,985 ticks")]
-    pub const fn timeout_ticks(self) -> u32 {
-        (self.timeout_s() as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT) as u32
+    pub fn of(&self, state: State) -> u32 {
+        self.0.get(usize::from(state.to_byte() & 15)).copied().unwrap_or(0)
     }
+}
 
-    /// Whether a SYN on this entry begins a new connection rather than repeating the old one.
+/// The timeouts users choose, in seconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seconds {
+    /// Handshake.
+    pub syn: u32,
+    /// Open connection, and half-closed: a finished client may still download.
+    pub established: u32,
+    /// Both sides have finished.
+    pub finished: u32,
+    /// One side has aborted.
+    pub reset: u32,
+    /// UDP until there is an answer.
+    pub udp_unanswered: u32,
+    /// UDP after that.
+    pub udp: u32,
+}
+
+impl Seconds {
+    /// Handshake: 20 s outlasts Linux's first four SYN retransmissions (1, 3, 7, 15 s). Established:
+    /// 2 h 5 min, above the 2 h of the kernel's default keepalive. Finished: 30 s. Reset: 10 s. UDP:
+    /// 30 s and 60 s; netfilter has 30 s and 120 s.
+    pub const DEFAULT: Self =
+        Self { syn: 20, established: 7_500, finished: 30, reset: 10, udp_unanswered: 30, udp: 60 };
+
+    /// Seconds of silence that end a flow in this state.
     #[must_use]
-    #[inline(always)]
-    pub const fn is_over(self, idle_ticks: u32) -> bool {
-        matches!(self, Self::Closed | Self::Finished | Self::Reset)
-            || idle_ticks > self.timeout_ticks()
+    pub const fn of(&self, state: State) -> u32 {
+        match state {
+            State::Closed => 0,
+            State::SynSent | State::SynReceived => self.syn,
+            State::Established | State::ClientFinished | State::BackendFinished => self.established,
+            State::Finished => self.finished,
+            State::Reset => self.reset,
+            State::Unanswered => self.udp_unanswered,
+            State::Answered => self.udp,
+        }
     }
 }
 
@@ -112,14 +185,11 @@ pub enum Sender {
 #[must_use]
 #[inline(always)]
 pub const fn step(state: State, flags: Flags, sender: Sender) -> State {
-    if flags.rst() {
-        return match state {
-            State::Closed => State::Closed,
-            _ => State::Reset,
-        };
-    }
     match (state, sender) {
         (State::Closed, _) => State::Closed,
+        (State::Unanswered, Sender::Client) => State::Unanswered,
+        (State::Unanswered, Sender::Backend) | (State::Answered, _) => State::Answered,
+        _ if flags.rst() => State::Reset,
         // A SYN-ACK answers; anything else from the backend (a challenge ACK) changes nothing.
         (State::SynSent, Sender::Backend) => {
             if flags.accepts() {
@@ -188,21 +258,36 @@ pub enum Decision {
     Refuse(Verdict),
 }
 
-/// Decides for a client's segment. `known` is the flow's state, the ticks since its last packet
-/// and whether its backend still serves it.
+/// What is known of a client's packet's flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// Where it stands.
+    pub state: State,
+    /// Whether a new flow may begin in its place: see [`State::is_over`].
+    pub over: bool,
+    /// Whether its backend still serves it.
+    pub backend_serves: bool,
+}
+
+/// Decides for a client's packet.
 #[must_use]
 #[inline(always)]
-pub const fn decide(known: Option<(State, u32, bool)>, flags: Flags) -> Decision {
+pub const fn decide(known: Option<Known>, protocol: Protocol, flags: Flags) -> Decision {
+    // A datagram needs nothing before it.
+    let opens = match protocol {
+        Protocol::Tcp => flags.opens(),
+        Protocol::Udp => true,
+    };
     match known {
         None => {
-            if flags.opens() {
+            if opens {
                 Decision::Choose
             } else {
                 Decision::Refuse(Verdict::MidFlowMiss)
             }
         }
-        Some((state, idle_ticks, backend_serves)) => {
-            if flags.opens() && (state.is_over(idle_ticks) || !backend_serves) {
+        Some(Known { state, over, backend_serves }) => {
+            if opens && (over || !backend_serves) {
                 Decision::Choose
             } else if matches!(state, State::Closed) {
                 Decision::Refuse(Verdict::MidFlowMiss)
@@ -225,6 +310,11 @@ mod tests {
     const FIN: Flags = Flags(Flags::FIN | Flags::ACK);
     const RST: Flags = Flags(Flags::RST);
 
+    fn known(state: State, idle_ticks: u32, backend_serves: bool) -> Option<Known> {
+        let timeout = Timeouts::new(&Seconds::DEFAULT).of(state);
+        Some(Known { state, over: state.is_over(idle_ticks, timeout), backend_serves })
+    }
+
     fn run(steps: &[(Flags, Sender)]) -> State {
         steps.iter().fold(State::SynSent, |state, (flags, sender)| step(state, *flags, *sender))
     }
@@ -245,7 +335,10 @@ mod tests {
     #[test]
     fn a_spurious_reset_does_not_end_a_connection_that_goes_on() {
         assert_eq!(step(State::Established, RST, Sender::Client), State::Reset);
-        assert_eq!(decide(Some((State::Reset, 0, true)), ACK), Decision::Stay(State::Established));
+        assert_eq!(
+            decide(known(State::Reset, 0, true), Protocol::Tcp, ACK),
+            Decision::Stay(State::Established)
+        );
     }
 
     #[test]
@@ -254,7 +347,7 @@ mod tests {
             let opens = bits & (Flags::SYN | Flags::ACK | Flags::FIN | Flags::RST) == Flags::SYN;
             let expected =
                 if opens { Decision::Choose } else { Decision::Refuse(Verdict::MidFlowMiss) };
-            assert_eq!(decide(None, Flags(bits)), expected, "flags {bits:#04x}");
+            assert_eq!(decide(None, Protocol::Tcp, Flags(bits)), expected, "flags {bits:#04x}");
         }
     }
 
@@ -262,17 +355,21 @@ mod tests {
     fn a_syn_again_stays_until_the_connection_is_over() {
         for state in State::ALL {
             let over = matches!(state, State::Closed | State::Finished | State::Reset);
-            let decision = decide(Some((state, 0, true)), SYN);
+            let decision = decide(known(state, 0, true), Protocol::Tcp, SYN);
             assert_eq!(decision == Decision::Choose, over, "{state:?}: {decision:?}");
-            assert_eq!(decide(Some((state, 100_000, true)), SYN), Decision::Choose, "{state:?}");
+            assert_eq!(
+                decide(known(state, 100_000, true), Protocol::Tcp, SYN),
+                Decision::Choose,
+                "{state:?}"
+            );
         }
     }
 
     #[test]
     fn a_flow_without_its_backend_starts_anew_or_is_refused() {
         for state in State::ALL {
-            assert_eq!(decide(Some((state, 0, false)), SYN), Decision::Choose);
-            let refused = decide(Some((state, 0, false)), ACK);
+            assert_eq!(decide(known(state, 0, false), Protocol::Tcp, SYN), Decision::Choose);
+            let refused = decide(known(state, 0, false), Protocol::Tcp, ACK);
             assert!(matches!(refused, Decision::Refuse(_)), "{state:?}: {refused:?}");
         }
     }
@@ -280,10 +377,16 @@ mod tests {
     /// Case 27: a SYN-only entry expires in 20 s. Case 31: 2 h of silence do not end a connection.
     #[test]
     fn entries_expire_by_their_state() {
-        let ticks = |seconds: u64| u32::try_from((seconds * 1_000_000_000) >> TICK_SHIFT).unwrap();
-        assert!(!State::SynSent.is_over(ticks(20)) && State::SynSent.is_over(ticks(22)));
-        assert!(!State::Established.is_over(ticks(2 * 3_600 + 60)));
-        assert!(State::Established.is_over(ticks(3 * 3_600)));
+        let over = |state: State, seconds: u32| {
+            let ticks = Timeouts::ticks(seconds);
+            state.is_over(ticks, Timeouts::new(&Seconds::DEFAULT).of(state))
+        };
+        assert!(!over(State::SynSent, 20) && over(State::SynSent, 22));
+        assert!(!over(State::Established, 2 * 3_600 + 60));
+        assert!(over(State::Established, 3 * 3_600));
+        assert!(!over(State::Unanswered, 30) && over(State::Unanswered, 32));
+        assert!(!over(State::Answered, 60) && over(State::Answered, 62));
+        assert!(over(State::Reset, 0) && over(State::Finished, 0) && over(State::Closed, 0));
     }
 
     #[test]
@@ -291,8 +394,60 @@ mod tests {
         for state in State::ALL {
             assert_eq!(State::from_byte(state.to_byte()), state);
         }
-        for byte in 8..=u8::MAX {
+        for byte in 10..=u8::MAX {
             assert_eq!(State::from_byte(byte), State::Closed);
+        }
+    }
+
+    #[test]
+    fn datagrams_stay_until_they_time_out_or_their_backend_is_gone() {
+        let decide = |known| decide(known, Protocol::Udp, Flags(0));
+        assert_eq!(decide(None), Decision::Choose);
+        for state in [State::Unanswered, State::Answered] {
+            assert_eq!(decide(known(state, 0, true)), Decision::Stay(state));
+            assert_eq!(decide(known(state, 100_000, true)), Decision::Choose);
+            assert_eq!(decide(known(state, 0, false)), Decision::Choose);
+            for bits in 0..=u8::MAX {
+                assert_eq!(step(state, Flags(bits), Sender::Client), state);
+                assert_eq!(step(state, Flags(bits), Sender::Backend), State::Answered);
+            }
+        }
+    }
+
+    /// The whole machine for TCP, written down a second time as a table: for each state the next one
+    /// after the client's and after the backend's SYN, SYN+ACK, FIN, and anything else.
+    #[test]
+    fn every_segment_in_every_state_leads_where_the_table_says() {
+        use State::{
+            BackendFinished as Bf, ClientFinished as Cf, Closed as C, Established as E,
+            Finished as F, Reset as R, SynReceived as Sr, SynSent as Ss,
+        };
+        // State; client: SYN, SYN+ACK, FIN, other; backend: the same.
+        let table = [
+            (C, [C, C, C, C], [C, C, C, C]),
+            (Ss, [Ss, Ss, Ss, Ss], [Ss, Sr, Ss, Ss]),
+            (Sr, [Sr, E, Cf, E], [Sr, Sr, Bf, Sr]),
+            (E, [E, E, Cf, E], [E, E, Bf, E]),
+            (Cf, [Cf, Cf, Cf, Cf], [Cf, Cf, F, Cf]),
+            (Bf, [Bf, Bf, F, Bf], [Bf, Bf, Bf, Bf]),
+            (F, [F, F, F, F], [F, F, F, F]),
+            (R, [E, E, E, E], [E, E, E, E]),
+        ];
+        for (state, by_client, by_backend) in table {
+            for bits in 0..=u8::MAX {
+                let flags = Flags(bits);
+                let column = match (bits & 2 != 0, bits & 16 != 0, bits & 1 != 0) {
+                    (true, false, false) => 0,
+                    (true, true, false) => 1,
+                    (_, _, true) => 2,
+                    _ => 3,
+                };
+                for (sender, row) in [(Sender::Client, by_client), (Sender::Backend, by_backend)] {
+                    let reset = bits & 4 != 0 && state != C;
+                    let expected = if reset { R } else { row[column] };
+                    assert_eq!(step(state, flags, sender), expected, "{state:?} {bits:#04x}");
+                }
+            }
         }
     }
 
@@ -308,7 +463,8 @@ mod tests {
                 assert_eq!(step(State::Finished, flags, sender), finished);
                 for state in State::ALL {
                     let next = step(state, flags, sender);
-                    let reset = flags.rst() && state != State::Closed;
+                    let datagrams = matches!(state, State::Unanswered | State::Answered);
+                    let reset = flags.rst() && state != State::Closed && !datagrams;
                     assert_eq!(next == State::Reset, reset, "{state:?} {flags:?} {sender:?}");
                 }
             }

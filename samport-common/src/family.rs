@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::frame::Frame;
 use crate::packet::{self, Layers};
 use crate::verdict::Verdict;
-use crate::wire::{ethernet, ipv4, ipv6};
+use crate::wire::{ethernet, icmp, ipv4, ipv6, protocol};
 
 /// An address that stands in map keys: plain bytes in network order, no padding, no alignment.
 pub trait Address:
@@ -33,6 +33,12 @@ pub trait Family: Copy + 'static {
     const DESTINATION: usize;
     /// Where its own header checksum stands, if it has one.
     const CHECKSUM: Option<usize>;
+    /// IP protocol number of its ICMP.
+    const ICMP: u8;
+    /// Whether ICMP's checksum covers the addresses.
+    const ICMP_COVERS_ADDRESSES: bool;
+    /// Whether fragments of one datagram have the same protocol number.
+    const FRAGMENTS_BY_PROTOCOL: bool;
 
     /// Finds the transport header and the addresses of the packet whose IP header begins at `l3`.
     fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<Self::Addr>, Verdict>;
@@ -45,6 +51,9 @@ pub trait Family: Copy + 'static {
 
     /// What replacing `from` by `to` adds to a ones' complement sum.
     fn difference(from: &Self::Addr, to: &Self::Addr) -> u32;
+
+    /// Whether an ICMP type is an error that quotes the packet it is about.
+    fn is_icmp_error(kind: u8) -> bool;
 }
 
 /// IPv4.
@@ -63,6 +72,9 @@ impl Family for V4 {
     const SOURCE: usize = ipv4::SOURCE.start;
     const DESTINATION: usize = ipv4::DESTINATION.start;
     const CHECKSUM: Option<usize> = Some(ipv4::CHECKSUM.start);
+    const ICMP: u8 = protocol::ICMP;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+    const FRAGMENTS_BY_PROTOCOL: bool = true;
 
     #[inline(always)]
     fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<[u8; 4]>, Verdict> {
@@ -84,6 +96,11 @@ impl Family for V4 {
     fn difference(from: &[u8; 4], to: &[u8; 4]) -> u32 {
         crate::checksum::difference(from, to)
     }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        icmp::is_error(kind)
+    }
 }
 
 impl Family for V6 {
@@ -94,6 +111,9 @@ impl Family for V6 {
     const SOURCE: usize = ipv6::SOURCE.start;
     const DESTINATION: usize = ipv6::DESTINATION.start;
     const CHECKSUM: Option<usize> = None;
+    const ICMP: u8 = protocol::ICMP6;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+    const FRAGMENTS_BY_PROTOCOL: bool = false;
 
     #[inline(always)]
     fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<[u8; 16]>, Verdict> {
@@ -113,5 +133,10 @@ impl Family for V6 {
     #[inline(always)]
     fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
         crate::checksum::difference(from, to)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        icmp::is_error_v6(kind)
     }
 }

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::conntrack::State;
 use crate::family::Address;
+use crate::packet::FragmentId;
 
 /// An address and a port, both in network order.
 #[derive(
@@ -49,6 +50,8 @@ impl<A: Address> EndpointKey<A> {
 pub struct ServiceId(u16);
 
 impl ServiceId {
+    /// The smallest id.
+    pub const FIRST: Self = Self(0);
     /// One above the largest id.
     pub const LIMIT: u16 = 1 << 14;
 
@@ -75,6 +78,20 @@ impl Lane {
     pub const FIRST: Self = Self(0);
     /// All lanes, in the order they are tried.
     pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
+
+    /// Its number, below 4.
+    #[must_use]
+    #[inline(always)]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The lane with this number, of which two bits count.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        Self(number & 3)
+    }
 }
 
 /// Key of `FLOWS4` and `FLOWS6`: 8 and 20 bytes.
@@ -94,8 +111,19 @@ impl<A: Address> FlowKey<A> {
     #[must_use]
     #[inline(always)]
     pub const fn new(client: Endpoint<A>, service: ServiceId, lane: Lane) -> Self {
-        let word = service.0 | ((lane.0 as u16) << 14);
-        Self { client, service_and_lane: word.to_ne_bytes() }
+        Self { client, service_and_lane: Self::word(service, lane) }
+    }
+
+    /// Makes it the key of another lane, or service. One key that changes takes less of the kernel's
+    /// stack than several.
+    #[inline(always)]
+    pub const fn set(&mut self, service: ServiceId, lane: Lane) {
+        self.service_and_lane = Self::word(service, lane);
+    }
+
+    #[inline(always)]
+    const fn word(service: ServiceId, lane: Lane) -> [u8; 2] {
+        (service.0 | ((lane.0 as u16) << 14)).to_ne_bytes()
     }
 
     /// The service.
@@ -175,8 +203,8 @@ impl FlowWord {
 pub struct Flow {
     /// A [`FlowWord`]; only ever changed by compare-and-exchange.
     pub word: u64,
-    /// Interface the client's packets come in by and replies leave by.
-    pub ifindex: u32,
+    /// A [`ClientWay`].
+    pub way: u32,
     /// When the last packet passed, in [ticks](crate::conntrack::TICK_SHIFT). Written at most once
     /// a tick.
     pub seen_tick: u32,
@@ -184,10 +212,118 @@ pub struct Flow {
     pub vip: [u8; 16],
     /// The port the client dialled, network order.
     pub port: [u8; 2],
-    /// Zero.
-    pub pad: [u8; 6],
+    /// The client's side of the last hop: the source MAC of its packets.
+    pub mac: [u8; 6],
 }
 
+/// How replies get to a flow's client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClientWay(u32);
+
+impl ClientWay {
+    /// Device indices are positive `int`s.
+    const CONTAINER: u32 = 1 << 31;
+
+    /// Out of the device its packets come in by, by route and neighbour.
+    #[must_use]
+    #[inline(always)]
+    pub const fn out_of(ifindex: u32) -> Self {
+        Self(ifindex & !Self::CONTAINER)
+    }
+
+    /// Into the container whose veth's host side this is.
+    #[must_use]
+    #[inline(always)]
+    pub const fn into_container(ifindex: u32) -> Self {
+        Self(ifindex | Self::CONTAINER)
+    }
+
+    /// As a map holds it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// As a map holds it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The device.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ifindex(self) -> u32 {
+        self.0 & !Self::CONTAINER
+    }
+
+    /// Whether the client is the container behind the device.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_container(self) -> bool {
+        self.0 & Self::CONTAINER != 0
+    }
+}
+
+/// Key of `FRAGMENTS4` and `FRAGMENTS6`: 16 and 40 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct FragmentKey<A: Address> {
+    /// Sender.
+    pub source: A,
+    /// Receiver.
+    pub destination: A,
+    /// The datagram's identification, network order.
+    pub id: [u8; 4],
+    /// IP protocol number, in IPv4.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+impl<A: Address> FragmentKey<A> {
+    /// The key of a datagram's fragments.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(of: &FragmentId<A>) -> Self {
+        let FragmentId { source, destination, id, protocol } = *of;
+        Self { source, destination, id: id.to_be_bytes(), protocol, pad: [0; 3] }
+    }
+}
+
+/// Value of `FRAGMENTS4` and `FRAGMENTS6`: what was done with a datagram's first fragment. 56 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Fragmented {
+    /// The new source, in its 16-byte form; all zero if it stays.
+    pub source: [u8; 16],
+    /// The new destination, likewise.
+    pub destination: [u8; 16],
+    /// The backend it goes to; 0 for a reply.
+    pub backend: u32,
+    /// The generation of that backend.
+    pub generation: u32,
+    /// For a reply, a [`ClientWay`].
+    pub way: u32,
+    /// When the first fragment passed, in ticks.
+    pub seen_tick: u32,
+    /// For a reply into a container, its MAC.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Fragments further apart than this are of two datagrams: what Linux waits before it gives up
+/// (`IP_FRAG_TIME`, 30 s).
+pub const FRAGMENT_TICKS: u32 = 28;
+
+const _: () = assert!(size_of::<FragmentKey<[u8; 4]>>() == 16);
+const _: () = assert!(size_of::<FragmentKey<[u8; 16]>>() == 40);
+const _: () = assert!(size_of::<Fragmented>() == 56);
 const _: () = assert!(size_of::<EndpointKey<[u8; 4]>>() == 8);
 const _: () = assert!(size_of::<EndpointKey<[u8; 16]>>() == 20);
 const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 8);

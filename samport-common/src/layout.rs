@@ -2,8 +2,9 @@
 //!
 //! No enum, bool or Option crosses a map: bytes with total decoders.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::family::Address;
 use crate::wire::protocol::Protocol;
 
 /// Version of every key and value layout together. A change to any of them raises it.
@@ -11,10 +12,20 @@ pub const LAYOUT_VERSION: u32 = 2;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {
-    /// `samport_crowded`.
+    /// `samport_crowded`: forward, the thorough search, and first fragments.
     pub const CROWDED: u32 = 0;
+    /// `samport_icmp`: forward, ICMP errors.
+    pub const ICMP: u32 = 1;
+    /// `samport_inside`: forward, for what a container sends that is no reply.
+    pub const INSIDE: u32 = 2;
+    /// `samport_reverse_first`: reverse, first fragments.
+    pub const REVERSE_FIRST: u32 = 3;
+    /// `samport_reverse_icmp`: reverse, ICMP errors.
+    pub const REVERSE_ICMP: u32 = 4;
+    /// `samport_later`: later fragments, either way.
+    pub const LATER: u32 = 5;
     /// Length of the array.
-    pub const COUNT: u32 = 1;
+    pub const COUNT: u32 = 6;
 }
 
 /// Words of `PORTS`: one bit for each of the 65,536 ports of TCP, then of UDP.
@@ -41,6 +52,12 @@ pub const MAX_FRONTENDS: u32 = 4_096;
 pub const MAX_OWNERS: u32 = 8_192;
 /// Services that may share one backend endpoint.
 pub const SHARED_BY: usize = 4;
+/// Datagrams in fragments that are remembered, for each family.
+pub const MAX_FRAGMENTED: u32 = 4_096;
+/// Connections that wait for their client during a flood of SYNs, for each family.
+pub const MAX_FLOOD_FLOWS: u32 = 16_384;
+/// Networks in all allow-lists together, for each family.
+pub const MAX_ALLOWED: u32 = 16_384;
 /// Default number of entries of each flow table.
 pub const DEFAULT_FLOWS: u32 = 131_072;
 
@@ -98,7 +115,7 @@ pub struct Backend {
     pub addr: [u8; 16],
     /// Port, network order.
     pub port: [u8; 2],
-    /// MAC of the container, for [`Via::Peer`].
+    /// MAC of the container, for [`Via::Peer`] and [`Via::Child`].
     pub mac: [u8; 6],
     /// Device to redirect to: the host's end of the veth, or the one the route names.
     pub ifindex: u32,
@@ -149,6 +166,8 @@ pub enum Via {
     Neighbour = 1,
     /// Straight into the network namespace at the other end of a veth.
     Peer = 2,
+    /// To the macvlan child of the interface clients come in by, found by its MAC.
+    Child = 3,
 }
 
 impl Via {
@@ -159,6 +178,7 @@ impl Via {
         match byte {
             1 => Self::Neighbour,
             2 => Self::Peer,
+            3 => Self::Child,
             _ => Self::Stack,
         }
     }
@@ -208,6 +228,42 @@ pub struct BackendStats {
     pub bytes_out: u64,
 }
 
+/// Value of `PRESSURE`, for each CPU: 16 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Pressure {
+    /// Entries made in the flow tables.
+    pub inserts: u64,
+    /// When `unanswered` was last halved, in ticks.
+    pub tick: u32,
+    /// Handshakes begun less those finished; halved every tick, so that old ones do not count.
+    pub unanswered: u32,
+}
+
+/// Key data of `ALLOWED4` and `ALLOWED6`: a network of a service. The prefix covers the service's 16
+/// bits first.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct AllowedKey<A: Address> {
+    /// A `ServiceId`, network order.
+    pub service: [u8; 2],
+    /// The client, or its network.
+    pub addr: A,
+}
+
+/// Bits of `UNUSUAL`: what a look-up that finds nothing has to consider besides.
+pub mod unusual {
+    /// A flow was stored outside of the first lane.
+    pub const LANES: u32 = 1;
+    /// Flows were stored in the flood tables.
+    pub const FLOOD: u32 = 2;
+}
+
+const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(size_of::<Service>() == 12);
 const _: () = assert!(size_of::<Backend>() == 36);
 const _: () = assert!(size_of::<Owners>() == 52);

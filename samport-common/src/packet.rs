@@ -4,32 +4,99 @@ use crate::family::{Address, Family};
 use crate::flow::Endpoint;
 use crate::frame::Frame;
 use crate::verdict::Verdict;
-use crate::wire::{ethernet, ipv4, ipv6, protocol, tcp};
+use crate::wire::protocol::{self, Protocol};
+use crate::wire::{ethernet, icmp, ipv4, ipv6, tcp, udp};
 
 /// The IP layer of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layers<A> {
-    /// Offset of the transport header, in bytes from the start of the frame.
+    /// Offset of what follows IP and its extensions, in bytes from the start of the frame.
     pub l4: usize,
+    /// IP protocol number of what stands there: TCP, UDP, or the family's ICMP.
+    pub protocol: u8,
     /// Source address.
     pub source: A,
     /// Destination address.
     pub destination: A,
+    /// Which part of a datagram the packet is.
+    pub part: Part,
 }
 
-/// A TCP segment we can do something with.
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, which carries the ports; with the datagram's identification.
+    First(u32),
+    /// Another fragment: what stands at `l4` is in the middle of the payload.
+    Later(u32),
+}
+
+/// A TCP segment or UDP datagram we can do something with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Packet<A: Address> {
     /// Offset of the IP header, in bytes from the start of the frame.
     pub l3: usize,
-    /// Offset of the TCP header.
+    /// Offset of the transport header.
     pub l4: usize,
+    /// What the transport header is.
+    pub protocol: Protocol,
     /// Sender.
     pub source: Endpoint<A>,
     /// Receiver.
     pub destination: Endpoint<A>,
-    /// TCP flags.
+    /// TCP flags; none for UDP.
     pub flags: tcp::Flags,
+    /// All of a datagram, or its first fragment.
+    pub part: Part,
+}
+
+/// Above every offset of a header that is looked at: twice, for the packet that an ICMP error
+/// quotes, 14 and 40 bytes and six extension headers of at most 2,048. All bits set, to be a mask.
+pub const MAX_OFFSET: usize = 0x7fff;
+const _: () = assert!(MAX_OFFSET > 2 * (14 + 40 + ipv6::MAX_EXTENSIONS * 2_048));
+
+/// Why a packet is not simply a [`Packet`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Aside {
+    /// Nothing can be done with it: it leaves by this verdict.
+    Leave(Verdict),
+    /// ICMP: see [`parse_error`].
+    Icmp,
+    /// The first fragment of a datagram: see [`parse_first`].
+    First,
+    /// A later fragment: see [`parse_later`].
+    Later,
+}
+
+/// What all fragments of one datagram have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FragmentId<A: Address> {
+    /// Sender.
+    pub source: A,
+    /// Receiver.
+    pub destination: A,
+    /// The datagram's identification.
+    pub id: u32,
+    /// The IP protocol number in IPv4; 0 in IPv6, where fragments may differ in it (RFC 8200,
+    /// section 4.5).
+    pub protocol: u8,
+}
+
+/// An ICMP error, and the packet it quotes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IcmpError<A: Address> {
+    /// Offset of the IP header.
+    pub l3: usize,
+    /// Offset of the ICMP header.
+    pub icmp: usize,
+    /// Who reports.
+    pub reporter: A,
+    /// Who is told: the sender of the quoted packet.
+    pub told: A,
+    /// The beginning of the quoted packet. Its transport header may be cut off behind the ports.
+    pub quoted: Packet<A>,
 }
 
 /// Offset of the IP header: right behind an untagged Ethernet header.
@@ -38,22 +105,166 @@ pub const L3: usize = ethernet::LEN;
 /// Parses a frame whose `EtherType` has already said which family it is.
 ///
 /// # Errors
-/// The verdict a packet that is no valid TCP segment leaves by.
+/// What else the packet is.
 #[inline(always)]
-pub fn parse<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Verdict> {
-    let Layers { l4, source, destination } = P::layers(frame, L3)?;
-    let header: [u8; tcp::MIN_LEN] = frame.read(l4).ok_or(Verdict::Truncated)?;
-    let [s0, s1, d0, d1, _, _, _, _, _, _, _, _, data_offset, flags, ..] = header;
-    if usize::from(data_offset >> 4) * 4 < tcp::MIN_LEN {
-        return Err(Verdict::Malformed);
+pub fn parse<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Aside> {
+    let layers = P::layers(frame, L3).map_err(Aside::Leave)?;
+    match layers.part {
+        Part::Whole => {}
+        Part::First(_) => return Err(Aside::First),
+        Part::Later(_) => return Err(Aside::Later),
     }
-    Ok(Packet {
-        l3: L3,
+    if layers.protocol == P::ICMP {
+        return Err(Aside::Icmp);
+    }
+    transport(frame, L3, &layers).map_err(Aside::Leave)
+}
+
+/// [`parse`] that takes a first fragment too: it can be treated like a whole packet, if what is done
+/// with it is remembered for the others.
+///
+/// # Errors
+/// What else the packet is.
+#[inline(always)]
+pub fn parse_first<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Aside> {
+    let layers = P::layers(frame, L3).map_err(Aside::Leave)?;
+    if matches!(layers.part, Part::Later(_)) {
+        return Err(Aside::Later);
+    }
+    if layers.protocol == P::ICMP {
+        return Err(Aside::Icmp);
+    }
+    transport(frame, L3, &layers).map_err(Aside::Leave)
+}
+
+/// Parses a later fragment, of which only the addresses can be looked at.
+///
+/// # Errors
+/// The verdict the packet leaves by.
+#[inline(always)]
+pub fn parse_later<P: Family, F: Frame + ?Sized>(
+    frame: &F,
+) -> Result<FragmentId<P::Addr>, Verdict> {
+    let layers = P::layers(frame, L3)?;
+    match layers.part {
+        Part::Later(id) => {
+            let Layers { source, destination, protocol, .. } = layers;
+            Ok(fragment_id::<P>(source, destination, protocol, id))
+        }
+        Part::First(_) | Part::Whole => Err(Verdict::Malformed),
+    }
+}
+
+/// What a first fragment is part of; `None` for a whole packet.
+#[must_use]
+#[inline(always)]
+pub fn first_of<P: Family>(packet: &Packet<P::Addr>) -> Option<FragmentId<P::Addr>> {
+    match packet.part {
+        Part::First(id) => {
+            let (source, destination) = (packet.source.addr, packet.destination.addr);
+            Some(fragment_id::<P>(source, destination, packet.protocol.number(), id))
+        }
+        Part::Whole | Part::Later(_) => None,
+    }
+}
+
+#[inline(always)]
+fn fragment_id<P: Family>(
+    source: P::Addr,
+    destination: P::Addr,
+    protocol: u8,
+    id: u32,
+) -> FragmentId<P::Addr> {
+    let protocol = if P::FRAGMENTS_BY_PROTOCOL { protocol } else { 0 };
+    FragmentId { source, destination, id, protocol }
+}
+
+/// Parses what [`parse`] has called ICMP.
+///
+/// # Errors
+/// The verdict the packet leaves by; [`Verdict::IcmpOther`] for whatever is no error about a TCP
+/// segment or a UDP datagram.
+#[inline(always)]
+pub fn parse_error<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<IcmpError<P::Addr>, Verdict> {
+    let outer = P::layers(frame, L3)?;
+    let [kind, _] = frame.read(outer.l4).ok_or(Verdict::Truncated)?;
+    if outer.protocol != P::ICMP || !P::is_icmp_error(kind) {
+        return Err(Verdict::IcmpOther);
+    }
+    let l3 = frame.reconsider(outer.l4) + icmp::LEN;
+    // A quoted packet may be cut off anywhere: then it is the host's business, not malformed.
+    let Ok(inner) = P::layers(frame, l3) else { return Err(Verdict::IcmpOther) };
+    let Some(protocol) = Protocol::from_number(inner.protocol) else {
+        return Err(Verdict::IcmpOther);
+    };
+    if matches!(inner.part, Part::Later(_)) {
+        return Err(Verdict::IcmpOther);
+    }
+    let l4 = frame.reconsider(inner.l4);
+    let [s0, s1, d0, d1] = frame.read(l4).ok_or(Verdict::IcmpOther)?;
+    let quoted = Packet {
+        l3,
         l4,
-        source: Endpoint { addr: source, port: [s0, s1] },
-        destination: Endpoint { addr: destination, port: [d0, d1] },
-        flags: tcp::Flags(flags),
+        protocol,
+        source: Endpoint { addr: inner.source, port: [s0, s1] },
+        destination: Endpoint { addr: inner.destination, port: [d0, d1] },
+        flags: tcp::Flags(0),
+        part: inner.part,
+    };
+    Ok(IcmpError {
+        l3: L3,
+        icmp: outer.l4,
+        reporter: outer.source,
+        told: outer.destination,
+        quoted,
     })
+}
+
+/// Reads the transport header behind the layers.
+#[inline(always)]
+fn transport<A: Address, F: Frame + ?Sized>(
+    frame: &F,
+    l3: usize,
+    layers: &Layers<A>,
+) -> Result<Packet<A>, Verdict> {
+    let l4 = layers.l4;
+    let (protocol, ports, flags) = match layers.protocol {
+        protocol::TCP => {
+            let header: [u8; tcp::MIN_LEN] = frame.read(l4).ok_or(Verdict::Truncated)?;
+            let [s0, s1, d0, d1, _, _, _, _, _, _, _, _, data_offset, flags, ..] = header;
+            if usize::from(data_offset >> 4) * 4 < tcp::MIN_LEN {
+                return Err(Verdict::Malformed);
+            }
+            (Protocol::Tcp, [s0, s1, d0, d1], tcp::Flags(flags))
+        }
+        protocol::UDP => {
+            let header: [u8; udp::LEN] = frame.read(l4).ok_or(Verdict::Truncated)?;
+            let [s0, s1, d0, d1, ..] = header;
+            (Protocol::Udp, [s0, s1, d0, d1], tcp::Flags(0))
+        }
+        _ => return Err(Verdict::OtherProtocol),
+    };
+    let [s0, s1, d0, d1] = ports;
+    Ok(Packet {
+        l3,
+        l4,
+        protocol,
+        source: Endpoint { addr: layers.source, port: [s0, s1] },
+        destination: Endpoint { addr: layers.destination, port: [d0, d1] },
+        flags,
+        part: layers.part,
+    })
+}
+
+/// Least bytes a transport header has, or `None` for protocols no service can have.
+#[inline(always)]
+const fn least_len(number: u8, icmp: u8) -> Option<usize> {
+    match number {
+        protocol::TCP => Some(tcp::MIN_LEN),
+        protocol::UDP => Some(udp::LEN),
+        other if other == icmp => Some(icmp::LEN),
+        _ => None,
+    }
 }
 
 /// [`Family::layers`] of IPv4.
@@ -63,25 +274,34 @@ pub(crate) fn ipv4_layers<F: Frame + ?Sized>(
     l3: usize,
 ) -> Result<Layers<[u8; 4]>, Verdict> {
     let header: [u8; ipv4::MIN_LEN] = frame.read(l3).ok_or(Verdict::Truncated)?;
-    let [version_ihl, _, t0, t1, _, _, f0, f1, _, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
+    let [version_ihl, _, t0, t1, i0, i1, f0, f1, _, proto, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         header;
     let header_len = usize::from(version_ihl & 0x0f) * 4;
     if version_ihl >> 4 != 4 || header_len < ipv4::MIN_LEN {
         return Err(Verdict::Malformed);
     }
-    if proto != protocol::TCP {
-        return Err(Verdict::NotTcp);
-    }
-    // MF plus offset: later fragments carry no ports, and a first one alone decides nothing yet.
-    if u16::from_be_bytes([f0, f1]) & ipv4::FRAGMENT_MASK != 0 {
-        return Err(Verdict::Fragment);
-    }
+    let least = least_len(proto, protocol::ICMP).ok_or(Verdict::OtherProtocol)?;
+    let fragment = u16::from_be_bytes([f0, f1]);
+    let id = u32::from(u16::from_be_bytes([i0, i1]));
+    let part = if fragment & ipv4::FRAGMENT_MASK == 0 {
+        Part::Whole
+    } else if fragment & ipv4::OFFSET_MASK == 0 {
+        Part::First(id)
+    } else {
+        Part::Later(id)
+    };
     // 0 is a packet too large for the field, merged by receive offload (BIG TCP).
     let total = usize::from(u16::from_be_bytes([t0, t1]));
-    if total != 0 && total < header_len + tcp::MIN_LEN {
+    if total != 0 && total < header_len + least && !matches!(part, Part::Later(_)) {
         return Err(Verdict::Malformed);
     }
-    Ok(Layers { l4: l3 + header_len, source: [s0, s1, s2, s3], destination: [d0, d1, d2, d3] })
+    Ok(Layers {
+        l4: l3 + header_len,
+        protocol: proto,
+        source: [s0, s1, s2, s3],
+        destination: [d0, d1, d2, d3],
+        part,
+    })
 }
 
 /// [`Family::layers`] of IPv6.
@@ -97,29 +317,33 @@ pub(crate) fn ipv6_layers<F: Frame + ?Sized>(
     }
     let source = frame.read(l3 + ipv6::SOURCE.start).ok_or(Verdict::Truncated)?;
     let destination = frame.read(l3 + ipv6::DESTINATION.start).ok_or(Verdict::Truncated)?;
-    let l4 = if next == protocol::TCP {
-        l3 + ipv6::LEN
-    } else {
-        skip_extensions(frame, l3 + ipv6::LEN, next)?
+    let first = l3 + ipv6::LEN;
+    let (l4, proto, part) = match least_len(next, protocol::ICMP6) {
+        Some(_) => (first, next, Part::Whole),
+        None => skip_extensions(frame, first, next)?,
     };
-    // 0 is a jumbogram or a packet merged by receive offload.
-    let payload = usize::from(u16::from_be_bytes([p0, p1]));
-    if payload != 0 && payload + l3 + ipv6::LEN < l4 + tcp::MIN_LEN {
-        return Err(Verdict::Malformed);
+    if !matches!(part, Part::Later(_)) {
+        let least = least_len(proto, protocol::ICMP6).ok_or(Verdict::OtherProtocol)?;
+        // 0 is a jumbogram or a packet merged by receive offload.
+        let payload = usize::from(u16::from_be_bytes([p0, p1]));
+        if payload != 0 && payload + first < l4 + least {
+            return Err(Verdict::Malformed);
+        }
     }
-    Ok(Layers { l4, source, destination })
+    Ok(Layers { l4, protocol: proto, source, destination, part })
 }
 
-/// Walks the extension headers from `offset` on and returns where TCP begins.
+/// Walks the extension headers from `offset` on: where the transport header begins, its protocol,
+/// and which part of a datagram this is. It ends at the fragment header of a later fragment.
 #[inline(always)]
 fn skip_extensions<F: Frame + ?Sized>(
     frame: &F,
     mut offset: usize,
     mut next: u8,
-) -> Result<usize, Verdict> {
+) -> Result<(usize, u8, Part), Verdict> {
+    let mut part = Part::Whole;
     for _ in 0..ipv6::MAX_EXTENSIONS {
         let length = match next {
-            protocol::TCP => return Ok(offset),
             ipv6::HOP_BY_HOP | ipv6::ROUTING | ipv6::DESTINATION_OPTIONS => {
                 let [following, units] = frame.read(offset).ok_or(Verdict::Truncated)?;
                 next = following;
@@ -131,18 +355,25 @@ fn skip_extensions<F: Frame + ?Sized>(
                 (usize::from(words) + 2) * 4
             }
             ipv6::FRAGMENT => {
-                let [following, _, o0, o1] = frame.read(offset).ok_or(Verdict::Truncated)?;
-                if u16::from_be_bytes([o0, o1]) & ipv6::FRAGMENT_MASK != 0 {
-                    return Err(Verdict::Fragment);
-                }
+                let [following, _, o0, o1, i0, i1, i2, i3] =
+                    frame.read(offset).ok_or(Verdict::Truncated)?;
+                let (place, id) =
+                    (u16::from_be_bytes([o0, o1]), u32::from_be_bytes([i0, i1, i2, i3]));
                 next = following;
+                if place & ipv6::OFFSET_MASK != 0 {
+                    // What follows is payload: the kind of its header is only the first's to say.
+                    return Ok((offset + ipv6::FRAGMENT_LEN, next, Part::Later(id)));
+                }
+                if place & ipv6::FRAGMENT_MASK != 0 {
+                    part = Part::First(id);
+                }
                 ipv6::FRAGMENT_LEN
             }
-            _ => return Err(Verdict::NotTcp),
+            _ => return Ok((offset, next, part)),
         };
         offset += length;
     }
-    if next == protocol::TCP { Ok(offset) } else { Err(Verdict::NotTcp) }
+    Ok((offset, next, part))
 }
 
 #[cfg(test)]
@@ -200,43 +431,54 @@ mod tests {
     fn headers_that_lie_are_left_alone() {
         let mut short_ihl = v4_syn();
         short_ihl[L3] = 0x44;
-        assert_eq!(parse::<V4, _>(&short_ihl[..]), Err(Verdict::Malformed));
+        assert_eq!(parse::<V4, _>(&short_ihl[..]), Err(Aside::Leave(Verdict::Malformed)));
 
         let mut wrong_version = v4_syn();
         wrong_version[L3] = 0x65;
-        assert_eq!(parse::<V4, _>(&wrong_version[..]), Err(Verdict::Malformed));
+        assert_eq!(parse::<V4, _>(&wrong_version[..]), Err(Aside::Leave(Verdict::Malformed)));
 
         let mut short_total = v4_syn();
         short_total[L3 + ipv4::TOTAL_LEN.start..][..2].copy_from_slice(&39u16.to_be_bytes());
-        assert_eq!(parse::<V4, _>(&short_total[..]), Err(Verdict::Malformed));
+        assert_eq!(parse::<V4, _>(&short_total[..]), Err(Aside::Leave(Verdict::Malformed)));
 
         let mut short_payload = v6_syn();
         short_payload[L3 + ipv6::PAYLOAD_LEN.start..][..2].copy_from_slice(&19u16.to_be_bytes());
-        assert_eq!(parse::<V6, _>(&short_payload[..]), Err(Verdict::Malformed));
+        assert_eq!(parse::<V6, _>(&short_payload[..]), Err(Aside::Leave(Verdict::Malformed)));
 
         let mut short_tcp = v4_syn();
         short_tcp[34 + tcp::DATA_OFFSET] = 0x40;
-        assert_eq!(parse::<V4, _>(&short_tcp[..]), Err(Verdict::Malformed));
+        assert_eq!(parse::<V4, _>(&short_tcp[..]), Err(Aside::Leave(Verdict::Malformed)));
 
         let whole = v4_syn();
         for len in L3..whole.len() {
-            assert_eq!(parse::<V4, _>(&whole[..len]), Err(Verdict::Truncated), "{len} bytes");
+            assert_eq!(
+                parse::<V4, _>(&whole[..len]),
+                Err(Aside::Leave(Verdict::Truncated)),
+                "{len} bytes"
+            );
         }
     }
 
     #[test]
     fn fragments_are_named() {
-        for field in [[0x20, 0x00], [0x00, 0x01], [0x20, 0xb9]] {
+        for (field, aside) in [
+            ([0x20, 0x00], Aside::First),
+            ([0x00, 0x01], Aside::Later),
+            ([0x20, 0xb9], Aside::Later),
+        ] {
             let mut bytes = v4_syn();
             bytes[L3 + ipv4::FRAGMENT.start..][..2].copy_from_slice(&field);
-            assert_eq!(parse::<V4, _>(&bytes[..]), Err(Verdict::Fragment));
+            assert_eq!(parse::<V4, _>(&bytes[..]), Err(aside));
+            let first = parse_first::<V4, _>(&bytes[..]).ok().and_then(|p| first_of::<V4>(&p));
+            assert_eq!(first.is_some(), aside == Aside::First);
+            assert_eq!(parse_later::<V4, _>(&bytes[..]).is_ok(), aside == Aside::Later);
         }
         let mut dont_fragment = v4_syn();
         dont_fragment[L3 + ipv4::FRAGMENT.start] = 0x40;
         assert!(parse::<V4, _>(&dont_fragment[..]).is_ok());
 
         let fragment = with_extension(ipv6::FRAGMENT, &[protocol::TCP, 0, 0, 1, 0, 0, 0, 7]);
-        assert_eq!(parse::<V6, _>(&fragment[..]), Err(Verdict::Fragment));
+        assert_eq!(parse::<V6, _>(&fragment[..]), Err(Aside::First));
         let atomic = with_extension(ipv6::FRAGMENT, &[protocol::TCP, 0, 0, 0, 0, 0, 0, 7]);
         assert_eq!(parse::<V6, _>(&atomic[..]).map(|p| p.l4), Ok(62));
     }
@@ -268,18 +510,21 @@ mod tests {
             [ipv6::HOP_BY_HOP, 0, 0, 0, 0, 0, 0, 0].repeat(ipv6::MAX_EXTENSIONS + 1);
         assert_eq!(
             parse::<V6, _>(&with_extension(ipv6::HOP_BY_HOP, &endless)[..]),
-            Err(Verdict::NotTcp)
+            Err(Aside::Leave(Verdict::OtherProtocol))
         );
     }
 
     #[test]
     fn other_protocols_are_not_ours() {
-        let mut udp = v4_syn();
-        udp[L3 + ipv4::PROTOCOL] = protocol::UDP;
-        assert_eq!(parse::<V4, _>(&udp[..]), Err(Verdict::NotTcp));
+        let mut sctp = v4_syn();
+        sctp[L3 + ipv4::PROTOCOL] = 132;
+        assert_eq!(parse::<V4, _>(&sctp[..]), Err(Aside::Leave(Verdict::OtherProtocol)));
+        let mut sctp = v6_syn();
+        sctp[L3 + ipv6::NEXT_HEADER] = 132;
+        assert_eq!(parse::<V6, _>(&sctp[..]), Err(Aside::Leave(Verdict::OtherProtocol)));
         let mut icmp6 = v6_syn();
-        icmp6[L3 + ipv6::NEXT_HEADER] = 58;
-        assert_eq!(parse::<V6, _>(&icmp6[..]), Err(Verdict::NotTcp));
+        icmp6[L3 + ipv6::NEXT_HEADER] = protocol::ICMP6;
+        assert_eq!(parse::<V6, _>(&icmp6[..]), Err(Aside::Icmp));
     }
 
     proptest! {

@@ -3,8 +3,9 @@
 use crate::checksum;
 use crate::family::Family;
 use crate::flow::Endpoint;
-use crate::packet::Packet;
-use crate::wire::tcp;
+use crate::packet::{FragmentId, IcmpError, L3, MAX_OFFSET, Packet};
+use crate::wire::protocol::Protocol;
+use crate::wire::{icmp, tcp, udp};
 
 /// Which end of a packet is replaced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,67 +16,213 @@ pub enum End {
     Destination,
 }
 
-/// A change of one endpoint, ready to be applied: offsets from the start of the frame, new bytes,
-/// and what each change adds to the ones' complement sums. TTL, DSCP and ECN stay: samport is one
-/// hop with the machine it runs on.
+/// A change of an address in an IP header, ready to be applied: offsets from the start of the frame,
+/// new bytes, and what the change adds to a ones' complement sum. TTL, DSCP and ECN stay: samport is
+/// one hop with the machine it runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Rewrite<P: Family> {
+pub struct Readdress<P: Family> {
     /// Where the address stands.
     pub addr_at: usize,
     /// What stands there afterwards.
     pub addr: P::Addr,
+    /// Where the IP header's own checksum stands (IPv4).
+    pub l3_checksum_at: Option<usize>,
+    /// Change of the address; for every checksum that covers it.
+    pub addr_difference: u32,
+}
+
+/// A change of one endpoint of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rewrite<P: Family> {
+    /// The address; the transport checksum covers it in the pseudo-header.
+    pub ip: Readdress<P>,
     /// Where the port stands.
     pub port_at: usize,
     /// What stands there afterwards.
     pub port: [u8; 2],
-    /// Where the IP header's own checksum stands (IPv4).
-    pub l3_checksum_at: Option<usize>,
-    /// Where the TCP checksum stands.
+    /// Where the transport checksum stands.
     pub l4_checksum_at: usize,
-    /// Change of the address; for both checksums, since TCP's covers the pseudo-header.
-    pub addr_difference: u32,
-    /// Change of the port; for the TCP checksum. 0 when the port stays.
+    /// Whether a transport checksum of zero means that there is none (UDP).
+    pub zero_is_none: bool,
+    /// Change of the port; for the transport checksum. 0 when the port stays.
     pub port_difference: u32,
+}
+
+/// A change of an ICMP error: one endpoint of the packet it quotes, and the other end of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IcmpRewrite<P: Family> {
+    /// The error's own address.
+    pub outer: Readdress<P>,
+    /// The quoted packet's endpoint. Its transport checksum may lie behind the end of the quote.
+    pub quoted: Rewrite<P>,
+    /// Where ICMP's checksum stands.
+    pub checksum_at: usize,
+}
+
+impl<P: Family> Readdress<P> {
+    /// The same change with its offsets bounded in a way that the verifier sees, for a plan about a
+    /// packet that has come through the kernel's memory. No offset that a parser gives is larger.
+    #[must_use]
+    #[inline(always)]
+    pub fn bounded(mut self) -> Self {
+        self.addr_at &= MAX_OFFSET;
+        self.l3_checksum_at = self.l3_checksum_at.map(|at| at & MAX_OFFSET);
+        self
+    }
+}
+
+impl<P: Family> Rewrite<P> {
+    /// As [`Readdress::bounded`].
+    #[must_use]
+    #[inline(always)]
+    pub fn bounded(mut self) -> Self {
+        self.ip = self.ip.bounded();
+        self.port_at &= MAX_OFFSET;
+        self.l4_checksum_at &= MAX_OFFSET;
+        self
+    }
+}
+
+/// Plans replacing the address at one end of the IP header at `l3`.
+#[must_use]
+#[inline(always)]
+fn readdress<P: Family>(l3: usize, end: End, from: P::Addr, to: P::Addr) -> Readdress<P> {
+    let offset = match end {
+        End::Source => P::SOURCE,
+        End::Destination => P::DESTINATION,
+    };
+    Readdress {
+        addr_at: l3 + offset,
+        addr: to,
+        l3_checksum_at: P::CHECKSUM.map(|offset| l3 + offset),
+        addr_difference: P::difference(&from, &to),
+    }
 }
 
 /// Plans replacing one end of a packet by `to`.
 #[must_use]
 #[inline(always)]
 pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>) -> Rewrite<P> {
-    let (from, addr_offset, port_offset) = match end {
-        End::Source => (packet.source, P::SOURCE, tcp::SOURCE_PORT.start),
-        End::Destination => (packet.destination, P::DESTINATION, tcp::DESTINATION_PORT.start),
+    // TCP and UDP begin with the same two ports.
+    let (from, port_offset) = match end {
+        End::Source => (packet.source, tcp::SOURCE_PORT.start),
+        End::Destination => (packet.destination, tcp::DESTINATION_PORT.start),
+    };
+    let (checksum_offset, zero_is_none) = match packet.protocol {
+        Protocol::Tcp => (tcp::CHECKSUM.start, false),
+        Protocol::Udp => (udp::CHECKSUM.start, true),
     };
     let port_difference =
         if from.port == to.port { 0 } else { checksum::difference(&from.port, &to.port) };
     Rewrite {
-        addr_at: packet.l3 + addr_offset,
-        addr: to.addr,
+        ip: readdress(packet.l3, end, from.addr, to.addr),
         port_at: packet.l4 + port_offset,
         port: to.port,
-        l3_checksum_at: P::CHECKSUM.map(|offset| packet.l3 + offset),
-        l4_checksum_at: packet.l4 + tcp::CHECKSUM.start,
-        addr_difference: P::difference(&from.addr, &to.addr),
+        l4_checksum_at: packet.l4 + checksum_offset,
+        zero_is_none,
         port_difference,
     }
+}
+
+/// Plans replacing the address at one end of a later fragment, which has no ports and whose
+/// checksum is in the first.
+#[must_use]
+#[inline(always)]
+pub fn plan_later<P: Family>(
+    fragment: &FragmentId<P::Addr>,
+    end: End,
+    to: P::Addr,
+) -> Readdress<P> {
+    let from = match end {
+        End::Source => fragment.source,
+        End::Destination => fragment.destination,
+    };
+    readdress(L3, end, from, to)
+}
+
+/// Plans an ICMP error's way on. `end` is the end of the *error* that is replaced: the destination on
+/// the way to a backend, the source on the way to a client. In the quoted packet, which went the
+/// other way, it is the other end.
+#[must_use]
+#[inline(always)]
+pub fn plan_error<P: Family>(
+    error: &IcmpError<P::Addr>,
+    end: End,
+    to: Endpoint<P::Addr>,
+) -> IcmpRewrite<P> {
+    let (from, other) = match end {
+        End::Source => (error.reporter, End::Destination),
+        End::Destination => (error.told, End::Source),
+    };
+    IcmpRewrite {
+        outer: readdress(error.l3, end, from, to.addr),
+        quoted: plan(&error.quoted, other, to),
+        checksum_at: error.icmp + icmp::CHECKSUM.start,
+    }
+}
+
+/// Applies a new address. `None` if the frame is too short.
+#[must_use]
+pub fn apply_address<P: Family>(frame: &mut [u8], change: &Readdress<P>) -> Option<()> {
+    use zerocopy::IntoBytes as _;
+
+    let addr = change.addr.as_bytes();
+    frame.get_mut(change.addr_at..)?.get_mut(..addr.len())?.copy_from_slice(addr);
+    if let Some(at) = change.l3_checksum_at {
+        let field = frame.get_mut(at..)?.first_chunk_mut()?;
+        *field = checksum::update(*field, change.addr_difference);
+    }
+    Some(())
 }
 
 /// Applies a rewrite to a frame with complete checksums. `None` if the frame is too short, in which
 /// case it may be half rewritten.
 #[must_use]
 pub fn apply<P: Family>(frame: &mut [u8], rewrite: &Rewrite<P>) -> Option<()> {
-    use zerocopy::IntoBytes as _;
-
-    let addr = rewrite.addr.as_bytes();
-    frame.get_mut(rewrite.addr_at..)?.get_mut(..addr.len())?.copy_from_slice(addr);
-    frame.get_mut(rewrite.port_at..)?.get_mut(..2)?.copy_from_slice(&rewrite.port);
-    if let Some(at) = rewrite.l3_checksum_at {
-        let field = frame.get_mut(at..)?.first_chunk_mut()?;
-        *field = checksum::update(*field, rewrite.addr_difference);
-    }
+    apply_address(frame, &rewrite.ip)?;
+    frame.get_mut(rewrite.port_at..)?.first_chunk_mut::<2>()?.copy_from_slice(&rewrite.port);
     let field = frame.get_mut(rewrite.l4_checksum_at..)?.first_chunk_mut()?;
-    *field = checksum::update(*field, rewrite.addr_difference + rewrite.port_difference);
+    *field = updated(rewrite, *field);
     Some(())
+}
+
+/// Applies an ICMP error's rewrite, as [`apply`] does.
+#[must_use]
+pub fn apply_error<P: Family>(frame: &mut [u8], rewrite: &IcmpRewrite<P>) -> Option<()> {
+    let quoted = &rewrite.quoted;
+    let mut difference = quoted.ip.addr_difference + quoted.port_difference;
+    if let Some(at) = quoted.ip.l3_checksum_at {
+        let before: [u8; 2] = *frame.get(at..)?.first_chunk()?;
+        let after = checksum::update(before, quoted.ip.addr_difference);
+        difference += checksum::difference(&before, &after);
+    }
+    apply_address(frame, &quoted.ip)?;
+    frame.get_mut(quoted.port_at..)?.first_chunk_mut::<2>()?.copy_from_slice(&quoted.port);
+    // Cut off behind the ports, as RFC 792 allows: then there is nothing to update.
+    if let Some(field) = frame.get_mut(quoted.l4_checksum_at..).and_then(|f| f.first_chunk_mut()) {
+        let (before, after) = (*field, updated(quoted, *field));
+        difference += checksum::difference(&before, &after);
+        *field = after;
+    }
+    apply_address(frame, &rewrite.outer)?;
+    if P::ICMP_COVERS_ADDRESSES {
+        difference += rewrite.outer.addr_difference;
+    }
+    let field = frame.get_mut(rewrite.checksum_at..)?.first_chunk_mut()?;
+    *field = checksum::update(*field, difference);
+    Some(())
+}
+
+/// The transport checksum after a rewrite.
+#[must_use]
+#[inline(always)]
+pub fn updated<P: Family>(rewrite: &Rewrite<P>, field: [u8; 2]) -> [u8; 2] {
+    if rewrite.zero_is_none && field == [0; 2] {
+        return field;
+    }
+    let field = checksum::update(field, rewrite.ip.addr_difference + rewrite.port_difference);
+    // The other form of zero, because zero itself would mean that there is no checksum (RFC 768).
+    if rewrite.zero_is_none && field == [0; 2] { [0xff; 2] } else { field }
 }
 
 #[cfg(test)]

@@ -28,6 +28,13 @@ macro_rules! verdicts {
             /// Number of verdicts.
             pub const COUNT: u32 = 0 $(+ { let _ = Self::$name; 1 })+;
 
+            /// The verdict with this id, if there is one.
+            #[must_use]
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($id => Some(Self::$name),)+ _ => None }
+            }
+
             /// The name users and metrics see.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -50,16 +57,16 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// Neither IPv4 nor IPv6: ARP, VLAN-tagged and everything else.
+    /// Neither IPv4 nor IPv6: ARP and everything else.
     0 NotIp "not-ip" Pass;
     /// An IP protocol that no service here can have.
-    1 NotTcp "not-tcp" Pass;
+    1 OtherProtocol "other-protocol" Pass;
     /// The frame ends inside a header that its own fields promise.
     2 Truncated "truncated" Pass;
     /// A header contradicts itself: version, length or data offset.
     3 Malformed "malformed" Pass;
-    /// A fragment: only the first of them carries ports.
-    4 Fragment "fragment" Pass;
+    /// A later fragment whose first has not passed here: the host's stack waits for it, in vain if it was for a service.
+    4 FragmentOrphan "fragment-orphan" Pass;
     /// Addressed to another machine; we only overheard it.
     5 OtherHost "other-host" Pass;
     /// No service listens at its destination.
@@ -92,6 +99,20 @@ verdicts! {
     19 ReplyStack "reply-stack" Pass;
     /// A reply larger than the interface to the client takes: the host's stack tells the backend.
     20 ReplyTooBig "reply-too-big" Pass;
+    /// It carries a VLAN tag: the VLAN's own device is the one to serve.
+    21 Vlan "vlan" Pass;
+    /// An ICMP error about a flow, translated and sent to its backend.
+    22 IcmpForward "icmp-forward" Redirect;
+    /// An ICMP error about a flow, translated and sent to its client.
+    23 IcmpReply "icmp-reply" Redirect;
+    /// ICMP that concerns no flow of ours: the host's own, echo for one.
+    24 IcmpOther "icmp-other" Pass;
+    /// The client is on no allow-list of the service.
+    25 NotAllowed "not-allowed" Drop;
+    /// Opens a connection during a flood of SYNs: forwarded, and remembered in a table of its own until the client answers.
+    26 ForwardFlood "forward-flood" Redirect;
+    /// Rewritten and handed to the macvlan child of the interface.
+    27 ForwardChild "forward-child" Pass;
 }
 
 #[cfg(test)]
@@ -103,6 +124,7 @@ mod tests {
         let mut names: Vec<_> = Verdict::ALL.iter().map(|v| v.name()).collect();
         for (index, verdict) in Verdict::ALL.iter().enumerate() {
             assert_eq!(*verdict as usize, index, "{}", verdict.name());
+            assert_eq!(Verdict::from_number(*verdict as u32), Some(*verdict));
             assert!(verdict.meaning().ends_with('.'), "{}", verdict.name());
         }
         names.sort_unstable();

@@ -3,19 +3,22 @@
 use samport_common::checksum;
 use samport_common::family::Family;
 use samport_common::frame::Frame as _;
-use samport_common::packet::{self, Packet};
-use samport_common::rewrite::Rewrite;
+use samport_common::packet::{self, Aside, Packet};
+use samport_common::rewrite::{self, IcmpRewrite, Readdress, Rewrite};
 use samport_common::verdict::Verdict;
 use zerocopy::IntoBytes as _;
 
+use crate::context::Context;
 use crate::maps;
-use crate::skb::Skb;
+use crate::skb::{Covers, Skb};
 
 /// Parses the packet, bringing its headers into the linear part if a driver has left them outside.
 #[inline(always)]
-pub fn parse<P: Family>(skb: &Skb) -> Result<Packet<P::Addr>, Verdict> {
-    let mut packet = match packet::parse::<P, _>(skb) {
-        Err(Verdict::Truncated) if skb.pull_headers() => packet::parse::<P, _>(skb)?,
+pub fn parse<P: Family, C: Context>(context: &C) -> Result<Packet<P::Addr>, Aside> {
+    let mut packet = match packet::parse::<P, _>(context) {
+        Err(Aside::Leave(Verdict::Truncated)) if context.pull_headers() => {
+            packet::parse::<P, _>(context)?
+        }
         result => result?,
     };
     if packet.l4 != packet.l3 + P::HEADER_LEN {
@@ -24,30 +27,138 @@ pub fn parse<P: Family>(skb: &Skb) -> Result<Packet<P::Addr>, Verdict> {
     Ok(packet)
 }
 
+/// The result of a parser that runs in a function of its own, as the number such a function can
+/// return: the packet is kept, or why there is none.
+///
+/// For programs that would not have enough stack for everything, or that the verifier would walk once
+/// for each way through the parser. A kept enum would not do: in the variants with less in them the
+/// rest is never written, and the verifier does not let that be copied.
+pub mod apart {
+    use samport_common::packet::Aside;
+    use samport_common::verdict::Verdict;
+
+    use crate::maps;
+
+    const KEPT: u32 = 0x100;
+    const ICMP: u32 = 0x200;
+    const FIRST: u32 = 0x300;
+    const LATER: u32 = 0x400;
+
+    /// The number of a result.
+    #[inline(always)]
+    pub fn number<T: Copy>(parsed: Result<T, Aside>) -> u32 {
+        match parsed {
+            Ok(packet) if maps::keep(packet) => KEPT,
+            Ok(_) => Verdict::RewriteFailed as u32,
+            Err(Aside::Leave(verdict)) => verdict as u32,
+            Err(Aside::Icmp) => ICMP,
+            Err(Aside::First) => FIRST,
+            Err(Aside::Later) => LATER,
+        }
+    }
+
+    /// The result of a number.
+    ///
+    /// # Safety
+    /// The number is of a result with this type, in this run.
+    #[inline(always)]
+    pub unsafe fn result<T: Copy>(number: u32) -> Result<&'static T, Aside> {
+        match number {
+            // SAFETY: the caller's promise.
+            KEPT => unsafe { maps::kept() }.ok_or(Aside::Leave(Verdict::RewriteFailed)),
+            ICMP => Err(Aside::Icmp),
+            FIRST => Err(Aside::First),
+            LATER => Err(Aside::Later),
+            verdict => {
+                Err(Aside::Leave(Verdict::from_number(verdict).unwrap_or(Verdict::RewriteFailed)))
+            }
+        }
+    }
+}
+
 /// Applies a rewrite. `None` if the packet is shorter than its plan or the kernel refuses.
 ///
-/// Everything but the TCP checksum is written directly; that one goes through the kernel's helper
-/// and comes last, because the helper invalidates every pointer into the packet.
+/// Everything but the transport checksum is written directly; that one goes through the kernel's
+/// helper and comes last, because the helper invalidates every pointer into the packet.
 #[inline(always)]
 pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>) -> Option<()> {
-    if let Some(at) = rewrite.l3_checksum_at {
-        let field: [u8; 2] = skb.read(at)?;
-        skb.write(at, checksum::update(field, rewrite.addr_difference))?;
-    }
-    match rewrite.addr.as_bytes() {
-        [a, b, c, d] => skb.write(rewrite.addr_at, [*a, *b, *c, *d])?,
-        bytes => skb.write::<16>(rewrite.addr_at, *bytes.first_chunk()?)?,
-    }
+    address(skb, &rewrite.ip)?;
     skb.write(rewrite.port_at, rewrite.port)?;
-    skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.addr_difference, true)?;
-    if P::CHECKSUM.is_none() {
-        // The helper takes the address for covered by a header checksum, as it is in IPv4: it has
-        // taken the difference out of the device's sum, where address and TCP checksum had already
-        // made up for each other.
-        skb.update_device_sum(rewrite.addr_difference);
-    }
+    let zero_is_none = rewrite.zero_is_none;
+    let of_address = Covers { pseudo_header: true, zero_is_none };
+    skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.ip.addr_difference, of_address)?;
+    settle_device_sum(skb, &rewrite.ip);
     if rewrite.port_difference != 0 {
-        skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.port_difference, false)?;
+        let of_port = Covers { pseudo_header: false, zero_is_none };
+        skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.port_difference, of_port)?;
     }
     Some(())
+}
+
+/// Applies the new address of a later fragment.
+#[inline(always)]
+pub fn apply_address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> {
+    address(skb, change)?;
+    if P::CHECKSUM.is_none() {
+        // Nothing in this packet makes up for the new address.
+        skb.update_device_sum(change.addr_difference);
+    }
+    Some(())
+}
+
+/// Applies the part of an ICMP error's rewrite that is in the quoted packet, and says what it adds to
+/// ICMP's checksum.
+#[inline(always)]
+pub fn apply_quoted<P: Family>(skb: &Skb, quoted: &Rewrite<P>) -> Option<u16> {
+    let mut difference = quoted.ip.addr_difference + quoted.port_difference;
+    if let Some(at) = quoted.ip.l3_checksum_at {
+        let before: [u8; 2] = skb.read(at)?;
+        let after = checksum::update(before, quoted.ip.addr_difference);
+        difference += checksum::difference(&before, &after);
+    }
+    address(skb, &quoted.ip)?;
+    skb.write(quoted.port_at, quoted.port)?;
+    // Cut off behind the ports, as RFC 792 allows: then there is nothing to update.
+    if let Some(before) = skb.read::<2>(quoted.l4_checksum_at) {
+        let after = rewrite::updated(quoted, before);
+        difference += checksum::difference(&before, &after);
+        skb.write(quoted.l4_checksum_at, after)?;
+    }
+    Some(checksum::fold(difference))
+}
+
+/// Applies the rest of it, with what the first part adds to the checksum.
+#[inline(always)]
+pub fn apply_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, difference: u32) -> Option<()> {
+    address(skb, &rewrite.outer.bounded())?;
+    let plain = Covers { pseudo_header: false, zero_is_none: false };
+    if P::ICMP_COVERS_ADDRESSES {
+        let of_address = Covers { pseudo_header: true, ..plain };
+        skb.update_l4_checksum(rewrite.checksum_at, rewrite.outer.addr_difference, of_address)?;
+        settle_device_sum(skb, &rewrite.outer);
+    }
+    skb.update_l4_checksum(rewrite.checksum_at, difference, plain)
+}
+
+/// Writes an address, and the header checksum that covers it.
+#[inline(always)]
+fn address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> {
+    if let Some(at) = change.l3_checksum_at {
+        let field: [u8; 2] = skb.read(at)?;
+        skb.write(at, checksum::update(field, change.addr_difference))?;
+    }
+    match change.addr.as_bytes() {
+        [a, b, c, d] => skb.write(change.addr_at, [*a, *b, *c, *d]),
+        bytes => skb.write::<16>(change.addr_at, *bytes.first_chunk()?),
+    }
+}
+
+/// The checksum helper takes the address for covered by a header checksum, as it is in IPv4: in IPv6
+/// it has taken the difference out of the device's sum, where address and transport checksum had
+/// already made up for each other.
+#[inline(always)]
+fn settle_device_sum<P: Family>(skb: &Skb, change: &Readdress<P>) {
+    if P::CHECKSUM.is_none() {
+        skb.update_device_sum(change.addr_difference);
+    }
 }

@@ -3,23 +3,29 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use samport_common::choose;
 use samport_common::conntrack::State;
-use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::flow::{
+    ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId,
+};
 use samport_common::layout::{Backend, Life, Service};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
-use samport_common::wire::protocol;
+use samport_common::wire::ethernet;
+use samport_common::wire::protocol::Protocol;
 
+use crate::context::Context;
+use crate::flood;
 use crate::flows::{self, Entry, Lanes, Place};
-use crate::maps::{self, Insert, Tables};
+use crate::maps::{self, Tables};
 
 /// What the kernel answers when a key is there already (errno-base.h).
 const EEXIST: i32 = 17;
 
-/// A new flow: which service, seen where and when.
+/// A packet for a service: which one, seen where and when.
 pub struct Opening<'a> {
     pub service: &'a Service,
     pub id: ServiceId,
-    pub ifindex: u32,
+    pub protocol: Protocol,
+    pub way: ClientWay,
     pub now_tick: u32,
 }
 
@@ -44,7 +50,7 @@ pub fn draw(opening: &Opening<'_>) -> Result<FlowWord, Trouble> {
     if backend.shared != 0 || !matches!(Life::from_byte(backend.life), Life::Serving) {
         return Err(Trouble::Crowded);
     }
-    Ok(FlowWord::new(id, backend.generation, State::SynSent))
+    Ok(FlowWord::new(id, backend.generation, State::first(opening.protocol)))
 }
 
 /// Draws a backend that has no living flow from this client's port. [`Trouble::Crowded`] asks for
@@ -59,12 +65,12 @@ pub fn draw_thoroughly<P: Tables>(
     // Taken down since this table was written? The next table is on its way.
     let serves = matches!(Life::from_byte(backend.life), Life::Serving);
     if !serves
-        || lanes.taken.contains(&id)
-        || (backend.shared != 0 && is_claimed::<P>(client, opening.id, backend))
+        || lanes.taken.contains(id)
+        || (backend.shared != 0 && is_claimed::<P>(client, opening, backend))
     {
         return Err(Trouble::Crowded);
     }
-    Ok(FlowWord::new(id, backend.generation, State::SynSent))
+    Ok(FlowWord::new(id, backend.generation, State::first(opening.protocol)))
 }
 
 /// One throw of the die: a slot of the service's table, and the backend it names.
@@ -82,29 +88,58 @@ fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
     }
 }
 
-/// Stores the flow a SYN opens, and says which backend it got: the one chosen, or that of a CPU
-/// that was faster with the same SYN.
+/// Stores the flow a packet opens, and says which backend it got: the one chosen, or that of a CPU
+/// that was faster with the same packet.
 #[inline(always)]
-pub fn store<P: Tables>(
+pub fn store<P: Tables, C: Context>(
+    context: &C,
     packet: &Packet<P::Addr>,
     place: Place,
     opening: &Opening<'_>,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     match place {
-        Place::Entry(entry, judged) => Ok(reopen(entry, judged, chosen, opening)),
-        Place::Lane(lane, how) => insert::<P>(packet, lane, how, opening, chosen),
+        Place::Entry(entry, judged) => Ok(reopen(context, entry, judged, chosen, opening)),
+        Place::Lane(lane, how) => {
+            let key = FlowKey::new(packet.source, opening.id, lane);
+            let flow = new_flow::<P, C>(context, packet, opening, chosen)?;
+            let stored = P::insert(&key, &flow, how);
+            if stored.is_ok() {
+                flows::count_insert();
+            }
+            settle::<P>(packet, flows::find::<P>, &key, stored, chosen)
+        }
     }
+}
+
+/// [`store`] during a flood.
+#[inline(always)]
+pub fn store_flood<P: Tables, C: Context>(
+    context: &C,
+    packet: &Packet<P::Addr>,
+    opening: &Opening<'_>,
+    chosen: FlowWord,
+) -> Result<FlowWord, Verdict> {
+    let key = FlowKey::new(packet.source, opening.id, Lane::FIRST);
+    let flow = new_flow::<P, C>(context, packet, opening, chosen)?;
+    let stored = flood::store::<P>(&key, &flow);
+    settle::<P>(packet, flows::find_flood::<P>, &key, stored, chosen)
 }
 
 /// Takes over an entry whose connection is over.
 #[inline(always)]
-fn reopen(entry: Entry, judged: FlowWord, chosen: FlowWord, opening: &Opening<'_>) -> FlowWord {
+fn reopen<C: Context>(
+    context: &C,
+    entry: Entry,
+    judged: FlowWord,
+    chosen: FlowWord,
+    opening: &Opening<'_>,
+) -> FlowWord {
     // First, or the new flow would look as old as the one before for a moment.
     entry.touch(opening.now_tick);
     match entry.exchange(judged, chosen) {
         Ok(()) => {
-            entry.follow_to(opening.ifindex);
+            entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
             maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
             chosen
         }
@@ -112,32 +147,40 @@ fn reopen(entry: Entry, judged: FlowWord, chosen: FlowWord, opening: &Opening<'_
     }
 }
 
-/// Makes a new entry.
 #[inline(always)]
-fn insert<P: Tables>(
+fn new_flow<P: Tables, C: Context>(
+    context: &C,
     packet: &Packet<P::Addr>,
-    lane: Lane,
-    how: Insert,
     opening: &Opening<'_>,
     chosen: FlowWord,
-) -> Result<FlowWord, Verdict> {
+) -> Result<Flow, Verdict> {
     let vip = packet.destination;
-    let flow = Flow {
+    Ok(Flow {
         word: chosen.to_bits(),
-        ifindex: opening.ifindex,
+        way: opening.way.to_bits(),
         seen_tick: opening.now_tick,
         vip: P::widen(vip.addr),
         port: vip.port,
-        pad: [0; 6],
-    };
-    let key = FlowKey::new(packet.source, opening.id, lane);
-    match P::insert(&key, &flow, how) {
+        mac: context.read(ethernet::SOURCE.start).ok_or(Verdict::Truncated)?,
+    })
+}
+
+/// What came of an insert.
+#[inline(always)]
+fn settle<P: Tables>(
+    packet: &Packet<P::Addr>,
+    find: impl FnOnce(&FlowKey<P::Addr>) -> Option<Entry>,
+    key: &FlowKey<P::Addr>,
+    stored: Result<(), i32>,
+    chosen: FlowWord,
+) -> Result<FlowWord, Verdict> {
+    match stored {
         Ok(()) => {
             maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
             Ok(chosen)
         }
-        Err(errno) if errno == -EEXIST => match flows::find::<P>(&key) {
-            Some(faster) if faster.vip::<P>() == vip => Ok(faster.word()),
+        Err(errno) if errno == -EEXIST => match find(key) {
+            Some(faster) if faster.vip::<P>() == packet.destination => Ok(faster.word()),
             Some(_) | None => Err(Verdict::FlowAmbiguous),
         },
         Err(_) => Err(Verdict::FlowInsertFailed),
@@ -147,18 +190,24 @@ fn insert<P: Tables>(
 /// Whether the client's port already talks to this backend's endpoint through another service: the
 /// backend would see two connections with the same four numbers, and so would we in its replies.
 #[inline(always)]
-fn is_claimed<P: Tables>(client: Endpoint<P::Addr>, service: ServiceId, backend: &Backend) -> bool {
-    let endpoint = maps::endpoint::<P>(backend);
-    let Some(owners) = P::owners(&EndpointKey::new(endpoint, protocol::TCP)) else {
+fn is_claimed<P: Tables>(
+    client: Endpoint<P::Addr>,
+    opening: &Opening<'_>,
+    backend: &Backend,
+) -> bool {
+    let key = EndpointKey::new(maps::endpoint::<P>(backend), opening.protocol.number());
+    let Some(owners) = P::owners(&key) else {
         return false;
     };
+    let mut flow = FlowKey::new(client, opening.id, Lane::FIRST);
     for (index, owner) in (0u32..).zip(&owners.of) {
         if index >= owners.len {
             break;
         }
         let Some(other) = ServiceId::new(owner.service) else { continue };
-        if other != service
-            && flows::find_by_backend::<P>(client, other, owner.backend, owner.generation).is_some()
+        if other != opening.id
+            && flows::find_by_backend::<P>(&mut flow, other, owner.backend, owner.generation)
+                .is_some()
         {
             return true;
         }

@@ -1,8 +1,11 @@
 //! Finding, opening and advancing flows in the shared tables, without locks.
 
+use core::ptr::NonNull;
+
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use samport_common::conntrack::{State, TICK_SHIFT};
-use samport_common::flow::{Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{MAX_BACKENDS, unusual};
 
 use crate::atomic;
 use crate::maps::{self, Insert, Tables};
@@ -17,15 +20,30 @@ pub fn now_tick() -> u32 {
 
 /// A flow entry that was found. It may be evicted and reused while we look at it; then at worst one
 /// packet is judged by another flow's state, and a compare-and-exchange on it fails.
+///
+/// Never null, so that an `Option` of it is one register and not two whose values hang together in a
+/// way the verifier does not see.
 #[derive(Clone, Copy)]
-pub struct Entry(*mut Flow);
+pub struct Entry(NonNull<Flow>);
 
 impl Entry {
+    /// The entry at a pointer that a look-up has returned, unless it is null.
+    #[inline(always)]
+    pub fn new(flow: *mut Flow) -> Option<Self> {
+        NonNull::new(flow).map(Self)
+    }
+
+    /// The pointer, to be returned by a function of its own.
+    #[inline(always)]
+    pub fn pointer(self) -> *mut Flow {
+        self.0.as_ptr()
+    }
+
     /// Backend, generation and state.
     #[inline(always)]
     pub fn word(self) -> FlowWord {
         // SAFETY: map memory is never unmapped while the program runs, and the word is aligned to 8.
-        FlowWord::from_bits(unsafe { atomic::load(&raw const (*self.0).word) })
+        FlowWord::from_bits(unsafe { atomic::load(&raw const (*self.pointer()).word) })
     }
 
     /// Replaces the word if it is still `from`; otherwise says what it is now.
@@ -33,7 +51,7 @@ impl Entry {
     pub fn exchange(self, from: FlowWord, to: FlowWord) -> Result<(), FlowWord> {
         let (from, to) = (from.to_bits(), to.to_bits());
         // SAFETY: as in `word`.
-        let found = unsafe { atomic::compare_exchange(&raw mut (*self.0).word, from, to) };
+        let found = unsafe { atomic::compare_exchange(&raw mut (*self.pointer()).word, from, to) };
         if found == from { Ok(()) } else { Err(FlowWord::from_bits(found)) }
     }
 
@@ -51,7 +69,7 @@ impl Entry {
     pub fn touch(self, now_tick: u32) {
         // SAFETY: an aligned word of map memory, see `word`.
         unsafe {
-            let seen = &raw mut (*self.0).seen_tick;
+            let seen = &raw mut (*self.pointer()).seen_tick;
             // A store makes the other CPUs fetch the line again: once a tick is enough.
             if seen.read_volatile() != now_tick {
                 seen.write_volatile(now_tick);
@@ -63,38 +81,80 @@ impl Entry {
     #[inline(always)]
     pub fn idle_ticks(self, now_tick: u32) -> u32 {
         // SAFETY: as in `touch`.
-        now_tick.saturating_sub(unsafe { (&raw const (*self.0).seen_tick).read_volatile() })
+        now_tick.saturating_sub(unsafe { (&raw const (*self.pointer()).seen_tick).read_volatile() })
     }
 
-    /// The interface replies leave by.
+    /// Whether a new flow may begin in this entry's place.
     #[inline(always)]
-    pub fn ifindex(self) -> u32 {
+    pub fn is_over(self, word: FlowWord, now_tick: u32) -> bool {
+        word.state().is_over(self.idle_ticks(now_tick), maps::timeout(word.state()))
+    }
+
+    /// How replies get to the client.
+    #[inline(always)]
+    pub fn way(self) -> ClientWay {
         // SAFETY: as in `touch`.
-        unsafe { (&raw const (*self.0).ifindex).read_volatile() }
+        ClientWay::from_bits(unsafe { (&raw const (*self.pointer()).way).read_volatile() })
     }
 
-    /// Changes the interface replies leave by.
+    /// The client's side of the last hop.
     #[inline(always)]
-    pub fn follow_to(self, ifindex: u32) {
-        if self.ifindex() != ifindex {
-            // SAFETY: as in `touch`.
-            unsafe { (&raw mut (*self.0).ifindex).write_volatile(ifindex) };
+    pub fn mac(self) -> [u8; 6] {
+        // SAFETY: map memory as in `word`; six bytes that may be torn by `follow_to`, for which one
+        // packet may go astray.
+        unsafe { (&raw const (*self.pointer()).mac).read() }
+    }
+
+    /// Makes replies go another way, when the client comes in by another device.
+    #[inline(always)]
+    pub fn follow_to(self, way: ClientWay, mac: impl FnOnce() -> Option<[u8; 6]>) {
+        if self.way() == way {
+            return;
         }
+        if let Some(mac) = mac() {
+            // SAFETY: as in `touch`.
+            unsafe {
+                (&raw mut (*self.pointer()).mac).write(mac);
+                (&raw mut (*self.pointer()).way).write_volatile(way.to_bits());
+            }
+        }
+    }
+
+    /// All of it.
+    #[inline(always)]
+    pub fn copy(self) -> Flow {
+        // SAFETY: map memory as in `word`; plain data, and only the word may change meanwhile.
+        let flow = unsafe { self.pointer().read_volatile() };
+        Flow { word: self.word().to_bits(), ..flow }
     }
 
     /// What the client dialled.
     #[inline(always)]
     pub fn vip<P: Tables>(self) -> Endpoint<P::Addr> {
         // SAFETY: written once, before the entry became visible; map memory as in `word`.
-        let flow = unsafe { &*self.0 };
+        let flow = unsafe { &*self.pointer() };
         Endpoint { addr: P::narrow(&flow.vip), port: flow.port }
+    }
+}
+
+/// Counts an entry made in the flow tables.
+#[inline(always)]
+pub fn count_insert() {
+    if let Some(pressure) = maps::pressure() {
+        pressure.inserts += 1;
     }
 }
 
 /// The entry under a key.
 #[inline(always)]
 pub fn find<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
-    P::flow(key).map(Entry)
+    P::flow(key).and_then(Entry::new)
+}
+
+/// The entry under a key in the table of a flood.
+#[inline(always)]
+pub fn find_flood<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
+    P::flood_flow(key).and_then(Entry::new)
 }
 
 /// Where a new flow is stored.
@@ -114,7 +174,8 @@ pub enum First {
     Own(Entry),
     /// There is none: a new flow goes to the first lane.
     Free,
-    /// The client uses this port towards several addresses of the service.
+    /// Only the thorough search can tell: the client uses this port towards several addresses of the
+    /// service, or the flow may be in another lane or in the table of a flood.
     Crowded,
 }
 
@@ -127,7 +188,7 @@ pub fn look<P: Tables>(
 ) -> First {
     match find::<P>(&FlowKey::new(client, service, Lane::FIRST)) {
         Some(entry) if entry.vip::<P>() == vip => First::Own(entry),
-        None if !maps::lanes_used() => First::Free,
+        None if maps::unusual() == 0 => First::Free,
         Some(_) | None => First::Crowded,
     }
 }
@@ -136,12 +197,38 @@ pub fn look<P: Tables>(
 pub struct Lanes {
     /// The entry of this very flow, if there is one.
     pub own: Option<Entry>,
-    /// The lane a new flow would be stored in.
-    pub free: Option<Lane>,
-    /// Whether an entry that is over stands in that lane.
-    pub free_holds_old: bool,
+    /// Whether that entry stands in the table of a flood.
+    pub own_in_flood: bool,
+    /// The lane a new flow would be stored in, and how.
+    pub free: Option<(Lane, Insert)>,
     /// Backends of the other, living flows: a new flow to one of them would make replies ambiguous.
-    pub taken: [u32; Lane::ALL.len()],
+    pub taken: Taken,
+}
+
+/// Up to four backend ids, 16 bits each. An array would be walked through pointers that the verifier
+/// does not like.
+#[derive(Clone, Copy)]
+pub struct Taken(u64);
+
+const _: () = assert!(MAX_BACKENDS <= 1 << 16 && Lane::ALL.len() <= 4);
+
+impl Taken {
+    /// Adds a backend.
+    #[inline(always)]
+    fn add(&mut self, backend: u32) {
+        self.0 = self.0 << 16 | u64::from(backend & 0xffff);
+    }
+
+    /// Whether a backend is among them. Id 0 is none.
+    #[inline(always)]
+    pub fn contains(self, backend: u32) -> bool {
+        let id = u64::from(backend);
+        let Self(ids) = self;
+        ids & 0xffff == id
+            || ids >> 16 & 0xffff == id
+            || ids >> 32 & 0xffff == id
+            || ids >> 48 == id
+    }
 }
 
 /// Looks for the flow from `client` to `vip` of a service everywhere.
@@ -152,47 +239,102 @@ pub fn look_thoroughly<P: Tables>(
     service: ServiceId,
     now_tick: u32,
 ) -> Lanes {
-    let mut lanes = Lanes { own: None, free: None, free_holds_old: false, taken: [0; 4] };
-    for (lane, taken) in Lane::ALL.into_iter().zip(&mut lanes.taken) {
-        let entry = find::<P>(&FlowKey::new(client, service, lane));
+    let mut lanes = Lanes { own: None, own_in_flood: false, free: None, taken: Taken(0) };
+    // A number, so that the verifier can be made to forget it, instead of walking what follows once
+    // for each lane.
+    const NO_LANE: usize = 0x200;
+    const HOLDS_OLD: usize = 0x100;
+    let mut free = NO_LANE;
+    let mut key = FlowKey::new(client, service, Lane::FIRST);
+    for number in 0..Lane::ALL.len() as u8 {
+        let lane = Lane::from_number(number);
+        key.set(service, lane);
+        let entry = find::<P>(&key);
         if let Some(entry) = entry {
             if entry.vip::<P>() == vip {
                 lanes.own = Some(entry);
                 break;
             }
             let word = entry.word();
-            if !word.state().is_over(entry.idle_ticks(now_tick)) {
-                *taken = word.backend();
+            if !entry.is_over(word, now_tick) {
+                lanes.taken.add(word.backend());
                 continue;
             }
         }
-        if lanes.free.is_none() {
-            lanes.free = Some(lane);
-            lanes.free_holds_old = entry.is_some();
+        if free == NO_LANE {
+            free = usize::from(lane.number()) | if entry.is_some() { HOLDS_OLD } else { 0 };
         }
+    }
+    let free = maps::forget(free);
+    if free < NO_LANE {
+        let how = if free & HOLDS_OLD == 0 { Insert::New } else { Insert::Replace };
+        lanes.free = Some((Lane::from_number(free as u8), how));
+    }
+    key.set(service, Lane::FIRST);
+    if lanes.own.is_none()
+        && maps::flood_seen()
+        && let Some(entry) = find_flood::<P>(&key)
+        && entry.vip::<P>() == vip
+    {
+        lanes.own = Some(entry);
+        lanes.own_in_flood = true;
     }
     lanes
 }
 
-/// The flow of a service that `client` has with this backend, if there is one that lives.
+/// The entry of the flow from `client` to `vip` of a service, wherever it is.
+#[inline(always)]
+pub fn find_own<P: Tables>(
+    client: Endpoint<P::Addr>,
+    vip: Endpoint<P::Addr>,
+    service: ServiceId,
+) -> Option<Entry> {
+    let mut key = FlowKey::new(client, service, Lane::FIRST);
+    for lane in Lane::ALL {
+        key.set(service, lane);
+        if let Some(entry) = find::<P>(&key)
+            && entry.vip::<P>() == vip
+        {
+            return Some(entry);
+        }
+    }
+    None
+}
+
+/// The flow of a service that the key's client has with this backend, if there is one that lives.
 #[inline(always)]
 pub fn find_by_backend<P: Tables>(
-    client: Endpoint<P::Addr>,
+    key: &mut FlowKey<P::Addr>,
     service: ServiceId,
     backend: u32,
     generation: u32,
 ) -> Option<Entry> {
     for lane in Lane::ALL {
-        if let Some(entry) = find::<P>(&FlowKey::new(client, service, lane)) {
-            let word = entry.word();
-            let same = word.backend() == backend && word.generation() == generation;
-            if same && word.state() != State::Closed {
+        key.set(service, lane);
+        if let Some(entry) = find::<P>(key)
+            && is_with(entry, backend, generation)
+        {
+            return Some(entry);
+        }
+        if lane == Lane::FIRST {
+            let unusual = maps::unusual();
+            if unusual & unusual::FLOOD != 0
+                && let Some(entry) = find_flood::<P>(key)
+                && is_with(entry, backend, generation)
+            {
                 return Some(entry);
             }
-        }
-        if lane == Lane::FIRST && !maps::lanes_used() {
-            return None;
+            if unusual & unusual::LANES == 0 {
+                return None;
+            }
         }
     }
     None
+}
+
+/// Whether an entry is a living flow with this backend.
+#[inline(always)]
+fn is_with(entry: Entry, backend: u32, generation: u32) -> bool {
+    let word = entry.word();
+    word.backend() == backend && word.generation() == generation && word.state() != State::Closed
 }

@@ -15,24 +15,27 @@
 mod apply;
 mod atomic;
 mod choice;
+mod context;
+mod deliver;
+mod flood;
 mod flows;
 mod forward;
+mod fragment;
+mod icmp;
 mod maps;
 mod reverse;
 mod skb;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
-use samport_common::layout::program;
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
-use crate::forward::Search;
-use crate::reverse::Exit;
+use crate::context::Seat;
 use crate::skb::Skb;
 
 /// What a program does with a packet: why, and where the redirect helper has sent it.
@@ -42,72 +45,251 @@ pub struct Outcome {
     redirect: i32,
 }
 
+impl Outcome {
+    /// The same under another name, that says more.
+    #[inline(always)]
+    fn renamed(self, to: Verdict) -> Self {
+        match self.verdict.action() {
+            Action::Redirect => Self { verdict: to, redirect: self.redirect },
+            Action::Pass
+                if matches!(
+                    self.verdict,
+                    Verdict::ForwardStack | Verdict::ForwardChild | Verdict::ReplyStack
+                ) =>
+            {
+                Self { verdict: to, redirect: TC_ACT_UNSPEC }
+            }
+            Action::Pass | Action::Drop => self,
+        }
+    }
+}
+
+impl Outcome {
+    /// As a function of its own can return it.
+    #[inline(always)]
+    fn to_bits(&self) -> u64 {
+        u64::from(self.verdict as u32) << 32 | u64::from(self.redirect.cast_unsigned())
+    }
+
+    /// What [`Self::to_bits`] was given.
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        Self {
+            verdict: Verdict::from_number((bits >> 32) as u32).unwrap_or(Verdict::RewriteFailed),
+            redirect: (bits as u32).cast_signed(),
+        }
+    }
+}
+
 impl From<Verdict> for Outcome {
+    #[inline(always)]
     fn from(verdict: Verdict) -> Self {
         Self { verdict, redirect: TC_ACT_SHOT }
     }
 }
 
-/// Client to backend.
-#[classifier]
-pub fn samport_forward(ctx: TcContext) -> i32 {
-    forward(&Skb::new(ctx), Search::Quick)
+/// How a program ends.
+pub enum Done {
+    /// The packet leaves.
+    Outcome(Outcome),
+    /// Another program goes on: one of `samport_common::layout::program`.
+    GoOn(u32),
 }
 
-/// Client to backend, for the few packets `samport_forward` leaves over: a program of its own,
+impl Done {
+    const GO_ON: u64 = 1 << 63;
+
+    /// As a function of its own can return it.
+    #[inline(always)]
+    fn to_bits(&self) -> u64 {
+        match self {
+            Self::Outcome(outcome) => outcome.to_bits(),
+            Self::GoOn(index) => Self::GO_ON | u64::from(*index),
+        }
+    }
+
+    /// What [`Self::to_bits`] was given.
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        if bits & Self::GO_ON == 0 {
+            Self::Outcome(Outcome::from_bits(bits))
+        } else {
+            Self::GoOn(bits as u32)
+        }
+    }
+}
+
+impl From<Verdict> for Done {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self::Outcome(verdict.into())
+    }
+}
+
+/// Runs the function of the packet's family and ends.
+macro_rules! run {
+    ($skb:ident, $name:literal, $module:ident::$function:ident $(, $seat:expr)?) => {{
+        let done = match ether_type(&$skb) {
+            Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb $(, $seat)?),
+            Ok(V6::ETHER_TYPE) => $module::$function::<V6>(&$skb $(, $seat)?),
+            Ok(_) => Verdict::NotIp.into(),
+            Err(verdict) => verdict.into(),
+        };
+        end(&$skb, $name, done)
+    }};
+}
+
+/// [`run`] with a function of its own for each family, because both together need more than the 512
+/// bytes of stack there are. For the same reason there is no line in the log.
+macro_rules! run_apart {
+    ($skb:ident, $module:ident::$function:ident) => {{
+        #[inline(never)]
+        fn v4(ctx: *mut __sk_buff) -> u64 {
+            $module::$function::<V4>(&Skb::new(TcContext::new(ctx))).to_bits()
+        }
+        #[inline(never)]
+        fn v6(ctx: *mut __sk_buff) -> u64 {
+            $module::$function::<V6>(&Skb::new(TcContext::new(ctx))).to_bits()
+        }
+        let ctx = $skb.pointer_to_context();
+        let done = match ether_type(&$skb) {
+            Ok(V4::ETHER_TYPE) => Done::from_bits(v4(ctx)),
+            Ok(V6::ETHER_TYPE) => Done::from_bits(v6(ctx)),
+            Ok(_) => Verdict::NotIp.into(),
+            Err(verdict) => verdict.into(),
+        };
+        leave(&resolve(&$skb, done))
+    }};
+}
+
+/// Goes on in the other program, if one is to.
+#[inline(always)]
+fn resolve(skb: &Skb, done: Done) -> Outcome {
+    match done {
+        Done::Outcome(outcome) => outcome,
+        Done::GoOn(index) => {
+            maps::tail_call(skb, index);
+            // 33 tail calls, all in vain: no draw was free for this client.
+            Verdict::FlowAmbiguous.into()
+        }
+    }
+}
+
+/// Goes on in the other program, or counts the verdict and turns it into what the kernel is told.
+#[inline(always)]
+fn end(skb: &Skb, name: &str, done: Done) -> i32 {
+    let outcome = resolve(skb, done);
+    let action = leave(&outcome);
+    debug!(skb.context(), "{}: {}", name, outcome.verdict.name());
+    action
+}
+
+impl From<Outcome> for Done {
+    #[inline(always)]
+    fn from(outcome: Outcome) -> Self {
+        Self::Outcome(outcome)
+    }
+}
+
+/// Client to backend, at ingress of the interfaces outside clients come in by.
+#[classifier]
+pub fn samport_forward(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    skb.sit(Seat::Interface);
+    run!(skb, "forward", forward::run, Seat::Interface)
+}
+
+/// Client to backend, at ingress of the bridges: containers that dial an address of the host.
+#[classifier]
+pub fn samport_bridge(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    skb.sit(Seat::Bridge);
+    run!(skb, "bridge", forward::run, Seat::Bridge)
+}
+
+/// Client to backend, for what a backend's container sends that is no reply. By tail call.
+#[classifier]
+pub fn samport_inside(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run!(skb, "inside", forward::run, Seat::Container)
+}
+
+/// Client to backend, for first fragments and the few packets the quick search leaves over: a program of its own,
 /// because the verifier takes the thorough search only alone. It calls itself for another draw; the
 /// kernel ends that after 33 calls.
 #[classifier]
 pub fn samport_crowded(ctx: TcContext) -> i32 {
-    forward(&Skb::new(ctx), Search::Thorough)
+    let skb = Skb::new(ctx);
+    run!(skb, "crowded", forward::run_thoroughly)
 }
 
-#[inline(always)]
-fn forward(skb: &Skb, search: Search) -> i32 {
-    let outcome = match ether_type(skb) {
-        Some(V4::ETHER_TYPE) => forward::run::<V4>(skb, search),
-        Some(V6::ETHER_TYPE) => forward::run::<V6>(skb, search),
-        _ => Some(Verdict::NotIp.into()),
-    };
-    let outcome = outcome.unwrap_or_else(|| {
-        maps::tail_call(skb, program::CROWDED);
-        Verdict::FlowAmbiguous.into()
-    });
-    let action = leave(&outcome);
-    debug!(skb.context(), "forward: {}", outcome.verdict.name());
-    action
+/// Later fragments, either way. By tail call.
+#[classifier]
+pub fn samport_later(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, fragment::follow)
 }
 
-/// Backend to client, at ingress of the backend's host-side veth.
+/// Client to backend, ICMP errors. By tail call.
+#[classifier]
+pub fn samport_icmp(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, icmp::forward)
+}
+
+/// Backend to client, at ingress of the host's side of a backend's veth; what is no reply goes on
+/// in `samport_inside`.
 #[classifier]
 pub fn samport_reverse(ctx: TcContext) -> i32 {
-    reverse(&Skb::new(ctx), Exit::Redirect)
+    let skb = Skb::new(ctx);
+    skb.sit(Seat::Container);
+    run!(skb, "reverse", reverse::run, Seat::Container)
+}
+
+/// Backend to client, at ingress of another device that backends answer on.
+#[classifier]
+pub fn samport_device(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    skb.sit(Seat::Device);
+    run!(skb, "device", reverse::run, Seat::Device)
 }
 
 /// Backend to client, at egress of the interface clients come in by: for backends whose packets go
 /// through the host's stack.
 #[classifier]
 pub fn samport_egress(ctx: TcContext) -> i32 {
-    reverse(&Skb::new(ctx), Exit::GoOn)
+    let skb = Skb::new(ctx);
+    skb.sit(Seat::Egress);
+    run!(skb, "egress", reverse::run, Seat::Egress)
 }
 
-#[inline(always)]
-fn reverse(skb: &Skb, exit: Exit) -> i32 {
-    let outcome = match ether_type(skb) {
-        Some(V4::ETHER_TYPE) => reverse::run::<V4>(skb, exit),
-        Some(V6::ETHER_TYPE) => reverse::run::<V6>(skb, exit),
-        _ => Verdict::NotIp.into(),
-    };
-    let action = leave(&outcome);
-    debug!(skb.context(), "reverse: {}", outcome.verdict.name());
-    action
+/// Backend to client, first fragments. By tail call.
+#[classifier]
+pub fn samport_reverse_first(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, fragment::reverse)
 }
 
-/// The frame's `EtherType`, or `None` for what carries a VLAN tag outside of its bytes: such a
-/// packet belongs to a VLAN device above the one we are attached to.
+/// Backend to client, ICMP errors. By tail call.
+#[classifier]
+pub fn samport_reverse_icmp(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, icmp::reverse)
+}
+
+/// The frame's `EtherType`. What carries a VLAN tag belongs to a VLAN device above the one we are
+/// attached to, unless the tag carries only a priority.
 #[inline(always)]
-fn ether_type(skb: &Skb) -> Option<[u8; 2]> {
-    if skb.is_vlan_tagged() { None } else { skb.read(ethernet::TYPE.start) }
+fn ether_type(skb: &Skb) -> Result<[u8; 2], Verdict> {
+    if skb.is_on_vlan() {
+        return Err(Verdict::Vlan);
+    }
+    match skb.read(ethernet::TYPE.start) {
+        // The kernel has taken the first tag out of the bytes; this is a second one.
+        Some(ethernet::VLAN | ethernet::SERVICE_VLAN) => Err(Verdict::Vlan),
+        Some(other) => Ok(other),
+        None => Err(Verdict::NotIp),
+    }
 }
 
 /// Counts the verdict and turns it into what the kernel is told. A packet we let pass goes on to

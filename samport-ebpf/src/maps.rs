@@ -3,14 +3,18 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
-use samport_common::family::{Family, V4, V6};
-use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey};
+use samport_common::conntrack::{Seconds, State, Timeouts};
+use samport_common::family::{Address, Family, V4, V6};
+use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented};
 use samport_common::layout::{
-    Backend, BackendStats, DEFAULT_FLOWS, MAX_BACKENDS, MAX_FRONTENDS, MAX_OWNERS, Owners,
-    PORT_WORDS, Service, TABLE_SLOTS, program,
+    AllowedKey, Backend, BackendStats, DEFAULT_FLOWS, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
+    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, Owners, PORT_WORDS, Pressure, Service, TABLE_SLOTS,
+    port_bit, program, unusual,
 };
 use samport_common::verdict::Verdict;
+use samport_common::wire::protocol::Protocol;
 
 use crate::skb::Skb;
 
@@ -44,10 +48,43 @@ static FLOWS4: LruHashMap<FlowKey<[u8; 4]>, Flow> = LruHashMap::with_max_entries
 #[map]
 static FLOWS6: LruHashMap<FlowKey<[u8; 16]>, Flow> = LruHashMap::with_max_entries(DEFAULT_FLOWS, 0);
 
-/// Set to 1 when the first flow was stored outside of the first lane. Until then a missing first
-/// lane means that the other three need not be looked at.
+/// Flows of a flood of SYNs, until their clients answer: the flood drives out only its own here.
 #[map]
-static LANES_USED: Array<u32> = Array::with_max_entries(1, 0);
+static FLOOD4: LruHashMap<FlowKey<[u8; 4]>, Flow> =
+    LruHashMap::with_max_entries(MAX_FLOOD_FLOWS, 0);
+#[map]
+static FLOOD6: LruHashMap<FlowKey<[u8; 16]>, Flow> =
+    LruHashMap::with_max_entries(MAX_FLOOD_FLOWS, 0);
+
+/// What was done with the first fragment of a datagram.
+#[map]
+static FRAGMENTS4: LruHashMap<FragmentKey<[u8; 4]>, Fragmented> =
+    LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
+#[map]
+static FRAGMENTS6: LruHashMap<FragmentKey<[u8; 16]>, Fragmented> =
+    LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
+
+/// Networks whose clients a restricted service takes.
+#[map]
+static ALLOWED4: LpmTrie<AllowedKey<[u8; 4]>, u8> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+#[map]
+static ALLOWED6: LpmTrie<AllowedKey<[u8; 16]>, u8> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+/// Bits of `samport_common::layout::unusual`. Until the first is set, a missing first lane means
+/// that there is no flow.
+#[map]
+static UNUSUAL: Array<u32> = Array::with_max_entries(1, 0);
+
+#[map]
+static PRESSURE: PerCpuArray<Pressure> = PerCpuArray::with_max_entries(1, 0);
+
+/// When flows count as closed. Set by the loader.
+#[unsafe(no_mangle)]
+static TIMEOUTS: Timeouts = Timeouts::new(&Seconds::DEFAULT);
+
+/// Unanswered handshakes in a tick on one CPU that are a flood. Set by the loader.
+#[unsafe(no_mangle)]
+static FLOOD_LIMIT: u32 = 1_024;
 
 #[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNT, 0);
@@ -62,6 +99,15 @@ static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0
 #[map]
 static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// A [`Fragmented`] being made: the stack has no room for it.
+#[map]
+static FRAGMENTED: PerCpuArray<Fragmented> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for [`keep`].
+type Room = [u64; 16];
+#[map]
+static KEPT: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
+
 /// A family with the maps that hold its addresses.
 pub trait Tables: Family {
     /// The service at an address and port of the machine.
@@ -72,6 +118,18 @@ pub trait Tables: Family {
     fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// Stores a new flow. The error is the kernel's negative errno.
     fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32>;
+    /// A flow of a flood, like [`Self::flow`].
+    fn flood_flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
+    /// Stores a flow of a flood, like [`Self::insert`].
+    fn insert_flood(key: &FlowKey<Self::Addr>, flow: &Flow) -> Result<(), i32>;
+    /// Forgets a flow of a flood.
+    fn remove_flood(key: &FlowKey<Self::Addr>);
+    /// What was done with the first fragment.
+    fn fragmented(key: &FragmentKey<Self::Addr>) -> Option<&'static Fragmented>;
+    /// Remembers what is done with the first fragment.
+    fn remember(key: &FragmentKey<Self::Addr>, value: &Fragmented) -> Result<(), i32>;
+    /// Whether a client is in one of the networks of a service.
+    fn is_allowed(service: u16, client: Self::Addr) -> bool;
 }
 
 /// Whether an insert may replace what is there.
@@ -79,7 +137,7 @@ pub trait Tables: Family {
 pub enum Insert {
     /// Fails with `EEXIST` if another CPU was faster.
     New,
-    /// Replaces an entry whose connection is over.
+    /// Replaces what is there.
     Replace,
 }
 
@@ -92,8 +150,15 @@ impl Insert {
     }
 }
 
+/// The key of a whole client address: the service's 16 bits, and all of the address's.
+#[inline(always)]
+fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
+    let bits = 16 + 8 * size_of::<A>() as u32;
+    Key::new(bits, AllowedKey { service: service.to_be_bytes(), addr })
+}
+
 macro_rules! tables {
-    ($family:ty, $services:ident, $owners:ident, $flows:ident) => {
+    ($family:ty, $services:ident, $owners:ident, $flows:ident, $flood:ident, $fragments:ident, $allowed:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
@@ -117,19 +182,52 @@ macro_rules! tables {
             fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32> {
                 $flows.insert(key, flow, how.flags())
             }
+
+            #[inline(always)]
+            fn flood_flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow> {
+                $flood.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn insert_flood(key: &FlowKey<Self::Addr>, flow: &Flow) -> Result<(), i32> {
+                $flood.insert(key, flow, Insert::New.flags())
+            }
+
+            #[inline(always)]
+            fn remove_flood(key: &FlowKey<Self::Addr>) {
+                // Driven out already: then it is gone as well.
+                let _ = $flood.remove(key);
+            }
+
+            #[inline(always)]
+            fn fragmented(key: &FragmentKey<Self::Addr>) -> Option<&'static Fragmented> {
+                // SAFETY: values are replaced whole; a slot may be reused while it is read, for
+                // which one fragment may go astray.
+                unsafe { $fragments.get(key) }
+            }
+
+            #[inline(always)]
+            fn remember(key: &FragmentKey<Self::Addr>, value: &Fragmented) -> Result<(), i32> {
+                $fragments.insert(key, value, Insert::Replace.flags())
+            }
+
+            #[inline(always)]
+            fn is_allowed(service: u16, client: Self::Addr) -> bool {
+                $allowed.get(&allowed_key(service, client)).is_some()
+            }
         }
     };
 }
 
-tables!(V4, SERVICES4, OWNERS4, FLOWS4);
-tables!(V6, SERVICES6, OWNERS6, FLOWS6);
+tables!(V4, SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, ALLOWED4);
+tables!(V6, SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, ALLOWED6);
 
 /// Whether any service listens on this port (network order), whatever the address.
 #[inline(always)]
-pub fn is_listened_on(port: [u8; 2]) -> bool {
-    let port = u32::from(u16::from_be_bytes(port));
-    match PORTS.get(port / 64) {
-        Some(word) => word >> (port % 64) & 1 != 0,
+pub fn is_listened_on(protocol: Protocol, port: [u8; 2]) -> bool {
+    let bit = port_bit(protocol, u16::from_be_bytes(port));
+    match PORTS.get(bit / 64) {
+        Some(word) => word >> (bit % 64) & 1 != 0,
         None => false,
     }
 }
@@ -152,19 +250,78 @@ pub fn endpoint<P: Family>(backend: &Backend) -> Endpoint<P::Addr> {
     Endpoint { addr: P::narrow(&backend.addr), port: backend.port }
 }
 
-/// Whether a flow was ever stored outside of the first lane.
+/// What a look-up that finds nothing has to consider besides: bits of [`unusual`].
 #[inline(always)]
-pub fn lanes_used() -> bool {
-    LANES_USED.get(0).is_some_and(|used| *used != 0)
+pub fn unusual() -> u32 {
+    UNUSUAL.get(0).copied().unwrap_or(0)
 }
 
-/// Remembers that a flow was stored outside of the first lane.
+/// Sets a bit of [`unusual`].
 #[inline(always)]
-pub fn set_lanes_used() {
-    if let Some(used) = LANES_USED.get_ptr_mut(0) {
-        // SAFETY: an aligned word of an array that is never freed; every writer writes the same.
-        unsafe { used.write_volatile(1) };
+pub fn set_unusual(bit: u32) {
+    if let Some(bits) = UNUSUAL.get_ptr_mut(0) {
+        // SAFETY: an aligned word of an array that is never freed. Of two CPUs that set different
+        // bits at once one may lose; its next packet of the kind sets it again.
+        unsafe { bits.write_volatile(bits.read_volatile() | bit) };
     }
+}
+
+/// Whether the flood tables hold anything.
+#[inline(always)]
+pub fn flood_seen() -> bool {
+    unusual() & unusual::FLOOD != 0
+}
+
+/// Ticks after which a flow in this state counts as closed.
+#[inline(always)]
+pub fn timeout(state: State) -> u32 {
+    // The compiler knows that a state is small and would leave out the mask, which the verifier needs.
+    let index = core::hint::black_box(usize::from(state.to_byte())) & 15;
+    // SAFETY: a constant of this program with 16 entries; volatile, because the loader writes it after
+    // the compiler has seen it.
+    unsafe { (&raw const TIMEOUTS).cast::<u32>().add(index).read_volatile() }
+}
+
+/// Unanswered handshakes in a tick on one CPU that are a flood.
+#[inline(always)]
+pub fn flood_limit() -> u32 {
+    // SAFETY: as in `timeout`.
+    unsafe { (&raw const FLOOD_LIMIT).read_volatile() }
+}
+
+/// This CPU's pressure counters.
+#[inline(always)]
+pub fn pressure() -> Option<&'static mut Pressure> {
+    // SAFETY: this CPU's own copy, and a program is not interrupted by itself.
+    PRESSURE.get_ptr_mut(0).map(|pressure| unsafe { &mut *pressure })
+}
+
+/// This CPU's room for a [`Fragmented`].
+#[inline(always)]
+pub fn fragmented_draft() -> Option<&'static mut Fragmented> {
+    // SAFETY: as in `pressure`.
+    FRAGMENTED.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// Puts a value where it does not take from the 512 bytes of stack. There is room for one a run.
+/// False if the kernel has no such room, which does not happen.
+#[inline(always)]
+pub fn keep<T: Copy>(value: T) -> bool {
+    const { assert!(size_of::<T>() <= size_of::<Room>() && align_of::<T>() <= 8) };
+    let Some(room) = KEPT.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own memory, large enough and aligned.
+    unsafe { room.cast::<T>().write(value) };
+    true
+}
+
+/// What [`keep`] has put there.
+///
+/// # Safety
+/// In this run, a value of this type was kept.
+#[inline(always)]
+pub unsafe fn kept<T: Copy>() -> Option<&'static T> {
+    // SAFETY: the caller's promise; nobody writes there any more in this run.
+    KEPT.get_ptr(0).map(|room| unsafe { &*room.cast::<T>() })
 }
 
 /// Counts a packet's verdict.

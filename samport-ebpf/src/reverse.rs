@@ -1,65 +1,194 @@
 //! The way back: a backend's reply gets the address the client dialled.
 
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Sender};
-use samport_common::flow::{EndpointKey, ServiceId};
-use samport_common::packet::Packet;
+use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, Lane, ServiceId};
+use samport_common::layout::program;
+use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
-use samport_common::wire::protocol;
+use samport_common::wire::protocol::Protocol;
 
-use crate::Outcome;
 use crate::apply;
+use crate::context::Seat;
+use crate::deliver;
 use crate::flows::{self, Entry};
 use crate::maps::{self, Tables};
-use crate::skb::{self, Skb};
-
-/// How a restored reply leaves.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// Straight out of the interface its client came in by.
-    Redirect,
-    /// It is on its way out already.
-    GoOn,
-}
+use crate::skb::Skb;
+use crate::{Done, Outcome};
 
 /// Restores a reply and sends it to the client.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb, exit: Exit) -> Outcome {
-    let packet = match apply::parse::<P>(skb) {
+pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
+    let packet = match apply::parse::<P, _>(skb) {
         Ok(packet) => packet,
-        Err(verdict) => return verdict.into(),
+        Err(Aside::Leave(verdict)) => return verdict.into(),
+        Err(Aside::Icmp) => return Done::GoOn(program::REVERSE_ICMP),
+        Err(Aside::First) => return Done::GoOn(program::REVERSE_FIRST),
+        Err(Aside::Later) => return Done::GoOn(program::LATER),
     };
-    let Some((entry, backend)) = find::<P>(&packet) else {
-        return Verdict::NotAReply.into();
+    let reply = find::<P>(packet.protocol, packet.source, packet.destination);
+    let Some(reply) = reply else {
+        return no_reply(seat, &packet);
     };
-    let ifindex = entry.ifindex();
-    if exit == Exit::Redirect && !skb.fits(ifindex) {
+    if is_too_big(skb, seat, &reply) {
         return Verdict::ReplyTooBig.into();
     }
-    let word = entry.word();
-    entry.advance(word, conntrack::step(word.state(), packet.flags, Sender::Backend));
-    entry.touch(flows::now_tick());
-    let rewrite = rewrite::plan::<P>(&packet, End::Source, entry.vip::<P>());
-    if apply::apply(skb, &rewrite).is_none() {
+    advance(&packet, &reply);
+    if restore::<P>(skb, &packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    maps::count_backend(backend, |stats| {
-        stats.packets_out += 1;
-        stats.bytes_out += u64::from(skb.len());
-    });
-    match exit {
-        Exit::Redirect => {
-            Outcome { verdict: Verdict::Reply, redirect: skb::redirect_neigh(ifindex) }
-        }
-        Exit::GoOn => Verdict::ReplyStack.into(),
+    Done::Outcome(leave(skb, seat, &reply))
+}
+
+/// A reply's flow.
+pub struct Reply {
+    pub entry: Entry,
+    pub backend: u32,
+    /// Whether the backend has dialled itself: see `forward::send`.
+    pub to_itself: bool,
+}
+
+/// What becomes of a packet that is no reply: a container may be a client too.
+#[inline(always)]
+pub fn no_reply<A: samport_common::family::Address>(seat: Seat, packet: &Packet<A>) -> Done {
+    if seat == Seat::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
+        Done::GoOn(program::INSIDE)
+    } else {
+        Verdict::NotAReply.into()
     }
 }
 
-/// The flow a packet from a backend belongs to. A container's other traffic is dismissed by its
-/// source port in one look-up.
+/// Whether the client's side does not take a packet of this size. The host's stack, given it as it
+/// came, tells the backend.
 #[inline(always)]
-fn find<P: Tables>(packet: &Packet<P::Addr>) -> Option<(Entry, u32)> {
-    let owners = P::owners(&EndpointKey::new(packet.source, protocol::TCP))?;
+fn is_too_big(skb: &Skb, seat: Seat, reply: &Reply) -> bool {
+    seat != Seat::Egress && !skb.fits(reply.entry.way().ifindex())
+}
+
+/// Takes note of the reply in its flow.
+#[inline(always)]
+pub fn advance<A: samport_common::family::Address>(packet: &Packet<A>, reply: &Reply) {
+    let word = reply.entry.word();
+    let state = conntrack::step(word.state(), packet.flags, Sender::Backend);
+    reply.entry.advance(word, state);
+    reply.entry.touch(flows::now_tick());
+}
+
+/// Gives the packet the source its client has dialled.
+#[inline(always)]
+pub fn restore<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, reply: &Reply) -> Option<()> {
+    apply::apply(skb, &rewrite::plan::<P>(packet, End::Source, reply.entry.vip::<P>()).bounded())?;
+    if reply.to_itself {
+        let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
+        apply::apply(skb, &rewrite::plan::<P>(packet, End::Destination, itself).bounded())?;
+    }
+    Some(())
+}
+
+/// [`restore`] in a function of its own.
+#[inline(always)]
+pub fn restore_apart<P: Tables>(
+    skb: &Skb,
+    packet: &'static Packet<P::Addr>,
+    reply: &Reply,
+) -> Option<()> {
+    let flow = reply.entry.pointer();
+    if restore_by_number::<P>(skb.pointer_to_context(), packet, flow) == 0 {
+        None
+    } else {
+        Some(())
+    }
+}
+
+/// 1 if it was done, 0 if not.
+#[inline(never)]
+fn restore_by_number<P: Tables>(
+    ctx: *mut __sk_buff,
+    packet: &'static Packet<P::Addr>,
+    flow: *mut Flow,
+) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    match found::<P>(flow, packet.destination.addr) {
+        Some(reply) if restore::<P>(&skb, packet, &reply).is_some() => 1,
+        _ => 0,
+    }
+}
+
+/// Sends the restored packet off.
+#[inline(always)]
+pub fn leave(skb: &Skb, seat: Seat, reply: &Reply) -> Outcome {
+    let entry = reply.entry;
+    deliver::to_client(skb, seat, reply.backend, entry.way(), || entry.mac())
+}
+
+/// [`find`] as functions of their own, with a stack of their own: for programs that have not enough.
+/// `packet` goes from backend to client.
+#[inline(always)]
+pub fn find_apart<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> {
+    let to = packet.destination.addr;
+    found::<P>(find_flow::<P>(packet, 0), to).or_else(|| found::<P>(find_flow::<P>(packet, 1), to))
+}
+
+/// The reply whose flow's entry was found, unless it is null.
+#[inline(always)]
+pub fn found<P: Tables>(flow: *mut Flow, to: P::Addr) -> Option<Reply> {
+    let entry = Entry::new(flow)?;
+    let to_itself = entry.vip::<P>().addr == to;
+    Some(Reply { entry, backend: entry.word().backend(), to_itself })
+}
+
+/// The flow's entry, or null. `to_itself` is 1 for a backend that may have dialled itself.
+#[inline(never)]
+fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, to_itself: u32) -> *mut Flow {
+    let (protocol, source, client) = (packet.protocol, packet.source, packet.destination);
+    let found = match to_itself {
+        0 => find_as::<P>(protocol, source, client),
+        _ => find_to_itself::<P>(protocol, source, client),
+    };
+    match found {
+        Some(entry) => entry.pointer(),
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// The flow of what a backend sends from `source` to `client`. A container's other traffic is
+/// dismissed by its source port in one look-up.
+#[inline(always)]
+pub fn find<P: Tables>(
+    protocol: Protocol,
+    source: Endpoint<P::Addr>,
+    client: Endpoint<P::Addr>,
+) -> Option<Reply> {
+    if let Some(entry) = find_as::<P>(protocol, source, client) {
+        return Some(Reply { entry, backend: entry.word().backend(), to_itself: false });
+    }
+    let entry = find_to_itself::<P>(protocol, source, client)?;
+    Some(Reply { entry, backend: entry.word().backend(), to_itself: true })
+}
+
+/// The flow of a backend that has dialled itself: it answers to what it has dialled, see
+/// `forward::send`.
+#[inline(always)]
+fn find_to_itself<P: Tables>(
+    protocol: Protocol,
+    source: Endpoint<P::Addr>,
+    client: Endpoint<P::Addr>,
+) -> Option<Entry> {
+    let itself = Endpoint { addr: source.addr, port: client.port };
+    find_as::<P>(protocol, source, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
+}
+
+/// The flow of this client with the backend that sends from `source`.
+#[inline(always)]
+fn find_as<P: Tables>(
+    protocol: Protocol,
+    source: Endpoint<P::Addr>,
+    client: Endpoint<P::Addr>,
+) -> Option<Entry> {
+    let owners = P::owners(&EndpointKey::new(source, protocol.number()))?;
+    let mut key = FlowKey::new(client, ServiceId::FIRST, Lane::FIRST);
     // A plain loop: the iterator's try_fold is not inlined, and the verifier does not follow a None
     // that is returned through memory (docs/verifier.md).
     for (index, owner) in (0u32..).zip(&owners.of) {
@@ -67,10 +196,10 @@ fn find<P: Tables>(packet: &Packet<P::Addr>) -> Option<(Entry, u32)> {
             break;
         }
         let Some(service) = ServiceId::new(owner.service) else { continue };
-        let (client, generation) = (packet.destination, owner.generation);
-        let found = flows::find_by_backend::<P>(client, service, owner.backend, generation);
-        if let Some(entry) = found {
-            return Some((entry, owner.backend));
+        let (backend, generation) = (owner.backend, owner.generation);
+        let found = flows::find_by_backend::<P>(&mut key, service, backend, generation);
+        if found.is_some() {
+            return found;
         }
     }
     None

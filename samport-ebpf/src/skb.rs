@@ -1,15 +1,17 @@
 //! The only place with packet pointers.
 
-use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use samport_common::frame::Frame;
+use samport_common::packet::MAX_OFFSET;
 
-/// No header we look at begins further in: 14 + 40 bytes, and six extension headers of at most
-/// 2,040. The verifier wants a bound below 65,535 before it lets a variable offset near a packet.
-const MAX_OFFSET: usize = 14 + 40 + 6 * 2_048;
+use crate::context::{Context, Seat};
+use crate::maps;
+
 /// What is made linear when a driver has left headers outside of the linear part.
 const PULL_LEN: u32 = 256;
 /// Ethernet header and the smallest MTU that IPv6 allows (RFC 8200, section 5); IPv4 links with less
@@ -35,30 +37,46 @@ impl Skb {
         &self.0
     }
 
-    /// Length of the whole packet in bytes, Ethernet header included.
+    /// The kernel's context, to be handed to a function of its own.
     #[inline(always)]
-    pub fn len(&self) -> u32 {
-        self.0.len()
+    pub fn pointer_to_context(&self) -> *mut __sk_buff {
+        self.0.skb.skb
     }
 
-    /// Index of the device we are attached to.
+    /// Says where we are, for the programs that are called from here.
     #[inline(always)]
-    pub fn ifindex(&self) -> u32 {
-        // SAFETY: the context pointer is the kernel's and outlives the program's run.
-        unsafe { (*self.0.skb.skb).ifindex }
+    pub fn sit(&self, seat: Seat) {
+        // SAFETY: the context pointer is the kernel's and outlives the program's run; `cb` is ours
+        // until the packet leaves the hook.
+        unsafe { (*self.0.skb.skb).cb[0] = seat as u32 };
     }
 
-    /// Whether the frame is addressed to this machine.
+    /// Where the program that called us was.
     #[inline(always)]
-    pub fn is_for_host(&self) -> bool {
-        // SAFETY: as in `ifindex`.
-        unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
+    pub fn seat(&self) -> Seat {
+        // SAFETY: as in `sit`.
+        Seat::from_number(unsafe { (*self.0.skb.skb).cb[0] })
+    }
+
+    /// Whether the frame carries a VLAN tag other than 0 outside of its bytes, where the kernel puts
+    /// it. VLAN 0 is none: the tag only carries a priority.
+    #[inline(always)]
+    pub fn is_on_vlan(&self) -> bool {
+        // SAFETY: as in `sit`.
+        self.is_vlan_tagged() && unsafe { (*self.0.skb.skb).vlan_tci } & 0x0fff != 0
+    }
+
+    /// Takes the VLAN tag away.
+    #[inline(always)]
+    pub fn pop_vlan(&self) {
+        // SAFETY: the context is valid. With a tag outside of the bytes it cannot fail.
+        let _ = unsafe { bpf_skb_vlan_pop(self.0.skb.skb) };
     }
 
     /// Whether a VLAN tag was taken out of the frame by the driver.
     #[inline(always)]
     pub fn is_vlan_tagged(&self) -> bool {
-        // SAFETY: as in `ifindex`.
+        // SAFETY: as in `sit`.
         unsafe { (*self.0.skb.skb).vlan_present != 0 }
     }
 
@@ -86,14 +104,6 @@ impl Skb {
         let _ = unsafe { bpf_csum_update(self.0.skb.skb, difference) };
     }
 
-    /// Brings headers into the linear part. False if they were there already: then the packet
-    /// really ends where reading stopped.
-    #[inline(always)]
-    pub fn pull_headers(&self) -> bool {
-        let linear = self.0.data_end() - self.0.data();
-        linear < self.len() as usize && self.0.pull_data(self.len().min(PULL_LEN)).is_ok()
-    }
-
     /// Overwrites the bytes at `offset`; `None` if the frame ends before.
     #[inline(always)]
     pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
@@ -105,12 +115,14 @@ impl Skb {
     }
 
     /// Updates the transport checksum at `offset`. `difference` is what the change adds to the
-    /// ones' complement sum; `pseudo` says that it is of the pseudo-header. Only the kernel knows
-    /// whether the checksum is complete or still to be finished by the device.
+    /// ones' complement sum. Only the kernel knows whether the checksum is complete or still to be
+    /// finished by the device.
     #[inline(always)]
-    pub fn update_l4_checksum(&self, offset: usize, difference: u32, pseudo: bool) -> Option<()> {
+    pub fn update_l4_checksum(&self, offset: usize, difference: u32, of: Covers) -> Option<()> {
         let offset = u32::try_from(offset).ok()?;
-        let flags = if pseudo { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+        let pseudo = if of.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
+        let zero = if of.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let flags = pseudo | zero;
         // SAFETY: the context is valid; the helper checks the offset.
         let result =
             unsafe { bpf_l4_csum_replace(self.0.skb.skb, offset, 0, u64::from(difference), flags) };
@@ -126,6 +138,15 @@ impl Skb {
         let at = self.0.data() + offset;
         if at + N > self.0.data_end() { None } else { Some(at) }
     }
+}
+
+/// What a change of a checksum is about.
+#[derive(Clone, Copy)]
+pub struct Covers {
+    /// The change is in the pseudo-header.
+    pub pseudo_header: bool,
+    /// A checksum of zero means that there is none, and stays zero.
+    pub zero_is_none: bool,
 }
 
 /// Bytes at an even address: half the loads of bytes at any address.
@@ -145,6 +166,36 @@ impl Frame for Skb {
             // SAFETY: at..at+N is below data_end, checked by `pointer`.
             Some(unsafe { *(at as *const [u8; N]) })
         }
+    }
+
+    #[inline(always)]
+    fn reconsider(&self, offset: usize) -> usize {
+        maps::forget(offset)
+    }
+}
+
+impl Context for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn is_for_host(&self) -> bool {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn pull_headers(&self) -> bool {
+        let linear = self.0.data_end() - self.0.data();
+        linear < self.len() as usize && self.0.pull_data(self.len().min(PULL_LEN)).is_ok()
     }
 }
 

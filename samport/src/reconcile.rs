@@ -366,7 +366,7 @@ fn complain(complained: &mut BTreeSet<String>, about: &str) {
 /// clients come in by, and says what it was.
 fn leave_out(desired: &mut Desired, failed: &Change) -> Option<&'static str> {
     match failed {
-        Change::Attach(Role::Reverse, device) => {
+        Change::Attach(Role::Reverse | Role::Device, device) => {
             let before = desired.backends.len();
             desired.backends.retain(|key, _| key.route.answers_on() != Some(*device));
             (desired.backends.len() < before).then_some("a backend")

@@ -15,3 +15,7 @@ pub const TYPE: Range<usize> = 12..14;
 pub const IPV4: [u8; 2] = [0x08, 0x00];
 /// `EtherType` of IPv6, in network order.
 pub const IPV6: [u8; 2] = [0x86, 0xdd];
+/// `EtherType` of an IEEE 802.1Q tag, in network order.
+pub const VLAN: [u8; 2] = [0x81, 0x00];
+/// `EtherType` of an IEEE 802.1ad service tag, in network order.
+pub const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];

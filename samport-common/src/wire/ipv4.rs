@@ -19,3 +19,5 @@ pub const DESTINATION: Range<usize> = 16..20;
 
 /// MF plus the offset's 13 bits: any of them set means the datagram is a fragment.
 pub const FRAGMENT_MASK: u16 = 0x3fff;
+/// The offset's 13 bits: any of them set means that another fragment carries the ports.
+pub const OFFSET_MASK: u16 = 0x1fff;

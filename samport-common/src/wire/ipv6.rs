@@ -29,6 +29,8 @@ pub const FRAGMENT_LEN: usize = 8;
 /// Offset and the M flag of the fragment header: any of them set means a real fragment. An
 /// "atomic" fragment (RFC 6946) has none and is a whole datagram.
 pub const FRAGMENT_MASK: u16 = 0xfff9;
+/// The offset's 13 bits alone: any of them set means that another fragment carries the ports.
+pub const OFFSET_MASK: u16 = 0xfff8;
 /// Extension headers walked before a packet is left alone. RFC 8200 allows each of the five kinds
 /// once (destination options twice); real traffic has one or two.
 pub const MAX_EXTENSIONS: usize = 6;

@@ -1,9 +1,11 @@
 //! Named offsets and values of the headers we read. Offsets are in bytes from the header's start.
 
 pub mod ethernet;
+pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod tcp;
+pub mod udp;
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers").
 pub mod protocol {

@@ -19,6 +19,11 @@ pub(super) struct Limits {
     /// either; when the table is full, the longest idle make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
+    /// TCP connections that may be left half open on one CPU in about a second before it counts as a
+    /// flood of SYNs. Those of a flood are kept in a small table of their own, so that it drives out
+    /// nobody else. [default: a 128th of --flows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "SAMPORT_SYN_FLOOD")]
+    pub(super) syn_flood: Option<u32>,
     /// TCP connections that are being opened are forgotten after this time without a packet. All of
     /// these times are 1s to 30d: 20s, 2h5m or a number of seconds.
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = timeout, env = "SAMPORT_TCP_SYN_TIMEOUT")]

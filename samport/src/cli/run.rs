@@ -161,6 +161,7 @@ async fn start(
     remove_leftovers(&instance, &args.iface, namespace)?;
     let options = dataplane::Options {
         flows: args.limits.flows,
+        syn_flood: args.limits.syn_flood,
         timeouts: args.limits.timeouts(),
         hook: args.hook.into(),
         log,

@@ -94,7 +94,8 @@ pub(super) fn attach(
         Role::Forward => ("samport_forward", TcAttachType::Ingress),
         Role::Reverse => ("samport_reverse", TcAttachType::Ingress),
         Role::Egress => ("samport_egress", TcAttachType::Egress),
-        Role::Inside => ("samport_inside", TcAttachType::Ingress),
+        Role::Device => ("samport_device", TcAttachType::Ingress),
+        Role::Inside => ("samport_bridge", TcAttachType::Ingress),
     };
     let device = device_name(ifindex)?;
     let classifier = load::classifier(ebpf, program)?;

@@ -6,9 +6,11 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::ProgramArray;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
+use samport_common::conntrack;
 use samport_common::layout::program;
 
 use super::attach::Hook;
+use super::maps::MapCell;
 use super::pins;
 use crate::exit::{Coded as _, Exit, coded};
 
@@ -17,6 +19,8 @@ use crate::exit::{Coded as _, Exit, coded};
 pub struct Options {
     /// Entries of each flow table.
     pub flows: u32,
+    /// Handshakes left unanswered on one CPU in a tick that are a flood; `None` for a part of `flows`.
+    pub syn_flood: Option<u32>,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
     /// How programs are attached.
@@ -44,16 +48,38 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
+        let of = |seconds: u32| Duration::from_secs(seconds.into());
+        let default = conntrack::Seconds::DEFAULT;
         Self {
-            tcp_syn: Duration::from_secs(20),
-            // Above the two hours after which TCP itself asks whether the other side is there.
-            tcp: Duration::from_mins(125),
-            tcp_fin: Duration::from_secs(30),
-            tcp_rst: Duration::from_secs(10),
-            udp: Duration::from_mins(1),
-            udp_unanswered: Duration::from_secs(30),
+            tcp_syn: of(default.syn),
+            tcp: of(default.established),
+            tcp_fin: of(default.finished),
+            tcp_rst: of(default.reset),
+            udp: of(default.udp),
+            udp_unanswered: of(default.udp_unanswered),
         }
     }
+}
+
+impl Timeouts {
+    /// As the kernel counts them.
+    pub(super) fn in_ticks(&self) -> conntrack::Timeouts {
+        let of = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+        conntrack::Timeouts::new(&conntrack::Seconds {
+            syn: of(self.tcp_syn),
+            established: of(self.tcp),
+            finished: of(self.tcp_fin),
+            reset: of(self.tcp_rst),
+            udp_unanswered: of(self.udp_unanswered),
+            udp: of(self.udp),
+        })
+    }
+}
+
+/// Handshakes that may stay unanswered on one CPU in a tick before it is a flood: as many as leave
+/// most of the table to others for the 20 s that they are remembered.
+fn default_syn_flood(flows: u32) -> u32 {
+    (flows / 128).max(64)
 }
 
 /// The compiled programs, aligned as the ELF parser wants them.
@@ -61,11 +87,32 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
 /// Every program of the object.
-pub(super) const PROGRAMS: [&str; 5] =
-    ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress", "samport_inside"];
+pub(super) const PROGRAMS: [&str; 11] = [
+    "samport_forward",
+    "samport_bridge",
+    "samport_inside",
+    "samport_crowded",
+    "samport_icmp",
+    "samport_reverse",
+    "samport_device",
+    "samport_egress",
+    "samport_reverse_first",
+    "samport_reverse_icmp",
+    "samport_later",
+];
+
+/// Those that others call, and where in `PROGRAMS`.
+const CALLED: [(u32, &str); program::COUNT as usize] = [
+    (program::CROWDED, "samport_crowded"),
+    (program::ICMP, "samport_icmp"),
+    (program::REVERSE_FIRST, "samport_reverse_first"),
+    (program::REVERSE_ICMP, "samport_reverse_icmp"),
+    (program::INSIDE, "samport_inside"),
+    (program::LATER, "samport_later"),
+];
 
 /// Every map of the object.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 24] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -77,7 +124,14 @@ const MAPS: [&str; 17] = [
     "OWNERS6",
     "FLOWS4",
     "FLOWS6",
-    "LANES_USED",
+    "FLOOD4",
+    "FLOOD6",
+    "FRAGMENTS4",
+    "FRAGMENTS6",
+    "FRAGMENTED",
+    "KEPT",
+    "UNUSUAL",
+    "PRESSURE",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",
@@ -100,8 +154,12 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     for name in MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
+    let timeouts = MapCell(options.timeouts.in_ticks());
+    let flood_limit = options.syn_flood.unwrap_or_else(|| default_syn_flood(options.flows));
     let mut ebpf = loader
         .override_global(aya_log::LEVEL, &log_level, true)
+        .override_global("TIMEOUTS", &timeouts, true)
+        .override_global("FLOOD_LIMIT", &flood_limit, true)
         .map_max_entries("FLOWS4", options.flows)
         .map_max_entries("FLOWS6", options.flows)
         .load(OBJECT)
@@ -113,13 +171,15 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     if let Some((name, _)) = ebpf.maps().find(|(name, _)| !is_listed(name)) {
         bail!("map {name} would not be pinned; it is missing in MAPS");
     }
-    let crowded = classifier(&mut ebpf, "samport_crowded")?
-        .fd()
-        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
-        .context("get samport_crowded")?;
-    let map = ebpf.map_mut("PROGRAMS").context("the object has no map PROGRAMS")?;
-    let mut programs = ProgramArray::try_from(map).context("PROGRAMS is no program array")?;
-    programs.set(program::CROWDED, &crowded, 0).context("fill PROGRAMS")?;
+    for (index, name) in CALLED {
+        let called = classifier(&mut ebpf, name)?
+            .fd()
+            .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+            .with_context(|| format!("get {name}"))?;
+        let map = ebpf.map_mut("PROGRAMS").context("the object has no map PROGRAMS")?;
+        let mut programs = ProgramArray::try_from(map).context("PROGRAMS is no program array")?;
+        programs.set(index, &called, 0).context("fill PROGRAMS")?;
+    }
     Ok(ebpf)
 }
 

@@ -43,6 +43,7 @@ impl Folder {
         let role = match role {
             Role::Forward => "forward",
             Role::Reverse => "reverse",
+            Role::Device => "device",
             Role::Egress => "egress",
             Role::Inside => "inside",
         };

@@ -17,7 +17,7 @@ pub struct Ran {
 }
 
 /// Names of all programs.
-pub const PROGRAMS: [&str; 5] = load::PROGRAMS;
+pub const PROGRAMS: [&str; load::PROGRAMS.len()] = load::PROGRAMS;
 
 /// A loaded program that can be run on bytes, from several threads at once.
 pub struct Runner(SchedClassifier);

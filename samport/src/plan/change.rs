@@ -119,8 +119,11 @@ pub struct Desired {
 pub enum Role {
     /// Forward, at ingress of an interface clients come in by.
     Forward,
-    /// Reverse, at ingress of a device backends answer from.
+    /// Reverse, at ingress of the host's side of a backend's veth; forward for what that backend
+    /// dials itself.
     Reverse,
+    /// Reverse, at ingress of another device that backends answer from.
+    Device,
     /// Reverse, at egress of a device clients come in by.
     Egress,
     /// Forward for containers of this host, at ingress of their bridge.

@@ -212,8 +212,10 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
             Route::Peer(place) => {
                 wanted.insert((Role::Reverse, place.ifindex));
             }
-            Route::Neighbour { answers_on, .. } => {
-                wanted.insert((Role::Reverse, answers_on));
+            // Another device than the one towards it is a bridge's port: its veth.
+            Route::Neighbour { ifindex, answers_on } => {
+                let role = if answers_on == ifindex { Role::Device } else { Role::Reverse };
+                wanted.insert((role, answers_on));
             }
             Route::Stack => {
                 // Wherever a client may be: its replies pass there last.

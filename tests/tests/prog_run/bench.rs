@@ -87,8 +87,13 @@ impl Bench {
     }
 
     fn on(instance: Instance, flows: u32) -> Self {
-        let options =
-            Options { flows, timeouts: Timeouts::default(), hook: Hook::Auto, log: false };
+        let options = Options {
+            flows,
+            syn_flood: Some(u32::MAX),
+            timeouts: Timeouts::default(),
+            hook: Hook::Auto,
+            log: false,
+        };
         let dataplane = Dataplane::open(&instance, options).unwrap();
         let mut bench = Self { dataplane, _instance: instance };
         for (index, endpoint) in (1..).zip(BACKENDS) {

@@ -1,0 +1,71 @@
+//! The last step: a rewritten packet leaves for a backend or a client.
+
+use samport_common::flow::ClientWay;
+use samport_common::layout::{Backend, Via};
+use samport_common::verdict::Verdict;
+use samport_common::wire::ethernet;
+
+use crate::Outcome;
+use crate::context::{Context as _, Seat};
+use crate::maps;
+use crate::skb::{self, Skb};
+
+/// Counts a packet for a backend and sends it there.
+#[inline(always)]
+pub fn to_backend(skb: &Skb, id: u32, backend: &Backend) -> Outcome {
+    maps::count_backend(id, |stats| {
+        stats.packets_in += 1;
+        stats.bytes_in += u64::from(skb.len());
+    });
+    if skb.is_vlan_tagged() {
+        // A priority, for a network card that the packet has left behind.
+        skb.pop_vlan();
+    }
+    match Via::from_byte(backend.via) {
+        // The helper leaves the MAC alone, and a bridge inside of a container would drop it.
+        Via::Peer => match skb.write(ethernet::DESTINATION.start, backend.mac) {
+            Some(()) => Outcome {
+                verdict: Verdict::ForwardPeer,
+                redirect: skb::redirect_peer(backend.ifindex),
+            },
+            None => Verdict::RewriteFailed.into(),
+        },
+        Via::Neighbour => Outcome {
+            verdict: Verdict::ForwardNeighbour,
+            redirect: skb::redirect_neigh(backend.ifindex),
+        },
+        Via::Stack => Verdict::ForwardStack.into(),
+        // The macvlan handler comes after us and looks for the child by the MAC.
+        Via::Child => match skb.write(ethernet::DESTINATION.start, backend.mac) {
+            Some(()) => Verdict::ForwardChild.into(),
+            None => Verdict::RewriteFailed.into(),
+        },
+    }
+}
+
+/// Counts a reply of a backend and sends it to the client.
+#[inline(always)]
+pub fn to_client(
+    skb: &Skb,
+    seat: Seat,
+    backend: u32,
+    way: ClientWay,
+    mac: impl FnOnce() -> [u8; 6],
+) -> Outcome {
+    maps::count_backend(backend, |stats| {
+        stats.packets_out += 1;
+        stats.bytes_out += u64::from(skb.len());
+    });
+    if seat == Seat::Egress {
+        return Verdict::ReplyStack.into();
+    }
+    if way.is_container() {
+        return match skb.write(ethernet::DESTINATION.start, mac()) {
+            Some(()) => {
+                Outcome { verdict: Verdict::Reply, redirect: skb::redirect_peer(way.ifindex()) }
+            }
+            None => Verdict::RewriteFailed.into(),
+        };
+    }
+    Outcome { verdict: Verdict::Reply, redirect: skb::redirect_neigh(way.ifindex()) }
+}

@@ -1,0 +1,169 @@
+//! Fragments: the first one decides and is remembered, the others follow.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use samport_common::conntrack::State;
+use samport_common::family::Family;
+use samport_common::flow::{ClientWay, FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented};
+use samport_common::packet::{self, Aside, FragmentId, Packet, Part};
+use samport_common::rewrite::{self, End};
+use samport_common::verdict::Verdict;
+
+use crate::apply::{self, apart};
+use crate::context::{Context as _, Seat};
+use crate::deliver;
+use crate::flows;
+use crate::forward;
+use crate::maps::{self, Tables};
+use crate::reverse;
+use crate::skb::Skb;
+use crate::{Done, Outcome};
+
+/// An address that stays.
+const STAYS: [u8; 16] = [0; 16];
+
+/// Backend to client.
+#[inline(always)]
+pub fn reverse<P: Tables>(skb: &Skb) -> Done {
+    let seat = skb.seat();
+    let packet = match parse::<P>(skb) {
+        Ok(packet) => packet,
+        Err(Aside::Leave(verdict)) => return verdict.into(),
+        Err(Aside::Icmp | Aside::First | Aside::Later) => return Verdict::Malformed.into(),
+    };
+    let found = reverse::find_apart::<P>(packet);
+    let Some(reply) = found else {
+        return reverse::no_reply(seat, packet);
+    };
+    remember_reverse::<P>(packet, reply.entry.pointer());
+    reverse::advance(packet, &reply);
+    if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    Done::Outcome(reverse::leave(skb, seat, &reply))
+}
+
+/// Parses a first fragment in a function of its own.
+#[inline(always)]
+fn parse<P: Tables>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
+    let number = parse_and_keep::<P>(skb.pointer_to_context());
+    // SAFETY: it is of such a packet.
+    unsafe { apart::result::<Packet<P::Addr>>(number) }
+}
+
+#[inline(never)]
+fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    // Fragments are rare: better always than a second try, which the stack would pay for.
+    skb.pull_headers();
+    apart::number(packet::parse_first::<P, _>(&skb))
+}
+
+/// The new form of an address, or [`STAYS`].
+#[inline(always)]
+fn changed<P: Family>(changes: bool, addr: P::Addr) -> [u8; 16] {
+    if changes { P::widen(addr) } else { STAYS }
+}
+
+/// Remembers that a first fragment goes to a backend. If that fails, the later ones are orphans, and
+/// counted as such.
+#[inline(always)]
+pub fn remember_forward<P: Tables>(packet: &'static Packet<P::Addr>, chosen: u32) {
+    if matches!(packet.part, Part::First(_)) {
+        remember_forward_apart::<P>(packet, chosen);
+    }
+}
+
+#[inline(never)]
+fn remember_forward_apart<P: Tables>(packet: &'static Packet<P::Addr>, chosen: u32) -> i32 {
+    let (Some(id), Some(backend), Some(draft)) =
+        (packet::first_of::<P>(packet), maps::backend(chosen), maps::fragmented_draft())
+    else {
+        return 0;
+    };
+    let to = maps::endpoint::<P>(backend).addr;
+    draft.source = changed::<P>(to == packet.source.addr, packet.destination.addr);
+    draft.destination = P::widen(to);
+    draft.backend = chosen;
+    draft.generation = backend.generation;
+    draft.seen_tick = flows::now_tick();
+    let _ = P::remember(&FragmentKey::new(&id), draft);
+    0
+}
+
+/// Remembers that a first fragment was a reply in this flow. What it returns says nothing; the kernel
+/// wants every function to return something.
+#[inline(never)]
+fn remember_reverse<P: Tables>(packet: &'static Packet<P::Addr>, flow: *mut Flow) -> i32 {
+    let (Some(id), Some(draft), Some(reply)) = (
+        packet::first_of::<P>(packet),
+        maps::fragmented_draft(),
+        reverse::found::<P>(flow, packet.destination.addr),
+    ) else {
+        return 0;
+    };
+    draft.source = P::widen(reply.entry.vip::<P>().addr);
+    draft.destination = changed::<P>(reply.to_itself, packet.source.addr);
+    draft.backend = 0;
+    draft.generation = reply.backend;
+    draft.way = reply.entry.way().to_bits();
+    draft.seen_tick = flows::now_tick();
+    draft.mac = reply.entry.mac();
+    let _ = P::remember(&FragmentKey::new(&id), draft);
+    0
+}
+
+/// Sends a later fragment after the first, whichever way that went.
+#[inline(always)]
+pub fn follow<P: Tables>(skb: &Skb) -> Done {
+    skb.pull_headers();
+    let id = match packet::parse_later::<P, _>(skb) {
+        Ok(id) => id,
+        Err(verdict) => return verdict.into(),
+    };
+    let Some(first) = find::<P>(&id) else {
+        return Verdict::FragmentOrphan.into();
+    };
+    match send::<P>(skb, skb.seat(), &id, first) {
+        Ok(outcome) => Done::Outcome(outcome),
+        Err(verdict) => verdict.into(),
+    }
+}
+
+/// What was done with the first fragment, not too long ago.
+#[inline(always)]
+fn find<P: Tables>(id: &FragmentId<P::Addr>) -> Option<&'static Fragmented> {
+    let first = P::fragmented(&FragmentKey::new(id))?;
+    if flows::now_tick().saturating_sub(first.seen_tick) > FRAGMENT_TICKS {
+        None
+    } else {
+        Some(first)
+    }
+}
+
+#[inline(always)]
+fn send<P: Tables>(
+    skb: &Skb,
+    seat: Seat,
+    id: &FragmentId<P::Addr>,
+    first: &Fragmented,
+) -> Result<Outcome, Verdict> {
+    let word = FlowWord::new(first.backend, first.generation, State::Unanswered);
+    if first.backend != 0 && !forward::serves(word) {
+        return Err(Verdict::BackendGone);
+    }
+    if first.source != STAYS {
+        let plan = rewrite::plan_later::<P>(id, End::Source, P::narrow(&first.source));
+        apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
+    }
+    if first.destination != STAYS {
+        let plan = rewrite::plan_later::<P>(id, End::Destination, P::narrow(&first.destination));
+        apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
+    }
+    if first.backend != 0 {
+        let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
+        return Ok(deliver::to_backend(skb, first.backend, backend));
+    }
+    let way = ClientWay::from_bits(first.way);
+    Ok(deliver::to_client(skb, seat, first.generation, way, || first.mac))
+}

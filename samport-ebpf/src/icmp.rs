@@ -1,0 +1,201 @@
+//! ICMP errors: whoever is told must find its own addresses in the packet that is quoted.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use samport_common::flow::{EndpointKey, Flow, ServiceId};
+use samport_common::layout::{Scope, program};
+use samport_common::packet::{self, Aside, IcmpError};
+use samport_common::rewrite::{self, End, IcmpRewrite};
+use samport_common::verdict::Verdict;
+
+use crate::apply::{self, apart};
+use crate::context::{Context as _, Seat};
+use crate::deliver;
+use crate::flows::{self, Entry};
+use crate::forward;
+use crate::maps::{self, Tables};
+use crate::reverse;
+use crate::skb::Skb;
+use crate::{Done, Outcome};
+
+/// An error about a reply, for the backend that has sent it.
+#[inline(always)]
+pub fn forward<P: Tables>(skb: &Skb) -> Done {
+    match to_backend::<P>(skb, skb.seat()) {
+        Ok(outcome) => Done::Outcome(outcome.renamed(Verdict::IcmpForward)),
+        Err(verdict) => verdict.into(),
+    }
+}
+
+#[inline(always)]
+fn to_backend<P: Tables>(skb: &Skb, seat: Seat) -> Result<Outcome, Verdict> {
+    let error = parse::<P>(skb)?;
+    let entry = own_flow::<P>(skb, seat, error)?;
+    let word = entry.word();
+    if !forward::serves(word) {
+        return Err(Verdict::BackendGone);
+    }
+    let id = word.backend();
+    if !translate::<P>(skb, error, id, core::ptr::null_mut()) {
+        return Err(Verdict::RewriteFailed);
+    }
+    let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
+    Ok(deliver::to_backend(skb, id, backend))
+}
+
+/// The flow whose reply is quoted. The quoted packet went the other way: its source is what the
+/// client has dialled.
+#[inline(always)]
+fn own_flow<P: Tables>(
+    skb: &Skb,
+    seat: Seat,
+    error: &'static IcmpError<P::Addr>,
+) -> Result<Entry, Verdict> {
+    if error.told != error.quoted.source.addr {
+        return Err(Verdict::IcmpOther);
+    }
+    let service = find_service::<P>(error, seat == Seat::Interface);
+    if service < 0 {
+        return Err(Verdict::IcmpOther);
+    }
+    if seat != Seat::Container && !skb.is_for_host() {
+        return Err(Verdict::OtherHost);
+    }
+    Entry::new(find_own_flow::<P>(error, service as u16)).ok_or(Verdict::IcmpOther)
+}
+
+/// The number of the service at the source of the quoted packet, or -1.
+#[inline(never)]
+fn find_service<P: Tables>(error: &'static IcmpError<P::Addr>, outside: bool) -> i32 {
+    let quoted = &error.quoted;
+    if !maps::is_listened_on(quoted.protocol, quoted.source.port) {
+        return -1;
+    }
+    match P::service(&EndpointKey::new(quoted.source, quoted.protocol.number())) {
+        Some(service) if !outside || service.scope == Scope::Everybody as u8 => service.id.into(),
+        _ => -1,
+    }
+}
+
+/// The entry of the flow from the quoted packet's destination to its source, or null.
+#[inline(never)]
+fn find_own_flow<P: Tables>(error: &'static IcmpError<P::Addr>, service: u16) -> *mut Flow {
+    let quoted = &error.quoted;
+    let found = ServiceId::new(service)
+        .and_then(|id| flows::find_own::<P>(quoted.destination, quoted.source, id));
+    match found {
+        Some(entry) => entry.pointer(),
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// An error about a client's packet, from the backend or from where it was on its way there.
+#[inline(always)]
+pub fn reverse<P: Tables>(skb: &Skb) -> Done {
+    let seat = skb.seat();
+    let error = match parse::<P>(skb) {
+        Ok(error) => error,
+        Err(verdict) => return verdict.into(),
+    };
+    let Some(reply) = reverse::found::<P>(find_flow::<P>(error), error.quoted.source.addr) else {
+        // A container may be a client too.
+        return match seat {
+            Seat::Container => Done::GoOn(program::ICMP),
+            _ => Verdict::IcmpOther.into(),
+        };
+    };
+    let flow = reply.entry.pointer();
+    if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
+        return Verdict::RewriteFailed.into();
+    }
+    Done::Outcome(reverse::leave(skb, seat, &reply).renamed(Verdict::IcmpReply))
+}
+
+/// Translates the error for this backend, or for the client of this flow if it is not null.
+#[inline(always)]
+fn translate<P: Tables>(
+    skb: &Skb,
+    error: &'static IcmpError<P::Addr>,
+    backend: u32,
+    flow: *mut Flow,
+) -> bool {
+    let ctx = skb.pointer_to_context();
+    let difference = translate_quoted::<P>(ctx, error, backend, flow);
+    difference >= 0 && translate_outer::<P>(ctx, error, difference, backend, flow) == 0
+}
+
+/// The part within the quoted packet: what it adds to ICMP's checksum, or -1 if it fails. A function
+/// with a stack of its own, like those that follow: all together needs more than 512 bytes.
+#[inline(never)]
+fn translate_quoted<P: Tables>(
+    ctx: *mut __sk_buff,
+    error: &'static IcmpError<P::Addr>,
+    backend: u32,
+    flow: *mut Flow,
+) -> i32 {
+    let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
+    match apply::apply_quoted(&Skb::new(TcContext::new(ctx)), &plan.quoted.bounded()) {
+        Some(difference) => i32::from(difference),
+        None => -1,
+    }
+}
+
+/// The part outside of it, and ICMP's checksum: 0, or -1 if it fails.
+#[inline(never)]
+fn translate_outer<P: Tables>(
+    ctx: *mut __sk_buff,
+    error: &'static IcmpError<P::Addr>,
+    difference: i32,
+    backend: u32,
+    flow: *mut Flow,
+) -> i32 {
+    let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
+    let difference = difference.cast_unsigned();
+    match apply::apply_outer(&Skb::new(TcContext::new(ctx)), &plan, difference) {
+        Some(()) => 0,
+        None => -1,
+    }
+}
+
+#[inline(always)]
+fn plan<P: Tables>(
+    error: &'static IcmpError<P::Addr>,
+    backend: u32,
+    flow: *mut Flow,
+) -> Option<IcmpRewrite<P>> {
+    let (end, to) = match Entry::new(flow) {
+        Some(entry) => (End::Source, entry.vip::<P>()),
+        None => (End::Destination, maps::endpoint::<P>(maps::backend(backend)?)),
+    };
+    Some(rewrite::plan_error::<P>(error, end, to))
+}
+
+/// The entry of the flow whose client's packet is quoted, or null.
+#[inline(never)]
+fn find_flow<P: Tables>(error: &'static IcmpError<P::Addr>) -> *mut Flow {
+    let quoted = &error.quoted;
+    match reverse::find::<P>(quoted.protocol, quoted.destination, quoted.source) {
+        Some(reply) => reply.entry.pointer(),
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// Parses the error in a function of its own.
+#[inline(always)]
+fn parse<P: Tables>(skb: &Skb) -> Result<&'static IcmpError<P::Addr>, Verdict> {
+    let number = parse_and_keep::<P>(skb.pointer_to_context());
+    // SAFETY: it is of such an error.
+    match unsafe { apart::result(number) } {
+        Ok(error) => Ok(error),
+        Err(Aside::Leave(verdict)) => Err(verdict),
+        Err(Aside::Icmp | Aside::First | Aside::Later) => Err(Verdict::IcmpOther),
+    }
+}
+
+#[inline(never)]
+fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    // Errors are rare: better always than a second try, which the stack would pay for.
+    skb.pull_headers();
+    apart::number(packet::parse_error::<P, _>(&skb).map_err(Aside::Leave))
+}
