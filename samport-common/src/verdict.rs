@@ -92,6 +92,16 @@ verdicts! {
     19 ReplyStack "reply-stack" Pass;
     /// A reply larger than the interface to the client takes: the host's stack tells the backend.
     20 ReplyTooBig "reply-too-big" Pass;
+    /// A client on this machine: its connection, or its datagram, was sent to a backend.
+    21 LocalForward "local-forward" Pass;
+    /// A client on this machine was told the address it had dialled instead of its backend's.
+    22 LocalRestored "local-restored" Pass;
+    /// A client on this machine, for a service without any backend: the machine's own stack answers.
+    23 LocalNoBackend "local-no-backend" Pass;
+    /// A client on this machine that can only reach the machine: tied to a loopback address or a device.
+    24 LocalBoundElsewhere "local-bound-elsewhere" Pass;
+    /// A client on this machine was sent to a backend, but will be told the backend's address.
+    25 LocalUnremembered "local-unremembered" Pass;
 }
 
 #[cfg(test)]

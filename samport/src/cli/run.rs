@@ -74,6 +74,9 @@ pub struct Args {
     /// either; when the table is full, the longest idle make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     flows: u32,
+    /// Leave clients on this machine itself alone: curl 127.0.0.1, or one of its own addresses.
+    #[arg(long)]
+    no_local: bool,
     /// On exit leave everything working in the kernel; `samport clean` removes it.
     #[arg(long)]
     keep: bool,
@@ -149,8 +152,8 @@ async fn start(
     let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
     remove_leftovers(&instance, &args.iface, namespace)?;
     let hook = args.hook.into();
-    let mut dataplane =
-        Dataplane::open(&instance, dataplane::Options { flows: args.flows, hook, log })?;
+    let options = dataplane::Options { flows: args.flows, hook, log, local: !args.no_local };
+    let mut dataplane = Dataplane::open(&instance, options)?;
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
     }

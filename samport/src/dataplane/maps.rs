@@ -111,7 +111,7 @@ pub(super) fn sums(counters: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>> {
     counters.iter().map(|values| Ok(values?.iter().sum())).collect()
 }
 
-fn typed<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+pub(super) fn typed<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
 where
     T: TryFrom<Map, Error = MapError>,
 {
