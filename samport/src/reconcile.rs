@@ -217,6 +217,8 @@ impl Reconciler {
             desired.interfaces.insert(device.ifindex);
             addresses.extend(device.addresses.iter().copied());
         }
+        // TEMPORARY: everybody may dial them, where only local clients should.
+        addresses.extend(devices.values().flat_map(|device| device.addresses.iter().copied()));
         for name in &self.scope.interfaces {
             if devices.values().all(|device| device.name != *name) {
                 let about = format!("interface {name} is gone; it is served again when it is back");

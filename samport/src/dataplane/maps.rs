@@ -88,6 +88,15 @@ impl Maps {
     }
 
     pub(super) fn set_frontend(&mut self, vip: SocketAddr, service: Service) -> Result<()> {
+        // TEMPORARY: until services have a protocol.
+        match vip.ip() {
+            IpAddr::V4(ip) => {
+                self.services4.insert(udp_key(ip.octets(), vip.port()), MapCell(service), 0)?;
+            }
+            IpAddr::V6(ip) => {
+                self.services6.insert(udp_key(ip.octets(), vip.port()), MapCell(service), 0)?;
+            }
+        }
         match vip.ip() {
             IpAddr::V4(ip) => put(&mut self.services4, ip.octets(), vip.port(), service),
             IpAddr::V6(ip) => put(&mut self.services6, ip.octets(), vip.port(), service),
@@ -137,6 +146,14 @@ where
         Err(MapError::KeyNotFound) => Ok(()),
         result => Ok(result?),
     }
+}
+
+const fn udp_key<A: samport_common::family::Address>(
+    addr: A,
+    port: u16,
+) -> MapCell<EndpointKey<A>> {
+    let endpoint = Endpoint { addr, port: port.to_be_bytes() };
+    MapCell(EndpointKey::new(endpoint, protocol::UDP))
 }
 
 const fn key<A: samport_common::family::Address>(addr: A, port: u16) -> MapCell<EndpointKey<A>> {
