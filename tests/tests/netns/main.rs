@@ -5,6 +5,7 @@ mod churn;
 mod flows;
 mod forwarding;
 mod front;
+mod local;
 mod transfer;
 
 use samport_tests::{Lab, require_root};
