@@ -106,7 +106,7 @@ fn why_not(error: ProgramError, hook: &str) -> anyhow::Error {
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr> {
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr> {
     ebpf.program_mut(name)
         .with_context(|| format!("the object has no program {name}"))?
         .try_into()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 
-use super::{Dataplane, load};
+use super::{Dataplane, load, local};
 
 /// What a program made of a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,8 +16,10 @@ pub struct Ran {
     pub bytes: Vec<u8>,
 }
 
-/// Names of all programs.
+/// Names of all programs that see packets.
 pub const PROGRAMS: [&str; 4] = load::PROGRAMS;
+/// Names of all programs for local clients. The kernel runs them on sockets only.
+pub const LOCAL_PROGRAMS: [&str; 8] = local::PROGRAMS;
 
 /// A loaded program that can be run on bytes, from several threads at once.
 pub struct Runner(SchedClassifier);
@@ -71,9 +73,12 @@ impl Dataplane {
 
     /// How many instructions the verifier walked through to accept a program.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        load::classifier(&mut self.ebpf, program)?
-            .info()
-            .with_context(|| format!("ask for {program}"))?
+        let info = if LOCAL_PROGRAMS.contains(&program) {
+            local::program(&mut self.ebpf, program)?.info()
+        } else {
+            load::classifier(&mut self.ebpf, program)?.info()
+        };
+        info.with_context(|| format!("ask for {program}"))?
             .verified_instruction_count()
             .context("this kernel does not tell")
     }
