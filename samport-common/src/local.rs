@@ -8,13 +8,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::layout::{Backend, Life};
 
-/// Sockets whose dialled address is remembered.
+/// Connected sockets whose dialled address is remembered, until they are closed.
 pub const MAX_LOCAL_PEERS: u32 = 65_536;
+/// Datagram sockets and backends of which the dialled address is remembered.
+pub const MAX_LOCAL_SENDERS: u32 = 16_384;
 /// Datagram sockets and addresses whose backend is remembered.
 pub const MAX_LOCAL_CHOICES: u32 = 16_384;
 
-/// Key of `LOCAL_PEERS` (a socket and its backend) and of `LOCAL_CHOICES` (a socket and what it
-/// dialled): 32 bytes.
+/// Key of `LOCAL_PEERS` and `LOCAL_SENDERS` (a socket and its backend) and of `LOCAL_CHOICES` (a
+/// socket and what it dialled): 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketKey {
@@ -47,7 +49,7 @@ pub struct Chosen {
     pub generation: u32,
 }
 
-/// Value of `LOCAL_PEERS`: what a socket dialled and who it got, 28 bytes.
+/// Value of `LOCAL_PEERS` and `LOCAL_SENDERS`: what a socket dialled and who it got, 28 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Dialled {
@@ -64,28 +66,30 @@ pub struct Dialled {
 const _: () = assert!(size_of::<SocketKey>() == 32);
 const _: () = assert!(size_of::<Dialled>() == 28);
 
-const LOOPBACK: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// `::ffff:0.0.0.0`: what stands before the 32 bits of an IPv4 address.
+const MAPPED: u128 = 0xffff << 32;
+/// `::ffff:127.0.0.1`.
+const LOOPBACK_V4: u128 = MAPPED | 0x7f00_0001;
+/// `::1`.
+const LOOPBACK_V6: u128 = 1;
 
 /// Whether it is an IPv4 address.
 #[must_use]
 #[inline(always)]
-pub fn is_ipv4(wide: &[u8; 16]) -> bool {
-    u64::from_ne_bytes(first_half(wide)) == 0
-        && u32::from_ne_bytes(third_quarter(wide)) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+pub const fn is_ipv4(wide: &[u8; 16]) -> bool {
+    u128::from_be_bytes(*wide) >> 32 == MAPPED >> 32
 }
 
 /// The address a connection to this one goes to: to the kernel, "any" as a destination is loopback
 /// (`curl 0.0.0.0`).
 #[must_use]
 #[inline(always)]
-pub fn destination(wide: [u8; 16]) -> [u8; 16] {
-    let ipv4 = is_ipv4(&wide);
-    let [.., a, b, c, d] = wide;
-    let rest = u32::from_ne_bytes([a, b, c, d]);
-    if ipv4 && rest == 0 {
-        return [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1];
+pub const fn destination(wide: [u8; 16]) -> [u8; 16] {
+    match u128::from_be_bytes(wide) {
+        MAPPED => LOOPBACK_V4.to_be_bytes(),
+        0 => LOOPBACK_V6.to_be_bytes(),
+        _ => wide,
     }
-    if u128::from_ne_bytes(wide) == 0 { LOOPBACK } else { wide }
 }
 
 /// Whether a socket with this source (all zero if it has none yet), tied to this device (0 if to
@@ -93,11 +97,10 @@ pub fn destination(wide: [u8; 16]) -> [u8; 16] {
 /// could not answer.
 #[must_use]
 #[inline(always)]
-pub fn stays_here(source: &[u8; 16], device: u32) -> bool {
-    let [.., a, _, _, _] = *source;
-    device != 0
-        || (is_ipv4(source) && a == 127)
-        || u128::from_ne_bytes(*source) == u128::from_ne_bytes(LOOPBACK)
+pub const fn stays_here(source: &[u8; 16], device: u32) -> bool {
+    let source = u128::from_be_bytes(*source);
+    // 127.0.0.0/8 (RFC 1122, section 3.2.1.3) and ::1.
+    device != 0 || source >> 24 == LOOPBACK_V4 >> 24 || source == LOOPBACK_V6
 }
 
 /// Whether it is an IPv6 link-local address. A datagram to one is tied to its interface before we
@@ -122,18 +125,6 @@ pub const fn takes(backend: &Backend) -> bool {
 #[inline(always)]
 pub const fn keeps(backend: &Backend, chosen: &Chosen) -> bool {
     takes(backend) && backend.generation == chosen.generation
-}
-
-#[inline(always)]
-fn first_half(wide: &[u8; 16]) -> [u8; 8] {
-    let [a, b, c, d, e, f, g, h, ..] = *wide;
-    [a, b, c, d, e, f, g, h]
-}
-
-#[inline(always)]
-fn third_quarter(wide: &[u8; 16]) -> [u8; 4] {
-    let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = *wide;
-    [a, b, c, d]
 }
 
 #[cfg(test)]

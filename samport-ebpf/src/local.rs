@@ -11,7 +11,7 @@ use samport_common::wire::protocol::Protocol;
 
 use crate::choice;
 use crate::maps::{self, Tables};
-use crate::sockaddr::{Hook, SockAddr};
+use crate::sockaddr::{Closed, Hook, SockAddr};
 
 /// Draws until a backend serves. One that does not is in a table for a moment only, while that is
 /// being replaced.
@@ -83,8 +83,12 @@ fn dial_service<H: Hook, P: Tables>(
     };
     let peer_key = SocketKey { addr: backend.addr, port: backend.port, ..dialled_key };
     let peer = Dialled { addr: dialled, port, pad: [0; 2], chosen };
-    let remembered =
-        is_remembered(call, &peer_key, &peer) || maps::remember_local_peer(&peer_key, &peer);
+    let remembered = match call {
+        Call::Connect => maps::remember_local_peer(&peer_key, &peer),
+        Call::Send => {
+            is_remembered(&peer_key, &peer) || maps::remember_local_sender(&peer_key, &peer)
+        }
+    };
     H::set(sock, &backend.addr, backend.port);
     Some(if remembered { Verdict::LocalForward } else { Verdict::LocalUnremembered })
 }
@@ -112,24 +116,56 @@ fn draw(service: &Service) -> Option<(Chosen, &'static Backend)> {
 /// Whether what is to be remembered is remembered already: of each datagram but the first. Asking
 /// also keeps the entry young.
 #[inline(always)]
-fn is_remembered(call: Call, key: &SocketKey, peer: &Dialled) -> bool {
-    match call {
-        Call::Connect => false,
-        Call::Send => maps::local_peer(key).is_some_and(|known| {
-            known.addr == peer.addr && known.port == peer.port && known.chosen == peer.chosen
-        }),
-    }
+fn is_remembered(key: &SocketKey, peer: &Dialled) -> bool {
+    maps::local_sender(key).is_some_and(|known| {
+        known.addr == peer.addr && known.port == peer.port && known.chosen == peer.chosen
+    })
 }
 
-/// Names what a socket dialled where the kernel names its backend: the other end of a connection, or
-/// the sender of a datagram. `None` for every other socket and every other sender.
+/// What the kernel is about to name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// The other end of a connection.
+    Peer,
+    /// The sender of a datagram.
+    Sender,
+}
+
+/// Names what a socket dialled where the kernel names its backend. `None` for every other socket and
+/// every other sender.
 #[inline(always)]
-pub fn restore<H: Hook>(sock: &SockAddr) -> Option<Verdict> {
+pub fn restore<H: Hook>(sock: &SockAddr, named: Named) -> Option<Verdict> {
     if !sock.is_of_this_machine() {
         return None;
     }
     let key = SocketKey::new(sock.cookie(), H::addr(sock), sock.port());
-    let dialled = maps::local_peer(&key)?;
+    let dialled = match named {
+        Named::Peer => maps::local_peer(&key)?,
+        Named::Sender => match maps::local_sender(&key) {
+            Some(dialled) => dialled,
+            // The sender is the other end.
+            None if sock.is_connected() => maps::local_peer(&key)?,
+            None => return None,
+        },
+    };
     H::set(sock, &dialled.addr, dialled.port);
     Some(Verdict::LocalRestored)
+}
+
+/// Forgets a connected socket that is closed.
+#[inline(always)]
+pub fn forget(closed: &Closed) {
+    if !closed.is_of_this_machine() {
+        return;
+    }
+    let port = closed.peer_port();
+    if port == [0, 0] {
+        return;
+    }
+    let key = SocketKey::new(closed.cookie(), closed.peer_addr(), port);
+    if let Some(dialled) = maps::local_peer(&key) {
+        // Of datagram sockets only, but harmless for others.
+        maps::forget_local_choice(&SocketKey { addr: dialled.addr, port: dialled.port, ..key });
+        maps::forget_local_peer(&key);
+    }
 }

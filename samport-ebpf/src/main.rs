@@ -24,8 +24,8 @@ mod skb;
 mod sockaddr;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 use aya_log_ebpf::debug;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
@@ -34,10 +34,10 @@ use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
 use crate::forward::Search;
-use crate::local::Call;
+use crate::local::{Call, Named};
 use crate::reverse::Exit;
 use crate::skb::Skb;
-use crate::sockaddr::{Four, Hook, Six, SockAddr};
+use crate::sockaddr::{Closed, Four, Hook, Six, SockAddr};
 
 /// What tells the kernel to go on with a system call. We forbid none.
 const GO_ON: i32 = 1;
@@ -156,25 +156,32 @@ pub fn samport_sendmsg6(ctx: SockAddrContext) -> i32 {
 /// A local client has received a datagram with a socket for IPv4.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn samport_recvmsg4(ctx: SockAddrContext) -> i32 {
-    restore::<Four>(&SockAddr::new(ctx))
+    restore::<Four>(&SockAddr::new(ctx), Named::Sender)
 }
 
 /// A local client has received a datagram with a socket for IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn samport_recvmsg6(ctx: SockAddrContext) -> i32 {
-    restore::<Six>(&SockAddr::new(ctx))
+    restore::<Six>(&SockAddr::new(ctx), Named::Sender)
 }
 
 /// A local client asks for the other end of its socket for IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn samport_getpeername4(ctx: SockAddrContext) -> i32 {
-    restore::<Four>(&SockAddr::new(ctx))
+    restore::<Four>(&SockAddr::new(ctx), Named::Peer)
 }
 
 /// A local client asks for the other end of its socket for IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn samport_getpeername6(ctx: SockAddrContext) -> i32 {
-    restore::<Six>(&SockAddr::new(ctx))
+    restore::<Six>(&SockAddr::new(ctx), Named::Peer)
+}
+
+/// A socket is closed.
+#[cgroup_sock(sock_release)]
+pub fn samport_close(ctx: SockContext) -> i32 {
+    local::forget(&Closed::new(ctx));
+    GO_ON
 }
 
 #[inline(always)]
@@ -187,8 +194,8 @@ fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
 }
 
 #[inline(always)]
-fn restore<H: Hook>(sock: &SockAddr) -> i32 {
-    if let Some(verdict) = local::restore::<H>(sock) {
+fn restore<H: Hook>(sock: &SockAddr, named: Named) -> i32 {
+    if let Some(verdict) = local::restore::<H>(sock, named) {
         maps::count_in_call(verdict);
         debug!(sock.context(), "local: {}", verdict.name());
     }

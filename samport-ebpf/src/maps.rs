@@ -10,7 +10,9 @@ use samport_common::layout::{
     Backend, BackendStats, DEFAULT_FLOWS, MAX_BACKENDS, MAX_FRONTENDS, MAX_OWNERS, Owners,
     PORT_WORDS, Service, TABLE_SLOTS, program,
 };
-use samport_common::local::{Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, SocketKey};
+use samport_common::local::{
+    Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
+};
 use samport_common::verdict::Verdict;
 
 use crate::atomic;
@@ -211,10 +213,16 @@ pub fn tail_call(skb: &Skb, index: u32) {
     unsafe { PROGRAMS.tail_call(skb.context(), index) };
 }
 
-/// What sockets of this machine dialled, by the backend they got.
+/// What sockets of this machine dialled that are connected to a backend. Closing them removes it: a
+/// connection that is kept for long must not be the one to make room.
 #[map]
 static LOCAL_PEERS: LruHashMap<SocketKey, Dialled> =
     LruHashMap::with_max_entries(MAX_LOCAL_PEERS, 0);
+
+/// What datagram sockets of this machine dialled by naming it in a datagram, by the backend they got.
+#[map]
+static LOCAL_SENDERS: LruHashMap<SocketKey, Dialled> =
+    LruHashMap::with_max_entries(MAX_LOCAL_SENDERS, 0);
 
 /// Which backend datagram sockets of this machine got, by what they dialled.
 #[map]
@@ -239,7 +247,7 @@ pub fn count_flow_in_call(backend: u32) {
     }
 }
 
-/// What a socket dialled that now talks to a backend.
+/// What a socket dialled that is connected to a backend.
 #[inline(always)]
 pub fn local_peer(key: &SocketKey) -> Option<&'static Dialled> {
     // SAFETY: the element may be given to another socket while it is read; then a client is told a
@@ -247,10 +255,30 @@ pub fn local_peer(key: &SocketKey) -> Option<&'static Dialled> {
     unsafe { LOCAL_PEERS.get(key) }
 }
 
-/// Remembers what a socket dialled. Whether that worked.
+/// Remembers what a socket dialled that connects to a backend. Whether that worked.
 #[inline(always)]
 pub fn remember_local_peer(key: &SocketKey, dialled: &Dialled) -> bool {
     LOCAL_PEERS.insert(key, dialled, 0).is_ok()
+}
+
+/// Forgets a socket that is closed.
+#[inline(always)]
+pub fn forget_local_peer(key: &SocketKey) {
+    // It may have made room before.
+    let _ = LOCAL_PEERS.remove(key);
+}
+
+/// What a datagram socket dialled when it sent something to a backend.
+#[inline(always)]
+pub fn local_sender(key: &SocketKey) -> Option<&'static Dialled> {
+    // SAFETY: as in `local_peer`.
+    unsafe { LOCAL_SENDERS.get(key) }
+}
+
+/// Remembers what a datagram socket dialled. Whether that worked.
+#[inline(always)]
+pub fn remember_local_sender(key: &SocketKey, dialled: &Dialled) -> bool {
+    LOCAL_SENDERS.insert(key, dialled, 0).is_ok()
 }
 
 /// The backend a datagram socket got for what it dialled.
@@ -264,4 +292,10 @@ pub fn local_choice(key: &SocketKey) -> Option<Chosen> {
 #[inline(always)]
 pub fn remember_local_choice(key: &SocketKey, chosen: &Chosen) {
     let _ = LOCAL_CHOICES.insert(key, chosen, 0);
+}
+
+/// Forgets the choice for a socket that is closed.
+#[inline(always)]
+pub fn forget_local_choice(key: &SocketKey) {
+    let _ = LOCAL_CHOICES.remove(key);
 }

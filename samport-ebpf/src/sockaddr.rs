@@ -1,17 +1,20 @@
-//! The context of the hooks on connect, sendmsg, recvmsg and getpeername: the only place with its
-//! pointers. Every field is read and written as the word it is; the kernel takes no other access.
+//! The contexts of the hooks on connect, sendmsg, recvmsg, getpeername and close: the only place with
+//! their pointers. Every field is read and written as the word it is; the kernel takes no other access.
 
 use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use samport_common::family::{Family as _, V4};
 
 /// The cookie of the network namespace whose sockets are ours; set by the loader. No namespace has 0.
 #[unsafe(no_mangle)]
 static HOST_NETNS_COOKIE: u64 = 0;
+
+/// linux/socket.h.
+const AF_INET: u32 = 2;
 
 /// A socket and the address a system call names.
 pub struct SockAddr(SockAddrContext);
@@ -31,12 +34,8 @@ impl SockAddr {
     /// Whether the socket is of the network namespace samport works in. The hooks see those of all.
     #[inline(always)]
     pub fn is_of_this_machine(&self) -> bool {
-        // SAFETY: the static is in a map the loader has filled; volatile, or the compiler would take
-        // the value above. The helper takes this context.
-        unsafe {
-            let host = ptr::read_volatile(&raw const HOST_NETNS_COOKIE);
-            bpf_get_netns_cookie(self.0.as_ptr()) == host
-        }
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) == host_netns_cookie() }
     }
 
     /// The kernel's number of the socket.
@@ -69,12 +68,73 @@ impl SockAddr {
         unsafe { word(&raw const (*self.sk()).bound_dev_if) }
     }
 
+    /// Whether the socket is connected.
+    #[inline(always)]
+    pub fn is_connected(&self) -> bool {
+        // SAFETY: as in `word`.
+        unsafe { ptr::read_volatile(&raw const (*self.sk()).dst_port) != 0 }
+    }
+
     /// The socket as far as the kernel shows it.
     #[inline(always)]
     fn sk(&self) -> *mut bpf_sock {
         // SAFETY: the kernel gives the socket with every such context.
         unsafe { (*self.0.sock_addr).__bindgen_anon_1.sk }
     }
+}
+
+/// A socket that is being closed.
+pub struct Closed(SockContext);
+
+impl Closed {
+    #[inline(always)]
+    pub fn new(ctx: SockContext) -> Self {
+        Self(ctx)
+    }
+
+    /// As in [`SockAddr`].
+    #[inline(always)]
+    pub fn is_of_this_machine(&self) -> bool {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) == host_netns_cookie() }
+    }
+
+    /// As in [`SockAddr`].
+    #[inline(always)]
+    pub fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes this context.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// The port of its other end, network order; 0 if it has none.
+    #[inline(always)]
+    pub fn peer_port(&self) -> [u8; 2] {
+        // SAFETY: as in `word`.
+        unsafe { ptr::read_volatile(&raw const (*self.0.sock).dst_port) }.to_ne_bytes()
+    }
+
+    /// The address of its other end.
+    #[inline(always)]
+    pub fn peer_addr(&self) -> [u8; 16] {
+        // Both, whatever the family: see docs/verifier.md.
+        // SAFETY: as in `word`.
+        let (family, ip4, ip6) = unsafe {
+            (
+                word(&raw const (*self.0.sock).family),
+                word(&raw const (*self.0.sock).dst_ip4),
+                words(&raw const (*self.0.sock).dst_ip6),
+            )
+        };
+        if family == AF_INET { widen(ip4) } else { ip6 }
+    }
+}
+
+/// The cookie of samport's network namespace.
+#[inline(always)]
+fn host_netns_cookie() -> u64 {
+    // SAFETY: the static is in a map the loader has filled; volatile, or the compiler would take
+    // the value it has here.
+    unsafe { ptr::read_volatile(&raw const HOST_NETNS_COOKIE) }
 }
 
 /// A version of the hooks: for addresses of IPv4, or of IPv6 (IPv4 among them, in mapped form).
@@ -148,7 +208,7 @@ impl Hook for Six {
     #[inline(always)]
     fn set(sock: &SockAddr, addr: &[u8; 16], port: [u8; 2]) {
         let ctx = sock.0.sock_addr;
-        let [a, b, c, d] = quarters(addr);
+        let [a, b, c, d]: [u32; 4] = zerocopy::transmute!(*addr);
         // SAFETY: the context is ours to change while the program runs; words 0 to 3 of four.
         unsafe {
             let words = (&raw mut (*ctx).user_ip6).cast::<u32>();
@@ -184,19 +244,7 @@ unsafe fn word(field: *const u32) -> u32 {
 unsafe fn words(field: *const [u32; 4]) -> [u8; 16] {
     let first = field.cast::<u32>();
     // SAFETY: the caller's promise; words 0 to 3 of four.
-    let quarter = |index| unsafe { word(first.add(index)) }.to_ne_bytes();
-    let ([a, b, c, d], [e, f, g, h]) = (quarter(0), quarter(1));
-    let ([i, j, k, l], [m, n, o, p]) = (quarter(2), quarter(3));
-    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
-}
-
-#[inline(always)]
-fn quarters(wide: &[u8; 16]) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *wide;
-    [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
-    ]
+    let words =
+        unsafe { [word(first), word(first.add(1)), word(first.add(2)), word(first.add(3))] };
+    zerocopy::transmute!(words)
 }

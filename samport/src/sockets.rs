@@ -9,13 +9,13 @@ use netlink_packet_core::{
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
 };
-use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use netlink_packet_sock_diag::{
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagDestroy, SockDiagMessage,
+};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
-const INET: u8 = libc::AF_INET as u8;
-const INET6: u8 = libc::AF_INET6 as u8;
-const PROTOCOLS: [u8; 2] = [libc::IPPROTO_TCP as u8, libc::IPPROTO_UDP as u8];
+const PROTOCOLS: [u8; 2] = [IPPROTO_TCP, IPPROTO_UDP];
 
 /// A conversation with the kernel about sockets.
 pub struct Sockets {
@@ -42,14 +42,17 @@ impl Sockets {
     /// TCP and UDP sockets that are connected to an endpoint. One for IPv6 may be connected to an
     /// IPv4 address.
     pub fn connected_to(&mut self, peer: SocketAddr) -> io::Result<Vec<Connected>> {
-        let families: &[u8] = if peer.is_ipv4() { &[INET, INET6] } else { &[INET6] };
-        let mut found = Vec::new();
-        for family in families {
-            for protocol in PROTOCOLS {
-                self.collect(*family, protocol, peer, &mut found)?;
+        let families: &[u8] = if peer.is_ipv4() { &[AF_INET, AF_INET6] } else { &[AF_INET6] };
+        let (mut found, mut known) = (Vec::new(), false);
+        for (family, protocol) in families.iter().flat_map(|f| PROTOCOLS.map(|p| (*f, p))) {
+            match self.collect(family, protocol, peer, &mut found) {
+                Ok(()) => known = true,
+                // A kernel that has no such sockets, or does not tell.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(found)
+        if known { Ok(found) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 
     /// Ends a socket's connection: whoever uses it gets ECONNABORTED. One that is gone is fine.
@@ -69,7 +72,7 @@ impl Sockets {
         peer: SocketAddr,
         found: &mut Vec<Connected>,
     ) -> io::Result<()> {
-        let mut socket_id = if family == INET { SocketId::new_v4() } else { SocketId::new_v6() };
+        let mut socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
         // The kernel selects by this.
         socket_id.destination_port = peer.port();
         let request = |socket_id| InetRequest {

@@ -32,7 +32,7 @@ pub(super) const PROGRAMS: [&str; 4] =
     ["samport_forward", "samport_crowded", "samport_reverse", "samport_egress"];
 
 /// Every map of the object.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 18] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -48,6 +48,7 @@ const MAPS: [&str; 17] = [
     "PROGRAMS",
     "SCRATCH",
     "LOCAL_PEERS",
+    "LOCAL_SENDERS",
     "LOCAL_CHOICES",
     "AYA_LOGS",
 ];
@@ -70,7 +71,9 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     let netns_cookie = if options.local { local::netns_cookie().unwrap_or_default() } else { 0 };
     let mut loader = EbpfLoader::new();
     if netns_cookie == 0 {
-        loader.map_max_entries("LOCAL_PEERS", NO_ROOM).map_max_entries("LOCAL_CHOICES", NO_ROOM);
+        for map in ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"] {
+            loader.map_max_entries(map, NO_ROOM);
+        }
     }
     for name in MAPS {
         loader.map_pin_path(name, pins.map(name));

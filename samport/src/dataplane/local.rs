@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::programs::links::{FdLink, LinkError};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError};
 use rustix::net::{AddressFamily, SocketType};
 use samport_common::local::{Chosen, Dialled, SocketKey};
 
@@ -23,8 +23,8 @@ use crate::plan::BackendId;
 use crate::sockets::Sockets;
 use crate::wire_forms::wide;
 
-/// The hooks, in the order they are attached: what a socket is told must be understood before the
-/// first one is sent to a backend.
+/// The hooks on addresses, in the order they are attached: what a socket is told must be understood
+/// before the first one is sent to a backend.
 const HOOKS: [&str; 8] = [
     "getpeername4",
     "getpeername6",
@@ -36,17 +36,9 @@ const HOOKS: [&str; 8] = [
     "connect6",
 ];
 
-/// Every program for local clients.
-pub(super) const PROGRAMS: [&str; 8] = [
-    "samport_connect4",
-    "samport_connect6",
-    "samport_sendmsg4",
-    "samport_sendmsg6",
-    "samport_recvmsg4",
-    "samport_recvmsg6",
-    "samport_getpeername4",
-    "samport_getpeername6",
-];
+/// aya would pass the flag for several programs on to the kernel, which takes none for links: there,
+/// several is all there is.
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
 /// The hooks of an instance, and the sockets that went through them.
 pub(super) struct Local {
@@ -72,23 +64,20 @@ fn attach(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
     }
     let root = cgroup_root()?;
     let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
-    for name in PROGRAMS {
-        let loaded = program(ebpf, name)?.load();
-        loaded.map_err(load::explain).with_context(|| format!("load {name}"))?;
-    }
     let mut attached = Vec::new();
+    // What is remembered must be forgotten again.
+    let closing = program::<CgroupSock>(ebpf, "samport_close")?;
+    closing.load().map_err(load::explain).context("load samport_close")?;
+    let id = closing.attach(&cgroup, MODE);
+    let link = id.and_then(|id| closing.take_link(id)).map_err(|e| why_not(e, "sock_release"))?;
+    attached.push(pin(link.try_into(), pins, "sock_release")?);
     for hook in HOOKS {
-        let program = program(ebpf, &format!("samport_{hook}"))?;
-        // Single: aya would pass the flag for several on to the kernel, which takes none for links,
-        // where several is all there is.
-        let link = program
-            .attach(&cgroup, CgroupAttachMode::Single)
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| why_not(error, hook))?;
-        let link: FdLink = link.try_into().context("this kernel has no links for cgroups")?;
-        let pin = pins.local_link(hook);
-        let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
-        attached.push(Attachment::Pinned(Some(link)));
+        let name = format!("samport_{hook}");
+        let program = program::<CgroupSockAddr>(ebpf, &name)?;
+        program.load().map_err(load::explain).with_context(|| format!("load {name}"))?;
+        let id = program.attach(&cgroup, MODE);
+        let link = id.and_then(|id| program.take_link(id)).map_err(|e| why_not(e, hook))?;
+        attached.push(pin(link.try_into(), pins, hook)?);
     }
     let sockets = Sockets::open().inspect_err(cannot_close).ok();
     Ok(Local { attached, peers: typed(ebpf, "LOCAL_PEERS")?, sockets })
@@ -106,11 +95,23 @@ fn why_not(error: ProgramError, hook: &str) -> anyhow::Error {
     }
 }
 
-pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr> {
+/// A link, held by its pin.
+fn pin(link: Result<FdLink, LinkError>, pins: &pins::Folder, hook: &str) -> Result<Attachment> {
+    let link = link.context("this kernel has no links for cgroups")?;
+    let path = pins.local_link(hook);
+    let link = link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+    Ok(Attachment::Pinned(Some(link)))
+}
+
+/// A program of a type by its name.
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     ebpf.program_mut(name)
         .with_context(|| format!("the object has no program {name}"))?
         .try_into()
-        .with_context(|| format!("{name} is for no cgroup"))
+        .with_context(|| format!("{name} has another type"))
 }
 
 /// Where the tree of control groups (version 2) is mounted; its root, if that is to be seen.
@@ -146,13 +147,14 @@ impl Local {
     /// they would wait for it, datagram sockets for ever.
     pub(super) fn close_sockets_of(&mut self, backend: SocketAddr, id: BackendId) {
         let Some(sockets) = &mut self.sockets else { return };
-        match close_sockets(sockets, &self.peers, backend, id) {
+        match close_sockets(sockets, &mut self.peers, backend, id) {
             Ok(0) => {}
             Ok(closed) => tracing::debug!("closed {closed} local sockets of {backend}"),
             Err(error) => {
                 cannot_close(&error);
-                // Said once.
-                self.sockets = None;
+                // What the kernel does not have is asked for once.
+                let again = error.kind() != io::ErrorKind::Unsupported;
+                self.sockets = again.then(Sockets::open).and_then(Result::ok);
             }
         }
     }
@@ -168,7 +170,7 @@ impl Local {
 /// Closes those sockets connected to a backend that were sent to it in this life of its.
 fn close_sockets(
     sockets: &mut Sockets,
-    peers: &HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>,
+    peers: &mut HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>,
     backend: SocketAddr,
     id: BackendId,
 ) -> io::Result<usize> {
@@ -179,6 +181,8 @@ fn close_sockets(
         let ours = peers.get(&MapCell(key), 0).is_ok_and(|MapCell(dialled)| dialled.chosen == gone);
         if ours {
             sockets.destroy(&socket)?;
+            // The socket has forgotten its other end, which its close would need to find this.
+            let _ = peers.remove(&MapCell(key));
             closed += 1;
         }
     }
@@ -186,11 +190,10 @@ fn close_sockets(
 }
 
 fn cannot_close(error: &io::Error) {
-    let why = match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP | libc::ENOENT) => {
-            "the kernel was built without INET_DIAG_DESTROY".to_owned()
-        }
-        _ => error.to_string(),
+    let why = if error.kind() == io::ErrorKind::Unsupported {
+        "the kernel was built without INET_DIAG_DESTROY".to_owned()
+    } else {
+        error.to_string()
     };
     tracing::warn!(
         "connections from this machine itself to a backend that is gone are left to time out: {why}"

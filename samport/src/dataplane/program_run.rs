@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
+use anyhow::{Context as _, Result, bail};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 
-use super::{Dataplane, load, local};
+use super::{Dataplane, load};
 
 /// What a program made of a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,7 +19,17 @@ pub struct Ran {
 /// Names of all programs that see packets.
 pub const PROGRAMS: [&str; 4] = load::PROGRAMS;
 /// Names of all programs for local clients. The kernel runs them on sockets only.
-pub const LOCAL_PROGRAMS: [&str; 8] = local::PROGRAMS;
+pub const LOCAL_PROGRAMS: [&str; 9] = [
+    "samport_connect4",
+    "samport_connect6",
+    "samport_sendmsg4",
+    "samport_sendmsg6",
+    "samport_recvmsg4",
+    "samport_recvmsg6",
+    "samport_getpeername4",
+    "samport_getpeername6",
+    "samport_close",
+];
 
 /// A loaded program that can be run on bytes, from several threads at once.
 pub struct Runner(SchedClassifier);
@@ -73,10 +83,12 @@ impl Dataplane {
 
     /// How many instructions the verifier walked through to accept a program.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        let info = if LOCAL_PROGRAMS.contains(&program) {
-            local::program(&mut self.ebpf, program)?.info()
-        } else {
-            load::classifier(&mut self.ebpf, program)?.info()
+        let found = self.ebpf.program_mut(program);
+        let info = match found.with_context(|| format!("there is no program {program}"))? {
+            Program::SchedClassifier(program) => program.info(),
+            Program::CgroupSockAddr(program) => program.info(),
+            Program::CgroupSock(program) => program.info(),
+            _ => bail!("{program} is of another type"),
         };
         info.with_context(|| format!("ask for {program}"))?
             .verified_instruction_count()

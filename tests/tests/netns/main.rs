@@ -6,6 +6,7 @@ mod flows;
 mod forwarding;
 mod front;
 mod local;
+mod local_hooks;
 mod transfer;
 
 use samport_tests::{Lab, require_root};
