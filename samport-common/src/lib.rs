@@ -24,6 +24,7 @@ pub mod family;
 pub mod flow;
 pub mod frame;
 pub mod layout;
+pub mod local;
 pub mod packet;
 pub mod rewrite;
 pub mod verdict;

@@ -113,6 +113,16 @@ verdicts! {
     26 ForwardFlood "forward-flood" Redirect;
     /// Rewritten and handed to the macvlan child of the interface.
     27 ForwardChild "forward-child" Pass;
+    /// A client on this machine: its connection, or its datagram, was sent to a backend.
+    28 LocalForward "local-forward" Pass;
+    /// A client on this machine was told the address it had dialled instead of its backend's.
+    29 LocalRestored "local-restored" Pass;
+    /// A client on this machine, for a service without any backend: the machine's own stack answers.
+    30 LocalNoBackend "local-no-backend" Pass;
+    /// A client on this machine that can only reach the machine: tied to a loopback address or a device.
+    31 LocalBoundElsewhere "local-bound-elsewhere" Pass;
+    /// A client on this machine was sent to a backend, but will be told the backend's address.
+    32 LocalUnremembered "local-unremembered" Pass;
 }
 
 #[cfg(test)]

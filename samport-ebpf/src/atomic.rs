@@ -33,6 +33,30 @@ pub unsafe fn compare_exchange(at: *mut u64, from: u64, to: u64) -> u64 {
     found
 }
 
+/// Adds 1 in one instruction: for counters of this CPU that a program in an interrupt changes too.
+///
+/// # Safety
+/// `at` is aligned to 8 and inside a map value.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn increment(at: *mut u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({at} + 0) += {one}", at = in(reg) at, one = in(reg) 1_u64);
+    }
+}
+
+/// The same for the host, which checks this crate but never runs it.
+///
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn increment(at: *mut u64) {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU64::from_ptr(at) }.fetch_add(1, Ordering::Relaxed);
+}
+
 /// The same for the host, which checks this crate but never runs it.
 ///
 /// # Safety

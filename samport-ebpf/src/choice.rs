@@ -75,7 +75,7 @@ pub fn draw_thoroughly<P: Tables>(
 
 /// One throw of the die: a slot of the service's table, and the backend it names.
 #[inline(always)]
-fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
+pub fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let slot = choose::slot(random, service.table_len).ok_or(Verdict::NoBackend)?;

@@ -1,8 +1,8 @@
 //! The kernel side of samport: entry points only.
 //!
 //! `samport_forward` runs at tc ingress of the interfaces clients come in by, `samport_reverse` at
-//! tc ingress of the backends' host-side veths. All are thin: what is decided is decided in
-//! `samport-common`.
+//! tc ingress of the backends' host-side veths. The others are at the root of the control groups, for
+//! clients on the machine itself. All are thin: what is decided is decided in `samport-common`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![deny(
     clippy::indexing_slicing,
@@ -22,13 +22,15 @@ mod flows;
 mod forward;
 mod fragment;
 mod icmp;
+mod local;
 mod maps;
 mod reverse;
 mod skb;
+mod sockaddr;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 use aya_log_ebpf::debug;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
@@ -36,7 +38,12 @@ use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
 use crate::context::Seat;
+use crate::local::{Call, Named};
 use crate::skb::Skb;
+use crate::sockaddr::{Closed, Four, Hook, Six, SockAddr};
+
+/// What tells the kernel to go on with a system call. We forbid none.
+const GO_ON: i32 = 1;
 
 /// What a program does with a packet: why, and where the redirect helper has sent it.
 pub struct Outcome {
@@ -302,6 +309,79 @@ fn leave(outcome: &Outcome) -> i32 {
         Action::Redirect => outcome.redirect,
         Action::Drop => TC_ACT_SHOT,
     }
+}
+
+/// A local client connects over IPv4.
+#[cgroup_sock_addr(connect4)]
+pub fn samport_connect4(ctx: SockAddrContext) -> i32 {
+    dial::<Four>(&SockAddr::new(ctx), Call::Connect)
+}
+
+/// A local client connects over IPv6, or with a socket for IPv6 over IPv4.
+#[cgroup_sock_addr(connect6)]
+pub fn samport_connect6(ctx: SockAddrContext) -> i32 {
+    dial::<Six>(&SockAddr::new(ctx), Call::Connect)
+}
+
+/// A local client sends a datagram to an address, over IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn samport_sendmsg4(ctx: SockAddrContext) -> i32 {
+    dial::<Four>(&SockAddr::new(ctx), Call::Send)
+}
+
+/// A local client sends a datagram to an address, over IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn samport_sendmsg6(ctx: SockAddrContext) -> i32 {
+    dial::<Six>(&SockAddr::new(ctx), Call::Send)
+}
+
+/// A local client has received a datagram with a socket for IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn samport_recvmsg4(ctx: SockAddrContext) -> i32 {
+    restore::<Four>(&SockAddr::new(ctx), Named::Sender)
+}
+
+/// A local client has received a datagram with a socket for IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn samport_recvmsg6(ctx: SockAddrContext) -> i32 {
+    restore::<Six>(&SockAddr::new(ctx), Named::Sender)
+}
+
+/// A local client asks for the other end of its socket for IPv4.
+#[cgroup_sock_addr(getpeername4)]
+pub fn samport_getpeername4(ctx: SockAddrContext) -> i32 {
+    restore::<Four>(&SockAddr::new(ctx), Named::Peer)
+}
+
+/// A local client asks for the other end of its socket for IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn samport_getpeername6(ctx: SockAddrContext) -> i32 {
+    restore::<Six>(&SockAddr::new(ctx), Named::Peer)
+}
+
+/// A socket is closed.
+#[cgroup_sock(sock_release)]
+pub fn samport_close(ctx: SockContext) -> i32 {
+    local::forget(&Closed::new(ctx));
+    GO_ON
+}
+
+#[inline(always)]
+fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
+    if let Some(verdict) = local::dial::<H>(sock, call) {
+        maps::count_in_call(verdict);
+        debug!(sock.context(), "local: {}", verdict.name());
+    }
+    GO_ON
+}
+
+#[inline(always)]
+fn restore<H: Hook>(sock: &SockAddr, named: Named) -> i32 {
+    if let Some(verdict) = local::restore::<H>(sock, named) {
+        maps::count_in_call(verdict);
+        debug!(sock.context(), "local: {}", verdict.name());
+    }
+    GO_ON
 }
 
 #[cfg(target_arch = "bpf")]

@@ -47,6 +47,9 @@ pub struct Record {
     pub ports: Vec<Listen>,
     /// How its programs are attached.
     pub hook: String,
+    /// Whether clients on the machine itself are served.
+    #[serde(default)]
+    pub local: bool,
     /// Netlink filters, which nothing else would find again.
     pub filters: Vec<FilterRecord>,
     /// Backends by the id the kernel counts them under.

@@ -18,5 +18,6 @@ mod privileges;
 pub mod probe;
 pub mod reconcile;
 pub mod routes;
+pub mod sockets;
 pub mod table;
 pub mod wire_forms;

@@ -340,6 +340,7 @@ impl Reconciler {
             interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
             hook: self.hook().to_owned(),
+            local: self.dataplane.serves_local_clients(),
             filters: self.dataplane.filters(),
             backends: self
                 .actual

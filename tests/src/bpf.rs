@@ -20,6 +20,8 @@ const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_PROG_QUERY: i64 = 16;
 const BPF_LINK_CREATE: i64 = 28;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const CGROUP_INET6_CONNECT: u32 = 11;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 
@@ -61,6 +63,29 @@ impl Foreign {
         let link = attached.unwrap_or_else(|e| panic!("attach a program to {device}: {e}"));
         Self { _link: link }
     }
+}
+
+/// Most programs one hook of one control group takes (`BPF_CGROUP_MAX_PROGS` in linux/bpf-cgroup.h).
+pub const CGROUP_LIMIT: usize = 64;
+
+/// Attaches a program of somebody else, which forbids nothing, to the connect6 hook of a control
+/// group. Dropping the link takes it off.
+pub fn attach_to_connect6(cgroup: &Path) -> io::Result<OwnedFd> {
+    let cgroup = std::fs::File::open(cgroup)?;
+    // r0 = 1; exit
+    let program = [instruction(0xb7, 0x00, 0, 1), instruction(0x95, 0x00, 0, 0)];
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &PROG_TYPE_CGROUP_SOCK_ADDR.to_ne_bytes());
+    put(&mut attr, 4, &u32::try_from(program.len()).unwrap_or(0).to_ne_bytes());
+    put(&mut attr, 8, &(program.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 16, &(c"GPL".as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 68, &CGROUP_INET6_CONNECT.to_ne_bytes());
+    let program = open(BPF_PROG_LOAD, &mut attr)?;
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &program.as_raw_fd().cast_unsigned().to_ne_bytes());
+    put(&mut attr, 4, &cgroup.as_raw_fd().cast_unsigned().to_ne_bytes());
+    put(&mut attr, 8, &CGROUP_INET6_CONNECT.to_ne_bytes());
+    open(BPF_LINK_CREATE, &mut attr)
 }
 
 /// A kind of BPF object.

@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod daemon;
+pub mod datagrams;
 pub mod docker;
 pub mod load;
 pub mod packet;

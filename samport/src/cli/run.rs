@@ -83,6 +83,9 @@ pub struct Args {
     /// of seconds.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limits::time, env = "SAMPORT_DRAIN")]
     drain: Duration,
+    /// Leave clients on this machine itself alone: curl 127.0.0.1, or one of its own addresses.
+    #[arg(long, env = "SAMPORT_NO_LOCAL")]
+    no_local: bool,
     /// On exit leave everything working in the kernel; `samport clean` removes it.
     #[arg(long)]
     keep: bool,
@@ -165,6 +168,7 @@ async fn start(
         timeouts: args.limits.timeouts(),
         hook: args.hook.into(),
         log,
+        local: !args.no_local,
     };
     let mut dataplane = Dataplane::open(&instance, options)?;
     if log && let Some(logs) = dataplane.take_logs() {

@@ -103,6 +103,7 @@ fn as_json(shown: &[Shown]) -> serde_json::Value {
                 "name": instance.name, "running": instance.running, "pid": instance.record.pid,
                 "version": instance.record.version, "interfaces": instance.record.interfaces,
                 "ports": instance.record.ports, "hook": instance.record.hook,
+                "local": instance.record.local,
                 "backends": backends, "verdicts": verdicts,
             })
         })
@@ -113,9 +114,10 @@ fn as_json(shown: &[Shown]) -> serde_json::Value {
 fn as_table(shown: &[Shown]) -> String {
     let mut text = String::new();
     for instance in shown {
-        let Record { pid, hook, .. } = &instance.record;
+        let Record { pid, hook, local, .. } = &instance.record;
         let state = if instance.running {
-            format!("pid {pid}, {hook}")
+            let local = if *local { "local clients too" } else { "no local clients" };
+            format!("pid {pid}, {hook}, {local}")
         } else {
             "its process is gone, the kernel works on; `samport clean` removes it".to_owned()
         };

@@ -39,8 +39,8 @@ impl Hook {
 
 /// One attached program. Dropping it detaches the program.
 pub(super) enum Attachment {
-    /// Held by a pin; `None` only while being dropped.
-    Tcx(Option<PinnedLink>),
+    /// Held by a pin: tcx, and the hooks for local clients. `None` only while being dropped.
+    Pinned(Option<PinnedLink>),
     /// Held by the device.
     Tc { link: Option<SchedClassifierLink>, filter: FilterRecord },
 }
@@ -48,7 +48,7 @@ pub(super) enum Attachment {
 impl Attachment {
     pub(super) fn filter(&self) -> Option<FilterRecord> {
         match self {
-            Self::Tcx(_) => None,
+            Self::Pinned(_) => None,
             Self::Tc { filter, .. } => Some(filter.clone()),
         }
     }
@@ -57,7 +57,7 @@ impl Attachment {
     pub(super) fn keep(mut self) {
         match &mut self {
             // The pin holds it.
-            Self::Tcx(link) => drop(link.take()),
+            Self::Pinned(link) => drop(link.take()),
             Self::Tc { link, .. } => std::mem::forget(link.take()),
         }
     }
@@ -66,7 +66,7 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         match self {
-            Self::Tcx(link) => {
+            Self::Pinned(link) => {
                 // Without its pin the link goes with its file descriptor. A device that is gone has
                 // taken the program with it, but not the pin.
                 if let Some(Err(error)) = link.take().map(PinnedLink::unpin) {
@@ -132,7 +132,7 @@ fn attach_tcx(
     let link: FdLink = classifier.take_link(id)?.try_into()?;
     let pin = pins.link(role, ifindex);
     let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
-    Ok(Attachment::Tcx(Some(link)))
+    Ok(Attachment::Pinned(Some(link)))
 }
 
 /// Whether the kernel refused because it does not know tcx.

@@ -11,7 +11,7 @@ use samport_common::layout::program;
 
 use super::attach::Hook;
 use super::maps::MapCell;
-use super::pins;
+use super::{local, pins};
 use crate::exit::{Coded as _, Exit, coded};
 
 /// What can be chosen when loading.
@@ -27,6 +27,8 @@ pub struct Options {
     pub hook: Hook,
     /// Whether the kernel writes debug lines.
     pub log: bool,
+    /// Whether clients on the machine itself are to be served.
+    pub local: bool,
 }
 
 /// How long a flow is remembered after its last packet.
@@ -86,7 +88,7 @@ fn default_syn_flood(flows: u32) -> u32 {
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
-/// Every program of the object.
+/// Every program that sees packets.
 pub(super) const PROGRAMS: [&str; 11] = [
     "samport_forward",
     "samport_bridge",
@@ -112,7 +114,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 24] = [
+const MAPS: [&str; 27] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -136,10 +138,16 @@ const MAPS: [&str; 24] = [
     "BACKEND_STATS",
     "PROGRAMS",
     "SCRATCH",
+    "LOCAL_PEERS",
+    "LOCAL_SENDERS",
+    "LOCAL_CHOICES",
     "AYA_LOGS",
 ];
 
-/// Loads all programs with all maps pinned, and fills the tail-call table. A map that is pinned
+/// Entries of a map that nobody uses.
+const NO_ROOM: u32 = 16;
+
+/// Loads all programs that see packets, with all maps pinned, and fills the tail-call table. A map that is pinned
 /// already is used as it is.
 pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     if OBJECT.is_empty() {
@@ -150,7 +158,14 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     }
     // 0 turns every log statement into dead code, which the kernel removes.
     let log_level = if options.log { aya_log::Level::Debug as u8 } else { 0 };
+    // Of no network namespace unless we can tell, and room for nobody where it is not needed.
+    let netns_cookie = if options.local { local::netns_cookie().unwrap_or_default() } else { 0 };
     let mut loader = EbpfLoader::new();
+    if netns_cookie == 0 {
+        for map in ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"] {
+            loader.map_max_entries(map, NO_ROOM);
+        }
+    }
     for name in MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -160,6 +175,7 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("TIMEOUTS", &timeouts, true)
         .override_global("FLOOD_LIMIT", &flood_limit, true)
+        .override_global("HOST_NETNS_COOKIE", &netns_cookie, true)
         .map_max_entries("FLOWS4", options.flows)
         .map_max_entries("FLOWS6", options.flows)
         .load(OBJECT)
@@ -197,7 +213,7 @@ pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
 }
 
 /// The verifier's log is thousands of lines; its end says what is wrong.
-fn explain(error: ProgramError) -> anyhow::Error {
+pub(super) fn explain(error: ProgramError) -> anyhow::Error {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();

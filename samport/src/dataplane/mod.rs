@@ -7,6 +7,7 @@ pub mod clean;
 pub mod inspect;
 mod inventory;
 mod load;
+mod local;
 mod logs;
 mod maps;
 pub mod pins;
@@ -33,6 +34,7 @@ pub use logs::follow as follow_logs;
 pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
+    local: Option<local::Local>,
     maps: maps::Maps,
     allowed: allowed::Allowed,
     ebpf: Ebpf,
@@ -42,13 +44,22 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Loads the programs and pins the maps; maps that this instance has pinned already are used as
-    /// they are. Nothing is attached yet.
+    /// they are. Nothing is attached yet but the hooks for local clients: these look into maps that
+    /// are empty so far.
     pub fn open(instance: &Instance, options: Options) -> Result<Self> {
         let pins = pins::Folder::create(instance)?;
         let mut ebpf = load::load(options, &pins)?;
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
-        Ok(Self { attached: BTreeMap::new(), maps, allowed, ebpf, hook: options.hook, pins })
+        let local = if options.local { local::attach_if_possible(&mut ebpf, &pins) } else { None };
+        let (attached, hook) = (BTreeMap::new(), options.hook);
+        Ok(Self { attached, local, maps, allowed, ebpf, hook, pins })
+    }
+
+    /// Whether clients on the machine itself are served.
+    #[must_use]
+    pub const fn serves_local_clients(&self) -> bool {
+        self.local.is_some()
     }
 
     /// The kernel's log lines, if they were asked for.
@@ -63,7 +74,11 @@ impl Dataplane {
                 let value = backend_value(key.endpoint, key.route, *id, *shared);
                 self.maps.set_backend(id.index, value)
             }
-            Change::RetireBackend { id, .. } => self.maps.retire_backend(id.index),
+            Change::RetireBackend { key, id } => self.maps.retire_backend(id.index).map(|()| {
+                if let Some(local) = &mut self.local {
+                    local.close_sockets_of(key.endpoint, *id);
+                }
+            }),
             Change::SetOwners { source, owners } => {
                 self.maps.set_owners(*source, &owners_value(owners))
             }
@@ -118,6 +133,9 @@ impl Dataplane {
         self.pins.keep();
         for (_, attachment) in std::mem::take(&mut self.attached) {
             attachment.keep();
+        }
+        if let Some(local) = self.local.take() {
+            local.keep();
         }
     }
 }

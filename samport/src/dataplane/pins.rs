@@ -50,6 +50,11 @@ impl Folder {
         self.path.join(format!("link_{role}_{ifindex}"))
     }
 
+    /// Where the link of a hook for local clients is pinned.
+    pub(super) fn local_link(&self, hook: &str) -> PathBuf {
+        self.path.join(format!("link_local_{hook}"))
+    }
+
     /// Leaves the pins behind.
     pub(super) fn keep(&mut self) {
         self.keep = true;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
+use anyhow::{Context as _, Result, bail};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 
 use super::{Dataplane, load};
 
@@ -16,8 +16,20 @@ pub struct Ran {
     pub bytes: Vec<u8>,
 }
 
-/// Names of all programs.
+/// Names of all programs that see packets.
 pub const PROGRAMS: [&str; load::PROGRAMS.len()] = load::PROGRAMS;
+/// Names of all programs for local clients. The kernel runs them on sockets only.
+pub const LOCAL_PROGRAMS: [&str; 9] = [
+    "samport_connect4",
+    "samport_connect6",
+    "samport_sendmsg4",
+    "samport_sendmsg6",
+    "samport_recvmsg4",
+    "samport_recvmsg6",
+    "samport_getpeername4",
+    "samport_getpeername6",
+    "samport_close",
+];
 
 /// A loaded program that can be run on bytes, from several threads at once.
 pub struct Runner(SchedClassifier);
@@ -71,9 +83,14 @@ impl Dataplane {
 
     /// How many instructions the verifier walked through to accept a program.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        load::classifier(&mut self.ebpf, program)?
-            .info()
-            .with_context(|| format!("ask for {program}"))?
+        let found = self.ebpf.program_mut(program);
+        let info = match found.with_context(|| format!("there is no program {program}"))? {
+            Program::SchedClassifier(program) => program.info(),
+            Program::CgroupSockAddr(program) => program.info(),
+            Program::CgroupSock(program) => program.info(),
+            _ => bail!("{program} is of another type"),
+        };
+        info.with_context(|| format!("ask for {program}"))?
             .verified_instruction_count()
             .context("this kernel does not tell")
     }

@@ -5,6 +5,8 @@ mod churn;
 mod flows;
 mod forwarding;
 mod front;
+mod local;
+mod local_hooks;
 mod transfer;
 
 use samport_tests::{Lab, require_root};

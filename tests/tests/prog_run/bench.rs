@@ -66,7 +66,7 @@ impl Bench {
         require_root();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let instance = Instance::claim(&format!("bench-{}-{count}", std::process::id())).unwrap();
-        Self::on(instance, flows)
+        Self::on(instance, flows, false)
     }
 
     /// The same with IPv4 flows in a plain hash table of one entry: unlike the real one it does not
@@ -83,16 +83,24 @@ impl Bench {
             .status()
             .unwrap();
         assert!(made.success(), "bpftool map create");
-        Self::on(instance, 1_024)
+        Self::on(instance, 1_024, false)
     }
 
-    fn on(instance: Instance, flows: u32) -> Self {
+    /// The same with the programs for local clients.
+    pub fn with_local_clients() -> Self {
+        require_root();
+        let name = format!("bench-{}-local", std::process::id());
+        Self::on(Instance::claim(&name).unwrap(), 1_024, true)
+    }
+
+    fn on(instance: Instance, flows: u32, local: bool) -> Self {
         let options = Options {
             flows,
             syn_flood: Some(u32::MAX),
             timeouts: Timeouts::default(),
             hook: Hook::Auto,
             log: false,
+            local,
         };
         let dataplane = Dataplane::open(&instance, options).unwrap();
         let mut bench = Self { dataplane, _instance: instance };
