@@ -167,7 +167,16 @@ impl Reconciler {
         self.shown.len()
     }
 
-    /// How programs are attached.
+    /// How programs are attached, all of them.
+    #[must_use]
+    pub fn hooks(&self) -> String {
+        match self.dataplane.xdp() {
+            Some(mode) => format!("{}, xdp {}", self.hook(), mode.name()),
+            None => self.hook().to_owned(),
+        }
+    }
+
+    /// How programs are attached at tc.
     #[must_use]
     pub fn hook(&self) -> &'static str {
         self.dataplane.hook().name()
@@ -339,7 +348,7 @@ impl Reconciler {
             namespace: self.job.namespace,
             interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
-            hook: self.hook().to_owned(),
+            hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
             filters: self.dataplane.filters(),
             backends: self

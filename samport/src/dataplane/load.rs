@@ -11,6 +11,7 @@ use samport_common::layout::program;
 
 use super::attach::Hook;
 use super::maps::MapCell;
+use super::xdp::XdpMode;
 use super::{local, pins};
 use crate::exit::{Coded as _, Exit, coded};
 
@@ -23,8 +24,10 @@ pub struct Options {
     pub syn_flood: Option<u32>,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
-    /// How programs are attached.
+    /// How programs are attached at tc.
     pub hook: Hook,
+    /// Whether there is a program at XDP in front of them.
+    pub xdp: Option<XdpMode>,
     /// Whether the kernel writes debug lines.
     pub log: bool,
     /// Whether clients on the machine itself are to be served.
@@ -114,7 +117,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 27] = [
+const MAPS: [&str; 28] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -138,6 +141,7 @@ const MAPS: [&str; 27] = [
     "BACKEND_STATS",
     "PROGRAMS",
     "SCRATCH",
+    "XDP_DEVICES",
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
     "LOCAL_CHOICES",

@@ -12,6 +12,7 @@ mod logs;
 mod maps;
 pub mod pins;
 pub mod program_run;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ pub use attach::Hook;
 pub use inventory::{Inventory, inventory};
 pub use load::{Options, Timeouts};
 pub use logs::follow as follow_logs;
+pub use xdp::XdpMode;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the
 /// kernel and from bpffs, unless it was told to [keep](Dataplane::keep) them.
@@ -35,6 +37,7 @@ pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
     local: Option<local::Local>,
+    shields: Option<xdp::Shields>,
     maps: maps::Maps,
     allowed: allowed::Allowed,
     ebpf: Ebpf,
@@ -52,8 +55,9 @@ impl Dataplane {
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
         let local = if options.local { local::attach_if_possible(&mut ebpf, &pins) } else { None };
+        let shields = options.xdp.map(|mode| xdp::Shields::new(&mut ebpf, mode)).transpose()?;
         let (attached, hook) = (BTreeMap::new(), options.hook);
-        Ok(Self { attached, local, maps, allowed, ebpf, hook, pins })
+        Ok(Self { attached, local, shields, maps, allowed, ebpf, hook, pins })
     }
 
     /// Whether clients on the machine itself are served.
@@ -98,6 +102,9 @@ impl Dataplane {
             Change::ClosePort(listen) => self.maps.listen(*listen, false),
             Change::Attach(role, ifindex) => self.attach(*role, *ifindex),
             Change::Detach(role, ifindex) => {
+                if let (Role::Forward, Some(shields)) = (role, &mut self.shields) {
+                    shields.detach(*ifindex);
+                }
                 self.attached.remove(&(*role, *ifindex));
                 Ok(())
             }
@@ -108,6 +115,13 @@ impl Dataplane {
     fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
         let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
         self.attached.insert((role, ifindex), attachment);
+        // In front of the program at tc, which must be there to take what is left to it.
+        if let (Role::Forward, Some(shields)) = (role, &mut self.shields)
+            && let Err(error) = shields.attach(&mut self.ebpf, &self.pins, ifindex)
+        {
+            self.attached.remove(&(role, ifindex));
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -123,6 +137,12 @@ impl Dataplane {
         self.hook
     }
 
+    /// Which frames the XDP program sees, if there is one.
+    #[must_use]
+    pub fn xdp(&self) -> Option<XdpMode> {
+        self.shields.as_ref().map(xdp::Shields::mode)
+    }
+
     /// Packets by verdict, in the order of their ids, summed over the CPUs.
     pub fn verdicts(&self) -> Result<Vec<u64>> {
         self.maps.verdicts()
@@ -131,6 +151,9 @@ impl Dataplane {
     /// Leaves everything in the kernel, working on without us.
     pub fn keep(mut self) {
         self.pins.keep();
+        if let Some(shields) = self.shields.take() {
+            shields.keep();
+        }
         for (_, attachment) in std::mem::take(&mut self.attached) {
             attachment.keep();
         }
@@ -155,7 +178,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
         life: Life::Serving as u8,
         via: via as u8,
         shared: u8::from(shared),
-        pad: 0,
+        takes_frames: 0,
     }
 }
 

@@ -14,7 +14,7 @@ fn two() -> Builder {
 }
 
 /// Requests and 1 MB each way through both fronts.
-fn assert_serves(served: &Served) {
+pub fn assert_serves(served: &Served) {
     for front in served.fronts() {
         assert_eq!(ask(&served.lab, front, 20).total(), 20);
         served.lab.client().run(|| {

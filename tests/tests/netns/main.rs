@@ -8,6 +8,7 @@ mod front;
 mod local;
 mod local_hooks;
 mod transfer;
+mod xdp;
 
 use samport_tests::{Lab, require_root};
 
