@@ -257,6 +257,22 @@ pub struct Pressure {
     pub unanswered: u32,
 }
 
+/// Value of `COLLECTED`, written by the loader: 32 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Collected {
+    /// Flows that were over and have been taken out of the tables.
+    pub removed: u64,
+    /// Flows in the table for IPv4 after the last round.
+    pub left4: u64,
+    /// Flows in the table for IPv6 after the last round.
+    pub left6: u64,
+    /// Flows that had to make room for others: made, but neither there nor taken out.
+    pub evicted: u64,
+}
+
 /// Key data of `ALLOWED4` and `ALLOWED6`: a network of a service. The prefix covers the service's 16
 /// bits first.
 #[derive(

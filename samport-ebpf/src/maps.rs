@@ -9,9 +9,9 @@ use samport_common::conntrack::{Seconds, State, Timeouts};
 use samport_common::family::{Address, Family, V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented};
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, DEFAULT_FLOWS, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
-    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
-    Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
+    AllowedKey, Backend, BackendStats, Collected, DEFAULT_FLOWS, MAX_ALLOWED, MAX_BACKENDS,
+    MAX_FLOOD_FLOWS, MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners,
+    PORT_WORDS, Pressure, Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
 };
 use samport_common::local::{
     Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
@@ -81,6 +81,10 @@ static UNUSUAL: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 static PRESSURE: PerCpuArray<Pressure> = PerCpuArray::with_max_entries(1, 0);
+
+/// What the loader's collector has done, for whoever asks. No program reads it.
+#[map]
+static COLLECTED: Array<Collected> = Array::with_max_entries(1, 0);
 
 /// When flows count as closed. Set by the loader.
 #[unsafe(no_mangle)]

@@ -186,6 +186,7 @@ async fn start(
         local: !args.no_local,
     };
     let mut dataplane = Dataplane::open(&instance, options)?;
+    tokio::spawn(dataplane.collector(&args.limits.timeouts())?.run());
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
     }

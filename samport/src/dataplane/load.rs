@@ -67,6 +67,12 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// The shortest of them.
+    pub(super) fn shortest(&self) -> Duration {
+        let Self { tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered } = *self;
+        [tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered].into_iter().min().unwrap_or_default()
+    }
+
     /// As the kernel counts them.
     pub(super) fn in_ticks(&self) -> conntrack::Timeouts {
         let of = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
@@ -117,7 +123,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 28] = [
+const MAPS: [&str; 29] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -137,6 +143,7 @@ const MAPS: [&str; 28] = [
     "KEPT",
     "UNUSUAL",
     "PRESSURE",
+    "COLLECTED",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",

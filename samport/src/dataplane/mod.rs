@@ -3,7 +3,9 @@
 
 mod allowed;
 mod attach;
+mod batch;
 pub mod clean;
+mod collect;
 pub mod inspect;
 mod inventory;
 mod load;
@@ -26,6 +28,7 @@ use crate::plan::{self, BackendId, Change, Frontend, Role, Route};
 use crate::wire_forms::wide;
 
 pub use attach::Hook;
+pub use collect::Collector;
 pub use inventory::{Inventory, inventory};
 pub use load::{Options, Timeouts};
 pub use logs::follow as follow_logs;
@@ -69,6 +72,11 @@ impl Dataplane {
     /// The kernel's log lines, if they were asked for.
     pub fn take_logs(&mut self) -> Option<logs::Logs> {
         logs::take(&mut self.ebpf)
+    }
+
+    /// What takes flows that are over out of the tables.
+    pub fn collector(&self, timeouts: &Timeouts) -> Result<Collector> {
+        Collector::open(&self.pins, timeouts)
     }
 
     /// Makes one change.

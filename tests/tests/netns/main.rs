@@ -2,6 +2,7 @@
 
 mod choice;
 mod churn;
+mod collector;
 mod flows;
 mod forwarding;
 mod front;
