@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod cases;
 mod ci;
 mod demo;
 mod lint;
@@ -37,6 +38,7 @@ enum Verb {
     Test(test::Args),
     Bench(bench::Args),
     Lint(lint::Args),
+    Cases(cases::Args),
     Ci(ci::Args),
 }
 
@@ -59,6 +61,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Test(args) => test::verb(args),
         Verb::Bench(args) => bench::verb(args),
         Verb::Lint(args) => lint::verb(args),
+        Verb::Cases(args) => cases::verb(args),
         Verb::Ci(args) => ci::verb(args),
     }
 }
