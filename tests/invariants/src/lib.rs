@@ -5,8 +5,10 @@
 //! everywhere or nowhere.
 
 pub mod conntrack;
+mod fields;
 pub mod parse;
 pub mod rewrite;
+mod second;
 mod sum;
 
 /// A fuzz target: a function that panics if something that must hold does not.

@@ -1,5 +1,4 @@
-//! Internet checksums from scratch (RFC 1071), the slow and plain way: no code is shared with what
-//! is checked.
+//! Internet checksums (RFC 1071), the slow and plain way: no code is shared with what is checked.
 
 /// The ones' complement sum of big-endian words; an odd last byte counts as if a zero followed.
 pub fn sum(parts: &[&[u8]]) -> u16 {
@@ -15,11 +14,24 @@ pub fn sum(parts: &[&[u8]]) -> u16 {
     u16::try_from(sum).expect("folded to 16 bits")
 }
 
+/// The checksum that was `field` before `from` became `to` in what it covers.
+pub fn moved(field: [u8; 2], from: &[u8], to: &[u8]) -> [u8; 2] {
+    let complement = |bytes: &[u8]| bytes.iter().map(|byte| !byte).collect::<Vec<_>>();
+    (!sum(&[&complement(&field), &complement(from), to])).to_be_bytes()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_example_of_rfc_1071() {
-        assert_eq!(super::sum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), 0xddf2);
-        assert_eq!(super::sum(&[&[1, 2, 3]]), 0x0402);
+        assert_eq!(sum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), 0xddf2);
+        assert_eq!(sum(&[&[1, 2, 3]]), 0x0402);
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624() {
+        assert_eq!(moved([0xdd, 0x2f], &[0x55, 0x55], &[0x32, 0x85]), [0x00, 0x00]);
     }
 }
