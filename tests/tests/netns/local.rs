@@ -26,7 +26,8 @@ struct Local {
 
 impl Local {
     fn start(backends: u8, options: &[&str]) -> Self {
-        let served = Served::start(lab(backends), options);
+        let options = [&["-p", "80:9090/udp"], options].concat();
+        let served = Served::start(lab(backends), &options);
         let echo = |backend: &samport::lab::Backend| {
             backend.namespace().run(|| Echo::bind(backend.name(), TARGET)).unwrap()
         };
@@ -344,7 +345,7 @@ fn a_socket_bound_to_localhost_reaches_the_hosts_own_server() {
 fn without_a_backend_the_host_is_refused_at_once() {
     let lab = lab(0);
     let file = Backends::none();
-    let _daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80", "--file", file.path()]);
+    let _daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80,80/udp", "--file", file.path()]);
     for address in [LOCALHOST, LOCALHOST_V6, lab.front(LISTEN), lab.front_v6(LISTEN)] {
         let error = lab.host().run(|| TcpStream::connect(address)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);

@@ -1,7 +1,10 @@
 //! The loaded programs on single packets, byte for byte: `BPF_PROG_TEST_RUN`.
 
 mod bench;
+mod datagrams;
 mod flows;
+mod fragments;
+mod icmp;
 mod rewrite;
 
 use bench::{Bench, CLIENT, CLIENT6, VIP, VIP6};
