@@ -5,6 +5,7 @@ mod churn;
 mod flows;
 mod forwarding;
 mod front;
+mod inside;
 mod local;
 mod local_hooks;
 mod transfer;
