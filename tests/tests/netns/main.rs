@@ -2,6 +2,7 @@
 
 mod choice;
 mod churn;
+mod flood;
 mod flows;
 mod forwarding;
 mod front;
