@@ -3,9 +3,11 @@
 mod choice;
 mod churn;
 mod collector;
+mod flood;
 mod flows;
 mod forwarding;
 mod front;
+mod inside;
 mod local;
 mod local_hooks;
 mod transfer;
