@@ -21,6 +21,7 @@ use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share}
 use crate::ports::PortSpec;
 use crate::probe::Probes;
 use crate::routes::{Forward, Routes};
+use crate::site;
 
 /// Most backends of one samport: id 0 is none.
 const BACKENDS: usize = MAX_BACKENDS as usize - 1;
@@ -87,11 +88,12 @@ impl Reconciler {
     pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
         checks::check_interfaces(&self.job.interfaces, &devices)?;
-        checks::check_families(&self.job.interfaces, snapshot, &devices)?;
+        let (first, _) = site::settle(snapshot, &devices, &self.job.interfaces);
+        checks::check_families(&self.job.interfaces, &first, &devices)?;
         // Others must see early what we are about to serve.
         let frontends = self.job.ports.iter().map(|port| (port.listen, BTreeMap::new()));
         self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
-        self.wait_for_first_answers(snapshot).await;
+        self.wait_for_first_answers(&first).await;
         self.sync(snapshot).await
     }
 
@@ -184,7 +186,11 @@ impl Reconciler {
 
     async fn sync(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
-        let mut desired = self.desire(snapshot, &devices).await;
+        let (snapshot, notes) = site::settle(snapshot, &devices, &self.job.interfaces);
+        for note in notes {
+            complain(&mut self.complained, &note);
+        }
+        let mut desired = self.desire(&snapshot, &devices).await;
         loop {
             let changes = plan::plan(&desired, &mut self.actual)?;
             let Err((failed, error)) = self.carry_out(&changes, &desired) else { break };
@@ -193,7 +199,7 @@ impl Reconciler {
             let Some(what) = leave_out(&mut desired, &failed) else { return Err(error) };
             complain(&mut self.complained, &format!("{what} is left out: {error:#}"));
         }
-        self.show(&desired, snapshot);
+        self.show(&desired, &snapshot);
         self.write_record(&desired)
     }
 

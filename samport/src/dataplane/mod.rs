@@ -176,6 +176,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
         Route::Peer(place) => (Via::Peer, place.ifindex, place.mac),
         Route::Neighbour { ifindex, .. } => (Via::Neighbour, ifindex, [0; 6]),
         Route::Stack => (Via::Stack, 0, [0; 6]),
+        Route::Child(place) => (Via::Child, place.ifindex, place.mac),
     };
     Backend {
         addr: wide(endpoint.ip()),
