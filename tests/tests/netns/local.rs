@@ -360,6 +360,21 @@ fn without_a_backend_the_host_is_refused_at_once() {
     assert_eq!(status.verdict("local-no-backend"), 8);
 }
 
+#[test]
+fn a_server_that_was_on_localhost_before_stays_there() {
+    let lab = lab(1);
+    let own = lab.host().run(|| TcpListener::bind(LOCALHOST)).unwrap();
+    let served = Served::start(lab, &[]);
+    let host = served.lab.host();
+    host.run(|| {
+        let client = TcpStream::connect(LOCALHOST).unwrap();
+        let (_, who) = own.accept().unwrap();
+        assert_eq!(who, client.local_addr().unwrap());
+    });
+    assert_eq!(host.run(|| get(LOCALHOST_V6, "/")).unwrap().backend, "web-1");
+    assert_eq!(host.run(|| get(served.lab.front(LISTEN), "/")).unwrap().backend, "web-1");
+}
+
 /// samport asks the backends themselves whether they answer, and takes no part of their load.
 #[test]
 fn samports_own_probe_goes_where_it_is_meant_to() {
