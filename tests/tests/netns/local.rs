@@ -104,7 +104,7 @@ fn a_connection_from_the_host_carries_what_is_sent() {
     }
 }
 
-/// Case 65, 68: datagrams too, and who sends the answer is who was asked.
+/// Cases 65 and 68: datagrams too, and who sends the answer is who was asked.
 #[test]
 fn datagrams_from_the_host_to_every_address_of_its_own_reach_the_backends() {
     let local = Local::start(2, &[]);

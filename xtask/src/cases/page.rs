@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::list::{self, Case, GROUPS};
+use super::list::{self, Case, GROUPS, Gap};
 use super::{Cover, Found};
 
 const INTRODUCTION: &str = "\
@@ -37,12 +37,15 @@ pub fn text(cover: &Cover) -> String {
 
 /// The tests of one case, one a line of the table's cell.
 fn tests(case: &Case, found: &[Found]) -> String {
-    if found.is_empty() {
-        let reason = case.absence.map(|reason| format!(": {reason}")).unwrap_or_default();
-        return format!("no test yet{reason}");
-    }
     let link = |Found { name, file }: &Found| format!("[`{name}`](../{file})");
-    found.iter().map(link).collect::<Vec<_>>().join("<br>")
+    let mut lines: Vec<_> = found.iter().map(link).collect();
+    match case.gap {
+        Some(Gap::Untested(reason)) => lines.push(format!("no test yet: {reason}")),
+        Some(Gap::Partly(missing)) => lines.push(format!("not yet: {missing}")),
+        None if lines.is_empty() => lines.push("no test yet".to_owned()),
+        None => {}
+    }
+    lines.join("<br>")
 }
 
 #[cfg(test)]
@@ -51,19 +54,23 @@ mod tests {
 
     #[test]
     fn a_case_shows_its_tests_or_why_there_is_none() {
-        let case = Case { absence: Some("not built"), ..*list::all().next().unwrap() };
+        let case = |gap| Case { gap, ..*list::all().next().unwrap() };
         let found = |name: &str| Found { name: name.to_owned(), file: "tests/a.rs".to_owned() };
-        assert_eq!(tests(&case, &[]), "no test yet: not built");
-        assert_eq!(tests(&Case { absence: None, ..case }, &[]), "no test yet");
-        let both = "[`one`](../tests/a.rs)<br>[`two`](../tests/a.rs)";
-        assert_eq!(tests(&case, &[found("one"), found("two")]), both);
+        assert_eq!(tests(&case(None), &[]), "no test yet");
+        let untested = case(Some(Gap::Untested("not built")));
+        assert_eq!(tests(&untested, &[]), "no test yet: not built");
+        let one = "[`one`](../tests/a.rs)";
+        let both = format!("{one}<br>[`two`](../tests/a.rs)");
+        assert_eq!(tests(&case(None), &[found("one"), found("two")]), both);
+        let partly = case(Some(Gap::Partly("IPv6")));
+        assert_eq!(tests(&partly, &[found("one")]), format!("{one}<br>not yet: IPv6"));
     }
 
     #[test]
     fn no_text_breaks_the_table() {
         for case in list::all() {
-            let text = [case.sentence, case.absence.unwrap_or_default()].concat();
-            assert!(!text.contains(['|', '\n']), "{text}");
+            let cell = tests(case, &[]);
+            assert!(!case.sentence.contains(['|', '\n']) && !cell.contains(['|', '\n']), "{cell}");
         }
     }
 }
