@@ -216,13 +216,7 @@ pub fn parse_error<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<IcmpError<
         flags: tcp::Flags(0),
         part: inner.part,
     };
-    Ok(IcmpError {
-        l3: L3,
-        icmp,
-        reporter: outer.source,
-        told: outer.destination,
-        quoted,
-    })
+    Ok(IcmpError { l3: L3, icmp, reporter: outer.source, told: outer.destination, quoted })
 }
 
 /// Reads the transport header behind the layers.
