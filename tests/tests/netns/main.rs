@@ -2,11 +2,14 @@
 
 mod choice;
 mod churn;
+mod datagrams;
 mod flows;
 mod forwarding;
 mod front;
+mod identity;
 mod local;
 mod local_hooks;
+mod paths;
 mod transfer;
 
 use samport_tests::{Lab, require_root};
