@@ -36,13 +36,16 @@ impl Mark {
     const LEN: usize = 6;
 
     fn bytes(self) -> [u8; Self::LEN] {
-        let ([a, b, c, d], [e, f]) = (self.flow.to_be_bytes(), self.port.to_be_bytes());
-        [a, b, c, d, e, f]
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.flow.to_be_bytes());
+        bytes[4..].copy_from_slice(&self.port.to_be_bytes());
+        bytes
     }
 
     fn read(bytes: &[u8]) -> Self {
-        let [a, b, c, d, e, f] = bytes.try_into().expect("a mark");
-        Self { flow: u32::from_be_bytes([a, b, c, d]), port: u16::from_be_bytes([e, f]) }
+        let (flow, port) = bytes.split_at(4);
+        let flow = u32::from_be_bytes(flow.try_into().expect("a flow"));
+        Self { flow, port: u16::from_be_bytes(port.try_into().expect("a port")) }
     }
 }
 

@@ -32,7 +32,11 @@ impl Random {
     }
 
     fn byte(&mut self) -> u8 {
-        self.next() as u8
+        self.next().to_le_bytes()[0]
+    }
+
+    fn units(&mut self, limit: u8) -> u8 {
+        self.byte() % limit
     }
 
     fn bytes(&mut self, length: usize) -> Vec<u8> {
@@ -50,12 +54,12 @@ fn any_frame(random: &mut Random, from: SocketAddr, to: SocketAddr, opens: bool)
     let tcp = random.one_in(2);
     let mut l4 = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
     if tcp {
-        let words = random.below(11);
+        let words = random.units(11);
         l4.extend(random.bytes(8));
         // SYN, and none of ACK, RST and FIN; or any.
         let flags = if opens { random.byte() & 0xe8 | 2 } else { random.byte() };
-        l4.extend([(5 + words as u8) << 4, flags]);
-        l4.extend(random.bytes(6 + 4 * words));
+        l4.extend([(5 + words) << 4, flags]);
+        l4.extend(random.bytes(6 + 4 * usize::from(words)));
     } else {
         l4.extend(random.bytes(4));
         if random.one_in(4) {
@@ -68,15 +72,16 @@ fn any_frame(random: &mut Random, from: SocketAddr, to: SocketAddr, opens: bool)
     let protocol = if tcp { TCP } else { UDP };
     match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let words = if random.one_in(2) { 0 } else { random.below(11) };
-            frame.extend([0x08, 0x00, 0x45 + words as u8, random.byte()]);
-            let total = u16::try_from(20 + 4 * words + l4.len()).unwrap();
+            let words = if random.one_in(2) { 0 } else { random.units(11) };
+            frame.extend([0x08, 0x00, 0x45 + words, random.byte()]);
+            let options = 4 * usize::from(words);
+            let total = u16::try_from(20 + options + l4.len()).unwrap();
             frame.extend(total.to_be_bytes());
             frame.extend(random.bytes(2));
             frame.extend([random.byte() & 0x40, 0, random.byte(), protocol]);
             frame.extend(random.bytes(2));
             frame.extend([from.octets(), to.octets()].concat());
-            frame.extend(random.bytes(4 * words));
+            frame.extend(random.bytes(options));
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             let (first, extensions) = any_extensions(random, protocol);
@@ -101,10 +106,11 @@ fn any_extensions(random: &mut Random, protocol: u8) -> (u8, Vec<u8>) {
     let kinds: Vec<_> = (0..count).map(|_| KINDS[random.below(4)]).chain([protocol]).collect();
     let mut bytes = Vec::new();
     for pair in kinds.windows(2) {
-        let units = random.below(4);
+        let units = random.units(4);
+        let length = usize::from(units);
         // An authentication header counts in words, less two (RFC 4302, section 2.2).
-        let length = if pair[0] == 51 { (units + 2) * 4 } else { (units + 1) * 8 };
-        bytes.extend([pair[1], units as u8]);
+        let length = if pair[0] == 51 { (length + 2) * 4 } else { (length + 1) * 8 };
+        bytes.extend([pair[1], units]);
         bytes.extend(random.bytes(length - 2));
     }
     (kinds[0], bytes)
