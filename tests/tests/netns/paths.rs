@@ -212,3 +212,31 @@ fn a_priority_tag_is_served_and_a_vlan_is_left_alone() {
         }
     }
 }
+
+/// Backends on links that take less than the client's, as Docker's networks may: datagrams arrive,
+/// by peer as they are, by the stack after it has told the client.
+#[test]
+fn datagrams_too_large_for_the_backends_link_arrive_all_the_same() {
+    for way in ["peer", "stack"] {
+        let builder = Lab::builder().backends(1);
+        let datagrams = Datagrams::start(builder, &["--forward", way], Echo::mirror);
+        let lab = &datagrams.served.lab;
+        lab.host().ip(&["link", "set", "veth1", "mtu", "1400"]).unwrap();
+        lab.host().ip(&["link", "set", "br0", "mtu", "1400"]).unwrap();
+        lab.backends()[0].namespace().ip(&["link", "set", "eth0", "mtu", "1400"]).unwrap();
+        for front in datagrams.served.fronts() {
+            datagrams.on_client(|| {
+                let socket = connected(front);
+                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                let question = vec![0x5a; 1_440];
+                samport_tests::eventually(&format!("{way}: an answer from {front}"), || {
+                    // Refused by the client's own kernel once, when it has learnt.
+                    socket.send(&question).ok()?;
+                    let mut buffer = vec![0; 2_000];
+                    let length = socket.recv(&mut buffer).ok()?;
+                    (buffer[..length] == mirrored("web-1", &question)).then_some(())
+                });
+            });
+        }
+    }
+}
