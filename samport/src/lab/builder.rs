@@ -14,6 +14,10 @@ pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// The client's IPv6 address.
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+/// The client's address behind a router, which has the usual one of the client then.
+pub const FAR_CLIENT_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// The same for IPv6.
+pub const FAR_CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 2);
 
 /// As many as there are addresses from 172.30.0.10 on.
 pub(super) const MAX_BACKENDS: u8 = 240;
@@ -26,6 +30,7 @@ pub struct Builder {
     tx_offload_off: bool,
     docker_like_firewall: bool,
     vips: Vec<IpAddr>,
+    router_mtu: Option<u32>,
 }
 
 impl Default for Builder {
@@ -36,6 +41,7 @@ impl Default for Builder {
             tx_offload_off: false,
             docker_like_firewall: false,
             vips: Vec::new(),
+            router_mtu: None,
         }
     }
 }
@@ -76,15 +82,39 @@ impl Builder {
         self
     }
 
+    /// Puts the client behind a router, on a link with this MTU. The client does not tell the other
+    /// end of a connection that its link takes less than others: only the router does.
+    #[must_use]
+    pub fn behind_router(mut self, mtu: u32) -> Self {
+        self.router_mtu = Some(mtu);
+        self
+    }
+
     /// Makes it all.
     pub fn build(self) -> Result<Lab> {
-        let client = Namespace::new("client")?;
         let host = Namespace::new("host")?;
-        self.join_client_and_host(&client, &host).context("join client and host")?;
+        let (client, router) = match self.router_mtu {
+            None => (Namespace::new("client")?, None),
+            Some(_) => (Namespace::new("client")?, Some(Namespace::new("router")?)),
+        };
+        let neighbour = router.as_ref().unwrap_or(&client);
+        self.join_client_and_host(neighbour, &host).context("join client and host")?;
+        if let (Some(router), Some(mtu)) = (&router, self.router_mtu) {
+            join_client_and_router(&client, router, mtu).context("join client and router")?;
+            host.batch(&format!(
+                "route add default via {CLIENT_V4}\nroute add ::/0 via {CLIENT_V6}\n"
+            ))?;
+        }
         let backends = self.backends;
-        let (backends_made, containers) = (Vec::new(), Vec::new());
-        let mut lab =
-            Lab { client, host, backends: backends_made, containers, options: self, made: 0 };
+        let mut lab = Lab {
+            client,
+            _router: router,
+            host,
+            backends: Vec::new(),
+            containers: Vec::new(),
+            options: self,
+            made: 0,
+        };
         for _ in 0..backends {
             lab.add_backend()?;
         }
@@ -198,6 +228,26 @@ impl Builder {
     fn mtu_words(&self) -> String {
         self.mtu.map(|mtu| format!("mtu {mtu}")).unwrap_or_default()
     }
+}
+
+fn join_client_and_router(client: &Namespace, router: &Namespace, mtu: u32) -> Result<()> {
+    router.sysctl("net/ipv4/ip_forward", "1")?;
+    router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    no_duplicate_detection(client)?;
+    router.batch(&format!(
+        "link add name eth1 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+         addr add 203.0.113.1/24 dev eth1\n\
+         addr add 2001:db8:5::1/64 dev eth1 nodad\n\
+         link set eth1 up\n",
+        client.name()
+    ))?;
+    client.batch(&format!(
+        "addr add {FAR_CLIENT_V4}/24 dev eth0\n\
+         addr add {FAR_CLIENT_V6}/64 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add default via 203.0.113.1 advmss 1460\n\
+         route add ::/0 via 2001:db8:5::1 advmss 1440\n"
+    ))
 }
 
 /// IPv6 addresses, link-local ones too, work at once instead of after a second.

@@ -28,7 +28,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 
 pub use backends_file::BackendsFile;
-pub use builder::{Builder, CLIENT_V4, CLIENT_V6, HOST_V4, HOST_V6};
+pub use builder::{Builder, CLIENT_V4, CLIENT_V6, FAR_CLIENT_V4, FAR_CLIENT_V6, HOST_V4, HOST_V6};
 pub use client::{Connection, Response, get};
 pub use footprint::Footprint;
 pub use load::{Failure, Load, Report, Tally};
@@ -40,6 +40,8 @@ pub use watched::{Line, Watched};
 #[derive(Debug)]
 pub struct Lab {
     client: Namespace,
+    /// Between client and host, if there is one.
+    _router: Option<Namespace>,
     host: Namespace,
     backends: Vec<Backend>,
     containers: Vec<Backend>,

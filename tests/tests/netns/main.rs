@@ -3,13 +3,16 @@
 mod choice;
 mod churn;
 mod collector;
+mod datagrams;
 mod flood;
 mod flows;
 mod forwarding;
 mod front;
+mod identity;
 mod inside;
 mod local;
 mod local_hooks;
+mod paths;
 mod transfer;
 mod xdp;
 

@@ -97,8 +97,7 @@ fn an_error_about_a_clients_packet_is_translated_exactly_for_the_client() {
     }
 }
 
-/// A quoted datagram without a checksum stays without one, and one whose checksum comes out as zero
-/// gets the other form.
+/// Case 15, in what an error quotes.
 #[test]
 fn a_quoted_datagram_without_a_checksum_stays_without_one() {
     let mut bench = Bench::with_datagrams();
@@ -192,7 +191,7 @@ fn icmp_that_is_cut_off_passes_untouched() {
     }
 }
 
-/// The errors of a machine that only overheard the frame, and of a backend that is gone.
+/// An error in a frame for somebody else is only overheard.
 #[test]
 fn errors_for_other_machines_pass() {
     let mut bench = Bench::with_datagrams();

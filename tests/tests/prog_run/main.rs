@@ -5,6 +5,7 @@ mod datagrams;
 mod flows;
 mod fragments;
 mod icmp;
+mod model;
 mod rewrite;
 
 use bench::{Bench, CLIENT, CLIENT6, VIP, VIP6};
