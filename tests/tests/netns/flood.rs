@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
-use samport::lab::{Namespace, output_of};
+use samport::lab::Namespace;
+use samport_tests::bpf::clear_map;
 use samport_tests::load::{Connection, ask};
 use samport_tests::packet::Segment;
 use samport_tests::served::{LISTEN, Served, second_client};
@@ -171,7 +172,6 @@ fn a_flood_of_syns_drives_nobody_out() {
     for kept in [&mut idle, &mut busy, &mut during] {
         kept.iter_mut().for_each(Kept::check);
     }
-    assert!(served.status().verdict("mid-flow-miss") <= status.verdict("mid-flow-miss"));
     for front in served.fronts() {
         assert_eq!(ask(&served.lab, front, 50).total(), 50);
     }
@@ -229,21 +229,6 @@ fn forget_all(host: &Namespace) -> usize {
     let folders = folders.map(|entry| entry.unwrap().path());
     let own: Vec<_> = folders.filter(|path| path.to_string_lossy().ends_with(&suffix)).collect();
     let [folder] = &own[..] else { panic!("one instance in {own:?}") };
-    let mut forgotten = 0;
-    for map in ["FLOWS4", "FLOWS6"] {
-        let pin = folder.join(map);
-        let bpftool = |args: &[&str]| {
-            let mut command = std::process::Command::new("bpftool");
-            command.arg("-j").arg("map").arg(args[0]).arg("pinned").arg(&pin).args(&args[1..]);
-            output_of(&mut command).unwrap()
-        };
-        let dump: serde_json::Value = serde_json::from_str(&bpftool(&["dump"])).unwrap();
-        for entry in dump.as_array().unwrap() {
-            let key = entry["key"].as_array().unwrap().iter();
-            let key: Vec<_> = key.map(|byte| byte.as_str().unwrap()).collect();
-            bpftool(&[&["delete", "key", "hex"], &key[..]].concat());
-            forgotten += 1;
-        }
-    }
-    forgotten
+    let maps = [("FLOWS4", 8), ("FLOWS6", 20)];
+    maps.into_iter().map(|(map, key_len)| clear_map(&folder.join(map), key_len).unwrap()).sum()
 }

@@ -1,5 +1,6 @@
 //! Real sockets between network namespaces, samport in the middle.
 
+mod allow;
 mod choice;
 mod churn;
 mod flood;
@@ -9,6 +10,8 @@ mod front;
 mod inside;
 mod local;
 mod local_hooks;
+mod matrix;
+mod timeouts;
 mod transfer;
 
 use samport_tests::{Lab, require_root};
