@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
-use samport::lab::Lab;
+use samport::lab::{Backend, Lab};
 use samport_tests::datagrams::{ask_to, client};
 use samport_tests::socket::{ask_on, connect_from};
 
@@ -61,20 +61,40 @@ fn a_connection_idle_for_longer_than_the_timeout_is_forgotten() {
     for front in inside.served.fronts() {
         let before = ask_from_ports(&inside, front);
         thread::sleep(AFTER);
+        let challenged = challenges(inside.lab());
         let after = ask_from_ports(&inside, front);
         assert_ne!(before, after, "{front}: nobody was given another backend");
+        // Without the time-out all of them would meet their old connection.
+        assert!(challenges(inside.lab()) - challenged < CLIENTS.into(), "{front}");
     }
 }
 
-/// Case 31, the other way round: within the time-out a SYN from its port goes to the old backend, which
-/// knows what to say to it.
+/// Case 31: within the time-out the SYN goes to the old backend, which knows what to say to it: there may
+/// be a client that has sent it by mistake, or somebody who would like to take over its connection.
 #[test]
 fn a_connection_idle_for_shorter_than_the_timeout_is_remembered() {
     let inside = start(&[]);
     for front in inside.served.fronts() {
-        let before = ask_from_ports(&inside, front);
-        assert_eq!(before, ask_from_ports(&inside, front), "{front}");
+        ask_from_ports(&inside, front);
+        thread::sleep(AFTER);
+        let challenged = challenges(inside.lab());
+        ask_from_ports(&inside, front);
+        let challenged = challenges(inside.lab()) - challenged;
+        assert!(challenged >= CLIENTS.into(), "{front}: {challenged} SYNs came to their backends");
     }
+}
+
+/// How many SYNs the backends have got for a connection that they have already.
+fn challenges(lab: &Lab) -> usize {
+    let of_backend = |backend: &Backend| -> usize {
+        let path = "/proc/thread-self/net/netstat";
+        let text = backend.namespace().run(|| std::fs::read_to_string(path)).unwrap();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+        let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
+        let mut both = names.split(' ').zip(numbers.split(' '));
+        both.find(|(name, _)| *name == "TCPSYNChallenge").unwrap().1.parse().unwrap()
+    };
+    lab.backends().iter().map(of_backend).sum()
 }
 
 /// Case 35: UDP sticky until timeout.
