@@ -213,7 +213,7 @@ fn datagrams_through_the_host_to_the_same_port_elsewhere_are_not_ours() {
     assert_eq!(inside.served.status().sum("packets_in"), 0);
 }
 
-/// Case 5: A specific address beats the wildcard: a container that asks another by its own address gets
+/// Case 11, inside: a container that asks another by its own address gets
 /// that one, whatever is served on the port.
 #[test]
 fn containers_that_dial_each_other_are_not_balanced() {
