@@ -68,7 +68,7 @@ fn forged(number: u32, host_mac: [u8; 6]) -> Vec<u8> {
     let [_, a, b, c] = number.to_be_bytes();
     let port = 1_024 + (number % 60_000) as u16;
     let (source, host): (IpAddr, IpAddr) = if number.is_multiple_of(2) {
-        (Ipv4Addr::new(198, 18 | a & 1, b, c).into(), HOST_V4.into())
+        (Ipv4Addr::new(198, 18 + a % 2, b, c).into(), HOST_V4.into())
     } else {
         let low = u16::from_be_bytes([b, c]);
         (IpAddr::from([0x2001, 0xdb8, 0xbad, 0, 0, 0, a.into(), low]), HOST_V6.into())
@@ -94,7 +94,7 @@ impl Raw {
             let descriptor = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
             assert!(index > 0 && descriptor >= 0, "a packet socket on {device}");
             let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_family = libc::AF_PACKET.try_into().unwrap();
             address.sll_ifindex = index.cast_signed();
             Self { socket: std::os::fd::OwnedFd::from_raw_fd(descriptor), address }
         }
@@ -111,7 +111,7 @@ impl Raw {
                 frame.len(),
                 0,
                 (&raw const self.address).cast(),
-                size_of::<libc::sockaddr_ll>() as u32,
+                u32::try_from(size_of::<libc::sockaddr_ll>()).unwrap(),
             );
         }
     }
