@@ -135,7 +135,7 @@ fn the_only_backend_dials_the_host_and_gets_itself() {
     assert_served(backend.namespace(), Some(backend.name()), &addresses());
 }
 
-/// Case 66, 67 and 73: past the firewall, both ways, for all of them.
+/// Cases 66, 67 and 73: past the firewall, both ways, for all of them.
 #[test]
 fn containers_are_served_where_the_firewall_forwards_nothing_and_it_sees_no_packet() {
     for options in [&[][..], &["--forward", "neigh"]] {

@@ -3,6 +3,7 @@
 mod allow;
 mod choice;
 mod churn;
+mod collector;
 mod flood;
 mod flows;
 mod forwarding;
@@ -13,6 +14,7 @@ mod local_hooks;
 mod matrix;
 mod timeouts;
 mod transfer;
+mod xdp;
 
 use samport_tests::{Lab, require_root};
 
