@@ -78,7 +78,7 @@ fn everybody_is_served_with_the_firewall_on_the_bridges() {
     assert_all_served(Lab::builder(), &[], |lab| firewall_on_bridges(lab, "1"));
 }
 
-/// Case 71 and 73, without Docker.
+/// Cases 71 and 73, without Docker.
 #[test]
 fn everybody_is_served_with_docker_like_rules_off_the_bridges() {
     assert_all_served(Lab::builder(), &[], |lab| {
@@ -87,7 +87,7 @@ fn everybody_is_served_with_docker_like_rules_off_the_bridges() {
     });
 }
 
-/// Case 71 and 73, without Docker, as Docker leaves a host.
+/// Cases 71 and 73, without Docker, as Docker leaves a host.
 #[test]
 fn everybody_is_served_with_docker_like_rules_on_the_bridges() {
     assert_all_served(Lab::builder(), &[], |lab| {
