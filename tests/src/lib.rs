@@ -11,6 +11,7 @@ pub mod datagrams;
 pub mod docker;
 pub mod load;
 pub mod packet;
+pub mod podman;
 pub mod served;
 pub mod socket;
 pub mod traces;
