@@ -11,6 +11,7 @@ mod health;
 mod labels;
 mod life;
 mod networks;
+mod overlay;
 mod podman;
 mod published;
 mod scale;
