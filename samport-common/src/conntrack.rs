@@ -310,9 +310,9 @@ mod tests {
     const FIN: Flags = Flags(Flags::FIN | Flags::ACK);
     const RST: Flags = Flags(Flags::RST);
 
-    fn known(state: State, idle_ticks: u32, backend_serves: bool) -> Option<Known> {
+    fn known(state: State, idle_ticks: u32, backend_serves: bool) -> Known {
         let timeout = Timeouts::new(&Seconds::DEFAULT).of(state);
-        Some(Known { state, over: state.is_over(idle_ticks, timeout), backend_serves })
+        Known { state, over: state.is_over(idle_ticks, timeout), backend_serves }
     }
 
     fn run(steps: &[(Flags, Sender)]) -> State {
@@ -332,11 +332,14 @@ mod tests {
         }
     }
 
+    /// Case 28: RST shortens an entry's life; a spurious one mid-stream does not end the connection.
     #[test]
     fn a_spurious_reset_does_not_end_a_connection_that_goes_on() {
         assert_eq!(step(State::Established, RST, Sender::Client), State::Reset);
+        let timeouts = Timeouts::new(&Seconds::DEFAULT);
+        assert!(timeouts.of(State::Reset) < timeouts.of(State::Established));
         assert_eq!(
-            decide(known(State::Reset, 0, true), Protocol::Tcp, ACK),
+            decide(Some(known(State::Reset, 0, true)), Protocol::Tcp, ACK),
             Decision::Stay(State::Established)
         );
     }
@@ -355,10 +358,10 @@ mod tests {
     fn a_syn_again_stays_until_the_connection_is_over() {
         for state in State::ALL {
             let over = matches!(state, State::Closed | State::Finished | State::Reset);
-            let decision = decide(known(state, 0, true), Protocol::Tcp, SYN);
+            let decision = decide(Some(known(state, 0, true)), Protocol::Tcp, SYN);
             assert_eq!(decision == Decision::Choose, over, "{state:?}: {decision:?}");
             assert_eq!(
-                decide(known(state, 100_000, true), Protocol::Tcp, SYN),
+                decide(Some(known(state, 100_000, true)), Protocol::Tcp, SYN),
                 Decision::Choose,
                 "{state:?}"
             );
@@ -368,8 +371,8 @@ mod tests {
     #[test]
     fn a_flow_without_its_backend_starts_anew_or_is_refused() {
         for state in State::ALL {
-            assert_eq!(decide(known(state, 0, false), Protocol::Tcp, SYN), Decision::Choose);
-            let refused = decide(known(state, 0, false), Protocol::Tcp, ACK);
+            assert_eq!(decide(Some(known(state, 0, false)), Protocol::Tcp, SYN), Decision::Choose);
+            let refused = decide(Some(known(state, 0, false)), Protocol::Tcp, ACK);
             assert!(matches!(refused, Decision::Refuse(_)), "{state:?}: {refused:?}");
         }
     }
@@ -404,9 +407,9 @@ mod tests {
         let decide = |known| decide(known, Protocol::Udp, Flags(0));
         assert_eq!(decide(None), Decision::Choose);
         for state in [State::Unanswered, State::Answered] {
-            assert_eq!(decide(known(state, 0, true)), Decision::Stay(state));
-            assert_eq!(decide(known(state, 100_000, true)), Decision::Choose);
-            assert_eq!(decide(known(state, 0, false)), Decision::Choose);
+            assert_eq!(decide(Some(known(state, 0, true))), Decision::Stay(state));
+            assert_eq!(decide(Some(known(state, 100_000, true))), Decision::Choose);
+            assert_eq!(decide(Some(known(state, 0, false))), Decision::Choose);
             for bits in 0..=u8::MAX {
                 assert_eq!(step(state, Flags(bits), Sender::Client), state);
                 assert_eq!(step(state, Flags(bits), Sender::Backend), State::Answered);

@@ -205,12 +205,19 @@ pub struct Lanes {
     pub taken: Taken,
 }
 
+/// Numbers of lanes are below this.
+const LANES: u8 = 4;
+/// A number for no lane.
+const NO_LANE: usize = 0x200;
+/// Added to the number of a lane that holds an entry that is over.
+const HOLDS_OLD: usize = 0x100;
+
 /// Up to four backend ids, 16 bits each. An array would be walked through pointers that the verifier
 /// does not like.
 #[derive(Clone, Copy)]
 pub struct Taken(u64);
 
-const _: () = assert!(MAX_BACKENDS <= 1 << 16 && Lane::ALL.len() <= 4);
+const _: () = assert!(MAX_BACKENDS <= 1 << 16 && Lane::ALL.len() == LANES as usize);
 
 impl Taken {
     /// Adds a backend.
@@ -242,11 +249,9 @@ pub fn look_thoroughly<P: Tables>(
     let mut lanes = Lanes { own: None, own_in_flood: false, free: None, taken: Taken(0) };
     // A number, so that the verifier can be made to forget it, instead of walking what follows once
     // for each lane.
-    const NO_LANE: usize = 0x200;
-    const HOLDS_OLD: usize = 0x100;
     let mut free = NO_LANE;
     let mut key = FlowKey::new(client, service, Lane::FIRST);
-    for number in 0..Lane::ALL.len() as u8 {
+    for number in 0..LANES {
         let lane = Lane::from_number(number);
         key.set(service, lane);
         let entry = find::<P>(&key);
@@ -268,7 +273,8 @@ pub fn look_thoroughly<P: Tables>(
     let free = maps::forget(free);
     if free < NO_LANE {
         let how = if free & HOLDS_OLD == 0 { Insert::New } else { Insert::Replace };
-        lanes.free = Some((Lane::from_number(free as u8), how));
+        let [number, ..] = free.to_le_bytes();
+        lanes.free = Some((Lane::from_number(number), how));
     }
     key.set(service, Lane::FIRST);
     if lanes.own.is_none()

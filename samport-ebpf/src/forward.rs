@@ -93,7 +93,7 @@ fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::A
             CHOSEN | if flooded { FLOODED } else { 0 } | (word.backend() & !(CHOSEN | FLOODED))
         }
         Err(Trouble::Verdict(verdict)) => verdict as u32,
-        Err(Trouble::Crowded) => u32::MAX & !(CHOSEN | FLOODED),
+        Err(Trouble::Crowded) => !(CHOSEN | FLOODED),
     }
 }
 

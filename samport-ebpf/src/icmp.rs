@@ -55,13 +55,13 @@ fn own_flow<P: Tables>(
         return Err(Verdict::IcmpOther);
     }
     let service = find_service::<P>(error, seat == Seat::Interface);
-    if service < 0 {
+    let Ok(service) = u16::try_from(service) else {
         return Err(Verdict::IcmpOther);
-    }
+    };
     if seat != Seat::Container && !skb.is_for_host() {
         return Err(Verdict::OtherHost);
     }
-    Entry::new(find_own_flow::<P>(error, service as u16)).ok_or(Verdict::IcmpOther)
+    Entry::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)
 }
 
 /// The number of the service at the source of the quoted packet, or -1.

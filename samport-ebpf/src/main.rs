@@ -81,6 +81,7 @@ impl Outcome {
 
     /// What [`Self::to_bits`] was given.
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     fn from_bits(bits: u64) -> Self {
         Self {
             verdict: Verdict::from_number((bits >> 32) as u32).unwrap_or(Verdict::RewriteFailed),
@@ -118,6 +119,7 @@ impl Done {
 
     /// What [`Self::to_bits`] was given.
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     fn from_bits(bits: u64) -> Self {
         if bits & Self::GO_ON == 0 {
             Self::Outcome(Outcome::from_bits(bits))

@@ -164,8 +164,9 @@ impl Insert {
 
 /// The key of a whole client address: the service's 16 bits, and all of the address's.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "an address has 16 bytes at most")]
 fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
-    let bits = 16 + 8 * size_of::<A>() as u32;
+    let bits = const { (16 + 8 * size_of::<A>()) as u32 };
     Key::new(bits, AllowedKey { service: service.to_be_bytes(), addr })
 }
 

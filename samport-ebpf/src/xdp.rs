@@ -30,6 +30,7 @@ pub struct Xdp {
 
 /// What the kernel is told about a packet. What is passed on is counted where it goes.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "aya makes a usize of the kernel's u32")]
 pub fn run(ctx: XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
     // Unset for the moment in which the program is attached already.
