@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::layout::{Backend, Life};
+use crate::layout::{Backend, Life, Via};
 
 /// Connected sockets whose dialled address is remembered, until they are closed.
 pub const MAX_LOCAL_PEERS: u32 = 65_536;
@@ -112,12 +112,13 @@ pub fn is_link_local(wide: &[u8; 16]) -> bool {
     a == 0xfe && b & 0xc0 == 0x80
 }
 
-/// Whether a backend may get a new socket of this machine. (All that serve: those the machine cannot
-/// reach by itself would be told apart here.)
+/// Whether a backend may get a new socket of this machine: if it serves, and is no macvlan child, which
+/// this machine cannot reach by itself.
 #[must_use]
 #[inline(always)]
 pub const fn takes(backend: &Backend) -> bool {
     matches!(Life::from_byte(backend.life), Life::Serving)
+        && !matches!(Via::from_byte(backend.via), Via::Child)
 }
 
 /// Whether a backend is still the one that was chosen.
@@ -181,12 +182,14 @@ mod tests {
             life: life as u8,
             via: 0,
             shared: 0,
-            pad: 0,
+            takes_frames: 0,
         };
         let chosen = Chosen { backend: 1, generation: 7 };
         assert!(keeps(&backend(Life::Serving, 7), &chosen));
         assert!(!keeps(&backend(Life::Serving, 8), &chosen));
         assert!(!keeps(&backend(Life::Down, 7), &chosen));
         assert!(!takes(&backend(Life::Unset, 7)));
+        let child = Backend { via: Via::Child as u8, ..backend(Life::Serving, 7) };
+        assert!(!takes(&child), "this machine cannot reach its macvlan children");
     }
 }

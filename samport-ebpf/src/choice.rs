@@ -6,7 +6,7 @@ use samport_common::conntrack::State;
 use samport_common::flow::{
     ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId,
 };
-use samport_common::layout::{Backend, Life, Service};
+use samport_common::layout::{Backend, Life, Service, Via};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
@@ -47,7 +47,7 @@ impl From<Verdict> for Trouble {
 #[inline(always)]
 pub fn draw(opening: &Opening<'_>) -> Result<FlowWord, Trouble> {
     let (id, backend) = cast(opening.service)?;
-    if backend.shared != 0 || !matches!(Life::from_byte(backend.life), Life::Serving) {
+    if backend.shared != 0 || !may_get(backend, opening) {
         return Err(Trouble::Crowded);
     }
     Ok(FlowWord::new(id, backend.generation, State::first(opening.protocol)))
@@ -62,15 +62,22 @@ pub fn draw_thoroughly<P: Tables>(
     opening: &Opening<'_>,
 ) -> Result<FlowWord, Trouble> {
     let (id, backend) = cast(opening.service)?;
-    // Taken down since this table was written? The next table is on its way.
-    let serves = matches!(Life::from_byte(backend.life), Life::Serving);
-    if !serves
+    if !may_get(backend, opening)
         || lanes.taken.contains(id)
         || (backend.shared != 0 && is_claimed::<P>(client, opening, backend))
     {
         return Err(Trouble::Crowded);
     }
     Ok(FlowWord::new(id, backend.generation, State::first(opening.protocol)))
+}
+
+/// Whether a backend may get packets that come in here. One that was taken down since this table was
+/// written may not: the next table is on its way. A macvlan child is reached from its own interface only.
+#[inline(always)]
+fn may_get(backend: &Backend, opening: &Opening<'_>) -> bool {
+    matches!(Life::from_byte(backend.life), Life::Serving)
+        && (!matches!(Via::from_byte(backend.via), Via::Child)
+            || backend.ifindex == opening.way.ifindex())
 }
 
 /// One throw of the die: a slot of the service's table, and the backend it names.

@@ -13,9 +13,9 @@ use crate::choice;
 use crate::maps::{self, Tables};
 use crate::sockaddr::{Closed, Hook, SockAddr};
 
-/// Draws until a backend serves. One that does not is in a table for a moment only, while that is
-/// being replaced.
-const DRAWS: u32 = 4;
+/// Draws until a backend serves that this machine can reach. One that does not serve is in a table for a
+/// moment only, while that is being replaced; macvlan children stay in it.
+const DRAWS: u32 = 16;
 
 /// Which system call is on its way.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -18,6 +18,7 @@ mod privileges;
 pub mod probe;
 pub mod reconcile;
 pub mod routes;
+pub mod site;
 pub mod sockets;
 pub mod table;
 pub mod wire_forms;

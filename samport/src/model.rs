@@ -26,7 +26,7 @@ pub struct Candidate {
     /// Who may use what it serves, if it has a say in that itself.
     pub allow: Networks,
     /// How its packets reach it, where the provider knows better than the routing table.
-    pub place: Option<Place>,
+    pub place: Option<Site>,
     /// When it was started, if that was just now: for the line that says how long it took.
     pub started: Option<SystemTime>,
 }
@@ -43,6 +43,22 @@ pub enum Condition {
     Starting,
     /// Gets no new flows, keeps the ones it has: stopping, paused or unhealthy.
     Draining,
+}
+
+/// How a backend is connected to this machine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Site {
+    /// By a veth.
+    Veth(Place),
+    /// By a macvlan child of an interface: that is the place's.
+    Macvlan(Place),
+    /// By an ipvlan child of an interface.
+    Ipvlan,
+    /// It is in this machine's own network namespace, with all its addresses; its candidates have
+    /// none until [`crate::site::settle`] gives them one.
+    Host,
+    /// To another network namespace than ours.
+    Elsewhere,
 }
 
 /// Where a backend's packets go in and come out: the host's end of its veth.

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::model::{Candidate, Place};
+use crate::model::{Candidate, Site};
 
 /// Between two attempts: at first nothing a person would notice, then nothing a server would.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -19,7 +19,7 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is probed: a container that is started again under the same name and address is another.
-pub type Target = (String, SocketAddr, Option<Place>);
+pub type Target = (String, SocketAddr, Option<Site>);
 
 /// The target of a candidate.
 #[must_use]

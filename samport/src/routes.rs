@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::model::Candidate;
+use crate::model::{Candidate, Site};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::Route;
 use crate::probe::{Target, target};
@@ -63,12 +63,15 @@ async fn find(
     devices: &Devices,
 ) -> Result<Route> {
     let addr = candidate.endpoint.ip();
-    if forward == Forward::Stack {
-        return Ok(Route::Stack);
-    }
-    let place = candidate
-        .place
-        .filter(|place| devices.get(&place.ifindex).is_some_and(|device| device.is_veth));
+    let is_veth = |ifindex| devices.get(&ifindex).is_some_and(|device| device.is_veth);
+    let place = match candidate.place {
+        // There is but one way to these.
+        Some(Site::Host) => return Ok(Route::Stack),
+        Some(Site::Macvlan(place)) => return Ok(Route::Child(place)),
+        _ if forward == Forward::Stack => return Ok(Route::Stack),
+        Some(Site::Veth(place)) if is_veth(place.ifindex) => Some(place),
+        _ => None,
+    };
     if let (Some(place), Forward::Auto | Forward::Peer) = (place, forward) {
         return Ok(Route::Peer(place));
     }
@@ -97,7 +100,7 @@ async fn find(
 /// Whether the devices a route needs still exist.
 fn is_there(route: Route, devices: &Devices) -> bool {
     match route {
-        Route::Peer(place) => devices.contains_key(&place.ifindex),
+        Route::Peer(place) | Route::Child(place) => devices.contains_key(&place.ifindex),
         Route::Neighbour { ifindex, answers_on } => {
             devices.contains_key(&ifindex) && devices.contains_key(&answers_on)
         }

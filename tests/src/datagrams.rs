@@ -14,6 +14,9 @@ use crate::PATIENCE;
 /// How often the server looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(50);
 
+/// The question that is answered with the client's address besides.
+const WHO_AND_WHOM: &[u8] = b"who and whom?";
+
 /// A running server; it ends when dropped.
 #[derive(Debug)]
 pub struct Echo {
@@ -26,13 +29,20 @@ impl Echo {
     /// and answers with its name.
     pub fn bind(name: &str, port: u16) -> io::Result<Self> {
         let name = name.to_owned();
-        Self::start(listen(port)?, move |_| Some(name.as_bytes().to_vec()))
+        Self::start(listen(port)?, move |question, client| {
+            let seen = SocketAddr::new(client.ip().to_canonical(), client.port());
+            let answer = match question {
+                WHO_AND_WHOM => format!("{name} {seen}"),
+                _ => name.clone(),
+            };
+            Some(answer.into_bytes())
+        })
     }
 
     /// Sends every datagram back with its name at the beginning: see [`mirrored`].
     pub fn mirror(name: &str, port: u16) -> io::Result<Self> {
         let name = name.to_owned();
-        Self::start(listen(port)?, move |datagram| Some(mirrored(&name, datagram)))
+        Self::start(listen(port)?, move |datagram, _| Some(mirrored(&name, datagram)))
     }
 
     /// The same in segments of this length, many of which the kernel hands over and takes at once.
@@ -40,13 +50,13 @@ impl Echo {
         let (name, socket) = (name.to_owned(), listen(port)?);
         set_udp_option(&socket, libc::UDP_SEGMENT, length)?;
         set_udp_option(&socket, libc::UDP_GRO, 1)?;
-        Self::start(socket, move |datagrams| Some(mirrored(&name, datagrams)))
+        Self::start(socket, move |datagrams, _| Some(mirrored(&name, datagrams)))
     }
 
     /// Receives and says nothing, but sends the name of the receiver for each datagram.
     pub fn silent(name: &str, port: u16, heard: Sender<(String, Vec<u8>)>) -> io::Result<Self> {
         let name = name.to_owned();
-        Self::start(listen(port)?, move |datagram| {
+        Self::start(listen(port)?, move |datagram, _| {
             // A test that has ended listens no more.
             let _ = heard.send((name.clone(), datagram.to_vec()));
             None
@@ -55,7 +65,7 @@ impl Echo {
 
     fn start(
         socket: UdpSocket,
-        answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static,
+        answer: impl Fn(&[u8], SocketAddr) -> Option<Vec<u8>> + Send + 'static,
     ) -> io::Result<Self> {
         socket.set_read_timeout(Some(TICK))?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -64,7 +74,7 @@ impl Echo {
             let mut buffer = vec![0; 65_536];
             while !stopped.load(SeqCst) {
                 if let Ok((length, client)) = socket.recv_from(&mut buffer)
-                    && let Some(answer) = answer(&buffer[..length])
+                    && let Some(answer) = answer(&buffer[..length], client)
                 {
                     // A client that is gone asks no more.
                     let _ = socket.send_to(&answer, client);
@@ -130,6 +140,20 @@ pub fn client(to: SocketAddr) -> io::Result<UdpSocket> {
 pub fn ask_to(socket: &UdpSocket, to: SocketAddr) -> io::Result<(String, SocketAddr)> {
     socket.send_to(b"who?", to)?;
     answer(socket)
+}
+
+/// Asks once on a socket of its own: who answers by his name, the client as he saw it, and as it sees
+/// itself. The answer must come from the address that was asked.
+pub fn ask_whom(to: SocketAddr) -> io::Result<(String, [SocketAddr; 2])> {
+    let socket = client(to)?;
+    // The kernel takes answers only from there.
+    socket.connect(to)?;
+    socket.send(WHO_AND_WHOM)?;
+    let strange = |said: &str| io::Error::new(ErrorKind::InvalidData, said.to_owned());
+    let (said, _) = answer(&socket)?;
+    let (name, seen) = said.split_once(' ').ok_or_else(|| strange(&said))?;
+    let seen = seen.parse().map_err(|_| strange(&said))?;
+    Ok((name.to_owned(), [seen, socket.local_addr()?]))
 }
 
 /// The same on a connected socket.

@@ -142,6 +142,8 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
     let source = health_source(view, &labels, policy.health)?;
     let ports = ports(view, &mut labels, &policy.ports)?;
     let network = network(view, &labels, &policy.filters)?;
+    let ports =
+        if is_on_host(view) { without_clashes(view, ports, &mut labels, policy)? } else { ports };
     let candidate = |listen: Listen, endpoint| Candidate {
         id: view.id.clone(),
         name: view.name.clone(),
@@ -252,6 +254,39 @@ fn target(view: &ContainerView, labels: &Labels, flag: PortSpec, own: Option<u16
     flag.target.or(labels.target).or(own).or(exposed).unwrap_or(flag.listen.port)
 }
 
+/// Whether it has no network of its own but the machine's.
+fn is_on_host(view: &ContainerView) -> bool {
+    view.network_mode == "host"
+}
+
+/// On the host's network a container cannot listen on a port that samport serves: what is sent to it
+/// there would come back to samport.
+fn without_clashes(
+    view: &ContainerView,
+    ports: Vec<(Listen, u16)>,
+    labels: &mut Labels,
+    policy: &Policy,
+) -> Result<Vec<(Listen, u16)>, Rejection> {
+    let served: BTreeSet<Listen> = policy.ports.iter().map(|spec| spec.listen).collect();
+    let (clashing, free): (Vec<_>, Vec<_>) = ports.iter().copied().partition(|(listen, target)| {
+        let at = Listen { port: *target, ..*listen };
+        served.contains(&at) || ports.iter().any(|(other, _)| *other == at)
+    });
+    let why = clashing.first().map(|(listen, target)| {
+        format!(
+            "it was started with --network host, where port {target} is for samport to serve; let it \
+             listen on another port and say -p {}:PORT or label it samport.target=PORT",
+            listen.port
+        )
+    });
+    match why {
+        Some(why) if free.is_empty() => return Err(Rejection::new(view, why)),
+        Some(why) => labels.warnings.push(why),
+        None => {}
+    }
+    Ok(free)
+}
+
 /// The one network its packets take.
 fn network(
     view: &ContainerView,
@@ -259,6 +294,11 @@ fn network(
     filters: &Filters,
 ) -> Result<Attachment, Rejection> {
     own_network(view)?;
+    if is_on_host(view) {
+        // Which of the host's addresses is not the container's to say.
+        let (ipv4, ipv6) = (Some(Ipv4Addr::UNSPECIFIED), Some(Ipv6Addr::UNSPECIFIED));
+        return Ok(Attachment { ipv4, ipv6, mac: None });
+    }
     let names = || view.networks.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let (name, network) = if let Some(name) = &labels.network {
         view.networks.get_key_value(name).ok_or_else(|| {
@@ -302,11 +342,7 @@ fn own_network(view: &ContainerView) -> Result<(), Rejection> {
             view,
             "it was started with --network none; start it in a network that reaches the host",
         )),
-        "host" => Err(Rejection::new(
-            view,
-            "it was started with --network host, which is not yet supported by this version; start it \
-             in a bridge network",
-        )),
+        "host" => Ok(()),
         mode if mode.starts_with("container:") => Err(Rejection::new(
             view,
             format!(

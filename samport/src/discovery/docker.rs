@@ -24,10 +24,10 @@ use super::endpoint::{Endpoint, Unreachable, words};
 use super::events;
 use super::filter::Filters;
 use super::inspect;
-use super::locate;
+use super::locate::{self, Located};
 use super::published;
 use super::world::{Answer, Outcome, Task, World};
-use crate::model::{Place, Snapshot};
+use crate::model::Snapshot;
 use crate::ports::PortSpec;
 
 /// Longest wait for the answers that open a session.
@@ -288,8 +288,8 @@ impl Inspector {
         match self.client.inspect_container(id, None::<InspectContainerOptions>).await {
             Ok(answer) => {
                 let view = inspect::view(answer);
-                let place = self.place(&view).await;
-                Outcome::Found(Box::new(view), place)
+                let located = self.locate(&view).await.unwrap_or_default();
+                Outcome::Found(Box::new(view), located)
             }
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Outcome::Gone,
             Err(error) => Outcome::Failed(words(&error)),
@@ -297,12 +297,12 @@ impl Inspector {
     }
 
     /// Another machine's process ids mean nothing here; and who is not served needs no place.
-    async fn place(&self, view: &ContainerView) -> Option<Place> {
+    async fn locate(&self, view: &ContainerView) -> Option<Located> {
         let pid = view.pid.filter(|_| self.is_local)?;
         let offer = offer(view, &self.policy).ok()?;
         if offer.candidates.is_empty() {
             return None;
         }
-        locate::place(pid, offer.network).await
+        Some(locate::find(pid, offer.network).await)
     }
 }

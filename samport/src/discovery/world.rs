@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use super::container::{ContainerView, Policy, offer};
 use super::events::{Event, Notice, signal};
-use crate::model::{Candidate, Place, Snapshot};
+use super::locate::Located;
+use crate::model::{Candidate, Snapshot};
 
 /// How often a container without an address is asked again, at 10 ms, 20 ms, …: 630 ms in all.
 const ADDRESS_TRIES: u32 = 6;
@@ -43,7 +44,7 @@ pub(super) struct Answer {
 /// The engine's answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Outcome {
-    Found(Box<ContainerView>, Option<Place>),
+    Found(Box<ContainerView>, Located),
     /// There is no such container.
     Gone,
     /// No answer that could be used; why, in words.
@@ -57,7 +58,7 @@ struct Container {
     /// Whether any question has been answered, well or not.
     answered: bool,
     view: Option<ContainerView>,
-    place: Option<Place>,
+    located: Located,
     started: Option<SystemTime>,
     /// Number of the stop signal that it is draining for.
     stopping: Option<u64>,
@@ -134,8 +135,8 @@ impl World {
         }
         container.answered = true;
         match outcome {
-            Outcome::Found(view, place) if view.running => {
-                container.learn(*view, place);
+            Outcome::Found(view, located) if view.running => {
+                container.learn(*view, located);
                 self.judge(question)
             }
             Outcome::Found(..) | Outcome::Gone => {
@@ -173,11 +174,10 @@ impl World {
             else {
                 continue;
             };
-            let (place, started) = (container.place, container.started);
-            candidates.extend(offer.candidates.into_iter().map(|c| Candidate {
-                place,
-                started,
-                ..c
+            let (located, started) = (container.located, container.started);
+            candidates.extend(offer.candidates.into_iter().filter_map(|c| {
+                let endpoint = located.endpoint(c.endpoint)?;
+                Some(Candidate { endpoint, place: located.site, started, ..c })
             }));
         }
         super::sort(&mut candidates);
@@ -242,7 +242,7 @@ impl Container {
         offer(view, policy).is_ok_and(|offer| view.networks.get(network) == Some(&offer.network))
     }
 
-    fn learn(&mut self, mut view: ContainerView, place: Option<Place>) {
+    fn learn(&mut self, mut view: ContainerView, located: Located) {
         let known = self.view.as_ref();
         if known.is_some_and(|known| known.started_at != view.started_at) {
             // It was started again while nobody told us.
@@ -254,7 +254,7 @@ impl Container {
         }
         view.stopping = self.stopping.is_some();
         self.view = Some(view);
-        self.place = place;
+        self.located = located;
     }
 }
 

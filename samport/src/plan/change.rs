@@ -27,6 +27,8 @@ pub enum Route {
     },
     /// Through the host's stack.
     Stack,
+    /// To a macvlan child of an interface clients come in by: the place's.
+    Child(Place),
 }
 
 impl Route {
@@ -36,7 +38,7 @@ impl Route {
         match self {
             Self::Peer(place) => Some(place.ifindex),
             Self::Neighbour { answers_on, .. } => Some(answers_on),
-            Self::Stack => None,
+            Self::Stack | Self::Child(_) => None,
         }
     }
 
@@ -47,6 +49,7 @@ impl Route {
             Self::Peer(_) => "peer",
             Self::Neighbour { .. } => "neigh",
             Self::Stack => "stack",
+            Self::Child(_) => "macvlan",
         }
     }
 }

@@ -217,6 +217,9 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
                 let role = if answers_on == ifindex { Role::Device } else { Role::Reverse };
                 wanted.insert((role, answers_on));
             }
+            Route::Child(place) => {
+                wanted.insert((Role::Egress, place.ifindex));
+            }
             Route::Stack => {
                 // Wherever a client may be: its replies pass there last.
                 let clients = desired.interfaces.union(&desired.bridges);

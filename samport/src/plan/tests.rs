@@ -404,3 +404,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_macvlan_child_is_answered_for_at_its_parent_alone() {
+    let route = Route::Child(Place { ifindex: 2, mac: [1; 6] });
+    let mut desired = wish(&[(BackendKey { route, ..key(1, 80) }, active(1))]);
+    desired.interfaces = [2, 3].into();
+    desired.bridges = [5].into();
+    let replies = attachments(&desired).into_iter().filter(|(role, _)| !role.is_entrance());
+    assert_eq!(replies.collect::<Vec<_>>(), [(Role::Egress, 2)]);
+}

@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -15,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use samport::lab::{Lab, Watched, output_of};
 use tempfile::TempDir;
 
@@ -137,6 +139,12 @@ impl Dockerd {
         SocketAddr::new(address.unwrap_or_else(|e| panic!("address of {container}: {e}")), port)
     }
 
+    /// Does something in the network namespace of a running container.
+    pub fn inside<T: Send>(&self, container: &str, work: impl FnOnce() -> T + Send) -> T {
+        let pid = self.cli(&["inspect", "-f", "{{.State.Pid}}", container]);
+        in_network_of(&pid, work)
+    }
+
     /// Kills the daemon; with `live_restore` its containers go on.
     pub fn kill9_daemon(&mut self) {
         self.process.kill9().unwrap_or_else(|e| panic!("{e:#}"));
@@ -216,6 +224,20 @@ fn launch(lab: &Lab, folder: &Path, cgroup: &str, options: &Options) -> Watched 
         command.arg("--live-restore");
     }
     Watched::spawn(command, None).unwrap_or_else(|e| panic!("{e:#}"))
+}
+
+/// Does something in the network namespace of a process.
+pub fn in_network_of<T: Send>(pid: &str, work: impl FnOnce() -> T + Send) -> T {
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = fs::File::open(&path).unwrap_or_else(|e| panic!("open {path}: {e}"));
+    let task = || {
+        // A thread's namespace is its own, and it ends with the thread.
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .unwrap_or_else(|e| panic!("enter {path}: {e}"));
+        work()
+    };
+    let done = thread::scope(|scope| scope.spawn(task).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn ping(socket: &Path) -> Result<()> {

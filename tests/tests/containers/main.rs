@@ -3,7 +3,9 @@
 //! Nothing here is measured but what samport itself says of a container's start; whatever is waited
 //! for has 20 seconds.
 
+mod clients;
 mod dockerd;
+mod drivers;
 mod filters;
 mod health;
 mod labels;

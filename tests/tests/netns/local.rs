@@ -104,7 +104,7 @@ fn a_connection_from_the_host_carries_what_is_sent() {
     }
 }
 
-/// Case 65, 68: datagrams too, and who sends the answer is who was asked.
+/// Cases 65 and 68: datagrams too, and who sends the answer is who was asked.
 #[test]
 fn datagrams_from_the_host_to_every_address_of_its_own_reach_the_backends() {
     let local = Local::start(2, &[]);
@@ -358,6 +358,21 @@ fn without_a_backend_the_host_is_refused_at_once() {
     }
     let status = Status::all_in(lab.host()).remove(0);
     assert_eq!(status.verdict("local-no-backend"), 8);
+}
+
+#[test]
+fn a_server_that_was_on_localhost_before_stays_there() {
+    let lab = lab(1);
+    let own = lab.host().run(|| TcpListener::bind(LOCALHOST)).unwrap();
+    let served = Served::start(lab, &[]);
+    let host = served.lab.host();
+    host.run(|| {
+        let client = TcpStream::connect(LOCALHOST).unwrap();
+        let (_, who) = own.accept().unwrap();
+        assert_eq!(who, client.local_addr().unwrap());
+    });
+    assert_eq!(host.run(|| get(LOCALHOST_V6, "/")).unwrap().backend, "web-1");
+    assert_eq!(host.run(|| get(served.lab.front(LISTEN), "/")).unwrap().backend, "web-1");
 }
 
 /// samport asks the backends themselves whether they answer, and takes no part of their load.

@@ -2,15 +2,19 @@
 
 mod choice;
 mod churn;
+mod collector;
 mod datagrams;
+mod flood;
 mod flows;
 mod forwarding;
 mod front;
 mod identity;
+mod inside;
 mod local;
 mod local_hooks;
 mod paths;
 mod transfer;
+mod xdp;
 
 use samport_tests::{Lab, require_root};
 

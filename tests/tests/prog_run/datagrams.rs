@@ -66,7 +66,7 @@ impl Bench {
     }
 }
 
-/// Case 12 and 13, for UDP: addresses, ports, MAC and checksum exact; odd and empty payloads too.
+/// Cases 12 and 13, for UDP: addresses, ports, MAC and checksum exact; odd and empty payloads too.
 #[test]
 fn a_datagram_is_rewritten_exactly() {
     let mut bench = Bench::with_datagrams();

@@ -207,7 +207,7 @@ fn what_cannot_be_served_is_said_with_a_way_out() {
             "true",
             |v| v.network_mode = "host".into(),
             false,
-            &["not yet supported by this version", "bridge"],
+            &["--network host", "port 80 is for samport", "samport.target=PORT"],
         ),
         (
             "samport.enable",
@@ -236,9 +236,23 @@ fn what_cannot_be_served_is_said_with_a_way_out() {
         assert!(text.starts_with("container \"web-1\" is not served: "), "{text}");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
-    for name in ["none", "host"] {
-        assert!(run(&web(&[], |view| mode(view, name)), &["80"], &["name=*"]).is_err());
-    }
+    assert!(run(&web(&[], |view| mode(view, "none")), &["80"], &["name=*"]).is_err());
+}
+
+#[test]
+fn on_the_hosts_network_the_address_is_left_open() {
+    let view = web(&[("samport.port", "80:9090")], |view| {
+        view.network_mode = "host".into();
+        view.networks = [("host".to_owned(), Attachment::default())].into();
+    });
+    assert_eq!(served(&run(&view, &["80"], &[]).unwrap()), "80>0.0.0.0:9090 80>[::]:9090");
+    // Of two ports, one may be fit.
+    let offer = run(&view, &["80", "9090"], &["name=*"]);
+    assert!(offer.unwrap_err().to_string().contains("port 9090 is for samport"));
+    let view = web(&[("samport.ports", "80:9090,81")], |view| view.network_mode = "host".into());
+    let offer = run(&view, &[], &[]).unwrap();
+    assert_eq!(served(&offer), "80>0.0.0.0:9090 80>[::]:9090");
+    assert!(offer.warnings[0].contains("port 81 is for samport"), "{:?}", offer.warnings);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 use super::*;
 use crate::discovery::container::{Attachment, Health, HealthDefault};
-use crate::model::Condition;
+use crate::model::{Condition, Place, Site};
 
-const PLACE: Place = Place { ifindex: 7, mac: [2; 6] };
+const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6] });
 
 struct Scene(World);
 
@@ -35,7 +35,8 @@ impl Scene {
     }
 
     fn answer(&mut self, question: Question, view: ContainerView) -> Option<Task> {
-        let outcome = Outcome::Found(Box::new(view), Some(PLACE));
+        let located = Located { site: Some(SITE), instead: None };
+        let outcome = Outcome::Found(Box::new(view), located);
         self.0.answered(Answer { question, outcome })
     }
 
@@ -94,7 +95,7 @@ fn a_container_that_starts_knows_when_and_where() {
     scene.answer(asked, view("1"));
     let candidate = &scene.0.snapshot().candidates[0];
     assert_eq!(candidate.started, Some(SystemTime::UNIX_EPOCH));
-    assert_eq!(candidate.place, Some(PLACE));
+    assert_eq!(candidate.place, Some(SITE));
     assert_eq!(Scene::with(&["1"]).0.snapshot().candidates[0].started, None);
 }
 
