@@ -13,6 +13,8 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use samport::lab::Namespace;
 
 // Numbers of linux/bpf.h.
+const BPF_MAP_DELETE_ELEM: i64 = 3;
+const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_OBJ_GET: i64 = 7;
 const BPF_PROG_GET_FD_BY_ID: i64 = 13;
@@ -118,6 +120,32 @@ pub fn id_of_pin(path: &Path) -> io::Result<u32> {
     let object = open(BPF_OBJ_GET, &mut attr)?;
     // The kinds' structures all have the id in the second place.
     Ok(word(&info_of(&object, &mut [])?, 4))
+}
+
+/// Deletes everything in the hash map pinned at a path, whose keys have this length in bytes; how many
+/// entries there were.
+pub fn clear_map(path: &Path, key_len: usize) -> io::Result<usize> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &(path.as_ptr() as u64).to_ne_bytes());
+    let map = open(BPF_OBJ_GET, &mut attr)?;
+    let mut key = vec![0_u8; key_len];
+    let mut deleted = 0;
+    loop {
+        // Without a key to start from, the kernel gives the first one.
+        let mut attr: Attr = [0; 128];
+        put(&mut attr, 0, &map.as_raw_fd().cast_unsigned().to_ne_bytes());
+        put(&mut attr, 16, &(key.as_mut_ptr() as u64).to_ne_bytes());
+        match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(deleted),
+            next => next?,
+        };
+        let mut attr: Attr = [0; 128];
+        put(&mut attr, 0, &map.as_raw_fd().cast_unsigned().to_ne_bytes());
+        put(&mut attr, 8, &(key.as_mut_ptr() as u64).to_ne_bytes());
+        bpf(BPF_MAP_DELETE_ELEM, &mut attr)?;
+        deleted += 1;
+    }
 }
 
 /// Ids of the maps a program uses; none if it has just gone.

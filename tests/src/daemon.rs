@@ -66,11 +66,23 @@ impl Daemon {
         daemon
     }
 
+    /// The same with variables in its environment.
+    #[must_use]
+    pub fn start_with(namespace: &Namespace, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        let daemon = Self::launch_with(namespace, args, environment);
+        daemon.wait_for_line("ready: ", READY);
+        daemon
+    }
+
     /// Starts `samport run ARGS…` and waits for nothing.
     #[must_use]
     pub fn launch(namespace: &Namespace, args: &[&str]) -> Self {
+        Self::launch_with(namespace, args, &[])
+    }
+
+    fn launch_with(namespace: &Namespace, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = samport_command(namespace, &["run"]);
-        command.args(args);
+        command.args(args).envs(environment.iter().copied());
         let process = Watched::spawn(command, None).unwrap_or_else(|e| panic!("{e:#}"));
         Self { process, clean: samport_command(namespace, &["clean"]), killed: false }
     }

@@ -30,9 +30,8 @@ impl Echo {
     pub fn bind(name: &str, port: u16) -> io::Result<Self> {
         let name = name.to_owned();
         Self::start(listen(port)?, move |question, client| {
-            let seen = SocketAddr::new(client.ip().to_canonical(), client.port());
             let answer = match question {
-                WHO_AND_WHOM => format!("{name} {seen}"),
+                WHO_AND_WHOM => format!("{name} {client}"),
                 _ => name.clone(),
             };
             Some(answer.into_bytes())
@@ -74,7 +73,7 @@ impl Echo {
             let mut buffer = vec![0; 65_536];
             while !stopped.load(SeqCst) {
                 if let Ok((length, client)) = socket.recv_from(&mut buffer)
-                    && let Some(answer) = answer(&buffer[..length], client)
+                    && let Some(answer) = answer(&buffer[..length], canonical(client))
                 {
                     // A client that is gone asks no more.
                     let _ = socket.send_to(&answer, client);
@@ -114,6 +113,11 @@ fn set_option(socket: &UdpSocket, level: i32, option: i32, value: i32) -> io::Re
         libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), 4)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// IPv4 as such, not in the form a socket for IPv6 gives it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 impl Drop for Echo {

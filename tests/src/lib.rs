@@ -12,6 +12,7 @@ pub mod docker;
 pub mod frames;
 pub mod load;
 pub mod packet;
+pub mod podman;
 pub mod raw;
 pub mod served;
 pub mod socket;

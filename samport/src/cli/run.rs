@@ -17,7 +17,7 @@ use crate::dataplane::{self, Dataplane, Hook, XdpMode, clean};
 use crate::discovery::container::HealthDefault;
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
-use crate::discovery::{self, Provider, docker, file};
+use crate::discovery::{self, Engine, Provider, docker, file};
 use crate::exit::{Exit, coded};
 use crate::instance::{self, Instance};
 use crate::listening;
@@ -49,10 +49,12 @@ pub struct Args {
     /// A backend that is given here and needs no Docker; several may be given.
     #[arg(long, value_name = "IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
     backend: Vec<StaticBackend>,
-    /// Where backends come from [default: docker, or static with --backend, or file with --file].
-    #[arg(long, value_enum, env = "SAMPORT_PROVIDER")]
-    provider: Option<ProviderName>,
-    /// Docker's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts too.
+    /// Where backends come from [default: docker, or static with --backend, or file with --file]. Both
+    /// docker and podman may be given.
+    #[arg(long, value_enum, env = "SAMPORT_PROVIDER", value_delimiter = ',')]
+    provider: Vec<ProviderName>,
+    /// The engine's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts
+    /// too, and CONTAINER_HOST for Podman.
     #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
     endpoint: Option<String>,
     /// File of backends for --provider file; it is followed as it changes.
@@ -102,6 +104,7 @@ pub struct Args {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum ProviderName {
     Docker,
+    Podman,
     Static,
     File,
 }
@@ -138,7 +141,7 @@ enum XdpModeName {
 
 /// Runs until SIGINT, SIGTERM or SIGHUP.
 pub async fn run(args: Args, log: bool) -> Result<()> {
-    let provider = args.provider()?;
+    let providers = args.providers()?;
     args.check_ports()?;
     privileges::require()?;
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
@@ -150,7 +153,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
             tracing::info!("stopped before it was ready; nothing is left");
             return Ok(());
         }
-        started = start(&args, provider, log) => started?,
+        started = start(&args, providers, log) => started?,
     };
     reconciler.run(snapshots, network, stop).await;
     let verdicts = reconciler.finish(args.keep)?;
@@ -162,7 +165,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
 /// dropped half-way.
 async fn start(
     args: &Args,
-    provider: Provider,
+    providers: Vec<Provider>,
     log: bool,
 ) -> Result<(Reconciler, watch::Receiver<Snapshot>, watch::Receiver<u64>)> {
     let namespace = instance::network_namespace()?;
@@ -170,7 +173,7 @@ async fn start(
     instance::refuse_overlap(&args.iface, &ports, namespace)?;
 
     let (netlink, network) = Netlink::connect()?;
-    let snapshots = discovery::start(provider, args.port.clone()).await?;
+    let snapshots = discovery::start_all(providers, &args.port).await?;
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
     listening::refuse_taken(&ports)?;
@@ -204,13 +207,35 @@ async fn start(
 }
 
 impl Args {
-    /// Where backends come from, and whether the flags that go with it are there.
-    fn provider(&self) -> Result<Provider> {
-        let name = self.provider.unwrap_or(match (&self.backend[..], &self.file) {
-            ([_, ..], _) => ProviderName::Static,
-            ([], Some(_)) => ProviderName::File,
-            ([], None) => ProviderName::Docker,
-        });
+    /// Where backends come from: one provider, or several engines.
+    fn providers(&self) -> Result<Vec<Provider>> {
+        let names = match (&self.provider[..], &self.backend[..], &self.file) {
+            ([], [_, ..], _) => &[ProviderName::Static],
+            ([], [], Some(_)) => &[ProviderName::File],
+            ([], [], None) => &[ProviderName::Docker],
+            (given, ..) => given,
+        };
+        let usage = |message: &str| Err(coded(Exit::Usage, message));
+        if let [first, others @ ..] = names
+            && !others.is_empty()
+        {
+            if others.contains(first) || others.len() > 1 {
+                return usage("--provider is given twice with the same value");
+            }
+            if names.iter().any(|name| name.engine().is_none()) {
+                return usage("only --provider docker and --provider podman go together");
+            }
+            if self.endpoint.is_some() {
+                return usage(
+                    "--endpoint is of one engine; for two, say DOCKER_HOST and CONTAINER_HOST",
+                );
+            }
+        }
+        names.iter().map(|name| self.provider(*name)).collect()
+    }
+
+    /// One provider, and whether the flags that go with it are there.
+    fn provider(&self, name: ProviderName) -> Result<Provider> {
         let usage = |message: &str| Err(coded(Exit::Usage, message));
         if name != ProviderName::Static && !self.backend.is_empty() {
             return usage("--backend goes with --provider static only");
@@ -232,7 +257,8 @@ impl Args {
                 }
                 None => usage("--provider file needs --file PATH"),
             },
-            ProviderName::Docker => Ok(Provider::Docker(docker::Options {
+            ProviderName::Docker | ProviderName::Podman => Ok(Provider::Docker(docker::Options {
+                engine: name.engine().unwrap_or(Engine::Docker),
                 endpoint: self.endpoint.clone(),
                 filters: Filters::new(self.filter.clone()),
                 health: self.health.into(),
@@ -338,6 +364,17 @@ fn parse<T: std::str::FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, Str
 
 fn parse_network(text: &str) -> Result<IpNet, String> {
     allow::network(text).map_err(|error| error.to_string())
+}
+
+impl ProviderName {
+    /// The engine, if it is one.
+    const fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Docker => Some(Engine::Docker),
+            Self::Podman => Some(Engine::Podman),
+            Self::Static | Self::File => None,
+        }
+    }
 }
 
 impl From<Health> for HealthDefault {

@@ -191,9 +191,9 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
         .map_max_entries("FLOWS6", options.flows)
         .load(OBJECT)
         .exit(Exit::Kernel, "make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)")?;
-    for name in PROGRAMS {
-        let program = classifier(&mut ebpf, name)?;
-        program.load().map_err(explain).exit(Exit::Kernel, format!("load program {name}"))?;
+    // Before anything is attached; the others are rarely needed, and take the verifier a while.
+    for name in ["samport_forward", "samport_reverse"] {
+        classifier(&mut ebpf, name)?;
     }
     if let Some((name, _)) = ebpf.maps().find(|(name, _)| !is_listed(name)) {
         bail!("map {name} would not be pinned; it is missing in MAPS");
@@ -215,12 +215,17 @@ fn is_listed(map: &str) -> bool {
     MAPS.contains(&map) || map.starts_with('.')
 }
 
-/// A program by its name.
+/// A program by its name, loaded.
 pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    ebpf.program_mut(name)
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(name)
         .with_context(|| format!("the object has no program {name}"))?
         .try_into()
-        .with_context(|| format!("{name} is no classifier"))
+        .with_context(|| format!("{name} is no classifier"))?;
+    if program.fd().is_err() {
+        program.load().map_err(explain).exit(Exit::Kernel, format!("load program {name}"))?;
+    }
+    Ok(program)
 }
 
 /// The verifier's log is thousands of lines; its end says what is wrong.

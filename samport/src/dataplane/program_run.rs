@@ -88,6 +88,9 @@ impl Dataplane {
 
     /// How many instructions the verifier walked through to accept a program.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
+        if PROGRAMS.contains(&program) {
+            load::classifier(&mut self.ebpf, program)?;
+        }
         let found = self.ebpf.program_mut(program);
         let info = match found.with_context(|| format!("there is no program {program}"))? {
             Program::SchedClassifier(program) => program.info(),

@@ -143,7 +143,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
     let ports = ports(view, &mut labels, &policy.ports)?;
     let network = network(view, &labels, &policy.filters)?;
     let ports =
-        if is_on_host(view) { without_clashes(view, ports, &mut labels, policy)? } else { ports };
+        if is_on_host(view) { without_clashes(view, &ports, &mut labels, policy)? } else { ports };
     let candidate = |listen: Listen, endpoint| Candidate {
         id: view.id.clone(),
         name: view.name.clone(),
@@ -263,7 +263,7 @@ fn is_on_host(view: &ContainerView) -> bool {
 /// there would come back to samport.
 fn without_clashes(
     view: &ContainerView,
-    ports: Vec<(Listen, u16)>,
+    ports: &[(Listen, u16)],
     labels: &mut Labels,
     policy: &Policy,
 ) -> Result<Vec<(Listen, u16)>, Rejection> {

@@ -1,4 +1,5 @@
-//! `--provider docker`: follows the containers of an engine that speaks Docker's API.
+//! `--provider docker` and `--provider podman`: follows the containers of an engine that speaks Docker's
+//! API.
 //!
 //! Events are subscribed to before containers are listed, so that nothing falls in between. Each
 //! container is then inspected in a task of its own; `World` puts answers and events in order.
@@ -20,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::container::{ContainerView, HealthDefault, Policy, offer};
-use super::endpoint::{Endpoint, Unreachable, words};
+use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events;
 use super::filter::Filters;
 use super::inspect;
@@ -37,9 +38,11 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Inspections at one time: each has a connection of its own.
 const INSPECTIONS: usize = 32;
 
-/// What the Docker provider is to do.
+/// What the provider is to do.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Whose containers.
+    pub engine: Engine,
     /// `--endpoint`, as given.
     pub endpoint: Option<String>,
     /// `--filter`s.
@@ -72,15 +75,17 @@ pub(super) async fn start(
     options: Options,
     ports: Vec<PortSpec>,
 ) -> Result<watch::Receiver<Snapshot>> {
-    let docker_host = std::env::var("DOCKER_HOST").ok();
-    let endpoint = Endpoint::find(options.endpoint.as_deref(), docker_host.as_deref())?;
+    let engine = options.engine;
+    let variable = std::env::var(engine.variable()).ok();
+    let endpoint = Endpoint::find(engine, options.endpoint.as_deref(), variable.as_deref())?;
     let policy = Arc::new(Policy { ports, filters: options.filters, health: options.health });
     let (inbox, messages) = mpsc::unbounded_channel();
     let (snapshots, receiver) = watch::channel(Snapshot::default());
     let opened = Session::open(&endpoint, 1, &inbox).await;
-    let (session, running) = opened.map_err(|error| Unreachable::new(&endpoint, &error))?;
+    let (session, running) = opened.map_err(|error| Unreachable::new(engine, &endpoint, &error))?;
     published::refuse(&policy.ports, &running)?;
     let mut watcher = Watcher {
+        engine,
         endpoint,
         drain: options.drain,
         world: World::new(Arc::clone(&policy)),
@@ -159,6 +164,7 @@ async fn forward(client: Docker, session: u64, inbox: Inbox) {
 }
 
 struct Watcher {
+    engine: Engine,
     endpoint: Endpoint,
     drain: Duration,
     policy: Arc<Policy>,
@@ -222,9 +228,10 @@ impl Watcher {
 
     /// Opens new sessions until one holds. What is offered stays as it is meanwhile.
     async fn reconnect(&mut self, why: &str) {
-        let endpoint = self.endpoint.clone();
+        let (engine, endpoint) = (self.engine, self.endpoint.clone());
+        let name = engine.name();
         tracing::warn!(
-            "lost Docker at {endpoint} ({why}); its containers stay as they were until it is back"
+            "lost {name} at {endpoint} ({why}); its containers stay as they were until it is back"
         );
         // An engine that answers and hangs up at once is not to be asked 20 times a second.
         if self.session.opened.elapsed() > 5 * LAST_RETRY {
@@ -236,11 +243,11 @@ impl Watcher {
             match Session::open(&endpoint, self.session.number + 1, &self.inbox).await {
                 Ok((session, running)) => {
                     self.session = session;
-                    tracing::info!("Docker at {endpoint} is back");
+                    tracing::info!("{name} at {endpoint} is back");
                     self.adopt(running);
                     return;
                 }
-                Err(error) => tracing::debug!("{}", Unreachable::new(&endpoint, &error)),
+                Err(error) => tracing::debug!("{}", Unreachable::new(engine, &endpoint, &error)),
             }
         }
     }

@@ -8,7 +8,53 @@ use std::os::unix::fs::FileTypeExt as _;
 use anyhow::{Context as _, Result, bail};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
-const DEFAULT: &str = "unix:///var/run/docker.sock";
+/// Who is asked for containers. Podman's service speaks Docker's API.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// Docker.
+    Docker,
+    /// `podman system service`, of root.
+    Podman,
+}
+
+impl Engine {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "Docker",
+            Self::Podman => "Podman",
+        }
+    }
+
+    /// The environment variable that names its address.
+    #[must_use]
+    pub const fn variable(self) -> &'static str {
+        match self {
+            Self::Docker => "DOCKER_HOST",
+            Self::Podman => "CONTAINER_HOST",
+        }
+    }
+
+    /// Where it listens unless it is told otherwise.
+    const fn usual(self) -> &'static str {
+        match self {
+            Self::Docker => "unix:///var/run/docker.sock",
+            Self::Podman => "unix:///run/podman/podman.sock",
+        }
+    }
+
+    /// How it is made to listen.
+    const fn way_to_start(self) -> &'static str {
+        match self {
+            Self::Docker => "start Docker",
+            Self::Podman => {
+                "start its service with `systemctl start podman.socket` or `podman system service \
+                 --time=0`"
+            }
+        }
+    }
+}
 /// Longest wait for the head of an answer, in seconds.
 const TIMEOUT_S: u64 = 30;
 
@@ -22,12 +68,12 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Takes `--endpoint`, else `DOCKER_HOST`, else Docker's usual socket.
-    pub fn find(flag: Option<&str>, docker_host: Option<&str>) -> Result<Self> {
-        match (flag, docker_host.filter(|text| !text.is_empty())) {
+    /// Takes `--endpoint`, else the engine's environment variable, else its usual socket.
+    pub fn find(engine: Engine, flag: Option<&str>, variable: Option<&str>) -> Result<Self> {
+        match (flag, variable.filter(|text| !text.is_empty())) {
             (Some(text), _) => Self::parse(text).context("--endpoint"),
-            (None, Some(text)) => Self::parse(text).context("DOCKER_HOST"),
-            (None, None) => Self::parse(DEFAULT),
+            (None, Some(text)) => Self::parse(text).context(engine.variable()),
+            (None, None) => Self::parse(engine.usual()),
         }
     }
 
@@ -84,6 +130,8 @@ impl fmt::Display for Endpoint {
 /// The engine does not answer. Its text names the endpoint, the trouble and the way out.
 #[derive(Debug)]
 pub struct Unreachable {
+    /// Who it should be.
+    pub engine: Engine,
     /// Where it was looked for.
     pub endpoint: Endpoint,
     /// What is wrong.
@@ -111,21 +159,23 @@ impl Error for Unreachable {}
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let elsewhere = "name its address with --endpoint unix:///PATH or DOCKER_HOST";
-        write!(f, "cannot reach Docker at {}: ", self.endpoint)?;
+        let (name, start) = (self.engine.name(), self.engine.way_to_start());
+        let elsewhere =
+            format!("name its address with --endpoint unix:///PATH or {}", self.engine.variable());
+        write!(f, "cannot reach {name} at {}: ", self.endpoint)?;
         match &self.trouble {
-            Trouble::Absent => write!(f, "there is no such socket; start Docker, or {elsewhere}"),
+            Trouble::Absent => write!(f, "there is no such socket; {start}, or {elsewhere}"),
             Trouble::NoSocket => write!(f, "that is no socket; {elsewhere}"),
             Trouble::Forbidden => write!(
                 f,
                 "permission denied; run samport as root, or as a user who may open the socket"
             ),
             Trouble::NobodyListens => {
-                write!(f, "nothing listens there; start Docker, or {elsewhere}")
+                write!(f, "nothing listens there; {start}, or {elsewhere}")
             }
-            Trouble::Silent => write!(f, "no answer; see whether Docker is well, or {elsewhere}"),
+            Trouble::Silent => write!(f, "no answer; see whether {name} is well, or {elsewhere}"),
             Trouble::Other(words) => {
-                write!(f, "{words}; see whether Docker is well, or {elsewhere}")
+                write!(f, "{words}; see whether {name} is well, or {elsewhere}")
             }
         }
     }
@@ -133,7 +183,7 @@ impl fmt::Display for Unreachable {
 
 impl Unreachable {
     /// Finds out what an error of the client means.
-    pub(super) fn new(endpoint: &Endpoint, error: &bollard::errors::Error) -> Self {
+    pub(super) fn new(engine: Engine, endpoint: &Endpoint, error: &bollard::errors::Error) -> Self {
         let trouble = match (error, kind(error)) {
             (bollard::errors::Error::SocketNotFoundError(path), _) => absence(path),
             (bollard::errors::Error::RequestTimeoutError, _) | (_, Some(ErrorKind::TimedOut)) => {
@@ -144,7 +194,7 @@ impl Unreachable {
             (_, Some(ErrorKind::ConnectionRefused)) => refusal(endpoint),
             _ => Trouble::Other(words(error)),
         };
-        Self { endpoint: endpoint.clone(), trouble }
+        Self { engine, endpoint: endpoint.clone(), trouble }
     }
 }
 
@@ -190,13 +240,16 @@ mod tests {
 
     #[test]
     fn the_flag_beats_docker_host_and_that_beats_the_usual_socket() {
-        let find = |flag, host| Endpoint::find(flag, host).unwrap().to_string();
+        let find = |flag, host| Endpoint::find(Engine::Docker, flag, host).unwrap().to_string();
         assert_eq!(find(None, None), "unix:///var/run/docker.sock");
         assert_eq!(find(None, Some("")), "unix:///var/run/docker.sock");
         assert_eq!(find(None, Some("tcp://h:1")), "tcp://h:1");
         assert_eq!(find(Some("unix:///a b"), Some("tcp://h:1")), "unix:///a b");
         assert_eq!(find(Some("/run/d.sock"), None), "unix:///run/d.sock");
         assert_eq!(find(Some("http://[::1]:2375/"), None), "tcp://[::1]:2375");
+        let podman = |host| Endpoint::find(Engine::Podman, None, host).unwrap().to_string();
+        assert_eq!(podman(None), "unix:///run/podman/podman.sock");
+        assert_eq!(podman(Some("unix:///p.sock")), "unix:///p.sock");
     }
 
     #[test]
@@ -204,14 +257,19 @@ mod tests {
         for text in
             ["", "docker", "unix://run", "tcp://h", "tcp://:1", "tcp://h:x", "ssh://h", "x://h"]
         {
-            let error = format!("{:#}", Endpoint::find(Some(text), None).unwrap_err());
+            let error =
+                format!("{:#}", Endpoint::find(Engine::Docker, Some(text), None).unwrap_err());
             assert!(
                 error.contains(&format!("{text:?}")) && error.contains("--endpoint"),
                 "{error}"
             );
         }
-        let error = format!("{:#}", Endpoint::find(None, Some("x")).unwrap_err());
-        assert!(error.contains("DOCKER_HOST"), "{error}");
+        for (engine, variable) in
+            [(Engine::Docker, "DOCKER_HOST"), (Engine::Podman, "CONTAINER_HOST")]
+        {
+            let error = format!("{:#}", Endpoint::find(engine, None, Some("x")).unwrap_err());
+            assert!(error.contains(variable), "{error}");
+        }
     }
 
     async fn trouble(endpoint: &str) -> Trouble {
@@ -220,7 +278,7 @@ mod tests {
             Ok(client) => client.ping().await.unwrap_err(),
             Err(error) => error,
         };
-        Unreachable::new(&endpoint, &error).trouble
+        Unreachable::new(Engine::Docker, &endpoint, &error).trouble
     }
 
     #[tokio::test]
@@ -239,7 +297,8 @@ mod tests {
 
     #[test]
     fn each_trouble_is_told_with_a_way_out() {
-        let endpoint = Endpoint::parse(DEFAULT).unwrap();
+        let engine = Engine::Docker;
+        let endpoint = Endpoint::parse(engine.usual()).unwrap();
         for (trouble, word) in [
             (Trouble::Absent, "--endpoint"),
             (Trouble::NoSocket, "DOCKER_HOST"),
@@ -248,8 +307,11 @@ mod tests {
             (Trouble::Silent, "no answer"),
             (Trouble::Other("odd".into()), "odd"),
         ] {
-            let text = Unreachable { endpoint: endpoint.clone(), trouble }.to_string();
+            let text = Unreachable { engine, endpoint: endpoint.clone(), trouble }.to_string();
             assert!(text.contains("unix:///var/run/docker.sock") && text.contains(word), "{text}");
         }
+        let engine = Engine::Podman;
+        let absent = Unreachable { engine, endpoint, trouble: Trouble::Absent }.to_string();
+        assert!(absent.contains("podman system service") && absent.contains("CONTAINER_HOST"));
     }
 }

@@ -18,17 +18,18 @@ mod published;
 mod world;
 
 use anyhow::Result;
+use futures_util::future::select_all;
 use tokio::sync::watch;
 
 use crate::model::{Candidate, Snapshot};
 use crate::ports::PortSpec;
 
-pub use endpoint::Unreachable;
+pub use endpoint::{Engine, Unreachable};
 
 /// Where backends come from.
 #[derive(Clone, Debug)]
 pub enum Provider {
-    /// The containers of Docker, or of Podman's service, which speaks the same.
+    /// The containers of an engine.
     Docker(docker::Options),
     /// A file that is followed.
     File(file::Options),
@@ -47,6 +48,45 @@ pub async fn start(provider: Provider, ports: Vec<PortSpec>) -> Result<watch::Re
         Provider::File(options) => file::start(options, ports),
         Provider::Static(backends) => static_::start(&backends, &ports),
     }
+}
+
+/// Starts several engines' providers; a snapshot holds what all of them offer. One that cannot be started is an
+/// error of all.
+pub async fn start_all(
+    providers: Vec<Provider>,
+    ports: &[PortSpec],
+) -> Result<watch::Receiver<Snapshot>> {
+    let mut sources = Vec::new();
+    for provider in providers {
+        sources.push(start(provider, ports.to_vec()).await?);
+    }
+    if sources.len() == 1
+        && let Some(only) = sources.pop()
+    {
+        return Ok(only);
+    }
+    let (snapshots, receiver) = watch::channel(joined(&mut sources));
+    tokio::spawn(async move {
+        // An engine is followed until nobody listens any more: its sender ends after its receiver.
+        loop {
+            let changed = select_all(sources.iter_mut().map(|source| Box::pin(source.changed())));
+            tokio::select! {
+                () = snapshots.closed() => return,
+                (Ok(()), ..) = changed => {}
+                else => return,
+            }
+            publish(&snapshots, joined(&mut sources));
+        }
+    });
+    Ok(receiver)
+}
+
+/// What all of them offer.
+fn joined(sources: &mut [watch::Receiver<Snapshot>]) -> Snapshot {
+    let all = sources.iter_mut().map(|source| source.borrow_and_update().candidates.clone());
+    let mut candidates = all.collect::<Vec<_>>().concat();
+    sort(&mut candidates);
+    Snapshot { candidates }
 }
 
 /// Brings candidates into the order every snapshot has.

@@ -52,7 +52,10 @@ pub(crate) fn look<P: Family>(frame: &[u8]) -> Seen<P> {
             packet::parse_later::<P, _>(frame).map_or_else(Seen::Nothing, Seen::Later)
         }
         Err(Aside::Icmp) => {
-            packet::parse_error::<P, _>(frame).map_or_else(Seen::Nothing, Seen::Error)
+            let error = packet::parse_error::<P, _>(frame);
+            // The other fragments could not be sent after it.
+            assert!(error.is_err() || parsed == Err(Aside::Icmp), "{error:?} of a fragment");
+            error.map_or_else(Seen::Nothing, Seen::Error)
         }
     }
 }
@@ -69,7 +72,10 @@ fn family<P: Family + PartialEq + std::fmt::Debug>(frame: &[u8], part: &[u8]) {
             packet_lies_inside::<P>(frame, packet);
             fragment_is_its_own::<P>(frame, id, packet.l4);
         }
-        Seen::Later(id) => fragment_is_its_own::<P>(frame, id, frame.len()),
+        Seen::Later(id) => {
+            fragment_is_its_own::<P>(frame, id, frame.len());
+            assert!(header_fits::<P>(frame), "{id:?}");
+        }
         Seen::Error(error) => error_lies_inside::<P>(frame, error),
         Seen::Nothing(_) => {}
     }
@@ -124,6 +130,13 @@ fn fragment_is_its_own<P: Family>(frame: &[u8], fragment: &FragmentId<P::Addr>, 
         let mut words = frame[L3 + ipv6::LEN..end].windows(4);
         assert!(words.any(|word| word == id.to_be_bytes()), "{fragment:?}");
     }
+}
+
+/// Whether an IPv4 packet's length is at least that of its header.
+fn header_fits<P: Family>(frame: &[u8]) -> bool {
+    let length = u16::from_be_bytes([frame[L3 + 2], frame[L3 + 3]]);
+    let header = u16::from(frame[L3] & 0x0f) * 4;
+    P::CHECKSUM.is_none() || length == 0 || length >= header
 }
 
 fn error_lies_inside<P: Family>(frame: &[u8], error: &IcmpError<P::Addr>) {

@@ -11,6 +11,8 @@ mod health;
 mod labels;
 mod life;
 mod networks;
+mod overlay;
+mod podman;
 mod published;
 mod scale;
 mod seeds;

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use samport::lab::{Backend, Namespace, output_of};
 use samport_tests::daemon::Daemon;
+use samport_tests::datagrams::{ask_to, client};
 use samport_tests::load::Connection;
 use samport_tests::served::{LISTEN, Served, TARGET};
 use samport_tests::socket::{ask_on, connect_from};
@@ -138,6 +139,34 @@ fn one_client_port_reaches_two_addresses_of_a_service_at_once() {
             let backends = ask_at_once(&served.lab, port, &destinations);
             // At one backend the two could not be told apart.
             assert_ne!(backends[0], backends[1], "port {port}");
+        }
+    }
+}
+
+/// Case 32, for datagrams: one socket asks at both addresses in turns.
+#[test]
+fn one_udp_port_reaches_two_addresses_of_a_service_at_once() {
+    let second: [std::net::IpAddr; 2] =
+        [[192, 0, 2, 100].into(), "2001:db8:1::100".parse().unwrap()];
+    let builder = Lab::builder().backends(2).vip(second[0]).vip(second[1]);
+    let inside = crate::inside::Inside::start(builder, &[]);
+    for (front, second) in inside.served.fronts().into_iter().zip(second) {
+        let destinations = [front, SocketAddr::new(second, LISTEN)];
+        for _ in 0..40 {
+            inside.lab().client().run(|| {
+                let socket = client(front).unwrap();
+                let ask = || {
+                    destinations.map(|to| {
+                        let (name, from) = ask_to(&socket, to).unwrap();
+                        assert_eq!(from, to);
+                        name
+                    })
+                };
+                let first = ask();
+                // At one backend the two could not be told apart.
+                assert_ne!(first[0], first[1]);
+                assert_eq!(ask(), first);
+            });
         }
     }
 }

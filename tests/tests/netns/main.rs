@@ -1,5 +1,6 @@
 //! Real sockets between network namespaces, samport in the middle.
 
+mod allow;
 mod choice;
 mod churn;
 mod collector;
@@ -12,7 +13,9 @@ mod identity;
 mod inside;
 mod local;
 mod local_hooks;
+mod matrix;
 mod paths;
+mod timeouts;
 mod transfer;
 mod xdp;
 

@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 13] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -27,6 +27,10 @@ const TOOLS: [Tool; 10] = [
     // The daemon, not the client: a client alone is often there to talk to another machine.
     tool("dockerd", "docker.io", "the container tests"),
     tool("docker-compose", "docker-compose", "the container tests"),
+    tool("podman", "podman", "the container tests"),
+    // Where Podman looks for it.
+    tool("/usr/lib/podman/netavark", "netavark", "the container tests"),
+    tool("runc", "runc", "the container tests"),
     tool("busybox", "busybox-static", "the image of the container tests"),
     tool("curl", "curl", "the requests of the container tests"),
     tool("iptables", "iptables", "the container tests and the comparisons"),

@@ -200,7 +200,7 @@ fn what_cannot_be_served_is_said_with_a_way_out() {
         view.network_mode = mode.into();
         view.networks = [(mode.to_owned(), Attachment::default())].into();
     };
-    let cases: [(&str, &str, Change, bool, &[&str]); 9] = [
+    let cases: [(&str, &str, Change, bool, &[&str]); 10] = [
         ("samport.enable", "true", |v| v.network_mode = "none".into(), false, &["--network none"]),
         (
             "samport.enable",
@@ -217,6 +217,7 @@ fn what_cannot_be_served_is_said_with_a_way_out() {
             &["container 0123456789ab;", "that one"],
         ),
         ("samport.enable", "true", |v| v.network_mode = "slirp4netns".into(), false, &["rootless"]),
+        ("samport.enable", "true", |v| v.network_mode = "pasta".into(), false, &["rootless"]),
         ("samport.enable", "true", |v| v.networks.clear(), true, &["network connect"]),
         (
             "samport.enable",
