@@ -153,6 +153,11 @@ impl Kept {
 fn a_flood_of_syns_drives_nobody_out() {
     let lab = lab(2);
     let second = second_client(&lab);
+    // As by a default route. Without, each forged address would be a neighbour of its own, and the
+    // kernel has one table of these (1,024) for all namespaces.
+    let routes = "route add 198.18.0.0/15 via 198.51.100.2 dev eth1\n\
+                  route add 2001:db8:bad::/48 via 2001:db8:3::2 dev eth1\n";
+    lab.host().batch(routes).unwrap();
     let small = ["-i", "eth1", "--flows", "4096", "--syn-flood", "200"];
     let served = Served::start(lab, &small);
     // Idle ones would be the first to go from a table that is full.
