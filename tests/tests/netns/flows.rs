@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use samport::lab::{Backend, Namespace, output_of};
 use samport_tests::daemon::Daemon;
@@ -155,9 +156,12 @@ fn one_udp_port_reaches_two_addresses_of_a_service_at_once() {
         for _ in 0..40 {
             inside.lab().client().run(|| {
                 let socket = client(front).unwrap();
+                socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
                 let ask = || {
                     destinations.map(|to| {
-                        let (name, from) = ask_to(&socket, to).unwrap();
+                        // A busy machine may lose a datagram, but not three.
+                        let answer = (0..3).find_map(|_| ask_to(&socket, to).ok());
+                        let (name, from) = answer.unwrap_or_else(|| panic!("{to} is silent"));
                         assert_eq!(from, to);
                         name
                     })
