@@ -126,6 +126,13 @@ impl<A: Address> FlowKey<A> {
         (service.0 | ((lane.0 as u16) << 14)).to_ne_bytes()
     }
 
+    /// The lane.
+    #[must_use]
+    pub const fn lane(&self) -> Lane {
+        let [upper, _] = u16::from_ne_bytes(self.service_and_lane).to_be_bytes();
+        Lane::from_number(upper >> 6)
+    }
+
     /// The service.
     #[must_use]
     pub const fn service(&self) -> ServiceId {
@@ -355,7 +362,7 @@ mod tests {
             let service = ServiceId::new(id).unwrap();
             for lane in Lane::ALL {
                 let key = FlowKey::new(client, service, lane);
-                assert_eq!(key.service(), service);
+                assert_eq!((key.service(), key.lane()), (service, lane));
                 assert!(seen.insert(key.as_bytes().to_vec()));
             }
         }

@@ -127,9 +127,24 @@ pub struct Backend {
     pub via: u8,
     /// 1 if other services use the same endpoint: their flows must not be mixed up with ours.
     pub shared: u8,
+    /// 1 if the container's side of its veth takes frames that XDP redirects (it polls: GRO is on).
+    pub takes_frames: u8,
+}
+
+/// Value of `XDP_DEVICES`, by device index: 8 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct XdpDevice {
+    /// The device's own address.
+    pub mac: [u8; 6],
+    /// 1 if the program runs on skbs (generic mode), 0 if on the driver's frames (native).
+    pub generic: u8,
     /// Zero.
     pub pad: u8,
 }
+
+/// Devices that XDP can be attached to.
+pub const MAX_XDP_DEVICES: u32 = 256;
 
 /// Whether a backend may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -240,6 +255,22 @@ pub struct Pressure {
     pub tick: u32,
     /// Handshakes begun less those finished; halved every tick, so that old ones do not count.
     pub unanswered: u32,
+}
+
+/// Value of `COLLECTED`, written by the loader: 32 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Collected {
+    /// Flows that were over and have been taken out of the tables.
+    pub removed: u64,
+    /// Flows in the table for IPv4 after the last round.
+    pub left4: u64,
+    /// Flows in the table for IPv6 after the last round.
+    pub left6: u64,
+    /// Flows that had to make room for others: made, but neither there nor taken out.
+    pub evicted: u64,
 }
 
 /// Key data of `ALLOWED4` and `ALLOWED6`: a network of a service. The prefix covers the service's 16

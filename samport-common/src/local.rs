@@ -182,7 +182,7 @@ mod tests {
             life: life as u8,
             via: 0,
             shared: 0,
-            pad: 0,
+            takes_frames: 0,
         };
         let chosen = Chosen { backend: 1, generation: 7 };
         assert!(keeps(&backend(Life::Serving, 7), &chosen));

@@ -187,11 +187,16 @@ fn fragment_id<P: Family>(
 #[inline(always)]
 pub fn parse_error<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<IcmpError<P::Addr>, Verdict> {
     let outer = P::layers(frame, L3)?;
-    let [kind, _] = frame.read(outer.l4).ok_or(Verdict::Truncated)?;
-    if outer.protocol != P::ICMP || !P::is_icmp_error(kind) {
+    // The other fragments of an error could not be sent after it.
+    if outer.protocol != P::ICMP || !matches!(outer.part, Part::Whole) {
         return Err(Verdict::IcmpOther);
     }
-    let l3 = frame.reconsider(outer.l4) + icmp::LEN;
+    let icmp = frame.reconsider(outer.l4);
+    let [kind, _] = frame.read(icmp).ok_or(Verdict::Truncated)?;
+    if !P::is_icmp_error(kind) {
+        return Err(Verdict::IcmpOther);
+    }
+    let l3 = icmp + icmp::LEN;
     // A quoted packet may be cut off anywhere: then it is the host's business, not malformed.
     let Ok(inner) = P::layers(frame, l3) else { return Err(Verdict::IcmpOther) };
     let Some(protocol) = Protocol::from_number(inner.protocol) else {
@@ -213,7 +218,7 @@ pub fn parse_error<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<IcmpError<
     };
     Ok(IcmpError {
         l3: L3,
-        icmp: outer.l4,
+        icmp,
         reporter: outer.source,
         told: outer.destination,
         quoted,
@@ -292,7 +297,9 @@ pub(crate) fn ipv4_layers<F: Frame + ?Sized>(
     };
     // 0 is a packet too large for the field, merged by receive offload (BIG TCP).
     let total = usize::from(u16::from_be_bytes([t0, t1]));
-    if total != 0 && total < header_len + least && !matches!(part, Part::Later(_)) {
+    // Of a later fragment nothing but the header is known.
+    let least = if matches!(part, Part::Later(_)) { 0 } else { least };
+    if total != 0 && total < header_len + least {
         return Err(Verdict::Malformed);
     }
     Ok(Layers {

@@ -123,6 +123,8 @@ verdicts! {
     31 LocalBoundElsewhere "local-bound-elsewhere" Pass;
     /// A client on this machine was sent to a backend, but will be told the backend's address.
     32 LocalUnremembered "local-unremembered" Pass;
+    /// Sent into the container before there was an skb.
+    33 ForwardXdp "forward-xdp" Redirect;
 }
 
 #[cfg(test)]

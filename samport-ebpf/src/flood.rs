@@ -21,14 +21,6 @@ pub fn begins(now_tick: u32) -> bool {
     pressure.unanswered > maps::flood_limit()
 }
 
-/// Whether a flood is on.
-#[inline(always)]
-pub fn is_on(now_tick: u32) -> bool {
-    maps::pressure().is_some_and(|pressure| {
-        pressure.tick == now_tick && pressure.unanswered > maps::flood_limit()
-    })
-}
-
 /// Takes note of a handshake that its client has finished.
 #[inline(always)]
 pub fn ends() {

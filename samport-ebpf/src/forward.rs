@@ -156,10 +156,11 @@ pub fn choose<P: Tables, C: Context>(
         Next::Follow(word) => return Ok(word),
         Next::Open(judged) => judged,
     };
+    let chosen = choice::draw(&opening)?;
+    // Last of what may send the packet on to the thorough search, which counts those it gets.
     if opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick) {
         return Err(Trouble::Crowded);
     }
-    let chosen = choice::draw(&opening)?;
     let place = match judged {
         Some((entry, word)) => Place::Entry(entry, word),
         None => Place::Lane(Lane::FIRST, Insert::New),
@@ -191,8 +192,10 @@ pub fn choose_thoroughly<P: Tables>(
         Next::Open(judged) => judged,
     };
     let chosen = choice::draw_thoroughly::<P>(client, &lanes, &opening)?;
-    let is_tcp = opening.protocol == Protocol::Tcp;
-    if judged.is_none() && is_tcp && flood::is_on(opening.now_tick) {
+    // With a flow ever seen in the flood's table or in another lane, all that open a flow come here,
+    // and only here. What the quick search has found to be a flood counts twice, and is one.
+    let is_flood = opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick);
+    if judged.is_none() && is_flood {
         let word = choice::store_flood::<P, _>(skb, packet, &opening, chosen)?;
         return Ok((word, true));
     }

@@ -27,10 +27,11 @@ mod maps;
 mod reverse;
 mod skb;
 mod sockaddr;
+mod xdp;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
@@ -204,6 +205,12 @@ pub fn samport_forward(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Interface);
     run!(skb, "forward", forward::run, Seat::Interface)
+}
+
+/// Client to backend, where frames enter the machine: what goes into containers, and the allow-list.
+#[xdp]
+pub fn samport_xdp(ctx: XdpContext) -> u32 {
+    xdp::run(ctx)
 }
 
 /// Client to backend, at ingress of the bridges: containers that dial an address of the host.

@@ -9,9 +9,9 @@ use samport_common::conntrack::{Seconds, State, Timeouts};
 use samport_common::family::{Address, Family, V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented};
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, DEFAULT_FLOWS, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
-    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, Owners, PORT_WORDS, Pressure, Service, TABLE_SLOTS,
-    port_bit, program, unusual,
+    AllowedKey, Backend, BackendStats, Collected, DEFAULT_FLOWS, MAX_ALLOWED, MAX_BACKENDS,
+    MAX_FLOOD_FLOWS, MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners,
+    PORT_WORDS, Pressure, Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
 };
 use samport_common::local::{
     Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
@@ -82,6 +82,10 @@ static UNUSUAL: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static PRESSURE: PerCpuArray<Pressure> = PerCpuArray::with_max_entries(1, 0);
 
+/// What the loader's collector has done, for whoever asks. No program reads it.
+#[map]
+static COLLECTED: Array<Collected> = Array::with_max_entries(1, 0);
+
 /// When flows count as closed. Set by the loader.
 #[unsafe(no_mangle)]
 static TIMEOUTS: Timeouts = Timeouts::new(&Seconds::DEFAULT);
@@ -98,6 +102,10 @@ static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(
 /// Programs reached by tail call, by the numbers in `samport_common::layout::program`.
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0);
+
+/// The devices `samport_xdp` is attached to.
+#[map]
+static XDP_DEVICES: HashMap<u32, XdpDevice> = HashMap::with_max_entries(MAX_XDP_DEVICES, 0);
 
 /// A word for [`forget`].
 #[map]
@@ -225,6 +233,13 @@ macro_rules! tables {
 
 tables!(V4, SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, ALLOWED4);
 tables!(V6, SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, ALLOWED6);
+
+/// A device `samport_xdp` is attached to.
+#[inline(always)]
+pub fn xdp_device(ifindex: u32) -> Option<&'static XdpDevice> {
+    // SAFETY: the loader replaces values whole.
+    unsafe { XDP_DEVICES.get(ifindex) }
+}
 
 /// Whether any service listens on this port (network order), whatever the address.
 #[inline(always)]

@@ -1,5 +1,7 @@
 //! Who listens on a port of this machine already.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::Result;
 use procfs::net::{TcpState, UdpState};
 use procfs::process::FDTarget;
@@ -41,10 +43,34 @@ pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
     ))
 }
 
-/// The listeners of a protocol that are not on loopback alone. /proc/net is a convenience: without it
-/// nothing can be said.
+/// The loopback addresses on which some server of this host has one of these ports: the host's own
+/// clients know it there, and are to find it there.
+pub fn on_loopback(ports: &[Listen]) -> Vec<(Listen, IpAddr)> {
+    let mut found = Vec::new();
+    for protocol in Protocol::ALL {
+        for (local, _) in sockets_of(protocol) {
+            let at = Listen { port: local.port(), protocol };
+            if local.ip().is_loopback() && ports.contains(&at) {
+                found.push((at, local.ip()));
+            }
+        }
+    }
+    found
+}
+
+/// The listeners of a protocol that are not on loopback alone.
 fn listeners_of(protocol: Protocol) -> Vec<Listener> {
-    let sockets: Vec<_> = match protocol {
+    let heard_outside =
+        sockets_of(protocol).into_iter().filter(|(local, _)| !local.ip().is_loopback());
+    heard_outside
+        .map(|(local, inode)| Listener { at: Listen { port: local.port(), protocol }, inode })
+        .collect()
+}
+
+/// The sockets of a protocol that wait for whoever comes, and their inodes. /proc/net is a convenience: without it
+/// nothing can be said.
+fn sockets_of(protocol: Protocol) -> Vec<(SocketAddr, u64)> {
+    match protocol {
         Protocol::Tcp => {
             let (v4, v6) = (procfs::net::tcp(), procfs::net::tcp6());
             let all = v4.into_iter().flatten().chain(v6.into_iter().flatten());
@@ -58,11 +84,7 @@ fn listeners_of(protocol: Protocol) -> Vec<Listener> {
             let listening = all.filter(|socket| socket.state == UdpState::Close);
             listening.map(|socket| (socket.local_address, socket.inode)).collect()
         }
-    };
-    let heard_outside = sockets.into_iter().filter(|(local, _)| !local.ip().is_loopback());
-    heard_outside
-        .map(|(local, inode)| Listener { at: Listen { port: local.port(), protocol }, inode })
-        .collect()
+    }
 }
 
 /// The process that holds a socket.
@@ -109,5 +131,13 @@ mod tests {
         for socket in [local, connected] {
             refuse_taken(&[Listen::udp(socket.local_addr().unwrap().port())]).unwrap();
         }
+    }
+
+    #[test]
+    fn a_server_on_loopback_is_found() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let listen = Listen::tcp(server.local_addr().unwrap().port());
+        assert_eq!(on_loopback(&[listen]), [(listen, Ipv4Addr::LOCALHOST.into())]);
+        assert_eq!(on_loopback(&[Listen::udp(listen.port)]), []);
     }
 }

@@ -4,6 +4,7 @@
 mod checks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -18,7 +19,7 @@ use crate::listening;
 use crate::model::{Candidate, Condition, Snapshot};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
-use crate::ports::PortSpec;
+use crate::ports::{Listen, PortSpec};
 use crate::probe::Probes;
 use crate::routes::{Forward, Routes};
 use crate::site;
@@ -60,6 +61,8 @@ pub struct Reconciler {
     routes: Routes,
     probes: Probes,
     complained: BTreeSet<String>,
+    /// Loopback addresses where a server of the host was before us.
+    left_alone: BTreeSet<(Listen, IpAddr)>,
     written: Record,
 }
 
@@ -77,6 +80,7 @@ impl Reconciler {
             routes: Routes::default(),
             probes: Probes::default(),
             complained: BTreeSet::new(),
+            left_alone: BTreeSet::new(),
             written: Record::default(),
         }
     }
@@ -90,6 +94,11 @@ impl Reconciler {
         checks::check_interfaces(&self.job.interfaces, &devices)?;
         let (first, _) = site::settle(snapshot, &devices, &self.job.interfaces);
         checks::check_families(&self.job.interfaces, &first, &devices)?;
+        let ports: Vec<_> = self.job.ports.iter().map(|port| port.listen).collect();
+        for (listen, addr) in listening::on_loopback(&ports) {
+            tracing::info!("{addr} port {} stays with the host's own server", listen.brief());
+            self.left_alone.insert((listen, addr));
+        }
         // Others must see early what we are about to serve.
         let frontends = self.job.ports.iter().map(|port| (port.listen, BTreeMap::new()));
         self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
@@ -169,7 +178,16 @@ impl Reconciler {
         self.shown.len()
     }
 
-    /// How programs are attached.
+    /// How programs are attached, all of them.
+    #[must_use]
+    pub fn hooks(&self) -> String {
+        match self.dataplane.xdp() {
+            Some(mode) => format!("{}, xdp {}", self.hook(), mode.name()),
+            None => self.hook().to_owned(),
+        }
+    }
+
+    /// How programs are attached at tc.
     #[must_use]
     pub fn hook(&self) -> &'static str {
         self.dataplane.hook().name()
@@ -263,8 +281,9 @@ impl Reconciler {
         if let Some(complaint) = addresses.complaint(ports) {
             complain(&mut self.complained, &complaint);
         }
-        for on in desired.frontends.values_mut() {
+        for (listen, on) in &mut desired.frontends {
             on.clone_from(&addresses.served);
+            on.retain(|addr, _| !self.left_alone.contains(&(*listen, *addr)));
         }
         let ports = desired.frontends.keys();
         desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
@@ -345,7 +364,7 @@ impl Reconciler {
             namespace: self.job.namespace,
             interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
-            hook: self.hook().to_owned(),
+            hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
             filters: self.dataplane.filters(),
             backends: self

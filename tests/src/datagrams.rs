@@ -12,6 +12,9 @@ use crate::PATIENCE;
 /// How often the server looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(50);
 
+/// The question that is answered with the client's address besides.
+const WHO_AND_WHOM: &[u8] = b"who and whom?";
+
 /// A running server; it ends when dropped.
 #[derive(Debug)]
 pub struct Echo {
@@ -28,9 +31,15 @@ impl Echo {
         let (stopped, name) = (Arc::clone(&stop), name.to_owned());
         let thread = thread::spawn(move || {
             while !stopped.load(SeqCst) {
-                if let Ok((_, client)) = socket.recv_from(&mut [0; 64]) {
+                let mut question = [0; 64];
+                if let Ok((length, client)) = socket.recv_from(&mut question) {
+                    let seen = SocketAddr::new(client.ip().to_canonical(), client.port());
+                    let answer = match &question[..length] {
+                        WHO_AND_WHOM => format!("{name} {seen}"),
+                        _ => name.clone(),
+                    };
                     // A client that is gone asks no more.
-                    let _ = socket.send_to(name.as_bytes(), client);
+                    let _ = socket.send_to(answer.as_bytes(), client);
                 }
             }
         });
@@ -62,6 +71,20 @@ pub fn client(to: SocketAddr) -> io::Result<UdpSocket> {
 pub fn ask_to(socket: &UdpSocket, to: SocketAddr) -> io::Result<(String, SocketAddr)> {
     socket.send_to(b"who?", to)?;
     answer(socket)
+}
+
+/// Asks once on a socket of its own: who answers by his name, the client as he saw it, and as it sees
+/// itself. The answer must come from the address that was asked.
+pub fn ask_whom(to: SocketAddr) -> io::Result<(String, [SocketAddr; 2])> {
+    let socket = client(to)?;
+    // The kernel takes answers only from there.
+    socket.connect(to)?;
+    socket.send(WHO_AND_WHOM)?;
+    let strange = |said: &str| io::Error::new(ErrorKind::InvalidData, said.to_owned());
+    let (said, _) = answer(&socket)?;
+    let (name, seen) = said.split_once(' ').ok_or_else(|| strange(&said))?;
+    let seen = seen.parse().map_err(|_| strange(&said))?;
+    Ok((name.to_owned(), [seen, socket.local_addr()?]))
 }
 
 /// The same on a connected socket.

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod daemon;
 pub mod datagrams;
 pub mod docker;
+pub mod frames;
 pub mod load;
 pub mod packet;
 pub mod podman;

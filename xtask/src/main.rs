@@ -5,8 +5,10 @@
 
 mod bench;
 mod build;
+mod cases;
 mod ci;
 mod demo;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -37,6 +39,8 @@ enum Verb {
     Test(test::Args),
     Bench(bench::Args),
     Lint(lint::Args),
+    Fuzz(fuzz::Args),
+    Cases(cases::Args),
     Ci(ci::Args),
 }
 
@@ -59,6 +63,8 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Test(args) => test::verb(args),
         Verb::Bench(args) => bench::verb(args),
         Verb::Lint(args) => lint::verb(args),
+        Verb::Fuzz(args) => fuzz::verb(args),
+        Verb::Cases(args) => cases::verb(args),
         Verb::Ci(args) => ci::verb(args),
     }
 }

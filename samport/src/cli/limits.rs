@@ -16,7 +16,7 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
     /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.1 MiB of locked memory for
-    /// either; when the table is full, the longest idle make room.
+    /// either, besides 5 MiB for floods and fragments; when a table is full, the longest idle make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
     /// TCP connections that may be left half open on one CPU in about a second before it counts as a

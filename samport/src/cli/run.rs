@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::limits::{self, Limits};
 use crate::allow;
-use crate::dataplane::{self, Dataplane, Hook, clean};
+use crate::dataplane::{self, Dataplane, Hook, XdpMode, clean};
 use crate::discovery::container::HealthDefault;
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
@@ -78,9 +78,15 @@ pub struct Args {
     /// host's stack and firewall, or the fastest of them that works for each.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
     forward: ForwardName,
-    /// How the kernel programs are attached: tcx (Linux 6.6), tc filters, or what the kernel has.
+    /// How the kernel programs are attached: tcx (Linux 6.6), tc filters, or what the kernel has. With
+    /// xdp another one is in front of them where frames enter the machine; see docs/xdp.md for when
+    /// that is worth it.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
     hook: HookName,
+    /// Which frames --hook xdp sees: the driver's own (native), what the stack makes of them (generic,
+    /// on every device), or native where the driver can.
+    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_XDP_MODE")]
+    xdp_mode: XdpModeName,
     /// How long a backend that is leaving keeps its connections, at most: like 30s or 2h5m, or a number
     /// of seconds.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limits::time, env = "SAMPORT_DRAIN")]
@@ -123,6 +129,14 @@ enum HookName {
     Auto,
     Tcx,
     Tc,
+    Xdp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum XdpModeName {
+    Auto,
+    Native,
+    Generic,
 }
 
 /// Runs until SIGINT, SIGTERM or SIGHUP.
@@ -170,10 +184,12 @@ async fn start(
         syn_flood: args.limits.syn_flood,
         timeouts: args.limits.timeouts(),
         hook: args.hook.into(),
+        xdp: (args.hook == HookName::Xdp).then(|| args.xdp_mode.into()),
         log,
         local: !args.no_local,
     };
     let mut dataplane = Dataplane::open(&instance, options)?;
+    tokio::spawn(dataplane.collector(&args.limits.timeouts())?.run());
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
     }
@@ -294,7 +310,7 @@ fn say_ready(args: &Args, reconciler: &Reconciler) {
     let interfaces = args.iface.join(", ");
     let ports: Vec<String> = args.port.iter().map(|port| format!(":{port}")).collect();
     let ports = if ports.is_empty() { "the ports of labels".to_owned() } else { ports.join(", ") };
-    let (backends, hook) = (reconciler.serving(), reconciler.hook());
+    let (backends, hook) = (reconciler.serving(), reconciler.hooks());
     let plural = if backends == 1 { "" } else { "s" };
     let memory =
         u64::from(args.limits.flows) * (bytes_per_flow(4) + bytes_per_flow(16)) / (1 << 20);
@@ -385,9 +401,19 @@ impl From<ForwardName> for Forward {
 impl From<HookName> for Hook {
     fn from(name: HookName) -> Self {
         match name {
-            HookName::Auto => Self::Auto,
+            HookName::Auto | HookName::Xdp => Self::Auto,
             HookName::Tcx => Self::Tcx,
             HookName::Tc => Self::Tc,
+        }
+    }
+}
+
+impl From<XdpModeName> for XdpMode {
+    fn from(name: XdpModeName) -> Self {
+        match name {
+            XdpModeName::Auto => Self::Auto,
+            XdpModeName::Native => Self::Native,
+            XdpModeName::Generic => Self::Generic,
         }
     }
 }

@@ -7,7 +7,7 @@ use samport_common::layout::BackendStats;
 use samport_common::verdict::Verdict;
 use serde_json::json;
 
-use crate::dataplane::inspect::Counters;
+use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::pins;
 use crate::instance::{self, BackendRecord, Record};
 use crate::privileges;
@@ -32,6 +32,7 @@ struct Shown {
     running: bool,
     record: Record,
     verdicts: Vec<(Verdict, u64)>,
+    flows: Flows,
     backends: Vec<(BackendRecord, BackendStats)>,
 }
 
@@ -73,6 +74,7 @@ fn look_at(name: &str) -> Result<Shown> {
         name: name.to_owned(),
         record,
         verdicts,
+        flows: counters.flows,
         backends,
     })
 }
@@ -99,12 +101,18 @@ fn as_json(shown: &[Shown]) -> serde_json::Value {
                     })
                 })
                 .collect();
+            let flows = instance.flows;
             json!({
                 "name": instance.name, "running": instance.running, "pid": instance.record.pid,
                 "version": instance.record.version, "interfaces": instance.record.interfaces,
                 "ports": instance.record.ports, "hook": instance.record.hook,
                 "local": instance.record.local,
                 "backends": backends, "verdicts": verdicts,
+                "flow_table": {
+                    "capacity": flows.capacity, "ipv4": flows.left4, "ipv6": flows.left6,
+                    "inserted": flows.inserted, "expired": flows.expired,
+                    "evicted": flows.evicted,
+                },
             })
         })
         .collect();
@@ -140,6 +148,13 @@ fn as_table(shown: &[Shown]) -> String {
                 stats.flows
             );
         }
+        let Flows { capacity, left4, left6, .. } = instance.flows;
+        let _ = writeln!(
+            text,
+            "  flows remembered: {left4} of {capacity} for IPv4, {left6} of {capacity} for IPv6; {} had \
+             to make room",
+            instance.flows.evicted
+        );
         let _ = writeln!(text, "  {:<24} {:>14}", "VERDICT", "PACKETS");
         for (verdict, count) in instance.verdicts.iter().filter(|(_, count)| *count > 0) {
             let _ = writeln!(text, "  {:<24} {count:>14}  {}", verdict.name(), verdict.meaning());

@@ -1,8 +1,8 @@
 //! Reading the pinned maps of an instance, also of one that was killed.
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Map, MapData, PerCpuArray};
-use samport_common::layout::BackendStats;
+use aya::maps::{Array, Map, MapData, PerCpuArray};
+use samport_common::layout::{BackendStats, Collected, Pressure};
 
 use super::maps::{MapCell, sums};
 use super::pins;
@@ -11,7 +11,26 @@ use super::pins;
 pub struct Counters {
     /// Packets by verdict, in the order of their ids.
     pub verdicts: Vec<u64>,
+    /// The flow tables.
+    pub flows: Flows,
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
+}
+
+/// The state of the flow tables, IPv4 and IPv6 together unless said otherwise.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Flows {
+    /// Most flows each of them holds.
+    pub capacity: u32,
+    /// Flows for IPv4, when the collector was last there.
+    pub left4: u64,
+    /// Flows for IPv6, likewise.
+    pub left6: u64,
+    /// Entries ever made.
+    pub inserted: u64,
+    /// Entries taken out because they were over, until the collector's last round.
+    pub expired: u64,
+    /// Entries that had to make room for others, likewise.
+    pub evicted: u64,
 }
 
 impl Counters {
@@ -22,7 +41,7 @@ impl Counters {
                 .context("VERDICTS has another type")?;
         let stats = PerCpuArray::try_from(Map::PerCpuArray(data(instance, "BACKEND_STATS")?))
             .context("BACKEND_STATS has another type")?;
-        Ok(Self { verdicts: sums(&verdicts)?, stats })
+        Ok(Self { verdicts: sums(&verdicts)?, flows: flows(instance)?, stats })
     }
 
     /// The counters of a backend, summed over the CPUs.
@@ -36,6 +55,21 @@ impl Counters {
             bytes_out: sum.bytes_out + one.bytes_out,
         }))
     }
+}
+
+fn flows(instance: &str) -> Result<Flows> {
+    let capacity = data(instance, "FLOWS4")?.info().context("ask about FLOWS4")?.max_entries();
+    let pressure: PerCpuArray<MapData, MapCell<Pressure>> =
+        PerCpuArray::try_from(Map::PerCpuArray(data(instance, "PRESSURE")?))
+            .context("PRESSURE has another type")?;
+    let collected: Array<MapData, MapCell<Collected>> =
+        Array::try_from(Map::Array(data(instance, "COLLECTED")?))
+            .context("COLLECTED has another type")?;
+    let pressure = pressure.get(&0, 0).context("read PRESSURE")?;
+    let MapCell(Collected { removed, left4, left6, evicted }) =
+        collected.get(&0, 0).context("read COLLECTED")?;
+    let inserted = pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum();
+    Ok(Flows { capacity, left4, left6, inserted, expired: removed, evicted })
 }
 
 fn data(instance: &str, map: &str) -> Result<MapData> {

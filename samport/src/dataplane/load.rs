@@ -11,6 +11,7 @@ use samport_common::layout::program;
 
 use super::attach::Hook;
 use super::maps::MapCell;
+use super::xdp::XdpMode;
 use super::{local, pins};
 use crate::exit::{Coded as _, Exit, coded};
 
@@ -23,8 +24,10 @@ pub struct Options {
     pub syn_flood: Option<u32>,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
-    /// How programs are attached.
+    /// How programs are attached at tc.
     pub hook: Hook,
+    /// Whether there is a program at XDP in front of them.
+    pub xdp: Option<XdpMode>,
     /// Whether the kernel writes debug lines.
     pub log: bool,
     /// Whether clients on the machine itself are to be served.
@@ -64,6 +67,12 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// The shortest of them.
+    pub(super) fn shortest(&self) -> Duration {
+        let Self { tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered } = *self;
+        [tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered].into_iter().min().unwrap_or_default()
+    }
+
     /// As the kernel counts them.
     pub(super) fn in_ticks(&self) -> conntrack::Timeouts {
         let of = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
@@ -114,7 +123,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 27] = [
+const MAPS: [&str; 29] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -134,10 +143,12 @@ const MAPS: [&str; 27] = [
     "KEPT",
     "UNUSUAL",
     "PRESSURE",
+    "COLLECTED",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",
     "SCRATCH",
+    "XDP_DEVICES",
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
     "LOCAL_CHOICES",

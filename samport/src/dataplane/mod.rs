@@ -3,7 +3,9 @@
 
 mod allowed;
 mod attach;
+mod batch;
 pub mod clean;
+mod collect;
 pub mod inspect;
 mod inventory;
 mod load;
@@ -12,6 +14,7 @@ mod logs;
 mod maps;
 pub mod pins;
 pub mod program_run;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,9 +28,11 @@ use crate::plan::{self, BackendId, Change, Frontend, Role, Route};
 use crate::wire_forms::wide;
 
 pub use attach::Hook;
+pub use collect::Collector;
 pub use inventory::{Inventory, inventory};
 pub use load::{Options, Timeouts};
 pub use logs::follow as follow_logs;
+pub use xdp::XdpMode;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the
 /// kernel and from bpffs, unless it was told to [keep](Dataplane::keep) them.
@@ -35,6 +40,7 @@ pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
     local: Option<local::Local>,
+    shields: Option<xdp::Shields>,
     maps: maps::Maps,
     allowed: allowed::Allowed,
     ebpf: Ebpf,
@@ -52,8 +58,9 @@ impl Dataplane {
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
         let local = if options.local { local::attach_if_possible(&mut ebpf, &pins) } else { None };
+        let shields = options.xdp.map(|mode| xdp::Shields::new(&mut ebpf, mode)).transpose()?;
         let (attached, hook) = (BTreeMap::new(), options.hook);
-        Ok(Self { attached, local, maps, allowed, ebpf, hook, pins })
+        Ok(Self { attached, local, shields, maps, allowed, ebpf, hook, pins })
     }
 
     /// Whether clients on the machine itself are served.
@@ -65,6 +72,11 @@ impl Dataplane {
     /// The kernel's log lines, if they were asked for.
     pub fn take_logs(&mut self) -> Option<logs::Logs> {
         logs::take(&mut self.ebpf)
+    }
+
+    /// What takes flows that are over out of the tables.
+    pub fn collector(&self, timeouts: &Timeouts) -> Result<Collector> {
+        Collector::open(&self.pins, timeouts)
     }
 
     /// Makes one change.
@@ -98,6 +110,9 @@ impl Dataplane {
             Change::ClosePort(listen) => self.maps.listen(*listen, false),
             Change::Attach(role, ifindex) => self.attach(*role, *ifindex),
             Change::Detach(role, ifindex) => {
+                if let (Role::Forward, Some(shields)) = (role, &mut self.shields) {
+                    shields.detach(*ifindex);
+                }
                 self.attached.remove(&(*role, *ifindex));
                 Ok(())
             }
@@ -108,6 +123,13 @@ impl Dataplane {
     fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
         let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
         self.attached.insert((role, ifindex), attachment);
+        // In front of the program at tc, which must be there to take what is left to it.
+        if let (Role::Forward, Some(shields)) = (role, &mut self.shields)
+            && let Err(error) = shields.attach(&mut self.ebpf, &self.pins, ifindex)
+        {
+            self.attached.remove(&(role, ifindex));
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -123,6 +145,12 @@ impl Dataplane {
         self.hook
     }
 
+    /// Which frames the XDP program sees, if there is one.
+    #[must_use]
+    pub fn xdp(&self) -> Option<XdpMode> {
+        self.shields.as_ref().map(xdp::Shields::mode)
+    }
+
     /// Packets by verdict, in the order of their ids, summed over the CPUs.
     pub fn verdicts(&self) -> Result<Vec<u64>> {
         self.maps.verdicts()
@@ -131,6 +159,9 @@ impl Dataplane {
     /// Leaves everything in the kernel, working on without us.
     pub fn keep(mut self) {
         self.pins.keep();
+        if let Some(shields) = self.shields.take() {
+            shields.keep();
+        }
         for (_, attachment) in std::mem::take(&mut self.attached) {
             attachment.keep();
         }
@@ -156,7 +187,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
         life: Life::Serving as u8,
         via: via as u8,
         shared: u8::from(shared),
-        pad: 0,
+        takes_frames: 0,
     }
 }
 

@@ -55,6 +55,11 @@ impl Folder {
         self.path.join(format!("link_local_{hook}"))
     }
 
+    /// Where the link of a device's XDP program is pinned.
+    pub(super) fn xdp_link(&self, ifindex: u32) -> PathBuf {
+        self.path.join(format!("link_xdp_{ifindex}"))
+    }
+
     /// Leaves the pins behind.
     pub(super) fn keep(&mut self) {
         self.keep = true;

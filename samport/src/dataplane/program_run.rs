@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 
-use super::{Dataplane, load};
+use super::{Dataplane, load, xdp};
 
 /// What a program made of a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,6 +81,11 @@ impl Dataplane {
         Ok(Runner(runner?))
     }
 
+    /// Loads the XDP program, which otherwise waits for an interface.
+    pub fn load_xdp(&mut self) -> Result<()> {
+        xdp::load(&mut self.ebpf).map(drop)
+    }
+
     /// How many instructions the verifier walked through to accept a program.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
         let found = self.ebpf.program_mut(program);
@@ -88,6 +93,7 @@ impl Dataplane {
             Program::SchedClassifier(program) => program.info(),
             Program::CgroupSockAddr(program) => program.info(),
             Program::CgroupSock(program) => program.info(),
+            Program::Xdp(program) => program.info(),
             _ => bail!("{program} is of another type"),
         };
         info.with_context(|| format!("ask for {program}"))?

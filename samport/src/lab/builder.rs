@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 
-use super::{Backend, Lab, Namespace, output_of};
+use super::{Backend, Bridge, Lab, Namespace, output_of};
 
 /// The host's address towards the client: what clients dial.
 pub const HOST_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -82,7 +82,9 @@ impl Builder {
         let host = Namespace::new("host")?;
         self.join_client_and_host(&client, &host).context("join client and host")?;
         let backends = self.backends;
-        let mut lab = Lab { client, host, backends: Vec::new(), options: self, made: 0 };
+        let (backends_made, containers) = (Vec::new(), Vec::new());
+        let mut lab =
+            Lab { client, host, backends: backends_made, containers, options: self, made: 0 };
         for _ in 0..backends {
             lab.add_backend()?;
         }
@@ -120,48 +122,67 @@ impl Builder {
         Ok(())
     }
 
-    pub(super) fn make_bridge(&self, host: &Namespace) -> Result<()> {
+    pub(super) fn make_bridge(&self, host: &Namespace, bridge: Bridge) -> Result<()> {
+        let (name, v4, v6) = (bridge.name(), bridge.v4(1), bridge.v6(1));
         host.batch(&format!(
-            "link add name br0 {} type bridge\n\
-             addr add 172.30.0.1/24 dev br0\n\
-             addr add 2001:db8:2::1/64 dev br0 nodad\n\
-             link set br0 up\n",
+            "link add name {name} {} type bridge\n\
+             addr add {v4}/24 dev {name}\n\
+             addr add {v6}/64 dev {name} nodad\n\
+             link set {name} up\n",
             self.mtu_words()
         ))
         .context("make the bridge")?;
-        self.tune(host, "br0")
+        self.tune(host, name)
     }
 
     pub(super) fn make_backend(&self, host: &Namespace, index: u8) -> Result<Backend> {
         let number = u16::from(index) + 1;
-        let name = format!("web-{number}");
-        let namespace = Namespace::new(&name)?;
         let backend = Backend {
-            namespace,
-            v4: Ipv4Addr::new(172, 30, 0, 10 + index),
-            v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10 + u16::from(index)),
+            namespace: Namespace::new(&format!("web-{number}"))?,
+            v4: Bridge::Backends.v4(10 + index),
+            v6: Bridge::Backends.v6(0x10 + u16::from(index)),
             host_interface: format!("veth{number}"),
-            name,
+            name: format!("web-{number}"),
         };
-        self.plug_in(host, &backend).with_context(|| format!("plug in {}", backend.name))?;
+        self.plug_in(host, &backend, Bridge::Backends)?;
         Ok(backend)
     }
 
-    fn plug_in(&self, host: &Namespace, backend: &Backend) -> Result<()> {
+    pub(super) fn make_container(
+        &self,
+        host: &Namespace,
+        bridge: Bridge,
+        index: u8,
+    ) -> Result<Backend> {
+        let number = u16::from(index) + 1;
+        let container = Backend {
+            namespace: Namespace::new(&format!("app-{number}"))?,
+            v4: bridge.v4(250 - index),
+            v6: bridge.v6(0x1000 + number),
+            host_interface: format!("vapp{number}"),
+            name: format!("app-{number}"),
+        };
+        self.plug_in(host, &container, bridge)?;
+        Ok(container)
+    }
+
+    fn plug_in(&self, host: &Namespace, backend: &Backend, bridge: Bridge) -> Result<()> {
         let Backend { namespace, v4, v6, host_interface, .. } = backend;
         no_duplicate_detection(namespace)?;
         let mtu = self.mtu_words();
+        let (master, gateway_v4, gateway_v6) = (bridge.name(), bridge.v4(1), bridge.v6(1));
         host.batch(&format!(
             "link add name {host_interface} {mtu} type veth peer name eth0 {mtu} netns {}\n\
-             link set {host_interface} master br0 up\n",
+             link set {host_interface} master {master} up\n",
             namespace.name()
-        ))?;
+        ))
+        .with_context(|| format!("plug in {}", backend.name))?;
         namespace.batch(&format!(
             "addr add {v4}/24 dev eth0\n\
              addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
-             route add default via 172.30.0.1\n\
-             route add ::/0 via 2001:db8:2::1\n"
+             route add default via {gateway_v4}\n\
+             route add ::/0 via {gateway_v6}\n"
         ))?;
         self.tune(namespace, "eth0")?;
         self.tune(host, host_interface)

@@ -8,6 +8,8 @@
 //!                                 2001:db8:2::1                   2001:db8:2::10 + i
 //! ```
 //!
+//! Containers that are no backends can be plugged in too, there or into another bridge, `br1`.
+//!
 //! `samport demo`, the tests and the benchmark all use it. Everything is gone when it is dropped.
 
 mod backends_file;
@@ -40,9 +42,49 @@ pub struct Lab {
     client: Namespace,
     host: Namespace,
     backends: Vec<Backend>,
+    containers: Vec<Backend>,
     options: Builder,
     /// Backends made so far; names and addresses are not used twice.
     made: u8,
+}
+
+/// A bridge of the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bridge {
+    /// `br0`, 172.30.0.0/24 and 2001:db8:2::/64: where the backends are.
+    Backends,
+    /// `br1`, 172.31.0.0/24 and 2001:db8:4::/64.
+    Other,
+}
+
+impl Bridge {
+    /// The device's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Backends => "br0",
+            Self::Other => "br1",
+        }
+    }
+
+    /// An IPv4 address of its network; 1 is the host's own, the gateway.
+    #[must_use]
+    pub const fn v4(self, last: u8) -> Ipv4Addr {
+        match self {
+            Self::Backends => Ipv4Addr::new(172, 30, 0, last),
+            Self::Other => Ipv4Addr::new(172, 31, 0, last),
+        }
+    }
+
+    /// An IPv6 address of its network; 1 is the host's own, the gateway.
+    #[must_use]
+    pub const fn v6(self, last: u16) -> Ipv6Addr {
+        let net = match self {
+            Self::Backends => 2,
+            Self::Other => 4,
+        };
+        Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, last)
+    }
 }
 
 /// A namespace behind the bridge: what a container is to a host.
@@ -96,12 +138,29 @@ impl Lab {
     pub fn add_backend(&mut self) -> Result<&Backend> {
         ensure!(self.made < builder::MAX_BACKENDS, "a lab has {} backends at most", self.made);
         if self.made == 0 {
-            self.options.make_bridge(&self.host)?;
+            self.options.make_bridge(&self.host, Bridge::Backends)?;
         }
         let backend = self.options.make_backend(&self.host, self.made)?;
         self.made += 1;
         self.backends.push(backend);
         Ok(&self.backends[self.backends.len() - 1])
+    }
+
+    /// The containers that are no backends, oldest first.
+    #[must_use]
+    pub fn containers(&self) -> &[Backend] {
+        &self.containers
+    }
+
+    /// Plugs a container that is no backend into a bridge, which is made if it is not there.
+    pub fn add_container(&mut self, bridge: Bridge) -> Result<&Backend> {
+        let count = u8::try_from(self.containers.len()).ok().filter(|count| *count < 100);
+        let index = count.context("a lab has 100 containers at most")?;
+        if self.host.ip(&["link", "show", "dev", bridge.name()]).is_err() {
+            self.options.make_bridge(&self.host, bridge)?;
+        }
+        self.containers.push(self.options.make_container(&self.host, bridge, index)?);
+        Ok(&self.containers[self.containers.len() - 1])
     }
 
     /// Unplugs a backend: its namespace goes, and its veth with it.

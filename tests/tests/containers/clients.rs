@@ -36,7 +36,7 @@ fn port_80(ip: impl Into<IpAddr>) -> SocketAddr {
     SocketAddr::new(ip.into(), 80)
 }
 
-/// Case 65, 73: the host's own clients, by each of its addresses.
+/// Cases 65 and 73: the host's own clients, by each of its addresses.
 #[test]
 fn the_host_reaches_its_containers_by_every_address_of_its_own() {
     let docker = crowd();
@@ -60,7 +60,7 @@ fn the_host_reaches_its_containers_by_every_address_of_its_own() {
     samport.stop();
 }
 
-/// Case 66, 67, 73: a container that dials an address of the host, from the backends' network, from
+/// Cases 66, 67 and 73: a container that dials an address of the host, from the backends' network, from
 /// another one, and from a backend, which also gets itself.
 #[test]
 fn containers_reach_the_backends_by_the_hosts_addresses() {

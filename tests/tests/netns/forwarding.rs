@@ -14,7 +14,7 @@ fn two() -> Builder {
 }
 
 /// Requests and 1 MB each way through both fronts.
-fn assert_serves(served: &Served) {
+pub fn assert_serves(served: &Served) {
     for front in served.fronts() {
         assert_eq!(ask(&served.lab, front, 20).total(), 20);
         served.lab.client().run(|| {
@@ -112,7 +112,7 @@ fn every_way_works_with_and_without_the_firewall_on_the_bridge() {
     }
 }
 
-/// Case 71 and 73: both at once, as Docker leaves a host.
+/// Cases 71 and 73: both at once, as Docker leaves a host.
 #[test]
 fn peer_and_neigh_work_where_the_firewall_is_on_the_bridge_and_forwards_nothing() {
     for forward in ["peer", "neigh"] {

@@ -26,7 +26,8 @@ struct Local {
 
 impl Local {
     fn start(backends: u8, options: &[&str]) -> Self {
-        let served = Served::start(lab(backends), options);
+        let options = [&["-p", "80:9090/udp"], options].concat();
+        let served = Served::start(lab(backends), &options);
         let echo = |backend: &samport::lab::Backend| {
             backend.namespace().run(|| Echo::bind(backend.name(), TARGET)).unwrap()
         };
@@ -103,7 +104,7 @@ fn a_connection_from_the_host_carries_what_is_sent() {
     }
 }
 
-/// Case 65, 68: datagrams too, and who sends the answer is who was asked.
+/// Cases 65 and 68: datagrams too, and who sends the answer is who was asked.
 #[test]
 fn datagrams_from_the_host_to_every_address_of_its_own_reach_the_backends() {
     let local = Local::start(2, &[]);
@@ -344,7 +345,7 @@ fn a_socket_bound_to_localhost_reaches_the_hosts_own_server() {
 fn without_a_backend_the_host_is_refused_at_once() {
     let lab = lab(0);
     let file = Backends::none();
-    let _daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80", "--file", file.path()]);
+    let _daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80,80/udp", "--file", file.path()]);
     for address in [LOCALHOST, LOCALHOST_V6, lab.front(LISTEN), lab.front_v6(LISTEN)] {
         let error = lab.host().run(|| TcpStream::connect(address)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
@@ -357,6 +358,21 @@ fn without_a_backend_the_host_is_refused_at_once() {
     }
     let status = Status::all_in(lab.host()).remove(0);
     assert_eq!(status.verdict("local-no-backend"), 8);
+}
+
+#[test]
+fn a_server_that_was_on_localhost_before_stays_there() {
+    let lab = lab(1);
+    let own = lab.host().run(|| TcpListener::bind(LOCALHOST)).unwrap();
+    let served = Served::start(lab, &[]);
+    let host = served.lab.host();
+    host.run(|| {
+        let client = TcpStream::connect(LOCALHOST).unwrap();
+        let (_, who) = own.accept().unwrap();
+        assert_eq!(who, client.local_addr().unwrap());
+    });
+    assert_eq!(host.run(|| get(LOCALHOST_V6, "/")).unwrap().backend, "web-1");
+    assert_eq!(host.run(|| get(served.lab.front(LISTEN), "/")).unwrap().backend, "web-1");
 }
 
 /// samport asks the backends themselves whether they answer, and takes no part of their load.

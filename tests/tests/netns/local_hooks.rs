@@ -15,7 +15,7 @@ use samport_tests::{PATIENCE, eventually, require_root};
 use crate::lab;
 use crate::local::LOCALHOST;
 
-/// Case 76, 85: the hooks work on after a SIGKILL, and `clean` removes them.
+/// Cases 76 and 85: the hooks work on after a SIGKILL, and `clean` removes them.
 #[test]
 fn a_killed_samport_goes_on_serving_the_host_until_it_is_cleaned_up() {
     let _undisturbed = undisturbed();

@@ -2,12 +2,16 @@
 
 mod choice;
 mod churn;
+mod collector;
+mod flood;
 mod flows;
 mod forwarding;
 mod front;
+mod inside;
 mod local;
 mod local_hooks;
 mod transfer;
+mod xdp;
 
 use samport_tests::{Lab, require_root};
 

@@ -1,4 +1,4 @@
-//! Case 87: every line of "What bad input gets": an error that names the thing and the way out, an
+//! Every line of "What bad input gets": an error that names the thing and the way out, an
 //! exit code of its own, nothing half-attached.
 
 use std::net::TcpListener;

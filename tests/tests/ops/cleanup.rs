@@ -13,7 +13,7 @@ use samport_tests::{Lab, PATIENCE};
 
 use crate::{ended, lab};
 
-/// Case 85: Clean exit: no program, link, map, qdisc, pin or record left.
+/// A clean exit: no program, link, map, qdisc, pin or record left.
 fn assert_ends_clean(options: &[&str]) {
     let lab = lab(2);
     let before = traces(lab.host());
@@ -28,21 +28,25 @@ fn assert_ends_clean(options: &[&str]) {
     objects.assert_gone();
 }
 
+/// Case 85.
 #[test]
 fn a_clean_exit_leaves_nothing() {
     assert_ends_clean(&[]);
 }
 
+/// Case 85.
 #[test]
 fn a_clean_exit_leaves_nothing_of_forward_stack() {
     assert_ends_clean(&["--forward", "stack"]);
 }
 
+/// Case 85.
 #[test]
 fn a_clean_exit_leaves_no_filter_and_no_qdisc() {
     assert_ends_clean(&["--hook", "tc"]);
 }
 
+/// Case 85.
 #[test]
 fn a_clean_exit_leaves_no_filter_and_no_qdisc_of_forward_stack() {
     assert_ends_clean(&["--hook", "tc", "--forward", "stack"]);
@@ -100,7 +104,7 @@ fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
     }
 }
 
-/// Case 85, 87: an error half-way: programs are loaded and pinned, the second interface is missing.
+/// Cases 85 and 87: an error half-way: programs are loaded and pinned, the second interface is missing.
 #[test]
 fn an_unknown_second_interface_leaves_nothing() {
     let lab = lab(1);

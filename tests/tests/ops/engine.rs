@@ -1,4 +1,4 @@
-//! Case 87: Docker's socket: absent, in the way, refused, silent.
+//! Docker's socket: absent, in the way, refused, silent.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

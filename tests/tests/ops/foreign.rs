@@ -62,7 +62,7 @@ fn add_foreign_filter(lab: &Lab) {
     add_filter(lab, "ingress");
 }
 
-/// Case 85: a clsact qdisc and a filter of others survive a clean exit.
+/// A clsact qdisc and a filter of others survive a clean exit.
 fn assert_filter_survives(options: &[&str]) {
     let lab = lab(2);
     add_foreign_filter(&lab);
@@ -76,11 +76,13 @@ fn assert_filter_survives(options: &[&str]) {
     assert_traces(lab.host(), &before);
 }
 
+/// Case 85.
 #[test]
 fn a_filter_of_others_survives_a_clean_exit_beside_tcx() {
     assert_filter_survives(&[]);
 }
 
+/// Case 85.
 #[test]
 fn a_filter_of_others_survives_a_clean_exit_beside_our_filters() {
     assert_filter_survives(&["--hook", "tc"]);

@@ -12,7 +12,7 @@ fn second(served: &Served, args: &[&str]) -> Daemon {
     Daemon::start(&served.lab, &[&["--file", served.file.path()], args].concat())
 }
 
-/// Case 86: Two instances on different ports side by side; each ends for itself.
+/// Two instances on different ports side by side; each ends for itself.
 fn assert_side_by_side(options: &[&str]) {
     let lab = lab(2);
     let before = traces(lab.host());
@@ -41,16 +41,19 @@ fn assert_side_by_side(options: &[&str]) {
     assert_traces(lab.host(), &before);
 }
 
+/// Case 86.
 #[test]
 fn two_instances_serve_two_ports_of_one_interface() {
     assert_side_by_side(&[]);
 }
 
+/// Case 86.
 #[test]
 fn two_instances_serve_two_ports_of_one_interface_by_filters() {
     assert_side_by_side(&["--hook", "tc"]);
 }
 
+/// Case 86.
 #[test]
 fn two_instances_serve_two_ports_of_one_interface_through_the_stack() {
     assert_side_by_side(&["--forward", "stack"]);

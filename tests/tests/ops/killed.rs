@@ -8,7 +8,7 @@ use samport_tests::{Lab, PATIENCE};
 
 use crate::lab;
 
-/// Case 85: traffic goes on after SIGKILL until `clean`, which leaves nothing.
+/// Traffic goes on after SIGKILL until `clean`, which leaves nothing.
 fn assert_serves_until_clean(options: &[&str]) {
     let _undisturbed = undisturbed();
     let lab = lab(2);
@@ -52,16 +52,19 @@ fn assert_cleans(lab: &Lab, status: &Status) {
     }
 }
 
+/// Case 85.
 #[test]
 fn a_killed_samport_serves_until_clean() {
     assert_serves_until_clean(&[]);
 }
 
+/// Case 85.
 #[test]
 fn a_killed_samport_serves_by_filters_until_clean() {
     assert_serves_until_clean(&["--hook", "tc"]);
 }
 
+/// Case 85.
 #[test]
 fn a_killed_samport_serves_through_the_stack_until_clean() {
     assert_serves_until_clean(&["--forward", "stack"]);

@@ -99,6 +99,7 @@ impl Bench {
             syn_flood: Some(u32::MAX),
             timeouts: Timeouts::default(),
             hook: Hook::Auto,
+            xdp: None,
             log: false,
             local,
         };

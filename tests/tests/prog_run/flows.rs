@@ -151,7 +151,7 @@ fn a_slot_that_names_no_backend_is_counted_and_dropped() {
     bench.expect("samport_forward", &syn.frame(), Verdict::BackendUnset, DROP);
 }
 
-/// The prog-run side of case 32: one client port towards two addresses of a service. Each flow has
+/// Case 32, by programs alone: one client port towards two addresses of a service. Each flow has
 /// its own backend, and each backend's replies come from the right address.
 #[test]
 fn one_port_towards_two_addresses_gets_two_backends() {

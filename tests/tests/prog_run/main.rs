@@ -1,7 +1,10 @@
 //! The loaded programs on single packets, byte for byte: `BPF_PROG_TEST_RUN`.
 
 mod bench;
+mod datagrams;
 mod flows;
+mod fragments;
+mod icmp;
 mod rewrite;
 
 use bench::{Bench, CLIENT, CLIENT6, VIP, VIP6};
@@ -107,7 +110,9 @@ fn programs_stay_below_their_instruction_ceilings() {
     let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, program_run::PROGRAMS, "every program has a ceiling");
     let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 10_000));
-    for (name, ceiling) in CEILINGS.into_iter().chain(local) {
+    bench.dataplane.load_xdp().unwrap();
+    let xdp = [("samport_xdp", 100_000)];
+    for (name, ceiling) in CEILINGS.into_iter().chain(local).chain(xdp) {
         let count = bench.dataplane.verified_instructions(name).unwrap();
         println!("{name}: {count} of {ceiling} instructions verified");
         assert!(count <= ceiling, "{name}: {count} instructions");

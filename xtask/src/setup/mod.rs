@@ -5,6 +5,7 @@
 
 mod bpf;
 mod bpffs;
+mod fuzz;
 mod linker;
 mod lint;
 mod packages;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
 pub use self::bpf::Toolchain;
+pub use self::fuzz::ensure as ensure_fuzzer;
 pub use self::lint::ensure as ensure_lint_tools;
 use self::packages::Apt;
 

@@ -1,0 +1,161 @@
+//! The way in before there is an skb: what is not allowed is dropped, and what goes into a container is
+//! rewritten and sent there. Everything else is left to `samport_forward`, which finds the flow that
+//! was opened here.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::programs::XdpContext;
+use samport_common::checksum;
+use samport_common::family::{Family, V4, V6};
+use samport_common::frame::Frame;
+use samport_common::layout::{Backend, Via, XdpDevice};
+use samport_common::packet::MAX_OFFSET;
+use samport_common::rewrite::{self, End, Rewrite};
+use samport_common::verdict::{Action, Verdict};
+use samport_common::wire::ethernet;
+use zerocopy::IntoBytes as _;
+
+use crate::apply;
+use crate::choice::Trouble;
+use crate::context::{Context, Seat};
+use crate::forward;
+use crate::maps::{self, Tables};
+
+/// A packet at XDP.
+pub struct Xdp {
+    ctx: XdpContext,
+    ifindex: u32,
+    device: &'static XdpDevice,
+}
+
+/// What the kernel is told about a packet. What is passed on is counted where it goes.
+#[inline(always)]
+pub fn run(ctx: XdpContext) -> u32 {
+    let ifindex = ctx.ingress_ifindex() as u32;
+    // Unset for the moment in which the program is attached already.
+    let Some(device) = maps::xdp_device(ifindex) else { return XDP_PASS };
+    let xdp = Xdp { ctx, ifindex, device };
+    let verdict = match xdp.read(ethernet::TYPE.start) {
+        Some(V4::ETHER_TYPE) => forward::<V4>(&xdp),
+        Some(V6::ETHER_TYPE) => forward::<V6>(&xdp),
+        _ => None,
+    };
+    let Some(verdict) = verdict else { return XDP_PASS };
+    maps::count(verdict);
+    match verdict.action() {
+        Action::Redirect => XDP_REDIRECT,
+        Action::Drop => XDP_DROP,
+        Action::Pass => XDP_PASS,
+    }
+}
+
+/// The verdict, or `None` for what others are to look at.
+#[inline(always)]
+fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
+    let packet = apply::parse::<P, _>(xdp).ok()?;
+    let word = match forward::choose::<P, _>(xdp, Seat::Interface, &packet) {
+        Ok(word) => word,
+        // The rest is counted, and told to the log, where skbs are.
+        Err(Trouble::Verdict(Verdict::NotAllowed)) => return Some(Verdict::NotAllowed),
+        Err(Trouble::Verdict(_) | Trouble::Crowded) => return None,
+    };
+    let backend = maps::backend(word.backend())?;
+    if !takes_frames(xdp.device, backend) {
+        return None;
+    }
+    let to = maps::endpoint::<P>(backend);
+    let plan = rewrite::plan::<P>(&packet, End::Destination, to);
+    if send::<P>(xdp, &plan, backend).is_none() {
+        return Some(Verdict::RewriteFailed);
+    }
+    maps::count_backend(word.backend(), |stats| {
+        stats.packets_in += 1;
+        stats.bytes_in += u64::from(xdp.len());
+    });
+    Some(Verdict::ForwardXdp)
+}
+
+/// Whether a frame of this device can be redirected to the backend's veth: an skb always, a bare
+/// frame only if the container's side polls for it.
+#[inline(always)]
+fn takes_frames(device: &XdpDevice, backend: &Backend) -> bool {
+    matches!(Via::from_byte(backend.via), Via::Peer)
+        && (device.generic != 0 || backend.takes_frames != 0)
+}
+
+/// Rewrites the frame and redirects it. Checksums are complete here: see docs/xdp.md.
+#[inline(always)]
+fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &Backend) -> Option<()> {
+    if let Some(at) = rewrite.ip.l3_checksum_at {
+        let field: [u8; 2] = xdp.read(at)?;
+        xdp.write(at, checksum::update(field, rewrite.ip.addr_difference))?;
+    }
+    match rewrite.ip.addr.as_bytes() {
+        [a, b, c, d] => xdp.write(rewrite.ip.addr_at, [*a, *b, *c, *d])?,
+        bytes => xdp.write::<16>(rewrite.ip.addr_at, *bytes.first_chunk()?)?,
+    }
+    xdp.write(rewrite.port_at, rewrite.port)?;
+    let field: [u8; 2] = xdp.read(rewrite.l4_checksum_at)?;
+    xdp.write(rewrite.l4_checksum_at, rewrite::updated(rewrite, field))?;
+    xdp.write(ethernet::DESTINATION.start, backend.mac)?;
+    // SAFETY: no pointers; the kernel checks the index.
+    let redirected = unsafe { bpf_redirect(backend.ifindex, 0) };
+    if redirected == i64::from(XDP_REDIRECT) { Some(()) } else { None }
+}
+
+impl Xdp {
+    /// Overwrites the bytes at `offset`; `None` if the frame ends before.
+    #[inline(always)]
+    fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        let at = self.pointer::<N>(offset)?;
+        // SAFETY: at..at+N is inside the packet, checked by `pointer`.
+        unsafe { *(at as *mut [u8; N]) = bytes };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn pointer<const N: usize>(&self, offset: usize) -> Option<usize> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let at = self.ctx.data() + offset;
+        if at + N > self.ctx.data_end() { None } else { Some(at) }
+    }
+}
+
+impl Frame for Xdp {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let at = self.pointer::<N>(offset)?;
+        // SAFETY: at..at+N is below data_end, checked by `pointer`.
+        Some(unsafe { *(at as *const [u8; N]) })
+    }
+
+    #[inline(always)]
+    fn reconsider(&self, offset: usize) -> usize {
+        maps::forget(offset)
+    }
+}
+
+impl Context for Xdp {
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a frame is shorter than 4 GiB")]
+    fn len(&self) -> u32 {
+        (self.ctx.data_end() - self.ctx.data()) as u32
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    #[inline(always)]
+    fn is_for_host(&self) -> bool {
+        self.read(ethernet::DESTINATION.start) == Some(self.device.mac)
+    }
+
+    #[inline(always)]
+    fn pull_headers(&self) -> bool {
+        false
+    }
+}

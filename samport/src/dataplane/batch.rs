@@ -1,0 +1,139 @@
+//! Reading whole hash maps, a few hundred entries in one system call. aya reads them one by one.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Commands of bpf(2), from linux/bpf.h.
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+
+/// Entries asked for at once. A bucket comes whole, and has rarely more than ten.
+const BATCH: usize = 512;
+
+/// The part of `union bpf_attr` that batch commands use.
+#[derive(Default)]
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// The part of `union bpf_attr` that commands about one element use.
+#[derive(Default)]
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// A hash map with plain keys and values.
+pub(super) struct HashTable<K, V> {
+    map: MapData,
+    _entries: std::marker::PhantomData<(K, V)>,
+}
+
+impl<K, V> HashTable<K, V>
+where
+    K: FromBytes + IntoBytes + Immutable + Copy,
+    V: FromBytes + IntoBytes + Immutable + Copy,
+{
+    /// Opens a pinned map.
+    pub(super) fn open(pin: &std::path::Path) -> Result<Self> {
+        let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+        let info = map.info().with_context(|| format!("ask about {}", pin.display()))?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        anyhow::ensure!(
+            sizes == (size_of::<K>(), size_of::<V>()),
+            "{} has another layout",
+            pin.display()
+        );
+        Ok(Self { map, _entries: std::marker::PhantomData })
+    }
+
+    /// Calls a function for every entry. One that comes or goes meanwhile may be missed.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+        let mut keys = vec![K::new_zeroed(); BATCH];
+        let mut values = vec![V::new_zeroed(); BATCH];
+        let (mut from, mut to) = (0u32, 0u32);
+        let mut first = true;
+        loop {
+            let mut attr = BatchAttr {
+                in_batch: if first { 0 } else { (&raw mut from) as u64 },
+                out_batch: (&raw mut to) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
+                map_fd: self.fd(),
+                ..BatchAttr::default()
+            };
+            // SAFETY: the buffers have room for `count` keys and values of the map's sizes, checked
+            // when it was opened, and live until the call has returned.
+            let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) };
+            let ended = match result {
+                Ok(()) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // A bucket has more entries than there is room for.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    let double = keys.len() * 2;
+                    keys.resize(double, K::new_zeroed());
+                    values.resize(double, V::new_zeroed());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
+                visit(key, value);
+            }
+            if ended {
+                return Ok(());
+            }
+            (from, first) = (to, false);
+        }
+    }
+
+    /// The value of a key now.
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        let mut value = V::new_zeroed();
+        let mut attr = self.element(key);
+        attr.value = (&raw mut value) as u64;
+        // SAFETY: as in `for_each`.
+        unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) }.ok().map(|()| value)
+    }
+
+    /// Removes a key. False if it was not there.
+    pub(super) fn remove(&self, key: &K) -> bool {
+        // SAFETY: as in `for_each`.
+        unsafe { bpf(MAP_DELETE_ELEM, &mut self.element(key)) }.is_ok()
+    }
+
+    fn element(&self, key: &K) -> ElementAttr {
+        ElementAttr { map_fd: self.fd(), key: (&raw const *key) as u64, ..ElementAttr::default() }
+    }
+
+    fn fd(&self) -> u32 {
+        self.map.fd().as_fd().as_raw_fd().cast_unsigned()
+    }
+}
+
+/// # Safety
+/// The attributes are those of the command, and what they point to is valid.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
