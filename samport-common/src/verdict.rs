@@ -125,6 +125,8 @@ verdicts! {
     32 LocalUnremembered "local-unremembered" Pass;
     /// Sent into the container before there was an skb.
     33 ForwardXdp "forward-xdp" Redirect;
+    /// Larger than the device towards its backend takes, which would lose it without a word.
+    34 ForwardTooBig "forward-too-big" Drop;
 }
 
 #[cfg(test)]

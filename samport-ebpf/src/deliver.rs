@@ -30,6 +30,7 @@ pub fn to_backend(skb: &Skb, id: u32, backend: &Backend) -> Outcome {
             },
             None => Verdict::RewriteFailed.into(),
         },
+        Via::Neighbour if !skb.fits(backend.ifindex) => Verdict::ForwardTooBig.into(),
         Via::Neighbour => Outcome {
             verdict: Verdict::ForwardNeighbour,
             redirect: skb::redirect_neigh(backend.ifindex),
