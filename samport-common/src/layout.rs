@@ -127,7 +127,7 @@ pub struct Backend {
     pub via: u8,
     /// 1 if other services use the same endpoint: their flows must not be mixed up with ours.
     pub shared: u8,
-    /// 1 if the container's side of its veth takes frames that XDP redirects (it polls: GRO is on).
+    /// 1 if the container's side of its veth takes bare frames that XDP redirects.
     pub takes_frames: u8,
 }
 

@@ -77,7 +77,7 @@ fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
 }
 
 /// Whether a frame of this device can be redirected to the backend's veth: an skb always, a bare
-/// frame only if the container's side polls for it.
+/// frame only if the container's side polls for it. See docs/xdp.md.
 #[inline(always)]
 fn takes_frames(device: &XdpDevice, backend: &Backend) -> bool {
     matches!(Via::from_byte(backend.via), Via::Peer)

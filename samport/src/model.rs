@@ -68,6 +68,8 @@ pub struct Place {
     pub ifindex: u32,
     /// MAC of the container's end.
     pub mac: [u8; 6],
+    /// Whether the container's end is known to poll, and thus takes bare frames that XDP redirects.
+    pub polls: bool,
 }
 
 /// Everything a provider offers at one moment. Each snapshot replaces the one before.

@@ -111,13 +111,17 @@ impl Netlink {
     pub async fn place_of(&self, addr: IpAddr, via: &Device, devices: &Devices) -> Option<Place> {
         let mac = self.mac_of(addr, via.ifindex).await?;
         if via.is_veth {
-            return Some(Place { ifindex: via.ifindex, mac });
+            return Some(Place { ifindex: via.ifindex, mac, polls: false });
         }
         if !via.is_bridge {
             return None;
         }
         let ifindex = self.bridge_port_of(mac, via.ifindex).await?;
-        devices.get(&ifindex).filter(|port| port.is_veth).map(|_| Place { ifindex, mac })
+        devices.get(&ifindex).filter(|port| port.is_veth).map(|_| Place {
+            ifindex,
+            mac,
+            polls: false,
+        })
     }
 
     /// A neighbour's MAC, asking it if nobody has lately.

@@ -12,7 +12,7 @@ use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
 use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, XdpMode};
 use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
@@ -176,6 +176,12 @@ impl Reconciler {
     #[must_use]
     pub fn serving(&self) -> usize {
         self.shown.len()
+    }
+
+    /// Which frames the XDP program sees, if there is one.
+    #[must_use]
+    pub fn xdp(&self) -> Option<XdpMode> {
+        self.dataplane.xdp()
     }
 
     /// How programs are attached, all of them.

@@ -166,8 +166,10 @@ mod tests {
 
     #[test]
     fn a_macvlan_child_is_served_from_its_parent_without_being_asked() {
-        let child =
-            candidate("192.0.2.77:80", Some(Site::Macvlan(Place { ifindex: 2, mac: [2; 6] })));
+        let child = candidate(
+            "192.0.2.77:80",
+            Some(Site::Macvlan(Place { ifindex: 2, mac: [2; 6], polls: false })),
+        );
         let snapshot = Snapshot { candidates: vec![child.clone()] };
         let (served, notes) = settle(&snapshot, &devices(), &["eth0".to_owned()]);
         assert_eq!(served.candidates[0].condition, Condition::Ready);
@@ -182,7 +184,7 @@ mod tests {
             let (endpoints, notes) = settled(&[candidate("10.0.0.2:80", Some(site))], &["eth0"]);
             assert!(endpoints.is_empty() && notes.contains(expected), "{notes}");
         }
-        let veth = Site::Veth(Place { ifindex: 9, mac: [2; 6] });
+        let veth = Site::Veth(Place { ifindex: 9, mac: [2; 6], polls: false });
         for place in [None, Some(veth)] {
             let (endpoints, notes) = settled(&[candidate("10.0.0.2:80", place)], &["eth0"]);
             assert_eq!((endpoints.len(), notes.as_str()), (1, ""));

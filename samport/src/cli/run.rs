@@ -318,6 +318,12 @@ fn say_ready(args: &Args, reconciler: &Reconciler) {
         "ready: {ports} on {interfaces} ({hook}), {backends} backend{plural}, room for {} connections ({memory} MiB)",
         args.limits.flows
     );
+    if reconciler.xdp() == Some(XdpMode::Native) {
+        tracing::info!(
+            "native XDP sends into those containers whose veth takes bare frames, and leaves the others \
+             to tc (docs/xdp.md)"
+        );
+    }
     if backends == 0 {
         tracing::warn!("no backend yet: until there is one, clients get this host's own answer");
     }

@@ -187,7 +187,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
         life: Life::Serving as u8,
         via: via as u8,
         shared: u8::from(shared),
-        takes_frames: 0,
+        takes_frames: u8::from(matches!(route, Route::Peer(place) if place.polls)),
     }
 }
 

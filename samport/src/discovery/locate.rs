@@ -15,6 +15,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
+use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
@@ -95,7 +96,46 @@ async fn ask(network: Attachment, ours: BorrowedFd<'_>) -> Result<Located> {
         handle.address().get().execute().try_collect().await.context("list addresses")?;
     let here = number_of(&handle, ours).await?;
     connection.abort();
-    Ok(judge(&links, &addresses, network, here))
+    let mut located = judge(&links, &addresses, network, here);
+    if let Some(Site::Veth(place)) = &mut located.site {
+        let link = links.iter().find(|link| mac(link) == Some(place.mac));
+        place.polls = link.and_then(name).is_some_and(|name| merges(&name).unwrap_or(false));
+    }
+    Ok(located)
+}
+
+/// Whether receive offload (GRO) is on for a device of this thread's network namespace: then a veth
+/// polls.
+fn merges(device: &str) -> Result<bool> {
+    /// `SIOCETHTOOL` in linux/sockios.h, `ETHTOOL_GGRO` in linux/ethtool.h.
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_GGRO: u32 = 0x2b;
+    // `struct ethtool_value`: the command, and what it is about.
+    let mut value = [ETHTOOL_GGRO, 0];
+    // SAFETY: plain data, for which all zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if device.len() >= request.ifr_name.len() {
+        bail!("{device:?} is no name of a device");
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: the request and what it points to live until the call has returned.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).context("ask for GRO");
+    }
+    let [_, on] = value;
+    Ok(on != 0)
+}
+
+fn name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
 }
 
 /// The number by which this namespace's links name another namespace; `None` if they cannot.
@@ -177,7 +217,7 @@ fn place(link: &LinkMessage) -> Option<Place> {
         LinkAttribute::Link(index) => Some(*index),
         _ => None,
     })?;
-    Some(Place { ifindex, mac: mac(link)? })
+    Some(Place { ifindex, mac: mac(link)?, polls: false })
 }
 
 /// The number of the namespace the other end or the parent is in, if it is another one.
@@ -238,7 +278,8 @@ mod tests {
     }
 
     fn place(index: u32) -> Place {
-        Place { ifindex: index + 100, mac: [2, 0, 0, 0, 0, u8::try_from(index).unwrap()] }
+        let mac = [2, 0, 0, 0, 0, u8::try_from(index).unwrap()];
+        Place { ifindex: index + 100, mac, polls: false }
     }
 
     fn at(site: Site) -> Located {

@@ -16,7 +16,7 @@ fn key(name: u8, listen: u16) -> BackendKey {
         listen: Listen::tcp(listen),
         id: format!("web-{name}"),
         endpoint: SocketAddr::from(([172, 17, 0, name], 9090)),
-        route: Route::Peer(Place { ifindex: u32::from(name), mac: [name; 6] }),
+        route: Route::Peer(Place { ifindex: u32::from(name), mac: [name; 6], polls: false }),
     }
 }
 
@@ -104,7 +104,7 @@ fn a_backend_behind_another_veth_is_another_backend() {
     let mut actual = Actual::default();
     let before = key(1, 80);
     reach(&wish(&[(before.clone(), active(1))]), &mut actual);
-    let route = Route::Peer(Place { ifindex: 77, mac: [1; 6] });
+    let route = Route::Peer(Place { ifindex: 77, mac: [1; 6], polls: false });
     let after = BackendKey { route, ..before.clone() };
     reach(&wish(&[(after.clone(), active(1))]), &mut actual);
     let ids: Vec<_> = actual.backends().map(|(key, id)| (key.clone(), id.index)).collect();
@@ -407,7 +407,7 @@ proptest! {
 
 #[test]
 fn a_macvlan_child_is_answered_for_at_its_parent_alone() {
-    let route = Route::Child(Place { ifindex: 2, mac: [1; 6] });
+    let route = Route::Child(Place { ifindex: 2, mac: [1; 6], polls: false });
     let mut desired = wish(&[(BackendKey { route, ..key(1, 80) }, active(1))]);
     desired.interfaces = [2, 3].into();
     desired.bridges = [5].into();

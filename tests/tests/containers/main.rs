@@ -17,6 +17,7 @@ mod published;
 mod scale;
 mod seeds;
 mod veth;
+mod xdp;
 
 use std::net::SocketAddr;
 

@@ -223,7 +223,7 @@ impl Bench {
 }
 
 fn key(index: u32, endpoint: SocketAddr, listen: u16) -> BackendKey {
-    let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index) });
+    let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index), polls: false });
     BackendKey { listen: Listen::tcp(listen), id: format!("web-{index}"), endpoint, route }
 }
 

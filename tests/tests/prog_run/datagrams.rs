@@ -40,7 +40,7 @@ impl Bench {
         let services = [(VIP, 4, 5, BACKENDS[0], 4), (VIP6, 5, 7, BACKENDS[2], 6)];
         for (vip, service, index, endpoint, base) in services {
             let (vip, endpoint) = (address(vip), address(endpoint));
-            let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index) });
+            let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index), polls: false });
             let key = BackendKey { listen: LISTEN, id: format!("udp-{index}"), endpoint, route };
             let (source, id) = (key.source(), BackendId { index, generation: 1 });
             let number = ServiceId::new(service).unwrap();

@@ -2,7 +2,7 @@ use super::*;
 use crate::discovery::container::{Attachment, Health, HealthDefault};
 use crate::model::{Condition, Place, Site};
 
-const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6] });
+const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6], polls: false });
 
 struct Scene(World);
 
