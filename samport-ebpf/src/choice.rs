@@ -86,6 +86,12 @@ pub fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
     let slot = choose::slot(random, service.table_len).ok_or(Verdict::NoBackend)?;
+    at(service, slot)
+}
+
+/// The backend that a slot of the service's table names.
+#[inline(always)]
+pub fn at(service: &Service, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
     let id =
         maps::table_slot(service.table_base.wrapping_add(slot)).ok_or(Verdict::BackendUnset)?;
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;

@@ -2,6 +2,8 @@
 //! datagram to somebody, the address is exchanged for a backend's, and the machine's own stack does
 //! the rest. What they are told afterwards is what they dialled.
 
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use samport_common::choose;
 use samport_common::family::{V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{Backend, Service};
@@ -15,7 +17,9 @@ use crate::sockaddr::{Closed, Hook, SockAddr};
 
 /// Draws until a backend serves that this machine can reach. One that does not serve is in a table for a
 /// moment only, while that is being replaced; macvlan children stay in it.
-const DRAWS: u32 = 16;
+const DRAWS: u32 = 8;
+/// Slots that are looked at one after the other if all draws were in vain.
+const WALK: u32 = 64;
 
 /// Which system call is on its way.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,6 +109,17 @@ fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
 fn draw(service: &Service) -> Option<(Chosen, &'static Backend)> {
     for _ in 0..DRAWS {
         if let Ok((id, backend)) = choice::cast(service)
+            && local::takes(backend)
+        {
+            return Some((Chosen { backend: id, generation: backend.generation }, backend));
+        }
+    }
+    // SAFETY: no arguments.
+    let first = choose::slot(unsafe { bpf_get_prandom_u32() }, service.table_len)?;
+    for step in 0..WALK {
+        // By division: after a comparison the verifier would follow both ways, at each step.
+        let slot = (first + step).checked_rem(service.table_len)?;
+        if let Ok((id, backend)) = choice::at(service, slot)
             && local::takes(backend)
         {
             return Some((Chosen { backend: id, generation: backend.generation }, backend));

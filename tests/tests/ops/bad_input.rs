@@ -148,7 +148,7 @@ fn unknown_flags_verbs_and_values_are_named() {
         (&["no-such"], "no-such"),
         (&["run", "-p", "80"], "--iface"),
         (&["run", "-i", "eth0", "-p", "80", "--forward", "fast"], "fast"),
-        (&["run", "-i", "eth0", "-p", "80", "--hook", "xdp"], "xdp"),
+        (&["run", "-i", "eth0", "-p", "80", "--hook", "netfilter"], "netfilter"),
         (&["run", "-i", "eth0", "-p", "80", "--flows", "1"], "--flows"),
         (&["run", "-i", "eth0", "-p", "80", "--drain", "soon"], "soon"),
         (&["run", "-i", "eth0", "-p", "80", "--udp-timeout", "31d"], "30d at most"),

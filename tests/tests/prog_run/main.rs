@@ -110,7 +110,7 @@ fn programs_stay_below_their_instruction_ceilings() {
     let mut bench = Bench::with_local_clients();
     let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, program_run::PROGRAMS, "every program has a ceiling");
-    let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 10_000));
+    let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 40_000));
     bench.dataplane.load_xdp().unwrap();
     let xdp = [("samport_xdp", 100_000)];
     for (name, ceiling) in CEILINGS.into_iter().chain(local).chain(xdp) {
