@@ -16,7 +16,7 @@ use crate::dataplane::{Dataplane, XdpMode};
 use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
-use crate::model::{Candidate, Condition, Snapshot};
+use crate::model::{Candidate, Condition, Site, Snapshot};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
 use crate::ports::{Listen, PortSpec};
@@ -261,6 +261,13 @@ impl Reconciler {
         }
         for candidate in &snapshot.candidates {
             if !self.is_admitted(candidate) {
+                continue;
+            }
+            // Its container has just stopped, or started again: the engine's next word says which. No
+            // other way leads there.
+            if let Some(Site::Veth(place)) = candidate.place
+                && !devices.contains_key(&place.ifindex)
+            {
                 continue;
             }
             let forward = self.job.forward;
