@@ -1,5 +1,7 @@
 //! A packet in, a rewritten packet out: the core's parser and plan on an skb.
 
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
 use samport_common::checksum;
 use samport_common::family::Family;
 use samport_common::frame::Frame as _;
@@ -74,6 +76,22 @@ pub mod apart {
             }
         }
     }
+}
+
+/// Parses a whole packet or a first fragment in a function of its own.
+#[inline(always)]
+pub fn parse_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
+    let number = parse_and_keep::<P>(skb.pointer_to_context());
+    // SAFETY: it is of such a packet.
+    unsafe { apart::result::<Packet<P::Addr>>(number) }
+}
+
+#[inline(never)]
+fn parse_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    // These packets are rare: better always than a second try, which the stack would pay for.
+    skb.pull_headers();
+    apart::number(packet::parse_first::<P, _>(&skb))
 }
 
 /// Applies a rewrite. `None` if the packet is shorter than its plan or the kernel refuses.

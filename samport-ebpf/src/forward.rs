@@ -5,14 +5,14 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Decision, Known, State};
 use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
 use samport_common::layout::{Life, Scope, program, unusual};
-use samport_common::packet::{self, Aside, Packet};
+use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::tcp::Flags;
 
-use crate::apply::{self, apart};
+use crate::apply;
 use crate::choice::{self, Opening, Trouble};
 use crate::context::{Context, Seat};
 use crate::deliver;
@@ -43,7 +43,7 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
 /// another draw.
 #[inline(always)]
 pub fn run_thoroughly<P: Tables>(skb: &Skb) -> Done {
-    let packet = match parse_apart::<P>(skb) {
+    let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
         Err(aside) => return step_aside(aside),
     };
@@ -110,22 +110,6 @@ fn send_by_number<P: Tables>(
     backend: u32,
 ) -> u64 {
     send::<P>(&Skb::new(TcContext::new(ctx)), packet, backend).to_bits()
-}
-
-/// Parses the packet in a function of its own.
-#[inline(always)]
-fn parse_apart<P: Tables>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
-    let number = parse_and_keep::<P>(skb.pointer_to_context());
-    // SAFETY: it is of such a packet.
-    unsafe { apart::result::<Packet<P::Addr>>(number) }
-}
-
-#[inline(never)]
-fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
-    let skb = Skb::new(TcContext::new(ctx));
-    // These packets are rare: better always than a second try, which the stack would pay for.
-    skb.pull_headers();
-    apart::number(packet::parse_first::<P, _>(&skb))
 }
 
 /// The program for what is no simple packet.

@@ -1,7 +1,5 @@
 //! Fragments: the first one decides and is remembered, the others follow.
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::State;
 use samport_common::family::Family;
 use samport_common::flow::{ClientWay, FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented};
@@ -9,7 +7,7 @@ use samport_common::packet::{self, Aside, FragmentId, Packet, Part};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
 
-use crate::apply::{self, apart};
+use crate::apply;
 use crate::context::{Context as _, Seat};
 use crate::deliver;
 use crate::flows;
@@ -26,7 +24,7 @@ const STAYS: [u8; 16] = [0; 16];
 #[inline(always)]
 pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     let seat = skb.seat();
-    let packet = match parse::<P>(skb) {
+    let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
         Err(Aside::Leave(verdict)) => return verdict.into(),
         Err(Aside::Icmp | Aside::First | Aside::Later) => return Verdict::Malformed.into(),
@@ -41,22 +39,6 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
         return Verdict::RewriteFailed.into();
     }
     Done::Outcome(reverse::leave(skb, seat, &reply))
-}
-
-/// Parses a first fragment in a function of its own.
-#[inline(always)]
-fn parse<P: Tables>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
-    let number = parse_and_keep::<P>(skb.pointer_to_context());
-    // SAFETY: it is of such a packet.
-    unsafe { apart::result::<Packet<P::Addr>>(number) }
-}
-
-#[inline(never)]
-fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
-    let skb = Skb::new(TcContext::new(ctx));
-    // Fragments are rare: better always than a second try, which the stack would pay for.
-    skb.pull_headers();
-    apart::number(packet::parse_first::<P, _>(&skb))
 }
 
 /// The new form of an address, or [`STAYS`].

@@ -54,7 +54,7 @@ fn own_flow<P: Tables>(
     if error.told != error.quoted.source.addr {
         return Err(Verdict::IcmpOther);
     }
-    let service = find_service::<P>(error, seat == Seat::Interface);
+    let service = find_service::<P>(error, seat);
     let Ok(service) = u16::try_from(service) else {
         return Err(Verdict::IcmpOther);
     };
@@ -66,13 +66,15 @@ fn own_flow<P: Tables>(
 
 /// The number of the service at the source of the quoted packet, or -1.
 #[inline(never)]
-fn find_service<P: Tables>(error: &'static IcmpError<P::Addr>, outside: bool) -> i32 {
+fn find_service<P: Tables>(error: &'static IcmpError<P::Addr>, seat: Seat) -> i32 {
     let quoted = &error.quoted;
     if !maps::is_listened_on(quoted.protocol, quoted.source.port) {
         return -1;
     }
     match P::service(&EndpointKey::new(quoted.source, quoted.protocol.number())) {
-        Some(service) if !outside || service.scope == Scope::Everybody as u8 => service.id.into(),
+        Some(service) if forward::may_dial(Scope::from_byte(service.scope), seat) => {
+            service.id.into()
+        }
         _ => -1,
     }
 }

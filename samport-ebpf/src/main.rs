@@ -194,13 +194,6 @@ fn end(skb: &Skb, name: &str, done: Done) -> i32 {
     action
 }
 
-impl From<Outcome> for Done {
-    #[inline(always)]
-    fn from(outcome: Outcome) -> Self {
-        Self::Outcome(outcome)
-    }
-}
-
 /// Client to backend, at ingress of the interfaces outside clients come in by.
 #[classifier]
 pub fn samport_forward(ctx: TcContext) -> i32 {

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Sender};
 use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, Lane, ServiceId};
-use samport_common::layout::program;
+use samport_common::layout::{Owners, program};
 use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
@@ -142,11 +142,11 @@ pub fn found<P: Tables>(flow: *mut Flow, to: P::Addr) -> Option<Reply> {
 /// The flow's entry, or null. `to_itself` is 1 for a backend that may have dialled itself.
 #[inline(never)]
 fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, to_itself: u32) -> *mut Flow {
-    let (protocol, source, client) = (packet.protocol, packet.source, packet.destination);
-    let found = match to_itself {
-        0 => find_as::<P>(protocol, source, client),
-        _ => find_to_itself::<P>(protocol, source, client),
-    };
+    let (source, client) = (packet.source, packet.destination);
+    let found = owners_of::<P>(packet.protocol, source).and_then(|owners| match to_itself {
+        0 => find_as::<P>(owners, client),
+        _ => find_to_itself::<P>(owners, source, client),
+    });
     match found {
         Some(entry) => entry.pointer(),
         None => core::ptr::null_mut(),
@@ -161,10 +161,11 @@ pub fn find<P: Tables>(
     source: Endpoint<P::Addr>,
     client: Endpoint<P::Addr>,
 ) -> Option<Reply> {
-    if let Some(entry) = find_as::<P>(protocol, source, client) {
+    let owners = owners_of::<P>(protocol, source)?;
+    if let Some(entry) = find_as::<P>(owners, client) {
         return Some(Reply { entry, backend: entry.word().backend(), to_itself: false });
     }
-    let entry = find_to_itself::<P>(protocol, source, client)?;
+    let entry = find_to_itself::<P>(owners, source, client)?;
     Some(Reply { entry, backend: entry.word().backend(), to_itself: true })
 }
 
@@ -172,22 +173,23 @@ pub fn find<P: Tables>(
 /// `forward::send`.
 #[inline(always)]
 fn find_to_itself<P: Tables>(
-    protocol: Protocol,
+    owners: &Owners,
     source: Endpoint<P::Addr>,
     client: Endpoint<P::Addr>,
 ) -> Option<Entry> {
     let itself = Endpoint { addr: source.addr, port: client.port };
-    find_as::<P>(protocol, source, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
+    find_as::<P>(owners, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
 }
 
-/// The flow of this client with the backend that sends from `source`.
+/// The services a backend answers for from this endpoint.
 #[inline(always)]
-fn find_as<P: Tables>(
-    protocol: Protocol,
-    source: Endpoint<P::Addr>,
-    client: Endpoint<P::Addr>,
-) -> Option<Entry> {
-    let owners = P::owners(&EndpointKey::new(source, protocol.number()))?;
+fn owners_of<P: Tables>(protocol: Protocol, source: Endpoint<P::Addr>) -> Option<&'static Owners> {
+    P::owners(&EndpointKey::new(source, protocol.number()))
+}
+
+/// The flow of this client with one of these backends.
+#[inline(always)]
+fn find_as<P: Tables>(owners: &Owners, client: Endpoint<P::Addr>) -> Option<Entry> {
     let mut key = FlowKey::new(client, ServiceId::FIRST, Lane::FIRST);
     // A plain loop: the iterator's try_fold is not inlined, and the verifier does not follow a None
     // that is returned through memory (docs/verifier.md).
