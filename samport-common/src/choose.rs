@@ -3,6 +3,60 @@
 /// Most slots of one service's table. Weights are kept to 1/4096 or better.
 pub const MAX_SLOTS: u32 = 4_096;
 
+/// How a backend is chosen for a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Balance {
+    /// A slot drawn at random.
+    Random = 0,
+    /// One slot after the other.
+    RoundRobin = 1,
+    /// Of two slots drawn at random, the backend with fewer open flows for its weight.
+    LeastConn = 2,
+    /// The slot that the client's address and port hash to.
+    Maglev = 3,
+    /// The slot that the client's address hashes to.
+    SourceHash = 4,
+}
+
+impl Balance {
+    /// All modes.
+    pub const ALL: [Self; 5] =
+        [Self::Random, Self::RoundRobin, Self::LeastConn, Self::Maglev, Self::SourceHash];
+
+    /// Total decoder: an unknown byte is [`Balance::Random`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::RoundRobin,
+            2 => Self::LeastConn,
+            3 => Self::Maglev,
+            4 => Self::SourceHash,
+            _ => Self::Random,
+        }
+    }
+
+    /// The name users know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::RoundRobin => "round-robin",
+            Self::LeastConn => "least-conn",
+            Self::Maglev => "maglev",
+            Self::SourceHash => "source-hash",
+        }
+    }
+
+    /// Whether the same client always finds the same backend, also without anything remembered.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_by_hash(self) -> bool {
+        matches!(self, Self::Maglev | Self::SourceHash)
+    }
+}
+
 /// Maps a random 32-bit number onto a slot of a table, every slot as likely as any other (to
 /// within `len` / 2³²). `None` for an empty table.
 #[must_use]

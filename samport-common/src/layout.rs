@@ -8,7 +8,7 @@ use crate::family::Address;
 use crate::wire::protocol::Protocol;
 
 /// Version of every key and value layout together. A change to any of them raises it.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {
@@ -69,20 +69,62 @@ pub const fn bytes_per_flow(address_len: u64) -> u64 {
     48 + key + size_of::<crate::flow::Flow>() as u64 + 16
 }
 
-/// Value of `SERVICES`: 12 bytes.
+/// Value of `SERVICES`: 24 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Service {
-    /// First slot of the service's backends in `TABLE`.
-    pub table_base: u32,
-    /// Number of slots; 0 while the service has no backend.
-    pub table_len: u32,
+    /// A [`Slots`]: one word, so that nobody reads the base of one table and the length of another.
+    pub slots: u64,
+    /// Seconds, in ticks, for which a client's address stays with its backend; 0 for not at all.
+    pub affinity_ticks: u32,
     /// A `ServiceId`.
     pub id: u16,
     /// A [`Scope`].
     pub scope: u8,
-    /// 1 if only clients in `ALLOWED` are served.
-    pub restricted: u8,
+    /// A [`Balance`](crate::choose::Balance).
+    pub balance: u8,
+    /// Bits of [`service`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bits of [`Service::flags`].
+pub mod service {
+    /// Only clients in `ALLOWED` are served.
+    pub const RESTRICTED: u32 = 1;
+    /// A backend that refuses or is silent is exchanged for another.
+    pub const FAILOVER: u32 = 2;
+    /// Without a backend, packets are dropped rather than refused.
+    pub const DROP: u32 = 4;
+    /// Some backend's endpoint is other services' too: only the thorough search can choose.
+    pub const SHARED: u32 = 8;
+}
+
+/// Where in `TABLE` a service's slots are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slots {
+    /// The first one.
+    pub base: u32,
+    /// How many there are; 0 while the service has no backend.
+    pub len: u32,
+}
+
+impl Slots {
+    /// As a map holds it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        (self.base as u64) << 32 | self.len as u64
+    }
+
+    /// As a map holds it.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { base: (bits >> 32) as u32, len: bits as u32 }
+    }
 }
 
 /// Who may dial a frontend.
@@ -107,7 +149,8 @@ impl Scope {
     }
 }
 
-/// Value of `BACKENDS`: 36 bytes. All but `life` and `shared` never change while an id is in use.
+/// Value of `BACKENDS`: 40 bytes. All but `weight`, `life` and `shared` never change while an id is in
+/// use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Backend {
@@ -121,6 +164,8 @@ pub struct Backend {
     pub ifindex: u32,
     /// Counts the users of this id (24 bits).
     pub generation: u32,
+    /// Its share relative to the others of its service.
+    pub weight: u32,
     /// A [`Life`].
     pub life: u8,
     /// A [`Via`].
@@ -156,6 +201,9 @@ pub enum Life {
     Serving = 1,
     /// Gone: its flows are refused.
     Down = 2,
+    /// Its flows go on; a client that stayed with it goes to another with its next one. A table names
+    /// it only if there is no other.
+    Draining = 3,
 }
 
 impl Life {
@@ -166,8 +214,16 @@ impl Life {
         match byte {
             1 => Self::Serving,
             2 => Self::Down,
+            3 => Self::Draining,
             _ => Self::Unset,
         }
+    }
+
+    /// Whether flows go on.
+    #[must_use]
+    #[inline(always)]
+    pub const fn serves(self) -> bool {
+        matches!(self, Self::Serving | Self::Draining)
     }
 }
 
@@ -225,7 +281,41 @@ pub struct Owner {
     pub pad: u16,
 }
 
-/// Value of `BACKEND_STATS`, for each CPU: 40 bytes.
+/// Value of `CONDITIONS`, by backend id: what the kernel finds out about a backend, shared by all CPUs.
+/// 16 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Condition {
+    /// Flows opened less flows seen to end, in this generation. Flows that expire or make room are not
+    /// seen to end; the loader counts those in `LOST`.
+    pub open: u64,
+    /// Until when new flows avoid it, in ticks.
+    pub suspect_until: u32,
+    /// Connections it has refused or left without an answer since the last one it took.
+    pub failures: u32,
+}
+
+/// Upper bounds of the classes of a [`Handshakes`], each twice the one before; the last has none. From
+/// 16 µs to 0.26 s.
+pub const HANDSHAKE_CLASSES: usize = 16;
+
+/// Value of `HANDSHAKES`, for each CPU, by backend id: how long it took from a client's SYN to the
+/// backend's SYN-ACK. 136 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Handshakes {
+    /// How many took less than 2^(4 + n) units of 1.024 µs, and no less than the class before; the
+    /// last class has the rest.
+    pub classes: [u64; HANDSHAKE_CLASSES],
+    /// The sum of all of them, in units of 1.024 µs.
+    pub sum: u64,
+}
+
+/// Value of `BACKEND_STATS`, for each CPU: 56 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -241,6 +331,10 @@ pub struct BackendStats {
     pub packets_out: u64,
     /// Bytes from the backend.
     pub bytes_out: u64,
+    /// Connections it has refused.
+    pub refused: u64,
+    /// Connections whose client had to ask again because it was silent.
+    pub silent: u64,
 }
 
 /// Value of `PRESSURE`, for each CPU: 16 bytes.
@@ -295,9 +389,11 @@ pub mod unusual {
 }
 
 const _: () = assert!(size_of::<Pressure>() == 16);
-const _: () = assert!(size_of::<Service>() == 12);
-const _: () = assert!(size_of::<Backend>() == 36);
+const _: () = assert!(size_of::<Service>() == 24);
+const _: () = assert!(size_of::<Backend>() == 40);
+const _: () = assert!(size_of::<Condition>() == 16);
+const _: () = assert!(size_of::<Handshakes>() == 136);
 const _: () = assert!(size_of::<Owners>() == 52);
-const _: () = assert!(size_of::<BackendStats>() == 40);
+const _: () = assert!(size_of::<BackendStats>() == 56);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);

@@ -117,8 +117,7 @@ pub fn is_link_local(wide: &[u8; 16]) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn takes(backend: &Backend) -> bool {
-    matches!(Life::from_byte(backend.life), Life::Serving)
-        && !matches!(Via::from_byte(backend.via), Via::Child)
+    Life::from_byte(backend.life).serves() && !matches!(Via::from_byte(backend.via), Via::Child)
 }
 
 /// Whether a backend is still the one that was chosen.
@@ -179,6 +178,7 @@ mod tests {
             mac: [0; 6],
             ifindex: 0,
             generation,
+            weight: 1,
             life: life as u8,
             via: 0,
             shared: 0,

@@ -6,7 +6,7 @@ use samport_common::conntrack::State;
 use samport_common::flow::{
     ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId,
 };
-use samport_common::layout::{Backend, Life, Service, Via};
+use samport_common::layout::{Backend, Life, Service, Slots, Via};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
@@ -75,7 +75,7 @@ pub fn draw_thoroughly<P: Tables>(
 /// written may not: the next table is on its way. A macvlan child is reached from its own interface only.
 #[inline(always)]
 fn may_get(backend: &Backend, opening: &Opening<'_>) -> bool {
-    matches!(Life::from_byte(backend.life), Life::Serving)
+    Life::from_byte(backend.life).serves()
         && (!matches!(Via::from_byte(backend.via), Via::Child)
             || backend.ifindex == opening.way.ifindex())
 }
@@ -85,19 +85,20 @@ fn may_get(backend: &Backend, opening: &Opening<'_>) -> bool {
 pub fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
-    let slot = choose::slot(random, service.table_len).ok_or(Verdict::NoBackend)?;
+    let slot =
+        choose::slot(random, Slots::from_bits(service.slots).len).ok_or(Verdict::NoBackend)?;
     at(service, slot)
 }
 
 /// The backend that a slot of the service's table names.
 #[inline(always)]
 pub fn at(service: &Service, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
-    let id =
-        maps::table_slot(service.table_base.wrapping_add(slot)).ok_or(Verdict::BackendUnset)?;
+    let id = maps::table_slot(Slots::from_bits(service.slots).base.wrapping_add(slot))
+        .ok_or(Verdict::BackendUnset)?;
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
     match Life::from_byte(backend.life) {
         Life::Unset => Err(Verdict::BackendUnset),
-        Life::Serving | Life::Down => Ok((id, backend)),
+        Life::Serving | Life::Draining | Life::Down => Ok((id, backend)),
     }
 }
 

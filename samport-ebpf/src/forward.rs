@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Decision, Known, State};
 use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Life, Scope, program, unusual};
+use samport_common::layout::{Life, Scope, program, service, unusual};
 use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
@@ -216,7 +216,7 @@ fn classify<P: Tables, C: Context>(
     if seat != Seat::Container && !context.is_for_host() {
         return Err(Verdict::OtherHost);
     }
-    if service.restricted != 0 && !P::is_allowed(service.id, packet.source.addr) {
+    if service.flags & service::RESTRICTED != 0 && !P::is_allowed(service.id, packet.source.addr) {
         return Err(Verdict::NotAllowed);
     }
     let id = ServiceId::new(service.id).ok_or(Verdict::BackendUnset)?;
@@ -282,8 +282,7 @@ fn follow<C: Context>(
 #[inline(always)]
 pub fn serves(word: FlowWord) -> bool {
     maps::backend(word.backend()).is_some_and(|backend| {
-        matches!(Life::from_byte(backend.life), Life::Serving)
-            && backend.generation == word.generation()
+        Life::from_byte(backend.life).serves() && backend.generation == word.generation()
     })
 }
 

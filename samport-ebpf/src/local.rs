@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use samport_common::choose;
 use samport_common::family::{V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey};
-use samport_common::layout::{Backend, Service};
+use samport_common::layout::{Backend, Service, Slots};
 use samport_common::local::{self, Chosen, Dialled, SocketKey};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -115,10 +115,11 @@ fn draw(service: &Service) -> Option<(Chosen, &'static Backend)> {
         }
     }
     // SAFETY: no arguments.
-    let first = choose::slot(unsafe { bpf_get_prandom_u32() }, service.table_len)?;
+    let first =
+        choose::slot(unsafe { bpf_get_prandom_u32() }, Slots::from_bits(service.slots).len)?;
     for step in 0..WALK {
         // By division: after a comparison the verifier would follow both ways, at each step.
-        let slot = (first + step).checked_rem(service.table_len)?;
+        let slot = (first + step).checked_rem(Slots::from_bits(service.slots).len)?;
         if let Ok((id, backend)) = choice::at(service, slot)
             && local::takes(backend)
         {

@@ -45,6 +45,35 @@ pub enum Condition {
     Draining,
 }
 
+/// Where a backend is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum State {
+    /// Not ready yet: its health check has not passed, or it does not listen.
+    Starting,
+    /// Takes new flows.
+    Active,
+    /// Keeps its flows, takes no new ones: it is stopping, or was told to.
+    Draining,
+    /// As draining, because its health check fails.
+    Unhealthy,
+    /// Its flows are refused.
+    Down,
+}
+
+impl State {
+    /// The name users know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Unhealthy => "unhealthy",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// How a backend is connected to this machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Site {

@@ -16,7 +16,7 @@ use crate::dataplane::{Dataplane, XdpMode};
 use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
-use crate::model::{Candidate, Condition, Site, Snapshot};
+use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
 use crate::ports::{Listen, PortSpec};
@@ -284,10 +284,13 @@ impl Reconciler {
                 }
             };
             let key = key_of(candidate, route);
-            let draining = matches!(candidate.condition, Condition::Draining | Condition::Starting);
+            let state = match candidate.condition {
+                Condition::Draining | Condition::Starting => State::Draining,
+                Condition::Ready | Condition::ProbeFirst => State::Active,
+            };
             desired.frontends.entry(candidate.listen).or_default();
             let (name, weight) = (candidate.name.clone(), candidate.weight);
-            desired.backends.insert(key, Share { name, weight, draining });
+            desired.backends.insert(key, Share { name, weight, state });
         }
         let ports = desired.frontends.len();
         let addresses = frontends::addresses(devices, &self.job.interfaces, ports);
@@ -343,13 +346,14 @@ impl Reconciler {
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
             let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen.brief());
-            match (before, share.draining) {
-                (None, false) => {
+            let is_active = |share: &Share| share.state == State::Active;
+            match (before, is_active(share)) {
+                (None, true) => {
                     let after = since_start(key, snapshot);
                     tracing::info!("+ {who} by {}{after}", key.route.name());
                 }
-                (Some(Share { draining: false, .. }), true) => tracing::info!("- {who} draining"),
-                (Some(Share { draining: true, .. }), false) => tracing::info!("+ {who} back"),
+                (Some(before), false) if is_active(before) => tracing::info!("- {who} draining"),
+                (Some(before), true) if !is_active(before) => tracing::info!("+ {who} back"),
                 (Some(before), _) if before.name != share.name => {
                     tracing::info!("~ {who} was {}", before.name);
                 }
@@ -418,14 +422,14 @@ fn leave_out(desired: &mut Desired, failed: &Change) -> Option<&'static str> {
 }
 
 fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
-    let draining = share.is_none_or(|share| share.draining);
+    let state = share.map_or(State::Draining, |share| share.state);
     BackendRecord {
         id,
         name: share.map_or_else(String::new, |share| share.name.clone()),
         port: key.listen,
         endpoint: key.endpoint.to_string(),
         weight: share.map_or(0, |share| share.weight),
-        state: if draining { "draining" } else { "active" }.to_owned(),
+        state: state.name().to_owned(),
         via: key.route.name().to_owned(),
     }
 }

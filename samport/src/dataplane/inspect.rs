@@ -53,6 +53,8 @@ impl Counters {
             bytes_in: sum.bytes_in + one.bytes_in,
             packets_out: sum.packets_out + one.packets_out,
             bytes_out: sum.bytes_out + one.bytes_out,
+            refused: sum.refused + one.refused,
+            silent: sum.silent + one.silent,
         }))
     }
 }

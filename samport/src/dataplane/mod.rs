@@ -21,10 +21,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use samport_common::layout::{Backend, Life, Owner, Owners, SHARED_BY, Service, Via};
+use samport_common::conntrack;
+use samport_common::layout::{
+    Backend, Life, Owner, Owners, SHARED_BY, Service, Slots, Via, service,
+};
 
 use crate::instance::{FilterRecord, Instance};
-use crate::plan::{self, BackendId, Change, Frontend, Role, Route};
+use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::wire_forms::wide;
 
 pub use attach::Hook;
@@ -82,8 +85,14 @@ impl Dataplane {
     /// Makes one change.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
         match change {
-            Change::SetBackend { key, id, shared } => {
-                let value = backend_value(key.endpoint, key.route, *id, *shared);
+            Change::SetBackend { key, id, shared, weight, draining } => {
+                let life = if *draining { Life::Draining } else { Life::Serving };
+                let value = Backend {
+                    weight: *weight,
+                    life: life as u8,
+                    shared: u8::from(*shared),
+                    ..backend_value(key.endpoint, key.route, *id)
+                };
                 self.maps.set_backend(id.index, value)
             }
             Change::RetireBackend { key, id } => self.maps.retire_backend(id.index).map(|()| {
@@ -171,7 +180,7 @@ impl Dataplane {
     }
 }
 
-fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool) -> Backend {
+fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId) -> Backend {
     let (via, ifindex, mac) = match route {
         Route::Peer(place) => (Via::Peer, place.ifindex, place.mac),
         Route::Neighbour { ifindex, .. } => (Via::Neighbour, ifindex, [0; 6]),
@@ -184,20 +193,28 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId, shared: bool
         mac,
         ifindex,
         generation: id.generation,
-        life: Life::Serving as u8,
+        weight: 0,
+        life: Life::Unset as u8,
         via: via as u8,
-        shared: u8::from(shared),
+        shared: 0,
         takes_frames: u8::from(matches!(route, Route::Peer(place) if place.polls)),
     }
 }
 
 fn service_value(to: Frontend) -> Service {
+    let Policy { balance, affinity, failover, drop } = to.policy;
+    let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
     Service {
-        table_base: to.region.base,
-        table_len: to.region.len,
+        slots: Slots { base: to.region.base, len: to.region.len }.to_bits(),
+        affinity_ticks: conntrack::Timeouts::ticks(affinity),
         id: to.id.get(),
         scope: to.scope as u8,
-        restricted: u8::from(to.restricted),
+        balance: balance as u8,
+        flags: bit(to.restricted, service::RESTRICTED)
+            | bit(to.shared, service::SHARED)
+            | bit(failover, service::FAILOVER)
+            | bit(drop, service::DROP),
+        pad: 0,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::table::{Region, Tables};
 /// What is in the kernel, as far as we have put it there.
 #[derive(Clone, Debug)]
 pub struct Actual {
-    pub(super) backends: BTreeMap<BackendKey, (BackendId, bool)>,
+    pub(super) backends: BTreeMap<BackendKey, (BackendId, Marks)>,
     pub(super) owners: Owners,
     pub(super) services: BTreeMap<ServiceKey, Installed>,
     pub(super) frontends: BTreeMap<(IpAddr, Listen), Frontend>,
@@ -25,6 +25,14 @@ pub struct Actual {
     pub(super) generations: Vec<u32>,
     pub(super) last_id: u32,
     pub(super) next_service: u16,
+}
+
+/// What may change of a backend while its id is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Marks {
+    pub(super) shared: bool,
+    pub(super) weight: u32,
+    pub(super) draining: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,10 +69,11 @@ impl Actual {
     /// Takes note of a change that was made.
     pub fn record(&mut self, change: &Change) {
         match change {
-            Change::SetBackend { key, id, shared } => {
+            Change::SetBackend { key, id, shared, weight, draining } => {
+                let marks = Marks { shared: *shared, weight: *weight, draining: *draining };
                 self.last_id = id.index;
                 self.generations[id.index as usize] = id.generation;
-                self.backends.insert(key.clone(), (*id, *shared));
+                self.backends.insert(key.clone(), (*id, marks));
             }
             Change::SetOwners { source, owners } => {
                 self.owners.insert(*source, owners.clone());

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 use samport_common::wire::protocol::Protocol;
 
 use crate::allow::Networks;
-use crate::model::Place;
+use crate::model::{Place, State};
 use crate::ports::Listen;
 use crate::table::Region;
 
@@ -98,8 +99,16 @@ pub struct Share {
     pub name: String,
     /// Relative to the others; 0 takes no new flows.
     pub weight: u32,
-    /// Keeps its flows, takes no new ones.
-    pub draining: bool,
+    /// Where it is in its life.
+    pub state: State,
+}
+
+impl Share {
+    /// Whether it keeps its flows, but takes no new ones.
+    #[must_use]
+    pub const fn drains(&self) -> bool {
+        !matches!(self.state, State::Active) || self.weight == 0
+    }
 }
 
 /// What is wanted of the kernel.
@@ -109,6 +118,8 @@ pub struct Desired {
     pub frontends: BTreeMap<Listen, BTreeMap<IpAddr, Scope>>,
     /// Networks whose clients may use a port; one that is missing, or names none, is everybody's.
     pub allowed: BTreeMap<Listen, Networks>,
+    /// How services choose, where that is not the default.
+    pub policies: BTreeMap<Listen, Policy>,
     /// Backends.
     pub backends: BTreeMap<BackendKey, Share>,
     /// Interfaces clients come in by.
@@ -153,7 +164,7 @@ pub struct ServiceKey {
 /// One step from what is there to what is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Writes a backend nobody refers to yet, or its `shared` mark.
+    /// Writes a backend nobody refers to yet, or what may change of one.
     SetBackend {
         /// Who it is.
         key: BackendKey,
@@ -161,6 +172,10 @@ pub enum Change {
         id: BackendId,
         /// Whether other services use the same endpoint.
         shared: bool,
+        /// Its share relative to the others.
+        weight: u32,
+        /// Whether it drains.
+        draining: bool,
     },
     /// Says whose replies come from a socket.
     SetOwners {
@@ -244,6 +259,29 @@ pub struct Frontend {
     pub scope: Scope,
     /// Whether only clients of allowed networks are served.
     pub restricted: bool,
+    /// Whether some backend's endpoint is other services' too.
+    pub shared: bool,
+    /// How backends are chosen.
+    pub policy: Policy,
+}
+
+/// How a service chooses its backends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// For a new flow.
+    pub balance: Balance,
+    /// Seconds for which a client's address stays with its backend; 0 for not at all.
+    pub affinity: u32,
+    /// Whether a backend that refuses or is silent is exchanged for another.
+    pub failover: bool,
+    /// Whether clients are left without an answer while there is no backend.
+    pub drop: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { balance: Balance::Random, affinity: 0, failover: true, drop: false }
+    }
 }
 
 /// A service and the id a backend has in it.

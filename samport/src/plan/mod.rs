@@ -17,12 +17,13 @@ use samport_common::layout::{MAX_BACKENDS, MAX_FRONTENDS, SHARED_BY};
 
 use crate::ports::Listen;
 use crate::table::{Region, slots_for};
-use actual::Installed;
+use actual::{Installed, Marks};
 use change::Owners;
 
 pub use actual::Actual;
 pub use change::{
-    BackendId, BackendKey, Change, Desired, Frontend, Owner, Role, Route, ServiceKey, Share, Source,
+    BackendId, BackendKey, Change, Desired, Frontend, Owner, Policy, Role, Route, ServiceKey,
+    Share, Source,
 };
 
 /// The changes that lead from `actual` to `desired`, in the order they must be made.
@@ -133,10 +134,11 @@ fn plan_backends<'a>(
         services_at.entry(key.source()).or_default().insert(key.listen);
     }
     let mut ids = BTreeMap::new();
-    for key in desired.backends.keys() {
+    for (key, share) in &desired.backends {
         let shared = services_at.get(&key.source()).is_some_and(|ports| ports.len() > 1);
+        let wanted = Marks { shared, weight: share.weight, draining: share.drains() };
         let id = match actual.backends.get(key) {
-            Some((id, was_shared)) if *was_shared == shared => {
+            Some((id, marks)) if *marks == wanted => {
                 ids.insert(key, *id);
                 continue;
             }
@@ -155,7 +157,8 @@ fn plan_backends<'a>(
             }
         };
         ids.insert(key, id);
-        changes.push(Change::SetBackend { key: key.clone(), id, shared });
+        let Marks { shared, weight, draining } = wanted;
+        changes.push(Change::SetBackend { key: key.clone(), id, shared, weight, draining });
     }
     Ok(ids)
 }
@@ -272,9 +275,12 @@ fn plan_services(
             changes.push(Change::WriteTable { service: *key, region, slots });
             region
         };
+        let policy = desired.policies.get(&key.listen).copied().unwrap_or_default();
+        let shared = has_shared(desired, *key);
         let restricted = desired.allowed.get(&key.listen).is_some_and(|nets| !nets.is_empty());
         for (addr, scope) in addresses.into_iter().flatten() {
-            let to = Frontend { id: installed.id, region, scope: *scope, restricted };
+            let to =
+                Frontend { id: installed.id, region, scope: *scope, restricted, shared, policy };
             if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, key.listen)) != Some(&to) {
                 changes.push(Change::SetFrontend { addr: *addr, listen: key.listen, to });
             }
@@ -289,6 +295,13 @@ fn plan_services(
     Ok(())
 }
 
+/// Whether some backend of a service answers for other services too.
+fn has_shared(desired: &Desired, service: ServiceKey) -> bool {
+    let keys = || desired.backends.keys();
+    let is_elsewhere = |source| keys().any(|k| k.service() != service && k.source() == source);
+    keys().any(|key| key.service() == service && is_elsewhere(key.source()))
+}
+
 /// A service's table: the backends that take new flows, or, if there is none, those that drain:
 /// better served by a leaving backend than not at all.
 fn table_of(
@@ -299,7 +312,7 @@ fn table_of(
     let of_service = || desired.backends.iter().filter(|(key, _)| key.service() == service);
     let weighted = |draining: bool| -> Vec<(u32, u32)> {
         of_service()
-            .filter(|(_, share)| share.draining == draining)
+            .filter(|(_, share)| share.drains() == draining)
             .filter_map(|(key, share)| Some((ids.get(key)?.index, share.weight)))
             .filter(|(_, weight)| *weight > 0)
             .collect()

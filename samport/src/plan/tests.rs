@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use samport_common::layout::Scope;
 
 use super::*;
-use crate::model::Place;
+use crate::model::{Place, State};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 17, 0, 1));
@@ -25,11 +25,11 @@ fn over_udp(key: BackendKey) -> BackendKey {
 }
 
 fn active(weight: u32) -> Share {
-    Share { name: "web".into(), weight, draining: false }
+    Share { name: "web".into(), weight, state: State::Active }
 }
 
 fn draining() -> Share {
-    Share { draining: true, ..active(1) }
+    Share { state: State::Draining, ..active(1) }
 }
 
 fn wish(backends: &[(BackendKey, Share)]) -> Desired {
@@ -118,10 +118,10 @@ fn an_endpoint_behind_two_ports_is_marked_as_shared() {
     let mut actual = Actual::default();
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     reach(&wish(&[(key(1, 80), active(1)), (key(1, 443), active(1))]), &mut actual);
-    assert!(actual.backends.values().all(|(_, shared)| *shared));
+    assert!(actual.backends.values().all(|(_, marks)| marks.shared));
     assert_eq!(actual.owners[&key(1, 80).source()].len(), 2);
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
-    assert!(actual.backends.values().all(|(_, shared)| !*shared));
+    assert!(actual.backends.values().all(|(_, marks)| !marks.shared));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn one_port_under_two_protocols_is_two_services_and_its_endpoint_two_sockets() {
     }
     let ids: BTreeSet<_> = actual.frontends.values().map(|to| to.id).collect();
     assert_eq!(ids.len(), 2);
-    assert!(actual.backends.values().all(|(_, shared)| !*shared));
+    assert!(actual.backends.values().all(|(_, marks)| !marks.shared));
     assert!(actual.owners.values().all(|owners| owners.len() == 1));
     assert_eq!(actual.owners.len(), 2);
 
@@ -374,7 +374,13 @@ fn wishes() -> impl Strategy<Value = Vec<Desired>> {
                     .into_iter()
                     .map(|(name, listen, weight, draining)| {
                         let key = BackendKey { listen, ..key(name, listen.port) };
-                        (key, Share { draining, ..active(weight) })
+                        (
+                            key,
+                            Share {
+                                state: if draining { State::Draining } else { State::Active },
+                                ..active(weight)
+                            },
+                        )
                     })
                     .collect();
                 wish(&backends)

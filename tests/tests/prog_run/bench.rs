@@ -8,7 +8,7 @@ use samport::dataplane::program_run::{Ran, Runner};
 use samport::dataplane::{Dataplane, Hook, Options, Timeouts};
 use samport::instance::Instance;
 use samport::model::Place;
-use samport::plan::{BackendId, BackendKey, Change, Frontend, Route, ServiceKey};
+use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::ports::Listen;
 use samport::table::Region;
 use samport_common::flow::ServiceId;
@@ -129,7 +129,9 @@ impl Bench {
         let key = key(index, endpoint, listen);
         let source = key.source();
         let id = BackendId { index, generation };
-        self.dataplane.apply(&Change::SetBackend { key, id, shared }).unwrap();
+        self.dataplane
+            .apply(&Change::SetBackend { key, id, shared, weight: 1, draining: false })
+            .unwrap();
         let owners = vec![(service(listen, endpoint.is_ipv6()), id)];
         self.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
     }
@@ -151,6 +153,8 @@ impl Bench {
             region: Region { base, len },
             scope: Scope::Everybody,
             restricted: false,
+            shared: false,
+            policy: Policy::default(),
         };
         self.dataplane.apply(&Change::SetFrontend { addr, listen, to }).unwrap();
     }

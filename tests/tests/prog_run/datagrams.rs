@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use samport::model::Place;
-use samport::plan::{BackendId, BackendKey, Change, Frontend, Route, ServiceKey};
+use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::ports::Listen;
 use samport::table::Region;
 use samport_common::flow::ServiceId;
@@ -47,9 +47,16 @@ impl Bench {
             let service = ServiceKey { listen: LISTEN, v6: vip.is_ipv6() };
             let region = Region { base, len: 2 };
             let scope = Scope::Everybody;
-            let to = Frontend { id: number, region, scope, restricted: false };
+            let to = Frontend {
+                id: number,
+                region,
+                scope,
+                restricted: false,
+                shared: false,
+                policy: Policy::default(),
+            };
             for change in [
-                Change::SetBackend { key, id, shared: false },
+                Change::SetBackend { key, id, shared: false, weight: 1, draining: false },
                 Change::SetOwners { source, owners: vec![(number, id)] },
                 Change::WriteTable { service, region, slots: vec![index; 2] },
                 Change::SetFrontend { addr: vip.ip(), listen: LISTEN, to },
