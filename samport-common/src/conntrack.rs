@@ -35,11 +35,13 @@ pub enum State {
     Unanswered = 8,
     /// UDP: both have sent.
     Answered = 9,
+    /// The backend has refused; the client has not been told and its next SYN goes to another.
+    Failed = 10,
 }
 
 impl State {
     /// All states, by number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Closed,
         Self::SynSent,
         Self::SynReceived,
@@ -50,16 +52,26 @@ impl State {
         Self::Reset,
         Self::Unanswered,
         Self::Answered,
+        Self::Failed,
     ];
 
-    /// The state a flow begins in.
+    /// The state a flow begins in. One that is found again by its hash, in the middle of a
+    /// connection, is open.
     #[must_use]
     #[inline(always)]
-    pub const fn first(protocol: Protocol) -> Self {
+    pub const fn first(protocol: Protocol, flags: Flags) -> Self {
         match protocol {
-            Protocol::Tcp => Self::SynSent,
+            Protocol::Tcp if flags.opens() => Self::SynSent,
+            Protocol::Tcp => Self::Established,
             Protocol::Udp => Self::Unanswered,
         }
+    }
+
+    /// Whether the flow counts as one its backend is busy with.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        !matches!(self, Self::Closed | Self::Finished | Self::Reset | Self::Failed)
     }
 
     /// The byte a map holds.
@@ -83,6 +95,7 @@ impl State {
             7 => Self::Reset,
             8 => Self::Unanswered,
             9 => Self::Answered,
+            10 => Self::Failed,
             _ => Self::Closed,
         }
     }
@@ -92,7 +105,7 @@ impl State {
     #[must_use]
     #[inline(always)]
     pub const fn is_over(self, idle_ticks: u32, timeout_ticks: u32) -> bool {
-        matches!(self, Self::Closed | Self::Finished | Self::Reset) || idle_ticks > timeout_ticks
+        !self.is_open() || idle_ticks > timeout_ticks
     }
 }
 
@@ -162,7 +175,7 @@ impl Seconds {
     pub const fn of(&self, state: State) -> u32 {
         match state {
             State::Closed => 0,
-            State::SynSent | State::SynReceived => self.syn,
+            State::SynSent | State::SynReceived | State::Failed => self.syn,
             State::Established | State::ClientFinished | State::BackendFinished => self.established,
             State::Finished => self.finished,
             State::Reset => self.reset,
@@ -186,7 +199,7 @@ pub enum Sender {
 #[inline(always)]
 pub const fn step(state: State, flags: Flags, sender: Sender) -> State {
     match (state, sender) {
-        (State::Closed, _) => State::Closed,
+        (State::Closed | State::Failed, _) => state,
         (State::Unanswered, Sender::Client) => State::Unanswered,
         (State::Unanswered, Sender::Backend) | (State::Answered, _) => State::Answered,
         _ if flags.rst() => State::Reset,
@@ -269,10 +282,24 @@ pub struct Known {
     pub backend_serves: bool,
 }
 
+/// What opens a flow at a service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Openers {
+    /// A client's first packet.
+    First,
+    /// Any packet of a client: its hash says where the connection was before it was forgotten.
+    Any,
+}
+
 /// Decides for a client's packet.
 #[must_use]
 #[inline(always)]
-pub const fn decide(known: Option<Known>, protocol: Protocol, flags: Flags) -> Decision {
+pub const fn decide(
+    known: Option<Known>,
+    protocol: Protocol,
+    flags: Flags,
+    openers: Openers,
+) -> Decision {
     // A datagram needs nothing before it.
     let opens = match protocol {
         Protocol::Tcp => flags.opens(),
@@ -280,7 +307,7 @@ pub const fn decide(known: Option<Known>, protocol: Protocol, flags: Flags) -> D
     };
     match known {
         None => {
-            if opens {
+            if opens || (matches!(openers, Openers::Any) && !flags.rst()) {
                 Decision::Choose
             } else {
                 Decision::Refuse(Verdict::MidFlowMiss)
@@ -289,7 +316,7 @@ pub const fn decide(known: Option<Known>, protocol: Protocol, flags: Flags) -> D
         Some(Known { state, over, backend_serves }) => {
             if opens && (over || !backend_serves) {
                 Decision::Choose
-            } else if matches!(state, State::Closed) {
+            } else if matches!(state, State::Closed | State::Failed) {
                 Decision::Refuse(Verdict::MidFlowMiss)
             } else if !backend_serves {
                 Decision::Refuse(Verdict::BackendGone)
@@ -339,7 +366,7 @@ mod tests {
         let timeouts = Timeouts::new(&Seconds::DEFAULT);
         assert!(timeouts.of(State::Reset) < timeouts.of(State::Established));
         assert_eq!(
-            decide(Some(known(State::Reset, 0, true)), Protocol::Tcp, ACK),
+            decide(Some(known(State::Reset, 0, true)), Protocol::Tcp, ACK, Openers::First),
             Decision::Stay(State::Established)
         );
     }
@@ -350,18 +377,35 @@ mod tests {
             let opens = bits & (Flags::SYN | Flags::ACK | Flags::FIN | Flags::RST) == Flags::SYN;
             let expected =
                 if opens { Decision::Choose } else { Decision::Refuse(Verdict::MidFlowMiss) };
-            assert_eq!(decide(None, Protocol::Tcp, Flags(bits)), expected, "flags {bits:#04x}");
+            assert_eq!(
+                decide(None, Protocol::Tcp, Flags(bits), Openers::First),
+                expected,
+                "flags {bits:#04x}"
+            );
+        }
+    }
+
+    /// Where connections are found by their hash, one that was forgotten goes on where it was.
+    #[test]
+    fn the_middle_of_a_forgotten_connection_opens_a_flow_where_its_hash_finds_it() {
+        for bits in 0..=u8::MAX {
+            let flags = Flags(bits);
+            let decision = decide(None, Protocol::Tcp, flags, Openers::Any);
+            assert_eq!(decision == Decision::Choose, !flags.rst(), "{flags:?}");
+            let first = State::first(Protocol::Tcp, flags);
+            assert_eq!(first == State::SynSent, flags.opens());
+            assert!(first == State::SynSent || first == State::Established);
         }
     }
 
     #[test]
     fn a_syn_again_stays_until_the_connection_is_over() {
         for state in State::ALL {
-            let over = matches!(state, State::Closed | State::Finished | State::Reset);
-            let decision = decide(Some(known(state, 0, true)), Protocol::Tcp, SYN);
+            let over = !state.is_open();
+            let decision = decide(Some(known(state, 0, true)), Protocol::Tcp, SYN, Openers::First);
             assert_eq!(decision == Decision::Choose, over, "{state:?}: {decision:?}");
             assert_eq!(
-                decide(Some(known(state, 100_000, true)), Protocol::Tcp, SYN),
+                decide(Some(known(state, 100_000, true)), Protocol::Tcp, SYN, Openers::First),
                 Decision::Choose,
                 "{state:?}"
             );
@@ -371,8 +415,11 @@ mod tests {
     #[test]
     fn a_flow_without_its_backend_starts_anew_or_is_refused() {
         for state in State::ALL {
-            assert_eq!(decide(Some(known(state, 0, false)), Protocol::Tcp, SYN), Decision::Choose);
-            let refused = decide(Some(known(state, 0, false)), Protocol::Tcp, ACK);
+            assert_eq!(
+                decide(Some(known(state, 0, false)), Protocol::Tcp, SYN, Openers::First),
+                Decision::Choose
+            );
+            let refused = decide(Some(known(state, 0, false)), Protocol::Tcp, ACK, Openers::First);
             assert!(matches!(refused, Decision::Refuse(_)), "{state:?}: {refused:?}");
         }
     }
@@ -397,14 +444,14 @@ mod tests {
         for state in State::ALL {
             assert_eq!(State::from_byte(state.to_byte()), state);
         }
-        for byte in 10..=u8::MAX {
+        for byte in 11..=u8::MAX {
             assert_eq!(State::from_byte(byte), State::Closed);
         }
     }
 
     #[test]
     fn datagrams_stay_until_they_time_out_or_their_backend_is_gone() {
-        let decide = |known| decide(known, Protocol::Udp, Flags(0));
+        let decide = |known| decide(known, Protocol::Udp, Flags(0), Openers::First);
         assert_eq!(decide(None), Decision::Choose);
         for state in [State::Unanswered, State::Answered] {
             assert_eq!(decide(Some(known(state, 0, true))), Decision::Stay(state));
@@ -462,12 +509,14 @@ mod tests {
             let flags = Flags(bits);
             for sender in [Sender::Client, Sender::Backend] {
                 assert_eq!(step(State::Closed, flags, sender), State::Closed);
+                assert_eq!(step(State::Failed, flags, sender), State::Failed);
                 let finished = if flags.rst() { State::Reset } else { State::Finished };
                 assert_eq!(step(State::Finished, flags, sender), finished);
                 for state in State::ALL {
                     let next = step(state, flags, sender);
                     let datagrams = matches!(state, State::Unanswered | State::Answered);
-                    let reset = flags.rst() && state != State::Closed && !datagrams;
+                    let ended = matches!(state, State::Closed | State::Failed);
+                    let reset = flags.rst() && !ended && !datagrams;
                     assert_eq!(next == State::Reset, reset, "{state:?} {flags:?} {sender:?}");
                 }
             }

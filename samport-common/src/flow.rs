@@ -204,7 +204,7 @@ impl FlowWord {
     }
 }
 
-/// Value of `FLOWS4` and `FLOWS6`: 40 bytes.
+/// Value of `FLOWS4` and `FLOWS6`: 48 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Flow {
@@ -221,6 +221,44 @@ pub struct Flow {
     pub port: [u8; 2],
     /// The client's side of the last hop: the source MAC of its packets.
     pub mac: [u8; 6],
+    /// When the flow was opened, in units of 1.024 µs; wraps after 73 minutes.
+    pub opened: u32,
+    /// The backend that failed before this one, whose late answers are dropped; 0 for none.
+    pub failed: u16,
+    /// Bits of [`marks`].
+    pub flags: u16,
+}
+
+/// Bits of [`Flow::flags`].
+pub mod marks {
+    /// If the backend refuses, another is tried.
+    pub const FAILOVER: u16 = 1;
+}
+
+/// Key of `AFFINITY4` and `AFFINITY6`: 8 and 20 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct AffinityKey<A: Address> {
+    /// The client.
+    pub client: A,
+    /// A [`ServiceId`], the machine's own order.
+    pub service: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Value of `AFFINITY4` and `AFFINITY6`: the backend a client's address got. 12 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Affinity {
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// When the client last opened a flow, in ticks.
+    pub seen_tick: u32,
 }
 
 /// How replies get to a flow's client.
@@ -335,7 +373,10 @@ const _: () = assert!(size_of::<EndpointKey<[u8; 4]>>() == 8);
 const _: () = assert!(size_of::<EndpointKey<[u8; 16]>>() == 20);
 const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 8);
 const _: () = assert!(size_of::<FlowKey<[u8; 16]>>() == 20);
-const _: () = assert!(size_of::<Flow>() == 40);
+const _: () = assert!(size_of::<AffinityKey<[u8; 4]>>() == 8);
+const _: () = assert!(size_of::<AffinityKey<[u8; 16]>>() == 20);
+const _: () = assert!(size_of::<Affinity>() == 12);
+const _: () = assert!(size_of::<Flow>() == 48);
 
 #[cfg(test)]
 mod tests {

@@ -24,8 +24,14 @@ pub mod program {
     pub const REVERSE_ICMP: u32 = 4;
     /// `samport_later`: later fragments, either way.
     pub const LATER: u32 = 5;
+    /// `samport_reset`: forward, what is answered with a reset.
+    pub const RESET: u32 = 6;
+    /// `samport_refused`: reverse, a backend that refuses a connection.
+    pub const REFUSED: u32 = 7;
+    /// `samport_open`: forward, opening a flow that `samport_crowded` has looked for.
+    pub const OPEN: u32 = 8;
     /// Length of the array.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 9;
 }
 
 /// Words of `PORTS`: one bit for each of the 65,536 ports of TCP, then of UDP.
@@ -58,6 +64,10 @@ pub const MAX_FRAGMENTED: u32 = 4_096;
 pub const MAX_FLOOD_FLOWS: u32 = 16_384;
 /// Networks in all allow-lists together, for each family.
 pub const MAX_ALLOWED: u32 = 16_384;
+/// Clients' addresses that are remembered with their backend, for each family.
+pub const MAX_AFFINITY: u32 = 32_768;
+/// Bytes of the ring of [`Event`]s.
+pub const EVENT_BYTES: u32 = 65_536;
 /// Default number of entries of each flow table.
 pub const DEFAULT_FLOWS: u32 = 131_072;
 
@@ -297,6 +307,59 @@ pub struct Condition {
     pub failures: u32,
 }
 
+/// Value of `DRAFT`, for each CPU: what one program has found out about a flow for the next, which is to
+/// open it. 24 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Draft {
+    /// Backends it must not get, 16 bits each.
+    pub taken: u64,
+    /// The [`FlowWord`](crate::flow::FlowWord) of the entry it takes the place of; 0 for none.
+    pub judged: u64,
+    /// Where that entry is, or where it is to be stored: of [`place`].
+    pub place: u32,
+    /// The backend that keeps silent; 0 for none.
+    pub unwanted: u32,
+}
+
+/// Places of flows.
+pub mod place {
+    /// The bits that say in which lane it is.
+    pub const LANE: u32 = 3;
+    /// Added to a lane that holds another entry, which is over.
+    pub const REPLACE: u32 = 4;
+    /// In the table of a flood.
+    pub const FLOOD: u32 = 8;
+    /// Nowhere.
+    pub const NONE: u32 = 16;
+}
+
+/// What the kernel tells the loader at once: 16 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Event {
+    /// One of [`event`].
+    pub kind: u32,
+    /// The backend it is about.
+    pub backend: u32,
+    /// The generation of that id.
+    pub generation: u32,
+    /// Ticks for which new flows avoid it.
+    pub ticks: u32,
+}
+
+/// Kinds of [`Event`].
+pub mod event {
+    /// A backend has refused a connection.
+    pub const REFUSED: u32 = 1;
+    /// A backend has left a connection without an answer.
+    pub const SILENT: u32 = 2;
+}
+
 /// Upper bounds of the classes of a [`Handshakes`], each twice the one before; the last has none. From
 /// 16 µs to 0.26 s.
 pub const HANDSHAKE_CLASSES: usize = 16;
@@ -392,6 +455,9 @@ const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Backend>() == 40);
 const _: () = assert!(size_of::<Condition>() == 16);
+const _: () = assert!(size_of::<Event>() == 16);
+const _: () = assert!(size_of::<Draft>() == 24);
+const _: () = assert!(HANDSHAKE_CLASSES.is_power_of_two());
 const _: () = assert!(size_of::<Handshakes>() == 136);
 const _: () = assert!(size_of::<Owners>() == 52);
 const _: () = assert!(size_of::<BackendStats>() == 56);

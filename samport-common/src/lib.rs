@@ -20,12 +20,14 @@
 pub mod checksum;
 pub mod choose;
 pub mod conntrack;
+pub mod failover;
 pub mod family;
 pub mod flow;
 pub mod frame;
 pub mod layout;
 pub mod local;
 pub mod packet;
+pub mod reset;
 pub mod rewrite;
 pub mod verdict;
 pub mod wire;

@@ -127,6 +127,16 @@ verdicts! {
     33 ForwardXdp "forward-xdp" Redirect;
     /// Larger than the device towards its backend takes, which would lose it without a word.
     34 ForwardTooBig "forward-too-big" Drop;
+    /// A backend's refusal of a connection, held back: the client's next SYN goes to another backend.
+    35 RefusalHeld "refusal-held" Drop;
+    /// The late answer of a backend whose connection has gone to another.
+    36 LateAnswer "late-answer" Drop;
+    /// Its connection's backend is gone: answered with a reset.
+    37 GoneReset "gone-reset" Redirect;
+    /// For a service without any backend: answered with a reset.
+    38 NoBackendReset "no-backend-reset" Redirect;
+    /// For a service without any backend that is to keep silent then.
+    39 NoBackendDrop "no-backend-drop" Drop;
 }
 
 #[cfg(test)]

@@ -33,16 +33,16 @@ pub unsafe fn compare_exchange(at: *mut u64, from: u64, to: u64) -> u64 {
     found
 }
 
-/// Adds 1 in one instruction: for counters of this CPU that a program in an interrupt changes too.
+/// Adds to a word that others change too: other CPUs, or a program in an interrupt; a negative number as its two's complement.
 ///
 /// # Safety
 /// `at` is aligned to 8 and inside a map value.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-pub unsafe fn increment(at: *mut u64) {
+pub unsafe fn add(at: *mut u64, number: u64) {
     // SAFETY: the caller's promise.
     unsafe {
-        core::arch::asm!("lock *(u64 *)({at} + 0) += {one}", at = in(reg) at, one = in(reg) 1_u64);
+        core::arch::asm!("lock *(u64 *)({at} + 0) += {by}", at = in(reg) at, by = in(reg) number);
     }
 }
 
@@ -51,10 +51,39 @@ pub unsafe fn increment(at: *mut u64) {
 /// # Safety
 /// As above.
 #[cfg(not(target_arch = "bpf"))]
-pub unsafe fn increment(at: *mut u64) {
+pub unsafe fn add(at: *mut u64, number: u64) {
+    // SAFETY: the caller's promise.
+    let _ = unsafe { fetch_add(at, number) };
+}
+
+/// Adds to a word that other CPUs change too, and returns what it was.
+///
+/// # Safety
+/// `at` is aligned to 8 and inside a map value.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn fetch_add(at: *mut u64, number: u64) -> u64 {
+    let before;
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!(
+            "{number} = atomic_fetch_add((u64 *)({at} + 0), {number})",
+            at = in(reg) at,
+            number = inout(reg) number => before,
+        );
+    }
+    before
+}
+
+/// The same for the host, which checks this crate but never runs it.
+///
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "bpf"))]
+pub unsafe fn fetch_add(at: *mut u64, number: u64) -> u64 {
     use core::sync::atomic::{AtomicU64, Ordering};
     // SAFETY: the caller's promise.
-    unsafe { AtomicU64::from_ptr(at) }.fetch_add(1, Ordering::Relaxed);
+    unsafe { AtomicU64::from_ptr(at) }.fetch_add(number, Ordering::Relaxed)
 }
 
 /// The same for the host, which checks this crate but never runs it.

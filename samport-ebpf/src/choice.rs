@@ -1,39 +1,77 @@
 //! Picking a backend for a new flow and storing it so that every CPU agrees.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use samport_common::choose;
+use samport_common::choose::{self, Balance};
 use samport_common::conntrack::State;
+use samport_common::failover;
 use samport_common::flow::{
-    ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId,
+    ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId, marks,
 };
-use samport_common::layout::{Backend, Life, Service, Slots, Via};
+use samport_common::layout::{Backend, Life, Service, Slots, Via, service};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
+use samport_common::wire::tcp::Flags;
 
+use crate::affinity;
 use crate::context::Context;
 use crate::flood;
-use crate::flows::{self, Entry, Lanes, Place};
+use crate::flows::{self, Entry, Place, Taken};
 use crate::maps::{self, Tables};
+use crate::standing;
 
 /// What the kernel answers when a key is there already (errno-base.h).
 const EEXIST: i32 = 17;
 
 /// A packet for a service: which one, seen where and when.
-pub struct Opening<'a> {
-    pub service: &'a Service,
+pub struct Opening {
+    pub service: &'static Service,
     pub id: ServiceId,
     pub protocol: Protocol,
+    pub flags: Flags,
     pub way: ClientWay,
     pub now_tick: u32,
+    /// How many draws for this packet were in vain.
+    pub attempt: u32,
+}
+
+impl Opening {
+    /// How the service chooses.
+    #[inline(always)]
+    pub fn balance(&self) -> Balance {
+        Balance::from_byte(self.service.balance)
+    }
+
+    /// Whether a backend that fails is exchanged for another.
+    #[inline(always)]
+    pub fn fails_over(&self) -> bool {
+        self.service.flags & service::FAILOVER != 0
+    }
+
+    /// Whether draws have been in vain for so long that a suspect will do.
+    #[inline(always)]
+    pub fn has_lost_patience(&self) -> bool {
+        self.attempt >= failover::PATIENCE
+    }
+
+    /// What a flow begins with that goes to this backend.
+    #[inline(always)]
+    fn word(&self, id: u32, backend: &Backend) -> FlowWord {
+        FlowWord::new(id, backend.generation, State::first(self.protocol, self.flags))
+    }
+
+    #[inline(always)]
+    fn flow_flags(&self) -> u16 {
+        if self.fails_over() { marks::FAILOVER } else { 0 }
+    }
 }
 
 /// Why a flow cannot be opened where it was tried.
 pub enum Trouble {
     /// Final: the packet leaves with this verdict.
     Verdict(Verdict),
-    /// The backend drawn is not free for this client: only the thorough search can tell.
+    /// Only the thorough search can tell, or the next of its draws.
     Crowded,
 }
 
@@ -43,58 +81,165 @@ impl From<Verdict> for Trouble {
     }
 }
 
-/// Draws a backend: nearly always the first one will do.
+/// Draws a backend at random: nearly always the first one will do. All other ways to choose are left to
+/// the thorough search.
 #[inline(always)]
-pub fn draw(opening: &Opening<'_>) -> Result<FlowWord, Trouble> {
-    let (id, backend) = cast(opening.service)?;
-    if backend.shared != 0 || !may_get(backend, opening) {
+pub fn draw(opening: &Opening) -> Result<FlowWord, Trouble> {
+    let service = opening.service;
+    let is_plain = matches!(opening.balance(), Balance::Random)
+        && service.affinity_ticks == 0
+        && service.flags & service::SHARED == 0;
+    if !is_plain {
         return Err(Trouble::Crowded);
     }
-    Ok(FlowWord::new(id, backend.generation, State::first(opening.protocol)))
+    let (id, backend) = cast(service)?;
+    if backend.shared != 0 || !may_get(id, backend, opening) {
+        return Err(Trouble::Crowded);
+    }
+    Ok(opening.word(id, backend))
 }
 
-/// Draws a backend that has no living flow from this client's port. [`Trouble::Crowded`] asks for
-/// another draw.
+/// Draws a backend as the service wants it, one that has no living flow from this client's port and is
+/// not `unwanted`. [`Trouble::Crowded`] asks for another draw.
 #[inline(always)]
 pub fn draw_thoroughly<P: Tables>(
     client: Endpoint<P::Addr>,
-    lanes: &Lanes,
-    opening: &Opening<'_>,
+    taken: Taken,
+    opening: &Opening,
+    unwanted: u32,
 ) -> Result<FlowWord, Trouble> {
-    let (id, backend) = cast(opening.service)?;
-    if !may_get(backend, opening)
-        || lanes.taken.contains(id)
+    let service = opening.service;
+    let recalled = if service.affinity_ticks != 0 && opening.attempt == 0 {
+        affinity::recall::<P>(client.addr, opening)
+    } else {
+        None
+    };
+    let (id, backend) = if let Some(same) = recalled {
+        same
+    } else {
+        let with_port = !matches!(opening.balance(), Balance::SourceHash);
+        pick(service, choose::hash::<P>(&client, with_port), opening.attempt)?
+    };
+    if id == unwanted
+        || !may_get(id, backend, opening)
+        || taken.contains(id)
         || (backend.shared != 0 && is_claimed::<P>(client, opening, backend))
     {
         return Err(Trouble::Crowded);
     }
-    Ok(FlowWord::new(id, backend.generation, State::first(opening.protocol)))
+    Ok(opening.word(id, backend))
 }
 
 /// Whether a backend may get packets that come in here. One that was taken down since this table was
 /// written may not: the next table is on its way. A macvlan child is reached from its own interface only.
 #[inline(always)]
-fn may_get(backend: &Backend, opening: &Opening<'_>) -> bool {
+fn may_get(id: u32, backend: &Backend, opening: &Opening) -> bool {
     Life::from_byte(backend.life).serves()
         && (!matches!(Via::from_byte(backend.via), Via::Child)
             || backend.ifindex == opening.way.ifindex())
+        && (opening.has_lost_patience() || !standing::is_suspect(id, opening.now_tick))
+}
+
+/// The backend a service's way to choose leads to, for a client with this hash and so many draws in vain.
+///
+/// Through a number: the verifier follows what comes after once, and not for each way to choose.
+#[inline(always)]
+pub fn pick(
+    service: &'static Service,
+    hash: u32,
+    attempt: u32,
+) -> Result<(u32, &'static Backend), Verdict> {
+    let number = pick_by_number(service, hash, attempt);
+    if number & NONE != 0 {
+        return Err(Verdict::from_number(number & !NONE).unwrap_or(Verdict::BackendUnset));
+    }
+    Ok((number, maps::backend(number).ok_or(Verdict::BackendUnset)?))
+}
+
+/// Bit of what [`pick_by_number`] returns if there is none: the rest is the verdict's number.
+const NONE: u32 = 1 << 31;
+
+#[inline(never)]
+fn pick_by_number(service: &'static Service, hash: u32, attempt: u32) -> u32 {
+    match pick_as_balanced(service, hash, attempt) {
+        Ok(id) => id & !NONE,
+        Err(verdict) => NONE | verdict as u32,
+    }
+}
+
+#[inline(always)]
+fn pick_as_balanced(service: &Service, hash: u32, attempt: u32) -> Result<u32, Verdict> {
+    let len = Slots::from_bits(service.slots).len;
+    let slot = match Balance::from_byte(service.balance) {
+        Balance::Random => random_slot(len),
+        Balance::LeastConn => {
+            let one = at(service, random_slot(len).ok_or(no_backend(service))?)?;
+            let other = at(service, random_slot(len).ok_or(no_backend(service))?)?;
+            let (load, of_other) = (standing::load(one.0, one.1), standing::load(other.0, other.1));
+            return Ok(if of_other.is_lighter_than(load) { other.0 } else { one.0 });
+        }
+        Balance::RoundRobin => next_turn(service.id, len),
+        Balance::Maglev | Balance::SourceHash => choose::slot(choose::rehash(hash, attempt), len),
+    };
+    at(service, slot.ok_or(no_backend(service))?).map(|(id, _)| id)
+}
+
+#[inline(always)]
+fn random_slot(len: u32) -> Option<u32> {
+    // SAFETY: no arguments.
+    choose::slot(unsafe { bpf_get_prandom_u32() }, len)
+}
+
+/// What a packet leaves by if there is no backend.
+#[inline(always)]
+fn no_backend(service: &Service) -> Verdict {
+    if service.flags & service::DROP != 0 { Verdict::NoBackendDrop } else { Verdict::NoBackend }
+}
+
+/// Looks at so many slots, spread over the table, for somebody else.
+const LOOKS: u32 = 32;
+
+/// Whether a service has another backend than this one that is worth a try.
+#[inline(always)]
+pub fn has_other(service: &Service, this: u32, now_tick: u32) -> bool {
+    let len = Slots::from_bits(service.slots).len;
+    // SAFETY: no arguments.
+    let offset = unsafe { bpf_get_prandom_u32() } / LOOKS;
+    for look in 0..LOOKS {
+        // Evenly spread: of a table of so many slots each is met.
+        let Some(slot) = choose::slot(look * (u32::MAX / LOOKS + 1) + offset, len) else {
+            return false;
+        };
+        if let Ok((id, backend)) = at(service, slot)
+            && id != this
+            && Life::from_byte(backend.life).serves()
+            && !standing::is_suspect(id, now_tick)
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// The slot whose turn it is.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "less than a number of 32 bits")]
+fn next_turn(service: u16, len: u32) -> Option<u32> {
+    maps::next_turn(service).checked_rem(u64::from(len)).map(|slot| slot as u32)
 }
 
 /// One throw of the die: a slot of the service's table, and the backend it names.
 #[inline(always)]
 pub fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
-    // SAFETY: no arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let slot =
-        choose::slot(random, Slots::from_bits(service.slots).len).ok_or(Verdict::NoBackend)?;
-    at(service, slot)
+    let slot = random_slot(Slots::from_bits(service.slots).len);
+    at(service, slot.ok_or(no_backend(service))?)
 }
 
 /// The backend that a slot of the service's table names.
 #[inline(always)]
 pub fn at(service: &Service, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
-    let id = maps::table_slot(Slots::from_bits(service.slots).base.wrapping_add(slot))
-        .ok_or(Verdict::BackendUnset)?;
+    let index = Slots::from_bits(service.slots).base.wrapping_add(slot);
+    let id = maps::table_slot(index).ok_or(Verdict::BackendUnset)?;
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
     match Life::from_byte(backend.life) {
         Life::Unset => Err(Verdict::BackendUnset),
@@ -109,7 +254,7 @@ pub fn store<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
     place: Place,
-    opening: &Opening<'_>,
+    opening: &Opening,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     match place {
@@ -131,7 +276,7 @@ pub fn store<P: Tables, C: Context>(
 pub fn store_flood<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    opening: &Opening<'_>,
+    opening: &Opening,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     let key = FlowKey::new(packet.source, opening.id, Lane::FIRST);
@@ -147,25 +292,35 @@ fn reopen<C: Context>(
     entry: Entry,
     judged: FlowWord,
     chosen: FlowWord,
-    opening: &Opening<'_>,
+    opening: &Opening,
 ) -> FlowWord {
     // First, or the new flow would look as old as the one before for a moment.
     entry.touch(opening.now_tick);
     match entry.exchange(judged, chosen) {
         Ok(()) => {
+            let has_failed = matches!(judged.state(), State::SynSent | State::Failed);
+            entry.begin(opening.flow_flags(), if has_failed { judged.backend() } else { 0 });
             entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
-            maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
+            standing::ends(judged);
+            count(chosen);
             chosen
         }
         Err(faster) => faster,
     }
 }
 
+/// Counts a flow that was opened.
+#[inline(always)]
+fn count(chosen: FlowWord) {
+    maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
+    standing::opens(chosen);
+}
+
 #[inline(always)]
 fn new_flow<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    opening: &Opening<'_>,
+    opening: &Opening,
     chosen: FlowWord,
 ) -> Result<Flow, Verdict> {
     let vip = packet.destination;
@@ -176,6 +331,9 @@ fn new_flow<P: Tables, C: Context>(
         vip: P::widen(vip.addr),
         port: vip.port,
         mac: context.read(ethernet::SOURCE.start).ok_or(Verdict::Truncated)?,
+        opened: standing::now_micros(),
+        failed: 0,
+        flags: opening.flow_flags(),
     })
 }
 
@@ -190,7 +348,7 @@ fn settle<P: Tables>(
 ) -> Result<FlowWord, Verdict> {
     match stored {
         Ok(()) => {
-            maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
+            count(chosen);
             Ok(chosen)
         }
         Err(errno) if errno == -EEXIST => match find(key) {
@@ -204,11 +362,7 @@ fn settle<P: Tables>(
 /// Whether the client's port already talks to this backend's endpoint through another service: the
 /// backend would see two connections with the same four numbers, and so would we in its replies.
 #[inline(always)]
-fn is_claimed<P: Tables>(
-    client: Endpoint<P::Addr>,
-    opening: &Opening<'_>,
-    backend: &Backend,
-) -> bool {
+fn is_claimed<P: Tables>(client: Endpoint<P::Addr>, opening: &Opening, backend: &Backend) -> bool {
     let key = EndpointKey::new(maps::endpoint::<P>(backend), opening.protocol.number());
     let Some(owners) = P::owners(&key) else {
         return false;

@@ -10,6 +10,9 @@ pub trait Context: Frame {
     /// Index of the device we are attached to.
     fn ifindex(&self) -> u32;
 
+    /// How many draws for this packet were in vain.
+    fn attempt(&self) -> u32;
+
     /// Whether the frame is addressed to this machine.
     fn is_for_host(&self) -> bool;
 

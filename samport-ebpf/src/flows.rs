@@ -4,11 +4,13 @@ use core::ptr::NonNull;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use samport_common::conntrack::{State, TICK_SHIFT};
-use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{MAX_BACKENDS, unusual};
+use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId, marks};
+use samport_common::layout::{MAX_BACKENDS, place, unusual};
+use samport_common::packet::Packet;
 
 use crate::atomic;
 use crate::maps::{self, Insert, Tables};
+use crate::standing;
 
 /// The clock in ticks. It wraps after 146 years.
 #[inline(always)]
@@ -59,8 +61,9 @@ impl Entry {
     /// the next segment moves on from there.
     #[inline(always)]
     pub fn advance(self, word: FlowWord, to: State) {
-        if word.state() != to {
-            let _ = self.exchange(word, word.with_state(to));
+        let to = word.with_state(to);
+        if word != to && self.exchange(word, to).is_ok() {
+            standing::moves(word, to);
         }
     }
 
@@ -117,6 +120,41 @@ impl Entry {
                 (&raw mut (*self.pointer()).mac).write(mac);
                 (&raw mut (*self.pointer()).way).write_volatile(way.to_bits());
             }
+        }
+    }
+
+    /// How long ago the flow was opened, in units of 1.024 µs.
+    #[inline(always)]
+    pub fn age(self) -> u32 {
+        // SAFETY: as in `touch`.
+        let opened = unsafe { (&raw const (*self.pointer()).opened).read_volatile() };
+        standing::now_micros().wrapping_sub(opened)
+    }
+
+    /// The backend that failed before this one; 0 for none.
+    #[inline(always)]
+    pub fn failed(self) -> u32 {
+        // SAFETY: map memory as in `word`.
+        u32::from(unsafe { (&raw const (*self.pointer()).failed).read_volatile() })
+    }
+
+    /// Whether another backend is tried if this one refuses.
+    #[inline(always)]
+    pub fn fails_over(self) -> bool {
+        // SAFETY: map memory as in `word`.
+        unsafe { (&raw const (*self.pointer()).flags).read_volatile() & marks::FAILOVER != 0 }
+    }
+
+    /// Begins anew, after a backend that failed.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "backend ids are below 65,536")]
+    pub fn begin(self, flags: u16, failed: u32) {
+        let flow = self.pointer();
+        // SAFETY: map memory as in `word`.
+        unsafe {
+            (&raw mut (*flow).opened).write_volatile(standing::now_micros());
+            (&raw mut (*flow).flags).write_volatile(flags);
+            (&raw mut (*flow).failed).write_volatile(failed as u16);
         }
     }
 
@@ -197,20 +235,14 @@ pub fn look<P: Tables>(
 pub struct Lanes {
     /// The entry of this very flow, if there is one.
     pub own: Option<Entry>,
-    /// Whether that entry stands in the table of a flood.
-    pub own_in_flood: bool,
-    /// The lane a new flow would be stored in, and how.
-    pub free: Option<(Lane, Insert)>,
+    /// Where that entry is; without one, where a new flow would be stored. Of [`place`].
+    pub place: u32,
     /// Backends of the other, living flows: a new flow to one of them would make replies ambiguous.
     pub taken: Taken,
 }
 
 /// Numbers of lanes are below this.
 const LANES: u8 = 4;
-/// A number for no lane.
-const NO_LANE: usize = 0x200;
-/// Added to the number of a lane that holds an entry that is over.
-const HOLDS_OLD: usize = 0x100;
 
 /// Up to four backend ids, 16 bits each. An array would be walked through pointers that the verifier
 /// does not like.
@@ -220,6 +252,18 @@ pub struct Taken(u64);
 const _: () = assert!(MAX_BACKENDS <= 1 << 16 && Lane::ALL.len() == LANES as usize);
 
 impl Taken {
+    /// As [`Self::to_bits`] gave it.
+    #[inline(always)]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// As a map holds it.
+    #[inline(always)]
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
     /// Adds a backend.
     #[inline(always)]
     fn add(&mut self, backend: u32) {
@@ -246,10 +290,7 @@ pub fn look_thoroughly<P: Tables>(
     service: ServiceId,
     now_tick: u32,
 ) -> Lanes {
-    let mut lanes = Lanes { own: None, own_in_flood: false, free: None, taken: Taken(0) };
-    // A number, so that the verifier can be made to forget it, instead of walking what follows once
-    // for each lane.
-    let mut free = NO_LANE;
+    let mut lanes = Lanes { own: None, place: place::NONE, taken: Taken(0) };
     let mut key = FlowKey::new(client, service, Lane::FIRST);
     for number in 0..LANES {
         let lane = Lane::from_number(number);
@@ -258,6 +299,7 @@ pub fn look_thoroughly<P: Tables>(
         if let Some(entry) = entry {
             if entry.vip::<P>() == vip {
                 lanes.own = Some(entry);
+                lanes.place = u32::from(lane.number());
                 break;
             }
             let word = entry.word();
@@ -266,15 +308,10 @@ pub fn look_thoroughly<P: Tables>(
                 continue;
             }
         }
-        if free == NO_LANE {
-            free = usize::from(lane.number()) | if entry.is_some() { HOLDS_OLD } else { 0 };
+        if lanes.place == place::NONE {
+            let replace = if entry.is_some() { place::REPLACE } else { 0 };
+            lanes.place = u32::from(lane.number()) | replace;
         }
-    }
-    let free = maps::forget(free);
-    if free < NO_LANE {
-        let how = if free & HOLDS_OLD == 0 { Insert::New } else { Insert::Replace };
-        let [number, ..] = free.to_le_bytes();
-        lanes.free = Some((Lane::from_number(number), how));
     }
     key.set(service, Lane::FIRST);
     if lanes.own.is_none()
@@ -283,9 +320,22 @@ pub fn look_thoroughly<P: Tables>(
         && entry.vip::<P>() == vip
     {
         lanes.own = Some(entry);
-        lanes.own_in_flood = true;
+        lanes.place = place::FLOOD;
     }
     lanes
+}
+
+/// The entry of a packet's flow where it was found before; it may have made room since.
+#[inline(always)]
+pub fn find_again<P: Tables>(
+    packet: &Packet<P::Addr>,
+    service: ServiceId,
+    place: u32,
+) -> Option<Entry> {
+    let lane = Lane::from_number((place & place::LANE) as u8);
+    let key = FlowKey::new(packet.source, service, lane);
+    let entry = if place == place::FLOOD { find_flood::<P>(&key) } else { find::<P>(&key) };
+    entry.filter(|entry| entry.vip::<P>() == packet.destination)
 }
 
 /// The entry of the flow from `client` to `vip` of a service, wherever it is.
@@ -338,9 +388,13 @@ pub fn find_by_backend<P: Tables>(
     None
 }
 
-/// Whether an entry is a living flow with this backend.
+/// Whether an entry is a living flow with this backend, or was one until the backend failed.
 #[inline(always)]
 fn is_with(entry: Entry, backend: u32, generation: u32) -> bool {
     let word = entry.word();
-    word.backend() == backend && word.generation() == generation && word.state() != State::Closed
+    if word.backend() == backend && word.generation() == generation {
+        word.state() != State::Closed
+    } else {
+        entry.failed() == backend
+    }
 }

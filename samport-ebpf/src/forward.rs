@@ -2,9 +2,11 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use samport_common::conntrack::{self, Decision, Known, State};
-use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Life, Scope, program, service, unusual};
+use samport_common::conntrack::{self, Decision, Known, Openers, State};
+use samport_common::failover;
+use samport_common::family::Address;
+use samport_common::flow::{ClientWay, EndpointKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{Life, Scope, Service, program, service};
 use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
@@ -18,9 +20,8 @@ use crate::context::{Context, Seat};
 use crate::deliver;
 use crate::flood;
 use crate::flows::{self, Entry, First, Place};
-use crate::fragment;
 use crate::maps::{self, Insert, Tables};
-use crate::skb::Skb;
+use crate::skb::{Skb, Unserved};
 use crate::{Done, Outcome};
 
 /// Finds the packet's backend and sends it there: one look, one draw, enough for nearly every packet.
@@ -32,69 +33,21 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
     };
     match choose::<P, _>(skb, seat, &packet) {
         Ok(word) => Done::Outcome(send::<P>(skb, &packet, word.backend())),
-        Err(Trouble::Verdict(verdict)) => verdict.into(),
+        Err(Trouble::Verdict(verdict)) => give_up(skb, verdict),
         Err(Trouble::Crowded) => Done::GoOn(program::CROWDED),
     }
 }
 
-/// The same with all lanes looked at, the check that replies will not be ambiguous, and the flood's
-/// table: for clients with one port towards several addresses of a service, backends behind several
-/// services, a backend taken down this instant, floods, and first fragments. Asks to be called again for
-/// another draw.
+/// What becomes of a packet for a service that nobody serves: its client is told.
 #[inline(always)]
-pub fn run_thoroughly<P: Tables>(skb: &Skb) -> Done {
-    let packet = match apply::parse_apart::<P>(skb) {
-        Ok(packet) => packet,
-        Err(aside) => return step_aside(aside),
+pub fn give_up(skb: &Skb, verdict: Verdict) -> Done {
+    let why = match verdict {
+        Verdict::NoBackend => Unserved::NoBackend,
+        Verdict::BackendGone => Unserved::BackendGone,
+        other => return other.into(),
     };
-    match choose_apart::<P>(skb, packet) {
-        Ok(Chosen { backend, flooded }) => {
-            fragment::remember_forward::<P>(packet, backend);
-            let outcome = send_apart::<P>(skb, packet, backend);
-            Done::Outcome(if flooded { outcome.renamed(Verdict::ForwardFlood) } else { outcome })
-        }
-        Err(Trouble::Verdict(verdict)) => verdict.into(),
-        Err(Trouble::Crowded) => Done::GoOn(program::CROWDED),
-    }
-}
-
-/// What a thorough choice has come to.
-pub struct Chosen {
-    /// The backend's id.
-    pub backend: u32,
-    /// Whether the flow has just been put into the flood's table.
-    pub flooded: bool,
-}
-
-/// [`choose_thoroughly`] in a function of its own.
-#[inline(always)]
-pub fn choose_apart<P: Tables>(
-    skb: &Skb,
-    packet: &'static Packet<P::Addr>,
-) -> Result<Chosen, Trouble> {
-    let number = choose_by_number::<P>(skb.pointer_to_context(), packet);
-    if number & CHOSEN != 0 {
-        let backend = number & !(CHOSEN | FLOODED);
-        return Ok(Chosen { backend, flooded: number & FLOODED != 0 });
-    }
-    // Whatever is no verdict's number.
-    Err(Verdict::from_number(number).map_or(Trouble::Crowded, Trouble::Verdict))
-}
-
-/// Bits of what [`choose_by_number`] returns besides a backend's id, which is below 4,096.
-const CHOSEN: u32 = 1 << 31;
-const FLOODED: u32 = 1 << 30;
-
-#[inline(never)]
-fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
-    let skb = Skb::new(TcContext::new(ctx));
-    match choose_thoroughly::<P>(&skb, skb.seat(), packet) {
-        Ok((word, flooded)) => {
-            CHOSEN | if flooded { FLOODED } else { 0 } | (word.backend() & !(CHOSEN | FLOODED))
-        }
-        Err(Trouble::Verdict(verdict)) => verdict as u32,
-        Err(Trouble::Crowded) => !(CHOSEN | FLOODED),
-    }
+    skb.hand_over(why);
+    Done::GoOn(program::RESET)
 }
 
 /// [`send`] in a function of its own.
@@ -114,7 +67,7 @@ fn send_by_number<P: Tables>(
 
 /// The program for what is no simple packet.
 #[inline(always)]
-fn step_aside(aside: Aside) -> Done {
+pub fn step_aside(aside: Aside) -> Done {
     match aside {
         Aside::Leave(verdict) => verdict.into(),
         Aside::Icmp => Done::GoOn(program::ICMP),
@@ -139,6 +92,7 @@ pub fn choose<P: Tables, C: Context>(
     let judged = match follow(context, own, packet.flags, &opening)? {
         Next::Follow(word) => return Ok(word),
         Next::Open(judged) => judged,
+        Next::Ask(_) => return Err(Trouble::Crowded),
     };
     let chosen = choice::draw(&opening)?;
     // Last of what may send the packet on to the thorough search, which counts those it gets.
@@ -152,57 +106,13 @@ pub fn choose<P: Tables, C: Context>(
     Ok(choice::store::<P, C>(context, packet, place, &opening, chosen)?)
 }
 
-/// [`choose`] with everything looked at; and whether the flow has just been put into the flood's
-/// table.
-#[inline(always)]
-pub fn choose_thoroughly<P: Tables>(
-    skb: &Skb,
-    seat: Seat,
-    packet: &Packet<P::Addr>,
-) -> Result<(FlowWord, bool), Trouble> {
-    let opening = classify::<P, _>(skb, seat, packet)?;
-    let (client, vip) = (packet.source, packet.destination);
-    let lanes = flows::look_thoroughly::<P>(client, vip, opening.id, opening.now_tick);
-    let judged = match follow(skb, lanes.own, packet.flags, &opening)? {
-        Next::Follow(word) => {
-            if lanes.own_in_flood
-                && let Some(entry) = lanes.own
-                && matches!(entry.word().state(), State::Established)
-            {
-                flood::promote::<P>(&FlowKey::new(client, opening.id, Lane::FIRST), entry);
-            }
-            return Ok((word, false));
-        }
-        Next::Open(judged) => judged,
-    };
-    let chosen = choice::draw_thoroughly::<P>(client, &lanes, &opening)?;
-    // With a flow ever seen in the flood's table or in another lane, all that open a flow come here,
-    // and only here. What the quick search has found to be a flood counts twice, and is one.
-    let is_flood = opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick);
-    if judged.is_none() && is_flood {
-        let word = choice::store_flood::<P, _>(skb, packet, &opening, chosen)?;
-        return Ok((word, true));
-    }
-    let place = match (judged, lanes.free) {
-        (Some((entry, word)), _) => Place::Entry(entry, word),
-        (None, Some((lane, how))) => {
-            if lane != Lane::FIRST {
-                maps::set_unusual(unusual::LANES);
-            }
-            Place::Lane(lane, how)
-        }
-        (None, None) => return Err(Verdict::FlowAmbiguous.into()),
-    };
-    Ok((choice::store::<P, _>(skb, packet, place, &opening, chosen)?, false))
-}
-
 /// Finds the service a packet is for, and whether it may be.
 #[inline(always)]
-fn classify<P: Tables, C: Context>(
+pub fn classify<P: Tables, C: Context>(
     context: &C,
     seat: Seat,
     packet: &Packet<P::Addr>,
-) -> Result<Opening<'static>, Verdict> {
+) -> Result<Opening, Verdict> {
     let protocol = packet.protocol;
     if !maps::is_listened_on(protocol, packet.destination.port) {
         return Err(Verdict::NotOurs);
@@ -219,12 +129,32 @@ fn classify<P: Tables, C: Context>(
     if service.flags & service::RESTRICTED != 0 && !P::is_allowed(service.id, packet.source.addr) {
         return Err(Verdict::NotAllowed);
     }
+    opening_of(context, seat, packet, service)
+}
+
+/// What is known of a packet that a service may have.
+#[inline(always)]
+pub fn opening_of<A: Address, C: Context>(
+    context: &C,
+    seat: Seat,
+    packet: &Packet<A>,
+    service: &'static Service,
+) -> Result<Opening, Verdict> {
+    let protocol = packet.protocol;
     let id = ServiceId::new(service.id).ok_or(Verdict::BackendUnset)?;
     let way = match seat {
         Seat::Container => ClientWay::into_container(context.ifindex()),
         _ => ClientWay::out_of(context.ifindex()),
     };
-    Ok(Opening { service, id, protocol, way, now_tick: flows::now_tick() })
+    Ok(Opening {
+        service,
+        id,
+        protocol,
+        flags: packet.flags,
+        way,
+        now_tick: flows::now_tick(),
+        attempt: context.attempt(),
+    })
 }
 
 /// Whether a frontend of this scope serves packets that come in here.
@@ -234,24 +164,27 @@ pub fn may_dial(scope: Scope, seat: Seat) -> bool {
 }
 
 /// What a packet does with its flow.
-enum Next {
+pub enum Next {
     /// Goes on in it, to this backend.
     Follow(FlowWord),
     /// Opens it; over this entry, if what stands there is still what was judged to be over.
     Open(Option<(Entry, FlowWord)>),
+    /// Asks again, because this flow's backend keeps silent: it goes to another, if there is one.
+    Ask(FlowWord),
 }
 
 /// Advances the packet's flow, or says that it opens one.
 #[inline(always)]
-fn follow<C: Context>(
+pub fn follow<C: Context>(
     context: &C,
     own: Option<Entry>,
     flags: Flags,
-    opening: &Opening<'_>,
+    opening: &Opening,
 ) -> Result<Next, Verdict> {
     let protocol = opening.protocol;
+    let openers = if opening.balance().is_by_hash() { Openers::Any } else { Openers::First };
     let Some(entry) = own else {
-        return match conntrack::decide(None, protocol, flags) {
+        return match conntrack::decide(None, protocol, flags, openers) {
             Decision::Refuse(verdict) => Err(verdict),
             Decision::Choose | Decision::Stay(_) => Ok(Next::Open(None)),
         };
@@ -262,9 +195,14 @@ fn follow<C: Context>(
         over: entry.is_over(word, opening.now_tick),
         backend_serves: serves(word),
     };
-    match conntrack::decide(Some(known), protocol, flags) {
+    match conntrack::decide(Some(known), protocol, flags, openers) {
         Decision::Refuse(verdict) => Err(verdict),
         Decision::Choose => Ok(Next::Open(Some((entry, word)))),
+        Decision::Stay(State::SynSent)
+            if opening.fails_over() && failover::is_silent(word.state(), flags, entry.age()) =>
+        {
+            Ok(Next::Ask(word))
+        }
         Decision::Stay(state) => {
             if matches!(word.state(), State::SynReceived) && !matches!(state, State::SynReceived) {
                 flood::ends();

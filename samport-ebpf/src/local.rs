@@ -3,7 +3,7 @@
 //! the rest. What they are told afterwards is what they dialled.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use samport_common::choose;
+use samport_common::choose::{self, Balance};
 use samport_common::family::{V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{Backend, Service, Slots};
@@ -12,12 +12,16 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::choice;
+use crate::flows;
 use crate::maps::{self, Tables};
 use crate::sockaddr::{Closed, Hook, SockAddr};
+use crate::standing;
 
 /// Draws until a backend serves that this machine can reach. One that does not serve is in a table for a
 /// moment only, while that is being replaced; macvlan children stay in it.
 const DRAWS: u32 = 8;
+/// Draws that avoid backends which have failed lately.
+const PATIENCE: u32 = 6;
 /// Slots that are looked at one after the other if all draws were in vain.
 const WALK: u32 = 64;
 
@@ -73,7 +77,7 @@ fn dial_service<H: Hook, P: Tables>(
     };
     let (chosen, backend) = match recalled {
         Some(same) => same,
-        None => match draw(service) {
+        None => match draw(service, sock.cookie()) {
             Some(new) => {
                 maps::count_flow_in_call(new.0.backend);
                 // A connected datagram socket may also name the address once more.
@@ -105,28 +109,49 @@ fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
     if local::keeps(backend, &chosen) { Some((chosen, backend)) } else { None }
 }
 
+/// A backend for a new connection of this socket.
 #[inline(always)]
-fn draw(service: &Service) -> Option<(Chosen, &'static Backend)> {
-    for _ in 0..DRAWS {
-        if let Ok((id, backend)) = choice::cast(service)
+fn draw(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
+    // Through a number: see `choice::pick`.
+    let id = draw_id(service, cookie);
+    if id == 0 {
+        return None;
+    }
+    let backend = maps::backend(id)?;
+    Some((Chosen { backend: id, generation: backend.generation }, backend))
+}
+
+/// Its id, or 0.
+#[inline(never)]
+fn draw_id(service: &'static Service, cookie: u64) -> u32 {
+    let now_tick = flows::now_tick();
+    // To a service that goes by addresses the machine is one client.
+    let hash = match Balance::from_byte(service.balance) {
+        Balance::Maglev => choose::hash_of(cookie),
+        _ => 0,
+    };
+    for attempt in 0..DRAWS {
+        if let Ok((id, backend)) = choice::pick(service, hash, attempt)
             && local::takes(backend)
+            && (attempt >= PATIENCE || !standing::is_suspect(id, now_tick))
         {
-            return Some((Chosen { backend: id, generation: backend.generation }, backend));
+            return id;
         }
     }
     // SAFETY: no arguments.
-    let first =
-        choose::slot(unsafe { bpf_get_prandom_u32() }, Slots::from_bits(service.slots).len)?;
+    let random = unsafe { bpf_get_prandom_u32() };
+    let slots = Slots::from_bits(service.slots);
+    let Some(first) = choose::slot(random, slots.len) else { return 0 };
     for step in 0..WALK {
         // By division: after a comparison the verifier would follow both ways, at each step.
-        let slot = (first + step).checked_rem(Slots::from_bits(service.slots).len)?;
-        if let Ok((id, backend)) = choice::at(service, slot)
+        if let Some(slot) = (first + step).checked_rem(slots.len)
+            && let Ok((id, backend)) = choice::at(service, slot)
             && local::takes(backend)
         {
-            return Some((Chosen { backend: id, generation: backend.generation }, backend));
+            return id;
         }
     }
-    None
+    0
 }
 
 /// Whether what is to be remembered is remembered already: of each datagram but the first. Asking

@@ -12,6 +12,7 @@
 )]
 #![allow(missing_docs, reason = "aya's macro repeats each entry point without its docs")]
 
+mod affinity;
 mod apply;
 mod atomic;
 mod choice;
@@ -24,9 +25,12 @@ mod fragment;
 mod icmp;
 mod local;
 mod maps;
+mod reset;
 mod reverse;
 mod skb;
 mod sockaddr;
+mod standing;
+mod thorough;
 mod xdp;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -223,13 +227,20 @@ pub fn samport_inside(ctx: TcContext) -> i32 {
     run!(skb, "inside", forward::run, Seat::Container)
 }
 
-/// Client to backend, for first fragments and the few packets the quick search leaves over: a program of its own,
-/// because the verifier takes the thorough search only alone. It calls itself for another draw; the
-/// kernel ends that after 33 calls.
+/// Client to backend, for first fragments and the packets the quick search leaves over: a program of its own,
+/// because the verifier takes the thorough search only alone.
 #[classifier]
 pub fn samport_crowded(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run!(skb, "crowded", forward::run_thoroughly)
+    run!(skb, "crowded", thorough::run)
+}
+
+/// Client to backend, opening a flow after the thorough search. It calls itself for another draw; the
+/// kernel ends that after 33 calls.
+#[classifier]
+pub fn samport_open(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run!(skb, "open", thorough::open)
 }
 
 /// Later fragments, either way. By tail call.
@@ -284,6 +295,20 @@ pub fn samport_reverse_first(ctx: TcContext) -> i32 {
 pub fn samport_reverse_icmp(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     run_apart!(skb, icmp::reverse)
+}
+
+/// Backend to client, a backend that refuses a connection. By tail call.
+#[classifier]
+pub fn samport_refused(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, reverse::refused)
+}
+
+/// Client to nobody: what is answered with a reset. By tail call.
+#[classifier]
+pub fn samport_reset(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, reset::run)
 }
 
 /// The frame's `EtherType`. What carries a VLAN tag belongs to a VLAN device above the one we are

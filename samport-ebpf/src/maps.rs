@@ -4,14 +4,17 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use samport_common::conntrack::{Seconds, State, Timeouts};
 use samport_common::family::{Address, Family, V4, V6};
-use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented};
+use samport_common::flow::{
+    Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
+};
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, Collected, DEFAULT_FLOWS, MAX_ALLOWED, MAX_BACKENDS,
-    MAX_FLOOD_FLOWS, MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners,
-    PORT_WORDS, Pressure, Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
+    AllowedKey, Backend, BackendStats, Collected, Condition, DEFAULT_FLOWS, Draft, EVENT_BYTES,
+    Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
+    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
+    Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
 };
 use samport_common::local::{
     Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
@@ -68,6 +71,33 @@ static FRAGMENTS4: LruHashMap<FragmentKey<[u8; 4]>, Fragmented> =
 static FRAGMENTS6: LruHashMap<FragmentKey<[u8; 16]>, Fragmented> =
     LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
 
+/// Which backend a client's address got.
+#[map]
+static AFFINITY4: LruHashMap<AffinityKey<[u8; 4]>, Affinity> =
+    LruHashMap::with_max_entries(MAX_AFFINITY, 0);
+#[map]
+static AFFINITY6: LruHashMap<AffinityKey<[u8; 16]>, Affinity> =
+    LruHashMap::with_max_entries(MAX_AFFINITY, 0);
+
+/// Whose turn it is, by service id.
+#[map]
+static CURSORS: Array<u64> = Array::with_max_entries(ServiceId::LIMIT as u32, 0);
+
+/// What the programs find out about backends.
+#[map]
+static CONDITIONS: Array<Condition> = Array::with_max_entries(MAX_BACKENDS, 0);
+
+/// Flows that `CONDITIONS` counts as open though they have expired or made room. Written by the loader.
+#[map]
+static LOST: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+
+#[map]
+static HANDSHAKES: PerCpuArray<Handshakes> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
+
+/// What the loader is told at once.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
+
 /// Networks whose clients a restricted service takes.
 #[map]
 static ALLOWED4: LpmTrie<AllowedKey<[u8; 4]>, u8> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
@@ -115,6 +145,10 @@ static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static FRAGMENTED: PerCpuArray<Fragmented> = PerCpuArray::with_max_entries(1, 0);
 
+/// What one program has found out for the next.
+#[map]
+static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
 /// Room for [`keep`].
 type Room = [u64; 16];
 #[map]
@@ -140,6 +174,10 @@ pub trait Tables: Family {
     fn fragmented(key: &FragmentKey<Self::Addr>) -> Option<&'static Fragmented>;
     /// Remembers what is done with the first fragment.
     fn remember(key: &FragmentKey<Self::Addr>, value: &Fragmented) -> Result<(), i32>;
+    /// The backend a client's address got, to be touched in place.
+    fn affinity(key: &AffinityKey<Self::Addr>) -> Option<*mut Affinity>;
+    /// Remembers the backend of a client's address.
+    fn remember_affinity(key: &AffinityKey<Self::Addr>, value: &Affinity);
     /// Whether a client is in one of the networks of a service.
     fn is_allowed(service: u16, client: Self::Addr) -> bool;
 }
@@ -171,7 +209,7 @@ fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
 }
 
 macro_rules! tables {
-    ($family:ty, $services:ident, $owners:ident, $flows:ident, $flood:ident, $fragments:ident, $allowed:ident) => {
+    ($family:ty, $services:ident, $owners:ident, $flows:ident, $flood:ident, $fragments:ident, $affinity:ident, $allowed:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
@@ -225,6 +263,17 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn affinity(key: &AffinityKey<Self::Addr>) -> Option<*mut Affinity> {
+                $affinity.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn remember_affinity(key: &AffinityKey<Self::Addr>, value: &Affinity) {
+                // Without it the client may get another backend next time, nothing worse.
+                let _ = $affinity.insert(key, value, Insert::Replace.flags());
+            }
+
+            #[inline(always)]
             fn is_allowed(service: u16, client: Self::Addr) -> bool {
                 $allowed.get(&allowed_key(service, client)).is_some()
             }
@@ -232,8 +281,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, ALLOWED4);
-tables!(V6, SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, ALLOWED6);
+tables!(V4, SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, AFFINITY4, ALLOWED4);
+tables!(V6, SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, AFFINITY6, ALLOWED6);
 
 /// A device `samport_xdp` is attached to.
 #[inline(always)]
@@ -323,6 +372,13 @@ pub fn fragmented_draft() -> Option<&'static mut Fragmented> {
     FRAGMENTED.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
+/// This CPU's [`Draft`].
+#[inline(always)]
+pub fn draft() -> Option<&'static mut Draft> {
+    // SAFETY: as in `pressure`.
+    DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
 /// Puts a value where it does not take from the 512 bytes of stack. There is room for one a run.
 /// False if the kernel has no such room, which does not happen.
 #[inline(always)]
@@ -360,6 +416,49 @@ pub fn count_backend(id: u32, change: impl FnOnce(&mut BackendStats)) {
         // SAFETY: as in `count`.
         change(unsafe { &mut *stats });
     }
+}
+
+/// The number of a service's turn, counted over all CPUs.
+#[inline(always)]
+pub fn next_turn(service: u16) -> u64 {
+    let Some(cursor) = CURSORS.get_ptr_mut(u32::from(service)) else { return 0 };
+    // SAFETY: an aligned word of an array that is never freed.
+    unsafe { atomic::fetch_add(cursor, 1) }
+}
+
+/// What is known of a backend; words of it change at any time.
+#[inline(always)]
+pub fn condition(id: u32) -> Option<*mut Condition> {
+    CONDITIONS.get_ptr_mut(id)
+}
+
+/// Flows of a backend that are counted as open and are not.
+#[inline(always)]
+pub fn lost(id: u32) -> u64 {
+    LOST.get(id).copied().unwrap_or(0)
+}
+
+/// Counts a handshake, by its class and length in units of 1.024 µs.
+#[inline(always)]
+pub fn count_handshake(id: u32, class: usize, took: u32) {
+    if let Some(handshakes) = HANDSHAKES.get_ptr_mut(id) {
+        // The compiler knows that a class is small and would leave out the mask, which the verifier
+        // needs.
+        let class = core::hint::black_box(class) & (HANDSHAKE_CLASSES - 1);
+        // SAFETY: this CPU's own copy, and a program is not interrupted by itself; below the length,
+        // which is a power of two.
+        unsafe {
+            let counter = (&raw mut (*handshakes).classes).cast::<u64>().add(class);
+            *counter += 1;
+            (*handshakes).sum += u64::from(took);
+        }
+    }
+}
+
+/// Tells the loader. With a full ring it is not told; its next look at the counters says the same.
+#[inline(always)]
+pub fn tell(event: &Event) {
+    let _ = EVENTS.output::<Event>(event, 0);
 }
 
 /// Gives the number back, but makes the verifier forget what it knows of it.
@@ -407,7 +506,7 @@ static LOCAL_CHOICES: LruHashMap<SocketKey, Chosen> =
 pub fn count_in_call(verdict: Verdict) {
     if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
         // SAFETY: the map's values are aligned 64-bit counters.
-        unsafe { atomic::increment(counter) };
+        unsafe { atomic::add(counter, 1) };
     }
 }
 
@@ -416,7 +515,7 @@ pub fn count_in_call(verdict: Verdict) {
 pub fn count_flow_in_call(backend: u32) {
     if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
         // SAFETY: the map's values are aligned 64-bit counters.
-        unsafe { atomic::increment(&raw mut (*stats).flows) };
+        unsafe { atomic::add(&raw mut (*stats).flows, 1) };
     }
 }
 

@@ -2,20 +2,23 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use samport_common::conntrack::{self, Sender};
-use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, Lane, ServiceId};
-use samport_common::layout::{Owners, program};
+use samport_common::conntrack::{self, Sender, State};
+use samport_common::failover;
+use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{Owners, event, program};
 use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::apply;
+use crate::choice;
 use crate::context::Seat;
 use crate::deliver;
 use crate::flows::{self, Entry};
 use crate::maps::{self, Tables};
 use crate::skb::Skb;
+use crate::standing;
 use crate::{Done, Outcome};
 
 /// Restores a reply and sends it to the client.
@@ -32,6 +35,13 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
     let Some(reply) = reply else {
         return no_reply(seat, &packet);
     };
+    let word = reply.entry.word();
+    if is_late::<P>(&packet, &reply, word) {
+        return Verdict::LateAnswer.into();
+    }
+    if failover::refuses(word.state(), packet.flags) {
+        return Done::GoOn(program::REFUSED);
+    }
     if is_too_big(skb, seat, &reply) {
         return Verdict::ReplyTooBig.into();
     }
@@ -40,6 +50,63 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
         return Verdict::RewriteFailed.into();
     }
     Done::Outcome(leave(skb, seat, &reply))
+}
+
+/// Whether a packet comes from a backend that has failed this flow, which is another's now or nobody's.
+#[inline(always)]
+fn is_late<P: Tables>(packet: &Packet<P::Addr>, reply: &Reply, word: FlowWord) -> bool {
+    if matches!(word.state(), State::Failed) {
+        return true;
+    }
+    reply.entry.failed() != 0
+        && maps::backend(word.backend())
+            .is_none_or(|backend| maps::endpoint::<P>(backend) != packet.source)
+}
+
+/// A backend that refuses a connection: its client is not told while there is another to try.
+#[inline(always)]
+pub fn refused<P: Tables>(skb: &Skb) -> Done {
+    let Ok(packet) = apply::parse_apart::<P>(skb) else {
+        // It has been parsed before.
+        return Verdict::RewriteFailed.into();
+    };
+    let Some(reply) = find_apart::<P>(packet) else {
+        return Verdict::NotAReply.into();
+    };
+    if is_held_back::<P>(packet, reply.entry.pointer()) != 0 {
+        return Verdict::RefusalHeld.into();
+    }
+    advance(packet, &reply);
+    if restore_apart::<P>(skb, packet, &reply).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    Done::Outcome(leave(skb, skb.seat(), &reply))
+}
+
+/// Takes note of the refusal. 1 if the flow's client is to try another backend.
+#[inline(never)]
+fn is_held_back<P: Tables>(packet: &'static Packet<P::Addr>, flow: *mut Flow) -> u32 {
+    let Some(entry) = Entry::new(flow) else { return 0 };
+    let word = entry.word();
+    if !failover::refuses(word.state(), packet.flags) {
+        return 0;
+    }
+    maps::count_backend(word.backend(), |stats| stats.refused += 1);
+    if !entry.fails_over() {
+        return 0;
+    }
+    let now_tick = flows::now_tick();
+    standing::suspect(word, now_tick, event::REFUSED);
+    let service = EndpointKey::new(entry.vip::<P>(), packet.protocol.number());
+    let has_other = P::service(&service)
+        .is_some_and(|service| choice::has_other(service, word.backend(), now_tick));
+    let failed = word.with_state(State::Failed);
+    if has_other && entry.exchange(word, failed).is_ok() {
+        standing::moves(word, failed);
+        1
+    } else {
+        0
+    }
 }
 
 /// A reply's flow.
@@ -72,6 +139,9 @@ fn is_too_big(skb: &Skb, seat: Seat, reply: &Reply) -> bool {
 pub fn advance<A: samport_common::family::Address>(packet: &Packet<A>, reply: &Reply) {
     let word = reply.entry.word();
     let state = conntrack::step(word.state(), packet.flags, Sender::Backend);
+    if matches!((word.state(), state), (State::SynSent, State::SynReceived)) {
+        standing::accepts(word, reply.entry.age());
+    }
     reply.entry.advance(word, state);
     reply.entry.touch(flows::now_tick());
 }

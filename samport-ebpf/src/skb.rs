@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_vlan_pop,
+    bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+    bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use samport_common::frame::Frame;
@@ -48,7 +48,43 @@ impl Skb {
     pub fn sit(&self, seat: Seat) {
         // SAFETY: the context pointer is the kernel's and outlives the program's run; `cb` is ours
         // until the packet leaves the hook.
-        unsafe { (*self.0.skb.skb).cb[0] = seat as u32 };
+        unsafe {
+            (*self.0.skb.skb).cb[0] = seat as u32;
+            (*self.0.skb.skb).cb[1] = 0;
+        }
+    }
+
+    /// Takes note of a draw that was in vain, for the program that is called.
+    #[inline(always)]
+    pub fn draws_again(&self) {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).cb[1] += 1 };
+    }
+
+    /// Tells the program that is called why nobody is there for the packet.
+    #[inline(always)]
+    pub fn hand_over(&self, why: Unserved) {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).cb[2] = why as u32 };
+    }
+
+    /// What the program that called us has handed over.
+    #[inline(always)]
+    pub fn handed_over(&self) -> Unserved {
+        // SAFETY: as in `sit`.
+        match unsafe { (*self.0.skb.skb).cb[2] } {
+            0 => Unserved::NoBackend,
+            _ => Unserved::BackendGone,
+        }
+    }
+
+    /// Makes the frame shorter; `None` if the kernel refuses.
+    #[inline(always)]
+    pub fn cut(&self, len: usize) -> Option<()> {
+        let len = u32::try_from(len).ok()?;
+        // SAFETY: the context is valid; the helper checks the length.
+        let result = unsafe { bpf_skb_change_tail(self.0.skb.skb, len, 0) };
+        if result == 0 { Some(()) } else { None }
     }
 
     /// Where the program that called us was.
@@ -140,6 +176,16 @@ impl Skb {
     }
 }
 
+/// Why nobody is there for a packet.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Unserved {
+    /// Its service has no backend.
+    NoBackend = 0,
+    /// Its flow's backend is gone.
+    BackendGone = 1,
+}
+
 /// What a change of a checksum is about.
 #[derive(Clone, Copy)]
 pub struct Covers {
@@ -187,6 +233,12 @@ impl Context for Skb {
     }
 
     #[inline(always)]
+    fn attempt(&self) -> u32 {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).cb[1] }
+    }
+
+    #[inline(always)]
     fn is_for_host(&self) -> bool {
         // SAFETY: as in `sit`.
         unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
@@ -205,6 +257,14 @@ impl Context for Skb {
 pub fn redirect_peer(ifindex: u32) -> i32 {
     // SAFETY: no pointers; the helper checks the index.
     unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Sends the frame out of a device as it is.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the helper returns a TC_ACT code")]
+pub fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: no pointers; the helper checks the index.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// Sends the packet out of a device, by its routes and neighbours.

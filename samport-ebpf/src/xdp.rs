@@ -151,6 +151,11 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
+    fn attempt(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn is_for_host(&self) -> bool {
         self.read(ethernet::DESTINATION.start) == Some(self.device.mac)
     }

@@ -8,6 +8,8 @@ pub const MIN_LEN: usize = 20;
 pub const TOTAL_LEN: Range<usize> = 2..4;
 /// Flags and fragment offset.
 pub const FRAGMENT: Range<usize> = 6..8;
+/// Hop limit, and the protocol behind it.
+pub const TTL_AND_PROTOCOL: Range<usize> = 8..10;
 /// Protocol of the payload.
 pub const PROTOCOL: usize = 9;
 /// Header checksum.

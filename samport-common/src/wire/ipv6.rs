@@ -8,6 +8,8 @@ pub const LEN: usize = 40;
 pub const PAYLOAD_LEN: Range<usize> = 4..6;
 /// Type of what follows the fixed header.
 pub const NEXT_HEADER: usize = 6;
+/// The same with the hop limit behind it.
+pub const NEXT_HEADER_AND_HOPS: Range<usize> = 6..8;
 /// Source address.
 pub const SOURCE: Range<usize> = 8..24;
 /// Destination address.

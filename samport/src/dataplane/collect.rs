@@ -192,8 +192,17 @@ mod tests {
         let timeouts = Timeouts::new(&Seconds::DEFAULT);
         for state in State::ALL {
             let word = FlowWord::new(1, 1, state).to_bits();
-            let flow =
-                Flow { word, way: 1, seen_tick: 1_000, vip: [0; 16], port: [0; 2], mac: [0; 6] };
+            let flow = Flow {
+                word,
+                way: 1,
+                seen_tick: 1_000,
+                vip: [0; 16],
+                port: [0; 2],
+                mac: [0; 6],
+                opened: 0,
+                failed: 0,
+                flags: 0,
+            };
             let last = 1_000 + timeouts.of(state);
             assert!(!has_expired(&flow, &timeouts, last), "{state:?}");
             assert!(has_expired(&flow, &timeouts, last + 1), "{state:?}");

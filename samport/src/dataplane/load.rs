@@ -98,11 +98,12 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
 /// Every program that sees packets.
-pub(super) const PROGRAMS: [&str; 11] = [
+pub(super) const PROGRAMS: [&str; 14] = [
     "samport_forward",
     "samport_bridge",
     "samport_inside",
     "samport_crowded",
+    "samport_open",
     "samport_icmp",
     "samport_reverse",
     "samport_device",
@@ -110,20 +111,25 @@ pub(super) const PROGRAMS: [&str; 11] = [
     "samport_reverse_first",
     "samport_reverse_icmp",
     "samport_later",
+    "samport_reset",
+    "samport_refused",
 ];
 
 /// Those that others call, and where in `PROGRAMS`.
 const CALLED: [(u32, &str); program::COUNT as usize] = [
     (program::CROWDED, "samport_crowded"),
+    (program::OPEN, "samport_open"),
     (program::ICMP, "samport_icmp"),
     (program::REVERSE_FIRST, "samport_reverse_first"),
     (program::REVERSE_ICMP, "samport_reverse_icmp"),
     (program::INSIDE, "samport_inside"),
     (program::LATER, "samport_later"),
+    (program::RESET, "samport_reset"),
+    (program::REFUSED, "samport_refused"),
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 29] = [
+const MAPS: [&str; 37] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -141,6 +147,7 @@ const MAPS: [&str; 29] = [
     "FRAGMENTS6",
     "FRAGMENTED",
     "KEPT",
+    "DRAFT",
     "UNUSUAL",
     "PRESSURE",
     "COLLECTED",
@@ -152,6 +159,13 @@ const MAPS: [&str; 29] = [
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
     "LOCAL_CHOICES",
+    "AFFINITY4",
+    "AFFINITY6",
+    "CURSORS",
+    "CONDITIONS",
+    "LOST",
+    "HANDSHAKES",
+    "EVENTS",
     "AYA_LOGS",
 ];
 

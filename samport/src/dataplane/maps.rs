@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
 use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
-use samport_common::layout::{Backend, Life, Owners, Service, port_bit};
+use samport_common::layout::{Backend, Condition, Life, Owners, Service, port_bit};
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -35,6 +35,8 @@ pub(super) struct Maps {
     backends: Array<MapData, MapCell<Backend>>,
     owners4: Hash<[u8; 4], Owners>,
     owners6: Hash<[u8; 16], Owners>,
+    conditions: Array<MapData, MapCell<Condition>>,
+    lost: Array<MapData, u64>,
     verdicts: PerCpuArray<MapData, u64>,
 }
 
@@ -49,6 +51,8 @@ impl Maps {
             backends: typed(ebpf, "BACKENDS")?,
             owners4: typed(ebpf, "OWNERS4")?,
             owners6: typed(ebpf, "OWNERS6")?,
+            conditions: typed(ebpf, "CONDITIONS")?,
+            lost: typed(ebpf, "LOST")?,
             verdicts: typed(ebpf, "VERDICTS")?,
         })
     }
@@ -69,6 +73,12 @@ impl Maps {
     }
 
     pub(super) fn set_backend(&mut self, index: u32, value: Backend) -> Result<()> {
+        let MapCell(before) = self.backends.get(&index, 0)?;
+        if before.generation != value.generation {
+            // Nothing of what is known of the one before is about this one.
+            self.lost.set(index, 0, 0)?;
+            self.conditions.set(index, MapCell(Condition::default()), 0)?;
+        }
         self.backends.set(index, MapCell(value), 0)?;
         Ok(())
     }
@@ -121,9 +131,21 @@ impl Maps {
         }
     }
 
+    /// Flows of a backend that are open.
+    pub(super) fn open_flows(&self, index: u32) -> Result<u64> {
+        let MapCell(condition) = self.conditions.get(&index, 0)?;
+        // Negative for a moment, when a flow ends before its opening has been counted.
+        Ok(open(condition.open, self.lost.get(&index, 0)?))
+    }
+
     pub(super) fn verdicts(&self) -> Result<Vec<u64>> {
         sums(&self.verdicts)
     }
+}
+
+/// Open flows: those counted, less those that were lost sight of.
+pub(super) fn open(counted: u64, lost: u64) -> u64 {
+    u64::try_from(counted.wrapping_sub(lost).cast_signed()).unwrap_or(0)
 }
 
 /// The sums over all CPUs of an array of counters.

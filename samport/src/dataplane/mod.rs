@@ -6,6 +6,7 @@ mod attach;
 mod batch;
 pub mod clean;
 mod collect;
+mod events;
 pub mod inspect;
 mod inventory;
 mod load;
@@ -32,6 +33,7 @@ use crate::wire_forms::wide;
 
 pub use attach::Hook;
 pub use collect::Collector;
+pub use events::{Events, Failure};
 pub use inventory::{Inventory, inventory};
 pub use load::{Options, Timeouts};
 pub use logs::follow as follow_logs;
@@ -158,6 +160,16 @@ impl Dataplane {
     #[must_use]
     pub fn xdp(&self) -> Option<XdpMode> {
         self.shields.as_ref().map(xdp::Shields::mode)
+    }
+
+    /// Flows of a backend that are open, by its index.
+    pub fn open_flows(&self, index: u32) -> Result<u64> {
+        self.maps.open_flows(index)
+    }
+
+    /// What the kernel tells at once, if it has not been taken before.
+    pub fn take_events(&mut self) -> Result<Events> {
+        Events::take(&mut self.ebpf)
     }
 
     /// Packets by verdict, in the order of their ids, summed over the CPUs.

@@ -1,7 +1,8 @@
-//! Target `conntrack`: the bytes are one for the protocol, and the packets of one flow, three bytes
+//! Target `conntrack`: the bytes are one for the protocol and what opens flows, and the packets of one flow, three bytes
 //! each: what happens, the TCP flags, how long the flow has been idle.
 
-use samport_common::conntrack::{self, Decision, Known, Seconds, Sender, State, Timeouts};
+use samport_common::conntrack::{self, Decision, Known, Openers, Seconds, Sender, State, Timeouts};
+use samport_common::failover;
 use samport_common::flow::FlowWord;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -12,14 +13,16 @@ use samport_common::wire::tcp::Flags;
 /// it stands for.
 pub fn check(bytes: &[u8]) {
     let Some((protocol, events)) = bytes.split_first() else { return };
+    let openers = if protocol & 2 == 0 { Openers::First } else { Openers::Any };
     let protocol = if protocol & 1 == 0 { Protocol::Tcp } else { Protocol::Udp };
     let mut flow = None;
     for [what, flags, idle] in events.as_chunks().0 {
         let flags = Flags(*flags);
         match what % 8 {
-            0..=2 => client(&mut flow, protocol, flags, *idle, true),
-            3..=5 => backend(&mut flow, flags),
-            6 => client(&mut flow, protocol, flags, *idle, false),
+            0..=2 => client(&mut flow, protocol, openers, flags, *idle, true),
+            3..=4 => backend(&mut flow, flags),
+            5 => backend_with_failover(&mut flow, flags),
+            6 => client(&mut flow, protocol, openers, flags, *idle, false),
             // The loader's collector closes an entry, or the map evicts it.
             _ if flags.fin() => flow = flow.map(|_| Flow::new(protocol, State::Closed)),
             _ => flow = None,
@@ -41,12 +44,15 @@ struct Flow {
     backend: u8,
     /// The backend has sent a SYN-ACK, or a datagram.
     accepted: bool,
+    /// It began in the middle of a connection.
+    found_again: bool,
 }
 
 impl Flow {
     const fn new(protocol: Protocol, state: State) -> Self {
         let word = FlowWord::new(7, 9, state);
-        Self { protocol, word, client: 0, backend: 0, accepted: false }
+        let found_again = matches!(state, State::Established);
+        Self { protocol, word, client: 0, backend: 0, accepted: false, found_again }
     }
 
     fn state(&self) -> State {
@@ -54,8 +60,9 @@ impl Flow {
     }
 
     fn advance(&mut self, next: State, flags: Flags, sender: Sender) {
-        let was_closed = self.state() == State::Closed;
-        assert_eq!(next == State::Closed, was_closed, "{self:?} {flags:?} {sender:?}");
+        let is_closed = |state| matches!(state, State::Closed | State::Failed);
+        let was_closed = is_closed(self.state());
+        assert_eq!(is_closed(next), was_closed, "{self:?} {flags:?} {sender:?}");
         let resets = flags.rst() && self.protocol == Protocol::Tcp && !was_closed;
         assert_eq!(next == State::Reset, resets, "{self:?} {flags:?} {sender:?}");
         let goes_back = progress(next) < progress(self.state());
@@ -76,9 +83,10 @@ impl Flow {
         let reset = client.rst() || backend.rst();
         let holds = match self.state() {
             State::Closed | State::SynSent => true,
+            State::Failed => backend.rst(),
             State::SynReceived | State::Answered => self.accepted,
             // Traffic after a reset counts as a connection that lives.
-            State::Established => self.accepted || reset,
+            State::Established => self.accepted || reset || self.found_again,
             State::ClientFinished => client.fin(),
             State::BackendFinished => backend.fin(),
             State::Finished => client.fin() && backend.fin(),
@@ -88,7 +96,8 @@ impl Flow {
         assert!(holds, "{self:?}");
         let datagrams = matches!(self.state(), State::Unanswered | State::Answered);
         let expected = self.protocol == Protocol::Udp;
-        assert!(datagrams == expected || self.state() == State::Closed, "{self:?}");
+        let is_closed = matches!(self.state(), State::Closed | State::Failed);
+        assert!(datagrams == expected || is_closed, "{self:?}");
         assert_eq!((self.word.backend(), self.word.generation()), (7, 9));
         assert_eq!(State::from_byte(self.state().to_byte()), self.state());
     }
@@ -103,12 +112,14 @@ fn progress(state: State) -> u8 {
         State::ClientFinished | State::BackendFinished => 3,
         State::Finished => 4,
         State::Reset => 5,
+        State::Failed => 6,
     }
 }
 
 fn client(
     flow: &mut Option<Flow>,
     protocol: Protocol,
+    openers: Openers,
     flags: Flags,
     idle: u8,
     backend_serves: bool,
@@ -116,17 +127,21 @@ fn client(
     let known = flow.map(|flow| {
         let (state, timeout) = (flow.state(), TIMEOUTS.of(flow.state()));
         let over = state.is_over(idle_ticks(timeout, idle), timeout);
-        assert!(over || state != State::Closed, "a closed flow is never in the way");
+        assert!(over || state.is_open(), "a closed flow is never in the way");
         Known { state, over, backend_serves }
     });
-    let decision = conntrack::decide(known, protocol, flags);
-    let opens = protocol == Protocol::Udp || flags.opens();
+    let decision = conntrack::decide(known, protocol, flags, openers);
+    let finds_again = openers == Openers::Any && known.is_none() && !flags.rst();
+    let opens = protocol == Protocol::Udp || flags.opens() || finds_again;
     let free = known.is_none_or(|known| known.over || !backend_serves);
     assert_eq!(decision == Decision::Choose, opens && free, "{known:?} {flags:?}");
     match (decision, flow) {
-        (Decision::Choose, flow) => *flow = Some(Flow::new(protocol, State::first(protocol))),
+        (Decision::Choose, flow) => {
+            *flow = Some(Flow::new(protocol, State::first(protocol, flags)));
+        }
         (Decision::Stay(next), Some(flow)) => {
-            assert!(backend_serves && flow.state() != State::Closed, "{flow:?} {flags:?}");
+            let is_closed = matches!(flow.state(), State::Closed | State::Failed);
+            assert!(backend_serves && !is_closed, "{flow:?} {flags:?}");
             assert_eq!(next, conntrack::step(flow.state(), flags, Sender::Client));
             flow.advance(next, flags, Sender::Client);
         }
@@ -134,7 +149,8 @@ fn client(
         (Decision::Refuse(Verdict::BackendGone), Some(_)) => assert!(!backend_serves),
         (Decision::Refuse(verdict), flow) => {
             assert_eq!(verdict, Verdict::MidFlowMiss);
-            assert!(flow.is_none_or(|flow| flow.state() == State::Closed), "{flow:?}");
+            let is_closed = |flow: Flow| matches!(flow.state(), State::Closed | State::Failed);
+            assert!(flow.is_none_or(is_closed), "{flow:?}");
         }
     }
 }
@@ -143,6 +159,18 @@ fn backend(flow: &mut Option<Flow>, flags: Flags) {
     if let Some(flow) = flow {
         let next = conntrack::step(flow.state(), flags, Sender::Backend);
         flow.advance(next, flags, Sender::Backend);
+    }
+}
+
+/// As [`backend`], where another backend is tried when this one refuses.
+fn backend_with_failover(flow: &mut Option<Flow>, flags: Flags) {
+    match flow {
+        Some(flow) if failover::refuses(flow.state(), flags) => {
+            assert!(!flow.accepted, "{flow:?} {flags:?}");
+            flow.word = flow.word.with_state(State::Failed);
+            flow.backend |= flags.0;
+        }
+        _ => backend(flow, flags),
     }
 }
 

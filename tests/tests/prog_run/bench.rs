@@ -79,7 +79,7 @@ impl Bench {
         let made = Command::new("bpftool")
             .args(["map", "create"])
             .arg(&table)
-            .args("type hash key 8 value 40 entries 1 name FLOWS4".split(' '))
+            .args("type hash key 8 value 48 entries 1 name FLOWS4".split(' '))
             .status()
             .unwrap();
         assert!(made.success(), "bpftool map create");
@@ -145,6 +145,15 @@ impl Bench {
     }
 
     pub fn set_frontend(&mut self, vip: &str, base: u32, len: u32) {
+        self.with_policy(vip, base, len, Policy::default());
+    }
+
+    /// Flows of a backend that are open.
+    pub fn open_flows(&self, index: u32) -> u64 {
+        self.dataplane.open_flows(index).unwrap()
+    }
+
+    pub fn with_policy(&mut self, vip: &str, base: u32, len: u32, policy: Policy) {
         let vip: SocketAddr = vip.parse().unwrap();
         let id = service(vip.port(), vip.is_ipv6());
         let (addr, listen) = (vip.ip(), Listen::tcp(vip.port()));
@@ -154,7 +163,7 @@ impl Bench {
             scope: Scope::Everybody,
             restricted: false,
             shared: false,
-            policy: Policy::default(),
+            policy,
         };
         self.dataplane.apply(&Change::SetFrontend { addr, listen, to }).unwrap();
     }

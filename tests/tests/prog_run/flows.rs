@@ -127,7 +127,7 @@ fn flows_of_a_removed_backend_are_refused_and_its_syns_go_elsewhere() {
     bench.only(2, 4);
     bench.retire(1);
     let data = at_host(Segment::ack(address(CLIENT), address(VIP), b"GET /"));
-    bench.expect_untouched("samport_forward", &data.frame(), Verdict::BackendGone);
+    bench.expect("samport_forward", &data.frame(), Verdict::GoneReset, REDIRECT);
     assert_eq!(bench.forward(&syn), address(BACKENDS[1]));
 }
 
@@ -138,7 +138,7 @@ fn a_backend_id_used_again_inherits_no_flows() {
     bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
     bench.set_backend(1, "172.30.0.99:9090", 80, 2, false);
     let data = at_host(Segment::ack(address(CLIENT), address(VIP), b"GET /"));
-    bench.expect_untouched("samport_forward", &data.frame(), Verdict::BackendGone);
+    bench.expect("samport_forward", &data.frame(), Verdict::GoneReset, REDIRECT);
     let reply = Segment::ack(address("172.30.0.99:9090"), address(CLIENT), b"");
     bench.expect_untouched("samport_reverse", &reply.frame(), Verdict::NotAReply);
 }

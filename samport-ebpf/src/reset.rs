@@ -1,0 +1,77 @@
+//! The way back at once: a segment that nobody is there for is answered with a reset.
+
+use samport_common::checksum;
+use samport_common::frame::Frame as _;
+use samport_common::reset::{self, Reset};
+use samport_common::verdict::Verdict;
+use samport_common::wire::protocol::Protocol;
+use samport_common::wire::{ethernet, tcp};
+use zerocopy::IntoBytes as _;
+
+use crate::apply;
+use crate::context::Context as _;
+use crate::maps::Tables;
+use crate::skb::{self, Covers, Skb, Unserved};
+use crate::{Done, Outcome};
+
+/// Answers the packet, for the reason that was handed over. What cannot be answered is left to the
+/// host's stack.
+#[inline(always)]
+pub fn run<P: Tables>(skb: &Skb) -> Done {
+    let (left, answered) = match skb.handed_over() {
+        Unserved::NoBackend => (Verdict::NoBackend, Verdict::NoBackendReset),
+        Unserved::BackendGone => (Verdict::BackendGone, Verdict::GoneReset),
+    };
+    let packet = match apply::parse_apart::<P>(skb) {
+        Ok(packet) if packet.protocol == Protocol::Tcp => packet,
+        _ => return left.into(),
+    };
+    // First of all: the compiler would take later checks of bytes behind them for checks of these.
+    let (Some(receiver), Some(sender)) =
+        (skb.read(ethernet::DESTINATION.start), skb.read(ethernet::SOURCE.start))
+    else {
+        return left.into();
+    };
+    let Some(reset) = reset::plan::<P, _>(skb, packet) else {
+        return left.into();
+    };
+    if turn_round(skb, &reset, sender, receiver).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    Done::Outcome(Outcome { verdict: answered, redirect: skb::redirect(skb.ifindex()) })
+}
+
+/// Makes the packet its own answer.
+#[inline(always)]
+fn turn_round<P: Tables>(
+    skb: &Skb,
+    reset: &Reset<P>,
+    sender: [u8; 6],
+    receiver: [u8; 6],
+) -> Option<()> {
+    skb.cut(reset.frame_len)?;
+    skb.write(ethernet::DESTINATION.start, sender)?;
+    skb.write(ethernet::SOURCE.start, receiver)?;
+    skb.write(reset.length_at, reset.length)?;
+    skb.write(reset.hops_at, reset.hops)?;
+    if let Some(at) = reset.l3_checksum_at {
+        let field: [u8; 2] = skb.read(at)?;
+        skb.write(at, checksum::update(field, reset.l3_difference))?;
+    }
+    write_address(skb, reset.source_at, reset.source.as_bytes())?;
+    write_address(skb, reset.destination_at, reset.destination.as_bytes())?;
+    skb.write(reset.l4, reset.header)?;
+    // In two parts, because only the kernel knows whether the device is to add the second.
+    let at = reset.l4 + tcp::CHECKSUM.start;
+    let pseudo = Covers { pseudo_header: true, zero_is_none: false };
+    skb.update_l4_checksum(at, reset.pseudo, pseudo)?;
+    skb.update_l4_checksum(at, reset.sum, Covers { pseudo_header: false, ..pseudo })
+}
+
+#[inline(always)]
+fn write_address(skb: &Skb, at: usize, bytes: &[u8]) -> Option<()> {
+    match bytes {
+        [a, b, c, d] => skb.write(at, [*a, *b, *c, *d]),
+        bytes => skb.write::<16>(at, *bytes.first_chunk()?),
+    }
+}
