@@ -21,4 +21,5 @@ pub mod routes;
 pub mod site;
 pub mod sockets;
 pub mod table;
+pub mod times;
 pub mod wire_forms;

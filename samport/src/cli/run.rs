@@ -11,7 +11,7 @@ use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::limits::{self, Limits};
+use super::limits::Limits;
 use crate::allow;
 use crate::dataplane::{self, Dataplane, Hook, XdpMode, clean};
 use crate::discovery::container::HealthDefault;
@@ -27,6 +27,7 @@ use crate::ports::{Listen, PortSpec};
 use crate::privileges;
 use crate::reconcile::{Job, Reconciler};
 use crate::routes::Forward;
+use crate::times::time;
 
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
@@ -89,7 +90,7 @@ pub struct Args {
     xdp_mode: XdpModeName,
     /// How long a backend that is leaving keeps its connections, at most: like 30s or 2h5m, or a number
     /// of seconds.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limits::time, env = "SAMPORT_DRAIN")]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, env = "SAMPORT_DRAIN")]
     drain: Duration,
     /// Leave clients on this machine itself alone: curl 127.0.0.1, or one of its own addresses.
     #[arg(long, env = "SAMPORT_NO_LOCAL")]
