@@ -63,6 +63,16 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Starting, Self::Active, Self::Draining, Self::Unhealthy, Self::Down];
+
+    /// The state of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
     /// The name users know it by.
     #[must_use]
     pub const fn name(self) -> &'static str {
