@@ -62,6 +62,7 @@ mod tests {
             listen,
             endpoint: ([172, 17, 0, 2], 80).into(),
             weight: 1,
+            drain: None,
             condition: Condition::Starting,
             allow: networks(allow),
             place: None,

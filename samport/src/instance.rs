@@ -6,7 +6,8 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use crate::ports::Listen;
 const RUN: &str = "/run/samport";
 /// How often, and how long apart, a lock is tried before it counts as held.
 const LOCK_TRIES: u32 = 10;
+/// Longest path of a socket: `sun_path` with its zero (unix(7)).
+const LONGEST_SOCKET: usize = 107;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A running instance. Dropping it removes its record and releases its lock.
@@ -50,6 +53,9 @@ pub struct Record {
     /// Whether clients on the machine itself are served.
     #[serde(default)]
     pub local: bool,
+    /// Its control socket.
+    #[serde(default)]
+    pub socket: PathBuf,
     /// Netlink filters, which nothing else would find again.
     pub filters: Vec<FilterRecord>,
     /// Backends by the id the kernel counts them under.
@@ -128,6 +134,17 @@ impl Instance {
         &self.name
     }
 
+    /// Where its control socket is, if nobody says otherwise. A name that is too long for a socket's is
+    /// not used.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        let path = Path::new(RUN).join(format!("{}.sock", self.name));
+        if path.as_os_str().len() <= LONGEST_SOCKET {
+            return path;
+        }
+        Path::new(RUN).join(format!("{}.sock", std::process::id()))
+    }
+
     /// Writes the record, whole or not at all.
     pub fn write(&self, record: &Record) -> Result<()> {
         let path = record_path(&self.name);
@@ -151,11 +168,23 @@ impl Drop for Instance {
             return;
         }
         // While the lock is still held: whoever waits for it finds a clean place.
+        if let Ok(record) = read_record(&self.name) {
+            remove_socket(&record);
+        }
         let _ = fs::remove_file(record_path(&self.name));
         let _ = fs::remove_file(lock_path(&self.name));
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
         // Fails while other instances live, and that is right.
         let _ = fs::remove_dir(RUN);
+    }
+}
+
+/// Removes the control socket a record names. It may be gone, or be another instance's, already.
+pub fn remove_socket(record: &Record) {
+    let metadata = fs::symlink_metadata(&record.socket);
+    let is_socket = metadata.is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && UnixStream::connect(&record.socket).is_err() {
+        let _ = fs::remove_file(&record.socket);
     }
 }
 

@@ -2,9 +2,11 @@
 //! goes on. The program is `src/main.rs`; the library is there for it and for the tests.
 
 mod allow;
+pub mod api;
 pub mod cli;
 pub mod dataplane;
 pub mod discovery;
+mod draining;
 pub mod exit;
 mod frontends;
 pub mod instance;
@@ -12,13 +14,16 @@ pub mod lab;
 mod listening;
 pub mod model;
 pub mod netlink;
+mod orders;
 pub mod plan;
 pub mod ports;
 mod privileges;
 pub mod probe;
 pub mod reconcile;
 pub mod routes;
+mod seat;
 pub mod site;
 pub mod sockets;
 pub mod table;
+pub mod times;
 pub mod wire_forms;

@@ -1,7 +1,7 @@
 //! The words the parts of the loader talk in: what providers offer and what is wanted of the kernel.
 
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::allow::Networks;
 use crate::ports::Listen;
@@ -21,6 +21,8 @@ pub struct Candidate {
     pub endpoint: SocketAddr,
     /// Its share relative to the others; 0 takes no new flows.
     pub weight: u32,
+    /// How long it may keep its flows when it leaves, if it has a say in that itself.
+    pub drain: Option<Duration>,
     /// What the provider thinks of it.
     pub condition: Condition,
     /// Who may use what it serves, if it has a say in that itself.
@@ -61,6 +63,16 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Starting, Self::Active, Self::Draining, Self::Unhealthy, Self::Down];
+
+    /// The state of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
     /// The name users know it by.
     #[must_use]
     pub const fn name(self) -> &'static str {

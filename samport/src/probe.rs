@@ -115,6 +115,7 @@ mod tests {
             listen: Listen::tcp(80),
             endpoint,
             weight: 1,
+            drain: None,
             condition: Condition::ProbeFirst,
             allow: BTreeSet::new(),
             place: None,

@@ -2,9 +2,11 @@
 //! made and carried out. The only caller of `Dataplane::apply`.
 
 mod checks;
+mod operator;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -13,15 +15,18 @@ use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, XdpMode};
+use crate::draining::Drains;
 use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
+use crate::orders::Orders;
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
 use crate::ports::{Listen, PortSpec};
 use crate::probe::Probes;
 use crate::routes::{Forward, Routes};
+use crate::seat::{Desk, Seat};
 use crate::site;
 
 /// Most backends of one samport: id 0 is none.
@@ -46,6 +51,10 @@ pub struct Job {
     pub allow: Networks,
     /// How packets get to backends.
     pub forward: Forward,
+    /// How long a backend keeps its flows when it is to take no new ones.
+    pub drain: Duration,
+    /// The control socket.
+    pub socket: PathBuf,
     /// Inode of the network namespace.
     pub namespace: u64,
 }
@@ -60,6 +69,9 @@ pub struct Reconciler {
     shown: BTreeMap<BackendKey, Share>,
     routes: Routes,
     probes: Probes,
+    orders: Orders,
+    drains: Drains,
+    desk: Desk,
     complained: BTreeSet<String>,
     /// Loopback addresses where a server of the host was before us.
     left_alone: BTreeSet<(Listen, IpAddr)>,
@@ -69,7 +81,13 @@ pub struct Reconciler {
 impl Reconciler {
     /// Everything that is needed; nothing is attached yet.
     #[must_use]
-    pub fn new(job: Job, netlink: Netlink, dataplane: Dataplane, instance: Instance) -> Self {
+    pub fn new(
+        job: Job,
+        netlink: Netlink,
+        dataplane: Dataplane,
+        instance: Instance,
+        desk: Desk,
+    ) -> Self {
         Self {
             job,
             netlink,
@@ -79,6 +97,9 @@ impl Reconciler {
             shown: BTreeMap::new(),
             routes: Routes::default(),
             probes: Probes::default(),
+            orders: Orders::default(),
+            drains: Drains::default(),
+            desk,
             complained: BTreeSet::new(),
             left_alone: BTreeSet::new(),
             written: Record::default(),
@@ -131,16 +152,23 @@ impl Reconciler {
         let mut failed = false;
         let mut said = String::new();
         loop {
+            let mut pending = None;
+            let pause = self.pause(failed);
             tokio::select! {
                 () = &mut stop => return,
+                request = self.desk.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
                 Ok(()) = network.changed() => tokio::time::sleep(NETLINK_PAUSE).await,
                 () = self.probes.next() => {}
-                () = tokio::time::sleep(if failed { RETRY } else { LOOK_AGAIN }) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             let snapshot = snapshots.borrow_and_update().clone();
             network.mark_unchanged();
-            failed = match self.sync(&snapshot).await {
+            let outcome = self.sync(&snapshot).await;
+            if let Some(pending) = pending {
+                pending.answer(&outcome);
+            }
+            failed = match outcome {
                 Ok(()) => {
                     said.clear();
                     false
@@ -206,6 +234,8 @@ impl Reconciler {
             complain(&mut self.complained, &note);
         }
         let mut desired = self.desire(&snapshot, &devices).await;
+        self.choose_as_ordered(&mut desired);
+        self.end_drains(&mut desired, &snapshot);
         loop {
             let changes = plan::plan(&desired, &mut self.actual)?;
             let Err((failed, error)) = self.carry_out(&changes, &desired) else { break };
@@ -215,6 +245,7 @@ impl Reconciler {
             complain(&mut self.complained, &format!("{what} is left out: {error:#}"));
         }
         self.show(&desired, &snapshot);
+        self.show_at_desk(&desired, &snapshot);
         self.write_record(&desired)
     }
 
@@ -286,10 +317,11 @@ impl Reconciler {
             let key = key_of(candidate, route);
             let state = match candidate.condition {
                 Condition::Draining | Condition::Starting => State::Draining,
+                _ if self.orders.drains(candidate) => State::Draining,
                 Condition::Ready | Condition::ProbeFirst => State::Active,
             };
             desired.frontends.entry(candidate.listen).or_default();
-            let (name, weight) = (candidate.name.clone(), candidate.weight);
+            let (name, weight) = (candidate.name.clone(), self.orders.weight_of(candidate));
             desired.backends.insert(key, Share { name, weight, state });
         }
         let ports = desired.frontends.len();
@@ -366,7 +398,9 @@ impl Reconciler {
         for (key, share) in &self.shown {
             if !desired.backends.contains_key(key) {
                 let port = key.listen.brief();
-                tracing::info!("- {} {} on :{port} gone", share.name, key.endpoint);
+                let is_down = self.drains.down().contains_key(&Seat::from(key));
+                let how = if is_down { "down" } else { "gone" };
+                tracing::info!("- {} {} on :{port} {how}", share.name, key.endpoint);
             }
         }
         self.shown.clone_from(&desired.backends);
@@ -383,6 +417,7 @@ impl Reconciler {
             ports: desired.frontends.keys().copied().collect(),
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
+            socket: self.job.socket.clone(),
             filters: self.dataplane.filters(),
             backends: self
                 .actual

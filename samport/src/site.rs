@@ -134,6 +134,7 @@ mod tests {
             listen: Listen::tcp(80),
             endpoint: endpoint.parse().unwrap(),
             weight: 1,
+            drain: None,
             condition: Condition::ProbeFirst,
             allow: BTreeSet::new(),
             place,

@@ -5,9 +5,8 @@ use std::time::Duration;
 use samport_common::layout::DEFAULT_FLOWS;
 
 use crate::dataplane::Timeouts;
+use crate::times::time;
 
-/// Longest time any flag takes: 30 days.
-const LONGEST: Duration = Duration::from_hours(30 * 24);
 /// Shortest time-out: the kernel programs' clock is no finer.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -60,21 +59,6 @@ impl Limits {
     }
 }
 
-/// Reads a time of up to 30 days: `30s`, `2h5m`, or a number of seconds.
-pub(super) fn time(text: &str) -> Result<Duration, String> {
-    let read = match text.parse() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text),
-    };
-    match read {
-        Ok(time) if time > LONGEST => Err(format!("{text:?} is too long; give 30d at most")),
-        Ok(time) => Ok(time),
-        Err(_) => {
-            Err(format!("{text:?} is no time; give something like 30s or 2h5m, or whole seconds"))
-        }
-    }
-}
-
 /// Reads a time that is no shorter than a second.
 fn timeout(text: &str) -> Result<Duration, String> {
     let time = time(text)?;
@@ -122,17 +106,6 @@ mod tests {
             [1, 2, 3, 4, 5, 6].map(Duration::from_secs);
         let expected = Timeouts { tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered };
         assert_eq!(limits.unwrap().timeouts(), expected);
-    }
-
-    #[test]
-    fn times_are_read() {
-        for (text, seconds) in
-            [("30", 30), ("30s", 30), ("2h5m", 7_500), ("1m 30s", 90), ("30d", 2_592_000)]
-        {
-            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
-            assert_eq!(timeout(text), time(text));
-        }
-        assert_eq!(time("0"), Ok(Duration::ZERO));
     }
 
     #[test]

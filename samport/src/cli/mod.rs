@@ -1,10 +1,14 @@
 //! The command line: one file a verb.
 
+mod backends;
 mod clean;
+mod connection;
 mod demo;
 mod limits;
 mod run;
 mod status;
+mod steer;
+mod wait;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -22,7 +26,7 @@ use crate::discovery::Unreachable;
 use crate::exit::{Exit, code_of};
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker does not answer, 4 the kernel lacks something,
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something,
 5 missing privileges, 6 a port or hook is taken, 7 timeout.";
 
 /// Several containers behind one port of this machine, balanced in the kernel, without a proxy.
@@ -45,6 +49,18 @@ enum Verb {
     Run(Box<run::Args>),
     /// What runs, and what became of every packet.
     Status(status::Args),
+    /// Each backend: its state, its weight, and what it has got.
+    Backends(backends::Args),
+    /// Give a backend no new connections, and let it finish those it has.
+    Drain(steer::DrainArgs),
+    /// Give a drained backend new connections again.
+    Undrain(steer::UndrainArgs),
+    /// Change a backend's share relative to the others.
+    Weight(steer::WeightArgs),
+    /// Change how backends are chosen for new connections.
+    Balance(steer::BalanceArgs),
+    /// Return when enough backends serve.
+    Wait(wait::Args),
     /// Remove what a killed samport has left in the kernel.
     Clean(clean::Args),
     /// Show it at work between network namespaces, without Docker, and leave nothing behind.
@@ -73,6 +89,12 @@ fn act(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Run(args) => runtime.block_on(run::run(*args, cli.verbose > 0)),
         Verb::Status(args) => status::run(&args),
+        Verb::Backends(args) => runtime.block_on(backends::run(args)),
+        Verb::Drain(args) => runtime.block_on(steer::drain(args)),
+        Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),
+        Verb::Weight(args) => runtime.block_on(steer::weight(args)),
+        Verb::Balance(args) => runtime.block_on(steer::balance(args)),
+        Verb::Wait(args) => runtime.block_on(wait::run(args)),
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => runtime.block_on(demo::run(args)),
         Verb::Version => {

@@ -11,8 +11,10 @@ use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::limits::{self, Limits};
+use super::limits::Limits;
+use super::status;
 use crate::allow;
+use crate::api::{Server, Socket};
 use crate::dataplane::{self, Dataplane, Hook, XdpMode, clean};
 use crate::discovery::container::HealthDefault;
 use crate::discovery::filter::{Filter, Filters};
@@ -27,6 +29,8 @@ use crate::ports::{Listen, PortSpec};
 use crate::privileges;
 use crate::reconcile::{Job, Reconciler};
 use crate::routes::Forward;
+use crate::seat;
+use crate::times::time;
 
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
@@ -89,11 +93,15 @@ pub struct Args {
     xdp_mode: XdpModeName,
     /// How long a backend that is leaving keeps its connections, at most: like 30s or 2h5m, or a number
     /// of seconds.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limits::time, env = "SAMPORT_DRAIN")]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, env = "SAMPORT_DRAIN")]
     drain: Duration,
     /// Leave clients on this machine itself alone: curl 127.0.0.1, or one of its own addresses.
     #[arg(long, env = "SAMPORT_NO_LOCAL")]
     no_local: bool,
+    /// Where the control socket is, by which `samport drain` and others talk to this samport; only root may.
+    /// [default: /run/samport/NAME.sock]
+    #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
+    socket: Option<PathBuf>,
     /// On exit leave everything working in the kernel; `samport clean` removes it.
     #[arg(long)]
     keep: bool,
@@ -147,7 +155,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    let (mut reconciler, snapshots, network) = tokio::select! {
+    let Started { mut reconciler, snapshots, network, server } = tokio::select! {
         biased;
         () = &mut stop => {
             tracing::info!("stopped before it was ready; nothing is left");
@@ -156,18 +164,23 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
         started = start(&args, providers, log) => started?,
     };
     reconciler.run(snapshots, network, stop).await;
+    drop(server);
     let verdicts = reconciler.finish(args.keep)?;
     say_goodbye(&verdicts, args.keep);
     Ok(())
 }
 
+/// A samport at work.
+struct Started {
+    reconciler: Reconciler,
+    snapshots: watch::Receiver<Snapshot>,
+    network: watch::Receiver<u64>,
+    server: Server,
+}
+
 /// Everything up to the line that says "ready". Whatever was done is undone if this fails, or is
 /// dropped half-way.
-async fn start(
-    args: &Args,
-    providers: Vec<Provider>,
-    log: bool,
-) -> Result<(Reconciler, watch::Receiver<Snapshot>, watch::Receiver<u64>)> {
+async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Started> {
     let namespace = instance::network_namespace()?;
     let ports: Vec<Listen> = args.port.iter().map(|port| port.listen).collect();
     instance::refuse_overlap(&args.iface, &ports, namespace)?;
@@ -179,6 +192,8 @@ async fn start(
     listening::refuse_taken(&ports)?;
     let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
     remove_leftovers(&instance, &args.iface, namespace)?;
+    let socket_path = args.socket.clone().unwrap_or_else(|| instance.socket());
+    let socket = Socket::bind(&socket_path)?;
     let options = dataplane::Options {
         flows: args.limits.flows,
         syn_flood: args.limits.syn_flood,
@@ -198,12 +213,17 @@ async fn start(
         ports: args.port.clone(),
         allow: args.allow.iter().copied().collect(),
         forward: args.forward.into(),
+        drain: args.drain,
+        socket: socket_path,
         namespace,
     };
-    let mut reconciler = Reconciler::new(job, netlink, dataplane, instance);
+    let (desk, window) = seat::open();
+    let name = instance.name().to_owned();
+    let mut reconciler = Reconciler::new(job, netlink, dataplane, instance, desk);
     reconciler.start(&first).await?;
+    let server = Server::start(socket, &name, window, status::document)?;
     say_ready(args, &reconciler);
-    Ok((reconciler, snapshots, network))
+    Ok(Started { reconciler, snapshots, network, server })
 }
 
 impl Args {
@@ -297,6 +317,7 @@ fn remove_leftovers(ours: &Instance, interfaces: &[String], namespace: u64) -> R
             continue;
         }
         tracing::info!("removing what a killed samport (pid {}) has left", record.pid);
+        instance::remove_socket(&record);
         // Nobody else may start on top of it meanwhile.
         let claimed = if same { None } else { Some(Instance::claim(&name)?) };
         clean::remove_filters(&record.filters)?;

@@ -49,6 +49,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The document of one instance.
+pub(super) fn document(name: &str) -> Result<serde_json::Value> {
+    Ok(as_json(&[look_at(name)?]))
+}
+
 /// An instance that starts, ends or is broken hides no other.
 fn look_or_say_why_not(name: &str) -> Option<Shown> {
     match look_at(name) {

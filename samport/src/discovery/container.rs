@@ -150,6 +150,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         listen,
         endpoint,
         weight: labels.weight,
+        drain: labels.drain,
         condition: condition(view, source, listen.protocol),
         allow: labels.allow.clone(),
         place: None,

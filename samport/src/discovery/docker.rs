@@ -256,8 +256,8 @@ impl Watcher {
     fn carry_out(&self, task: Task) {
         let inbox = self.inbox.clone();
         match task {
-            Task::AwaitDrain { id, number } => {
-                let drain = self.drain;
+            Task::AwaitDrain { id, number, drain } => {
+                let drain = drain.unwrap_or(self.drain);
                 tokio::spawn(async move {
                     sleep(drain).await;
                     let _ = inbox.send(Message::DrainIsOver { id, number });

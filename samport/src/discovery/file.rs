@@ -154,6 +154,7 @@ fn candidate(entry: &Entry, spec: PortSpec) -> Candidate {
         listen: spec.listen,
         endpoint: address.endpoint(spec),
         weight: entry.weight.unwrap_or(1),
+        drain: None,
         condition: Condition::Ready,
         allow: Networks::new(),
         place: None,

@@ -1,9 +1,11 @@
 //! The `samport.*` labels of a container.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::allow::{self, Networks};
 use crate::ports::{PortSpec, port};
+use crate::times::time;
 
 const PREFIX: &str = "samport.";
 
@@ -31,6 +33,8 @@ pub struct Labels {
     pub target: Option<u16>,
     /// `samport.weight`; 1 if not given.
     pub weight: u32,
+    /// `samport.drain`.
+    pub drain: Option<Duration>,
     /// `samport.network`.
     pub network: Option<String>,
     /// `samport.allow`.
@@ -45,6 +49,12 @@ pub struct Labels {
 #[must_use]
 pub fn excluded(labels: &BTreeMap<String, String>) -> bool {
     labels.get("samport.enable").is_some_and(|value| value.trim().eq_ignore_ascii_case("false"))
+}
+
+/// How long a container with these labels may drain, if they say so and can be read.
+#[must_use]
+pub fn drain(labels: &BTreeMap<String, String>) -> Option<Duration> {
+    time(labels.get("samport.drain")?.trim()).ok()
 }
 
 /// Whether any label is ours.
@@ -82,12 +92,13 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "health" => read.health = Some(health(value)?),
         // Compose users may have it for their own order; it changes nothing yet.
         "service" => {}
-        "drain" | "balance" => read.warnings.push(format!(
+        "drain" => read.drain = Some(time(value)?),
+        "balance" => read.warnings.push(format!(
             "label {PREFIX}{name} is not used by this version; the flag of run holds"
         )),
         _ => read.warnings.push(format!(
             "label {PREFIX}{name} is unknown; there are samport.enable, port, ports, target, \
-             service, weight, network, allow and health"
+             service, weight, drain, network, allow and health"
         )),
     }
     Ok(())
@@ -152,6 +163,7 @@ mod tests {
             ("samport.port", "80:8080"),
             ("samport.target", "9090"),
             ("samport.weight", "0"),
+            ("samport.drain", "1m30s"),
             ("samport.network", "front"),
             ("samport.allow", "10.0.0.0/8, 2001:db8::/32,192.0.2.9"),
             ("samport.health", "tcp"),
@@ -165,6 +177,7 @@ mod tests {
             ports: vec![spec("80:8080"), spec("443"), spec("443:53/udp")],
             target: Some(9090),
             weight: 0,
+            drain: Some(Duration::from_secs(90)),
             network: Some("front".into()),
             allow: ["10.0.0.0/8", "2001:db8::/32", "192.0.2.9/32"]
                 .map(|n| n.parse().unwrap())
@@ -197,6 +210,7 @@ mod tests {
             ("samport.target", "65536", "1 to 65535"),
             ("samport.weight", "-1", "from 0 up"),
             ("samport.weight", "1.5", "from 0 up"),
+            ("samport.drain", "soon", "30s or 2h5m"),
             ("samport.network", " ", "no network"),
             ("samport.allow", "", "\"\" is no network"),
             ("samport.allow", "10.0.0.0/8,office", "\"office\" is no network"),
@@ -213,7 +227,7 @@ mod tests {
     fn unknown_and_unused_labels_are_told_but_do_not_stop() {
         for (key, value, word) in [
             ("samport.prot", "80", "samport.prot is unknown"),
-            ("samport.drain", "5s", "not used by this version"),
+            ("samport.balance", "maglev", "not used by this version"),
         ] {
             let read = read_all(&[(key, value)]).unwrap();
             assert_eq!(read.warnings.len(), 1, "{key}");

@@ -121,6 +121,7 @@ fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> 
                 listen: spec.listen,
                 endpoint,
                 weight: backend.weight,
+                drain: None,
                 condition: Condition::Ready,
                 allow: Networks::new(),
                 place: None,

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::container::{ContainerView, Policy, offer};
 use super::events::{Event, Notice, signal};
+use super::labels;
 use super::locate::Located;
 use crate::model::{Candidate, Snapshot};
 
@@ -21,8 +22,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub(super) enum Task {
     /// Inspect the container after a delay, and hand back an [`Answer`].
     Inspect { question: Question, delay: Duration },
-    /// Call [`World::drain_is_over`] when the time to drain has passed.
-    AwaitDrain { id: String, number: u64 },
+    /// Call [`World::drain_is_over`] when the time to drain has passed: the container's own, or the run's.
+    AwaitDrain { id: String, number: u64, drain: Option<Duration> },
 }
 
 /// A question that is under way. Only the answer to the newest one about a container counts.
@@ -201,10 +202,12 @@ impl World {
         let container = self.containers.entry(id.clone()).or_default();
         container.stopping = Some(number);
         container.drained = false;
+        let mut drain = None;
         if let Some(view) = container.view.as_mut() {
             view.stopping = true;
+            drain = labels::drain(&view.labels);
         }
-        Task::AwaitDrain { id, number }
+        Task::AwaitDrain { id, number, drain }
     }
 
     /// Tells the user what keeps a container out, and asks again if that may pass by itself.

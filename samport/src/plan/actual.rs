@@ -66,6 +66,12 @@ impl Actual {
         self.backends.iter().map(|(key, (id, _))| (key, *id))
     }
 
+    /// The id of a backend the kernel has.
+    #[must_use]
+    pub fn id_of(&self, key: &BackendKey) -> Option<BackendId> {
+        self.backends.get(key).map(|(id, _)| *id)
+    }
+
     /// Takes note of a change that was made.
     pub fn record(&mut self, change: &Change) {
         match change {

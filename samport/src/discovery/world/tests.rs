@@ -191,6 +191,20 @@ fn its_stop_signal_drains_until_it_dies_or_turns_out_to_run_on() {
 }
 
 #[test]
+fn its_own_time_to_drain_goes_before_the_runs() {
+    let mut scene = Scene::with(&["1"]);
+    let asked = question(scene.event("1", Event::Changed).unwrap());
+    let mut changed = view("1");
+    changed.labels.insert("samport.drain".into(), "5s".into());
+    scene.answer(asked, changed);
+    assert_eq!(scene.0.snapshot().candidates[0].drain, Some(Duration::from_secs(5)));
+    match scene.event("1", Event::Signalled(15)) {
+        Some(Task::AwaitDrain { drain, .. }) => assert_eq!(drain, Some(Duration::from_secs(5))),
+        other => panic!("the stop signal leads to {other:?}"),
+    }
+}
+
+#[test]
 fn only_signals_that_stop_it_drain_it() {
     for (own, number, drains) in [
         (None, 15, true),

@@ -1,0 +1,29 @@
+//! The control socket: HTTP with JSON for the operator on this machine. docs/api.md is its description.
+
+pub mod client;
+mod report;
+mod server;
+mod socket;
+pub mod words;
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use crate::instance;
+use crate::seat::View;
+
+pub use server::Server;
+pub use socket::Socket;
+
+/// The backends of an instance nobody runs, by what it has left.
+pub fn left_behind(name: &str) -> Result<words::Backends> {
+    let view = View::of_record(&instance::read_record(name)?);
+    let counted = server::count(name, &view)?;
+    let backends = report::backends(&view, &counted, Instant::now());
+    Ok(words::Backends {
+        schema: words::SCHEMA,
+        instance: name.to_owned(),
+        running: false,
+        backends,
+    })
+}

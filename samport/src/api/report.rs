@@ -1,0 +1,158 @@
+//! From what is known and what is counted to what the operator reads. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::words::{Backend, Counters, Health, SCHEMA};
+use crate::model::State;
+use crate::ports::Listen;
+use crate::seat::{Seated, View};
+
+/// A service of one family: those among whom flows are shared.
+type Pool = (Listen, bool);
+
+/// What is counted of backends, by the kernel's ids.
+pub type Counted = BTreeMap<u32, Counters>;
+
+/// The backends of a view.
+#[must_use]
+pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
+    let counters = |one: &Seated| one.index.and_then(|index| counted.get(&index).copied());
+    let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
+    let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
+    for one in &view.backends {
+        *flows.entry(pool(one)).or_default() += counters(one).map_or(0, |c| c.flows);
+        *weights.entry(pool(one)).or_default() += weight(one);
+    }
+    let of = |sums: &BTreeMap<Pool, u64>, one: &Seated| sums.get(&pool(one)).copied().unwrap_or(0);
+    let report = |one: &Seated| {
+        let counters = counters(one);
+        Backend {
+            service: one.seat.listen.to_string(),
+            name: one.name.clone(),
+            id: one.seat.id.clone(),
+            address: one.seat.endpoint.to_string(),
+            state: one.state.name().to_owned(),
+            weight: one.weight,
+            via: one.via.clone(),
+            share_expected: part(weight(one), of(&weights, one)),
+            share_actual: part(counters.map_or(0, |c| c.flows), of(&flows, one)),
+            is_last: one.is_last,
+            drain_left_ms: one.drains_until.map(|until| milliseconds(until - now)),
+            counters,
+        }
+    };
+    view.backends.iter().map(report).collect()
+}
+
+fn pool(one: &Seated) -> Pool {
+    (one.seat.listen, one.seat.endpoint.is_ipv6())
+}
+
+/// What a backend counts when new flows are shared out.
+fn weight(one: &Seated) -> u64 {
+    let takes_flows = one.state == State::Active || one.is_last;
+    if takes_flows { u64::from(one.weight) } else { 0 }
+}
+
+/// A part of a whole, to a hundredth of a percent.
+fn part(of: u64, whole: u64) -> f64 {
+    let parts = u128::from(of) * 10_000 / u128::from(whole.max(1));
+    f64::from(u32::try_from(parts).unwrap_or(10_000)) / 10_000.0
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether so many containers of a service take new flows; of every service, if none is named.
+#[must_use]
+pub fn health(view: &View, wanted: usize, service: Option<Listen>) -> Health {
+    let of = |listen: Listen| {
+        let active = view.backends.iter().filter(|one| one.state == State::Active);
+        let ids = active.filter(|one| one.seat.listen == listen).map(|one| &one.seat.id);
+        ids.collect::<BTreeSet<_>>().len()
+    };
+    let healthy = match service {
+        Some(listen) => of(listen),
+        None => view.services.keys().map(|listen| of(*listen)).min().unwrap_or(0),
+    };
+    Health { schema: SCHEMA, healthy, wanted, ok: healthy >= wanted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seat::Seat;
+    use samport_common::choose::Balance;
+
+    fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> Seated {
+        let endpoint = endpoint.parse().unwrap();
+        Seated {
+            seat: Seat { listen: Listen::tcp(80), id: id.into(), endpoint },
+            name: id.into(),
+            weight,
+            state,
+            via: None,
+            index: None,
+            drains_until: None,
+            is_last: false,
+        }
+    }
+
+    fn view(backends: Vec<Seated>) -> View {
+        View { services: [(Listen::tcp(80), Balance::Random)].into(), backends }
+    }
+
+    #[test]
+    fn shares_are_by_weight_among_those_of_a_family_that_take_flows() {
+        let mut all = vec![
+            seated("a", "10.0.0.1:80", 1, State::Active),
+            seated("b", "10.0.0.2:80", 2, State::Active),
+            seated("c", "10.0.0.3:80", 5, State::Draining),
+            seated("a", "[2001:db8::1]:80", 9, State::Active),
+        ];
+        all[0].index = Some(1);
+        all[1].index = Some(2);
+        let counters = |flows| Counters { flows, ..Counters::default() };
+        let counted = [(1, counters(10)), (2, counters(30))].into();
+        let shown = backends(&view(all), &counted, Instant::now());
+        let shares: Vec<_> = shown.iter().map(|b| (b.share_expected, b.share_actual)).collect();
+        assert_eq!(shares, [(0.3333, 0.25), (0.6666, 0.75), (0.0, 0.0), (1.0, 0.0)]);
+        assert_eq!(shown[2].counters, None);
+    }
+
+    #[test]
+    fn who_drains_says_how_long_and_who_is_last_has_its_share() {
+        let now = Instant::now();
+        let mut all = vec![
+            seated("a", "10.0.0.1:80", 1, State::Draining),
+            seated("b", "10.0.0.2:80", 1, State::Draining),
+        ];
+        all[0].drains_until = Some(now + Duration::from_secs(19));
+        all[1].is_last = true;
+        let shown = backends(&view(all), &Counted::new(), now);
+        assert_eq!((shown[0].drain_left_ms, shown[0].share_expected), (Some(19_000), 0.0));
+        assert_eq!((shown[1].drain_left_ms, shown[1].share_expected), (None, 1.0));
+    }
+
+    #[test]
+    fn containers_are_healthy_once_whatever_addresses_they_have() {
+        let mut view = view(vec![
+            seated("a", "10.0.0.1:80", 1, State::Active),
+            seated("a", "[2001:db8::1]:80", 1, State::Starting),
+            seated("b", "10.0.0.2:80", 1, State::Active),
+            seated("c", "10.0.0.3:80", 1, State::Starting),
+        ]);
+        let count = |view: &View, service| health(view, 2, service).healthy;
+        assert_eq!(count(&view, None), 2);
+        assert!(health(&view, 2, None).ok && !health(&view, 3, None).ok);
+        // Of every service: one that has nobody counts.
+        view.services.insert(Listen::tcp(443), Balance::Random);
+        assert_eq!(count(&view, None), 0);
+        assert_eq!(count(&view, Some(Listen::tcp(80))), 2);
+        assert_eq!(count(&View::default(), None), 0);
+    }
+}

@@ -1,0 +1,251 @@
+//! The server behind the control socket.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use samport_common::choose::Balance;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
+
+use super::report::{self, Counted};
+use super::socket::Socket;
+use super::words::{self, Health, SCHEMA, Trouble};
+use crate::dataplane::inspect::Counters;
+use crate::orders::{self, Order, Refusal};
+use crate::ports::Listen;
+use crate::seat::{Seat, View, Window};
+
+/// A server at work. Dropping it ends it and removes its socket.
+#[derive(Debug)]
+pub struct Server {
+    task: JoinHandle<()>,
+    _socket: Socket,
+}
+
+/// What every answer is made from.
+#[derive(Debug)]
+struct Office {
+    instance: String,
+    window: Window,
+    status: fn(&str) -> Result<Value>,
+}
+
+type Asked = State<Arc<Office>>;
+
+impl Server {
+    /// Serves an instance. `status` makes the document that `samport status` shows.
+    pub fn start(
+        socket: Socket,
+        instance: &str,
+        window: Window,
+        status: fn(&str) -> Result<Value>,
+    ) -> Result<Self> {
+        let office = Arc::new(Office { instance: instance.to_owned(), window, status });
+        let listener = socket.listener()?;
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, routes(office)).await {
+                tracing::error!("the control socket is served no longer: {error}");
+            }
+        });
+        Ok(Self { task, _socket: socket })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn routes(office: Arc<Office>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/backends", get(backends))
+        .route("/v1/backends/{name}/drain", post(drain))
+        .route("/v1/backends/{name}/undrain", post(undrain))
+        .route("/v1/weights/{name}", put(weight))
+        .route("/v1/services", get(services))
+        .route("/v1/services/{name}/balance", put(balance))
+        .route("/v1/health", get(health))
+        .fallback(async || Fault(StatusCode::NOT_FOUND, "there is no such thing here".to_owned()))
+        .method_not_allowed_fallback(async || {
+            let message = "that cannot be done with this".to_owned();
+            Fault(StatusCode::METHOD_NOT_ALLOWED, message)
+        })
+        .with_state(office)
+}
+
+/// A status code and what is wrong.
+#[derive(Debug)]
+struct Fault(StatusCode, String);
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let Self(code, error) = self;
+        (code, Json(Trouble { error })).into_response()
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Unknown(_) => StatusCode::NOT_FOUND,
+            Refusal::Ambiguous(_) => StatusCode::CONFLICT,
+            Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(code, refusal.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Fault {
+    fn from(error: anyhow::Error) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))
+    }
+}
+
+impl From<JsonRejection> for Fault {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Fault {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+async fn status(State(office): Asked) -> Result<Json<Value>, Fault> {
+    Ok(Json(aside(move || (office.status)(&office.instance)).await?))
+}
+
+async fn backends(State(office): Asked) -> Result<Json<words::Backends>, Fault> {
+    office.report(|_| true).await
+}
+
+async fn drain(
+    State(office): Asked,
+    Path(name): Path<String>,
+) -> Result<Json<words::Backends>, Fault> {
+    office.carry_out(Order::Drain(name)).await
+}
+
+async fn undrain(
+    State(office): Asked,
+    Path(name): Path<String>,
+) -> Result<Json<words::Backends>, Fault> {
+    office.carry_out(Order::Undrain(name)).await
+}
+
+async fn weight(
+    State(office): Asked,
+    Path(name): Path<String>,
+    order: Result<Json<words::Weight>, JsonRejection>,
+) -> Result<Json<words::Backends>, Fault> {
+    let Json(words::Weight { weight }) = order?;
+    office.carry_out(Order::Weight(name, weight)).await
+}
+
+async fn balance(
+    State(office): Asked,
+    Path(name): Path<String>,
+    order: Result<Json<words::Balance>, JsonRejection>,
+) -> Result<Json<words::Backends>, Fault> {
+    let Json(words::Balance { balance }) = order?;
+    let Some(mode) = Balance::ALL.into_iter().find(|mode| mode.name() == balance) else {
+        let modes = Balance::ALL.map(Balance::name).join(", ");
+        let message = format!("there is no way to balance {balance:?}; there are {modes}");
+        return Err(Fault(StatusCode::BAD_REQUEST, message));
+    };
+    office.carry_out(Order::Balance(name, mode)).await
+}
+
+async fn services(State(office): Asked) -> Json<words::Services> {
+    let view = office.window.view();
+    let service = |(listen, balance): (&Listen, &Balance)| words::Service {
+        service: listen.to_string(),
+        balance: balance.name().to_owned(),
+    };
+    Json(words::Services { schema: SCHEMA, services: view.services.iter().map(service).collect() })
+}
+
+#[derive(Deserialize)]
+struct HealthQuestion {
+    healthy: usize,
+    service: Option<String>,
+}
+
+async fn health(
+    State(office): Asked,
+    question: Result<Query<HealthQuestion>, QueryRejection>,
+) -> Result<(StatusCode, Json<Health>), Fault> {
+    let Query(HealthQuestion { healthy, service }) = question?;
+    let view = office.window.view();
+    let service = service.map(|name| orders::service_called(&name, &view)).transpose()?;
+    let health = report::health(&view, healthy, service);
+    let code = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((code, Json(health)))
+}
+
+impl Office {
+    async fn carry_out(&self, order: Order) -> Result<Json<words::Backends>, Fault> {
+        let about = self.window.order(order).await?;
+        self.report(|seat| about.contains(seat)).await
+    }
+
+    async fn report(
+        &self,
+        is_meant: impl Fn(&Seat) -> bool,
+    ) -> Result<Json<words::Backends>, Fault> {
+        let (view, instance) = (self.window.view(), self.instance.clone());
+        let counted = {
+            let (view, instance) = (Arc::clone(&view), instance.clone());
+            aside(move || count(&instance, &view)).await?
+        };
+        let all = report::backends(&view, &counted, Instant::now());
+        let seats = view.backends.iter().map(|one| is_meant(&one.seat));
+        let backends = all.into_iter().zip(seats).filter_map(|(one, meant)| meant.then_some(one));
+        let backends = backends.collect();
+        Ok(Json(words::Backends { schema: SCHEMA, instance, running: true, backends }))
+    }
+}
+
+/// What the kernel has counted of a view's backends.
+pub(super) fn count(instance: &str, view: &View) -> Result<Counted> {
+    let counters = Counters::open(instance)?;
+    let known = view.backends.iter().filter_map(|one| one.index);
+    known.map(|index| Ok((index, counted(&counters, index)?))).collect()
+}
+
+fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
+    let stats = counters.backend(index)?;
+    Ok(words::Counters {
+        open: None,
+        flows: stats.flows,
+        refused: stats.refused,
+        silent: stats.silent,
+        packets_in: stats.packets_in,
+        bytes_in: stats.bytes_in,
+        packets_out: stats.packets_out,
+        bytes_out: stats.bytes_out,
+        handshake_p50_us: None,
+        handshake_p99_us: None,
+    })
+}
+
+/// System calls that may take a while, away from what serves others.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T, Fault> {
+    let done = spawn_blocking(work).await;
+    let done = done.map_err(|error| Fault(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(done?)
+}

@@ -1,0 +1,127 @@
+//! What goes over the control socket, and what `-o json` prints. The names stay: scripts read them.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of all of it.
+pub const SCHEMA: u32 = 1;
+
+/// The answer to a question about backends, or to an order about some.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Backends {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the instance.
+    pub instance: String,
+    /// Whether it runs, rather than having left this in the kernel.
+    pub running: bool,
+    /// The backends.
+    pub backends: Vec<Backend>,
+}
+
+/// One backend of one service.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// Like `80/tcp`.
+    pub service: String,
+    /// Name of its container.
+    pub name: String,
+    /// The container's id, or what stands for it.
+    pub id: String,
+    /// Address and port it answers on.
+    pub address: String,
+    /// `starting`, `active`, `draining`, `unhealthy` or `down`.
+    pub state: String,
+    /// Relative to the others of its service.
+    pub weight: u32,
+    /// `peer`, `neigh`, `stack` or `macvlan`; null if the kernel does not have it.
+    pub via: Option<String>,
+    /// The part of new flows it should get, 0 to 1.
+    pub share_expected: f64,
+    /// The part of its service's flows it has got so far.
+    pub share_actual: f64,
+    /// It should take no new flows, but does: no other backend of its service is there.
+    pub is_last: bool,
+    /// Milliseconds until its flows are refused, if it drains and that is known.
+    pub drain_left_ms: Option<u64>,
+    /// What the kernel has counted; null if the kernel does not have it.
+    pub counters: Option<Counters>,
+}
+
+/// What the kernel counts of a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Counters {
+    /// Flows that are open now, if that is counted.
+    pub open: Option<u64>,
+    /// Flows ever opened.
+    pub flows: u64,
+    /// Connections it has refused.
+    pub refused: u64,
+    /// Connections it has left without an answer.
+    pub silent: u64,
+    /// Towards it.
+    pub packets_in: u64,
+    /// Towards it.
+    pub bytes_in: u64,
+    /// From it.
+    pub packets_out: u64,
+    /// From it.
+    pub bytes_out: u64,
+    /// Half of its connections were answered within this many microseconds.
+    pub handshake_p50_us: Option<u64>,
+    /// 99 of 100 were.
+    pub handshake_p99_us: Option<u64>,
+}
+
+/// The answer to which services there are.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Services {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The services.
+    pub services: Vec<Service>,
+}
+
+/// One service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Like `80/tcp`.
+    pub service: String,
+    /// How it chooses: `random`, `round-robin`, `least-conn`, `maglev` or `source-hash`.
+    pub balance: String,
+}
+
+/// The answer to whether enough backends serve.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Health {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Containers that take new flows, in the service that has the fewest.
+    pub healthy: usize,
+    /// How many were asked for.
+    pub wanted: usize,
+    /// Whether that is enough.
+    pub ok: bool,
+}
+
+/// An order about a weight.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weight {
+    /// From 0 up.
+    pub weight: u32,
+}
+
+/// An order about how a service chooses.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balance {
+    /// `random`, `round-robin`, `least-conn`, `maglev` or `source-hash`.
+    pub balance: String,
+}
+
+/// Why something could not be done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Trouble {
+    /// In words.
+    pub error: String,
+}

@@ -1,0 +1,176 @@
+//! `samport backends`: each backend, how it is and what it has got.
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::connection::Connection;
+use crate::api::client::any_runs;
+use crate::api::left_behind;
+use crate::api::words::{Backend, Backends};
+use crate::dataplane::pins;
+use crate::privileges;
+
+/// Options of `samport backends`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Output {
+    Table,
+    Wide,
+    Json,
+}
+
+/// Shows the backends of a running samport; if none runs, of one that has left them in the kernel.
+pub async fn run(args: Args) -> Result<()> {
+    let all = if args.connection.is_named() || any_runs() {
+        args.connection.client()?.get("/v1/backends").await?
+    } else {
+        privileges::require()?;
+        match pins::instances().first() {
+            Some(name) => left_behind(name)?,
+            // Says that there is none.
+            None => args.connection.client()?.get("/v1/backends").await?,
+        }
+    };
+    match args.output {
+        Output::Json => println!("{:#}", serde_json::to_value(&all)?),
+        Output::Table => print_table(&all, &NARROW),
+        Output::Wide => print_table(&all, &[&NARROW[..], &WIDER[..]].concat()),
+    }
+    Ok(())
+}
+
+/// A column: its head, which way it is aligned, and what stands in it.
+type Column = (&'static str, CellAlignment, fn(&Backend) -> String);
+
+const LEFT: CellAlignment = CellAlignment::Left;
+const RIGHT: CellAlignment = CellAlignment::Right;
+
+const NARROW: [Column; 10] = [
+    ("SERVICE", LEFT, |one| one.service.clone()),
+    ("BACKEND", LEFT, |one| one.name.clone()),
+    ("ADDRESS", LEFT, |one| one.address.clone()),
+    ("STATE", LEFT, state),
+    ("WEIGHT", RIGHT, |one| one.weight.to_string()),
+    ("SHARE exp/act", RIGHT, share),
+    ("FLOWS", RIGHT, |one| number(one.counters.and_then(|counters| counters.open))),
+    ("TOTAL", RIGHT, |one| number(one.counters.map(|counters| counters.flows))),
+    ("REFUSED/SILENT", RIGHT, refusals),
+    ("SYN-RTT p50/p99", RIGHT, round_trip),
+];
+
+const WIDER: [Column; 5] = [
+    ("VIA", LEFT, |one| one.via.clone().unwrap_or_else(|| "-".to_owned())),
+    ("ID", LEFT, |one| one.id.chars().take(12).collect()),
+    ("BYTES IN", RIGHT, |one| number(one.counters.map(|counters| counters.bytes_in))),
+    ("BYTES OUT", RIGHT, |one| number(one.counters.map(|counters| counters.bytes_out))),
+    ("PACKETS IN", RIGHT, |one| number(one.counters.map(|counters| counters.packets_in))),
+];
+
+fn print_table(all: &Backends, columns: &[Column]) {
+    if !all.running {
+        println!("{}: its process is gone, the kernel works on", all.instance);
+    }
+    println!("{}", table(&all.backends, columns));
+}
+
+fn table(backends: &[Backend], columns: &[Column]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(columns.iter().map(|(head, ..)| *head));
+    for backend in backends {
+        table.add_row(columns.iter().map(|(_, _, cell)| cell(backend)));
+    }
+    for (column, (_, alignment, _)) in table.column_iter_mut().zip(columns) {
+        column.set_cell_alignment(*alignment);
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// What is not known is a dash.
+fn number(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn state(one: &Backend) -> String {
+    match one.drain_left_ms {
+        Some(left) => format!("{} ({} s left)", one.state, left.div_ceil(1_000)),
+        None if one.is_last => format!("{} (last)", one.state),
+        None => one.state.clone(),
+    }
+}
+
+fn share(one: &Backend) -> String {
+    format!("{:.1}/{:.1} %", one.share_expected * 100.0, one.share_actual * 100.0)
+}
+
+fn refusals(one: &Backend) -> String {
+    let Some(counters) = one.counters else { return "-".to_owned() };
+    format!("{}/{}", counters.refused, counters.silent)
+}
+
+fn round_trip(one: &Backend) -> String {
+    let times = one.counters.and_then(|counters| {
+        Some(format!("{}/{} µs", counters.handshake_p50_us?, counters.handshake_p99_us?))
+    });
+    times.unwrap_or_else(|| "-".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::words::Counters;
+
+    #[test]
+    fn each_backend_is_a_line_under_its_heads() {
+        let counters = Counters {
+            open: Some(11),
+            flows: 20_113,
+            refused: 1,
+            handshake_p50_us: Some(39),
+            handshake_p99_us: Some(150),
+            ..Counters::default()
+        };
+        let draining = Backend {
+            service: "80/tcp".into(),
+            name: "web-4".into(),
+            id: "0123456789abcdef".into(),
+            address: "172.18.0.5:8080".into(),
+            state: "draining".into(),
+            weight: 0,
+            via: Some("peer".into()),
+            share_expected: 0.0,
+            share_actual: 0.3334,
+            is_last: false,
+            drain_left_ms: Some(18_100),
+            counters: Some(counters),
+        };
+        let down = Backend {
+            state: "down".into(),
+            via: None,
+            drain_left_ms: None,
+            counters: None,
+            ..draining.clone()
+        };
+        let shown = table(&[draining, down], &[&NARROW[..], &WIDER[..]].concat());
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines.len(), 3, "{shown}");
+        for (head, ..) in NARROW.iter().chain(&WIDER) {
+            assert!(lines[0].contains(head), "no {head} in\n{shown}");
+        }
+        for part in
+            ["draining (19 s left)", "0.0/33.3 %", "20113", "1/0", "39/150 µs", "0123456789ab "]
+        {
+            assert!(lines[1].contains(part), "no {part} in\n{shown}");
+        }
+        assert!(lines[2].contains(" down ") && lines[2].contains(" - "), "{shown}");
+    }
+}

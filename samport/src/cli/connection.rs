@@ -1,0 +1,35 @@
+//! Which running samport a command is for.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::api::client::Client;
+
+/// Options of every command that talks to a running samport.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Which samport")]
+pub(super) struct Connection {
+    /// Name of the instance, as `samport status` shows it; needed if several run in this network
+    /// namespace.
+    #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
+    pub(super) instance: Option<String>,
+    /// Control socket of the instance, rather than its name.
+    #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
+    pub(super) socket: Option<PathBuf>,
+}
+
+impl Connection {
+    /// The client of the instance that is meant.
+    pub(super) fn client(&self) -> Result<Client> {
+        match &self.socket {
+            Some(path) => Ok(Client::of(path)),
+            None => Client::find(self.instance.as_deref()),
+        }
+    }
+
+    /// Whether a certain one is meant.
+    pub(super) const fn is_named(&self) -> bool {
+        self.socket.is_some() || self.instance.is_some()
+    }
+}

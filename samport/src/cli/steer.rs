@@ -1,0 +1,165 @@
+//! `samport drain`, `undrain`, `weight` and `balance`: orders to a running samport.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
+use samport_common::choose::Balance;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use crate::api::client::{Client, escaped};
+use crate::api::words::{self, Backend, Backends};
+use crate::exit::{Exit, coded};
+use crate::model::State;
+use crate::times::time;
+
+/// Between two looks whether a backend has drained.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Options of `samport drain`.
+#[derive(clap::Args, Debug)]
+pub struct DrainArgs {
+    /// Name of a container, the beginning of its id, or a backend's address and port.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    backend: String,
+    /// Return when its last connection is closed, or its time to drain is over.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait at most.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time, requires = "wait")]
+    timeout: Duration,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Options of `samport undrain`.
+#[derive(clap::Args, Debug)]
+pub struct UndrainArgs {
+    /// Name of a container, the beginning of its id, or a backend's address and port.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    backend: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Options of `samport weight`.
+#[derive(clap::Args, Debug)]
+pub struct WeightArgs {
+    /// Name of a container, the beginning of its id, or a backend's address and port.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    backend: String,
+    /// Its share relative to the others; 0 takes no new connections.
+    weight: u32,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Options of `samport balance`.
+#[derive(clap::Args, Debug)]
+pub struct BalanceArgs {
+    /// How backends are chosen for new connections from now on.
+    #[arg(value_parser = PossibleValuesParser::new(Balance::ALL.map(Balance::name)))]
+    mode: String,
+    /// Port of the service, like 80 or 53/udp; all services if left out.
+    service: Option<String>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Lets a backend drain.
+pub async fn drain(args: DrainArgs) -> Result<()> {
+    let client = args.connection.client()?;
+    let path = format!("/v1/backends/{}/drain", escaped(&args.backend));
+    let begin = Instant::now();
+    let drained: Backends = client.post(&path).await?;
+    for backend in &drained.backends {
+        println!("{}", about(backend));
+        if backend.is_last {
+            tracing::warn!(
+                "no other backend of {} serves: {} goes on taking new connections until one does",
+                backend.service,
+                backend.name
+            );
+        }
+    }
+    if args.wait {
+        wait_until_down(&client, &drained.backends, begin + args.timeout).await?;
+    }
+    Ok(())
+}
+
+/// Ends a drain.
+pub async fn undrain(args: UndrainArgs) -> Result<()> {
+    let path = format!("/v1/backends/{}/undrain", escaped(&args.backend));
+    let about: Backends = args.connection.client()?.post(&path).await?;
+    print_all(&about);
+    Ok(())
+}
+
+/// Gives a backend another weight.
+pub async fn weight(args: WeightArgs) -> Result<()> {
+    let path = format!("/v1/weights/{}", escaped(&args.backend));
+    let weight = words::Weight { weight: args.weight };
+    let about: Backends = args.connection.client()?.put(&path, &weight).await?;
+    print_all(&about);
+    Ok(())
+}
+
+/// Has services choose in another way.
+pub async fn balance(args: BalanceArgs) -> Result<()> {
+    let client = args.connection.client()?;
+    let services = match args.service {
+        Some(service) => vec![service],
+        None => services(&client).await?,
+    };
+    let balance = words::Balance { balance: args.mode };
+    for service in services {
+        let path = format!("/v1/services/{}/balance", escaped(&service));
+        let _: Backends = client.put(&path, &balance).await?;
+        println!("{service} {}", balance.balance);
+    }
+    Ok(())
+}
+
+/// All services of an instance.
+async fn services(client: &Client) -> Result<Vec<String>> {
+    let words::Services { services, .. } = client.get("/v1/services").await?;
+    Ok(services.into_iter().map(|service| service.service).collect())
+}
+
+fn print_all(backends: &Backends) {
+    for backend in &backends.backends {
+        println!("{}", about(backend));
+    }
+}
+
+/// One line: who it is and how it is.
+fn about(backend: &Backend) -> String {
+    let Backend { service, name, address, state, weight, .. } = backend;
+    let open = backend.counters.and_then(|counters| counters.open);
+    let open = open.map(|open| format!(", {open} open")).unwrap_or_default();
+    let left = backend.drain_left_ms.map(|left| format!(", {} s left", left.div_ceil(1_000)));
+    let left = left.unwrap_or_default();
+    format!("{name} {address} on {service}: {state}, weight {weight}{open}{left}")
+}
+
+/// Waits until none of these backends has a connection any more.
+async fn wait_until_down(client: &Client, drained: &[Backend], deadline: Instant) -> Result<()> {
+    let is_meant = |one: &Backend| {
+        let key = |one: &Backend| (one.service.clone(), one.id.clone(), one.address.clone());
+        drained.iter().any(|other| key(other) == key(one))
+    };
+    loop {
+        let all: Backends = client.get("/v1/backends").await?;
+        let mut left = all.backends.iter().filter(|one| is_meant(one));
+        let Some(first) = left.find(|one| one.state != State::Down.name()) else {
+            println!("drained");
+            return Ok(());
+        };
+        if Instant::now() >= deadline {
+            return Err(coded(Exit::Timeout, format!("still there: {}", about(first))));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,64 @@
+//! `samport wait`: returns when enough backends serve.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use crate::api::client::escaped;
+use crate::api::words::Health;
+use crate::exit::{Exit, code_of, coded};
+use crate::times::time;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Options of `samport wait`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Containers that must take new connections.
+    #[arg(long, value_name = "N")]
+    healthy: usize,
+    /// Port of the service, like 80 or 53/udp; every service if left out.
+    service: Option<String>,
+    /// How long to wait at most, also for samport itself.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    timeout: Duration,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Waits.
+pub async fn run(args: Args) -> Result<()> {
+    let deadline = Instant::now() + args.timeout;
+    let path = match &args.service {
+        Some(service) => {
+            format!("/v1/health?healthy={}&service={}", args.healthy, escaped(service))
+        }
+        None => format!("/v1/health?healthy={}", args.healthy),
+    };
+    loop {
+        let seen = match args.connection.client() {
+            Ok(client) => client.look::<Health>(&path).await,
+            Err(error) => Err(error),
+        };
+        match &seen {
+            Ok(Health { ok: true, healthy, .. }) => {
+                println!("{healthy} healthy");
+                return Ok(());
+            }
+            Ok(_) => {}
+            // It may be about to start, but nobody waits for it longer than that.
+            Err(error) if code_of(error) == Exit::Unreachable => {}
+            Err(_) => return seen.map(|_| ()),
+        }
+        if Instant::now() >= deadline {
+            let health = seen?;
+            let Health { healthy, wanted, .. } = health;
+            let message = format!("{healthy} of {wanted} are healthy after {:?}", args.timeout);
+            return Err(coded(Exit::Timeout, message));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

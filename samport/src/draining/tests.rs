@@ -1,0 +1,137 @@
+use super::*;
+use crate::allow::Networks;
+use crate::model::{Condition, State};
+use crate::plan::Route;
+use crate::ports::Listen;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A service on port 80 with backends `web-1`, `web-2`, … in these states.
+struct Scene {
+    drains: Drains,
+    begin: Instant,
+    open: Option<u64>,
+    limit: Option<Duration>,
+    gone: usize,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (drains, begin) = (Drains::default(), Instant::now());
+        Self { drains, begin, open: None, limit: Some(LIMIT), gone: 0 }
+    }
+
+    /// Who is left in what is desired, so long after the beginning.
+    fn after(&mut self, time: Duration, states: &[State]) -> Vec<String> {
+        let candidates: Vec<_> = (1..).zip(states).map(|(number, _)| candidate(number)).collect();
+        let mut desired = Desired::default();
+        for (candidate, state) in candidates.iter().zip(states) {
+            let share = Share { name: candidate.name.clone(), weight: 1, state: *state };
+            desired.backends.insert(key(candidate), share);
+        }
+        let (open, limit, now) = (self.open, self.limit, self.begin + time);
+        self.gone =
+            self.drains.settle(&mut desired, &candidates, |_, _| limit, |_| open, now).len();
+        desired.backends.into_values().map(|share| share.name).collect()
+    }
+
+    fn seat() -> Seat {
+        Seat::from(&candidate(1))
+    }
+}
+
+fn candidate(number: u8) -> Candidate {
+    Candidate {
+        id: format!("web-{number}"),
+        name: format!("web-{number}"),
+        listen: Listen::tcp(80),
+        endpoint: ([10, 0, 0, number], 80).into(),
+        weight: 1,
+        drain: None,
+        condition: Condition::Ready,
+        allow: Networks::new(),
+        place: None,
+        started: None,
+    }
+}
+
+fn key(candidate: &Candidate) -> BackendKey {
+    let Candidate { listen, id, endpoint, .. } = candidate.clone();
+    BackendKey { listen, id, endpoint, route: Route::Stack }
+}
+
+const DRAINS: [State; 2] = [State::Draining, State::Active];
+
+#[test]
+fn who_drains_goes_down_when_its_time_is_over() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.after(Duration::ZERO, &DRAINS), ["web-1", "web-2"]);
+    assert_eq!(scene.drains.until(&Scene::seat()), Some(scene.begin + LIMIT));
+    assert_eq!(scene.after(LIMIT / 2, &DRAINS), ["web-1", "web-2"]);
+    assert!(scene.drains.any());
+    assert_eq!(scene.after(LIMIT, &DRAINS), ["web-2"]);
+    assert!(!scene.drains.any() && scene.drains.down().contains_key(&Scene::seat()));
+    // And stays so, whatever time it is given.
+    assert_eq!(scene.after(LIMIT + LOOK, &DRAINS), ["web-2"]);
+}
+
+#[test]
+fn who_has_no_flow_left_goes_down_early_but_not_at_once() {
+    let mut scene = Scene::new();
+    scene.open = Some(0);
+    assert_eq!(scene.after(Duration::ZERO, &DRAINS).len(), 2);
+    scene.open = Some(1);
+    assert_eq!(scene.after(LOOK, &DRAINS).len(), 2);
+    scene.open = Some(0);
+    assert_eq!(scene.after(2 * LOOK, &DRAINS), ["web-2"]);
+}
+
+#[test]
+fn its_provider_ends_a_drain_of_its_own() {
+    let mut scene = Scene::new();
+    (scene.limit, scene.open) = (None, Some(3));
+    for time in [Duration::ZERO, LIMIT, 100 * LIMIT] {
+        assert_eq!(scene.after(time, &DRAINS).len(), 2);
+    }
+    assert_eq!(scene.drains.until(&Scene::seat()), None);
+}
+
+#[test]
+fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
+    let mut scene = Scene::new();
+    scene.open = Some(0);
+    let all = [State::Draining, State::Unhealthy];
+    for time in [Duration::ZERO, LIMIT, 2 * LIMIT] {
+        assert_eq!(scene.after(time, &all).len(), 2);
+        assert!(scene.drains.is_last(&Scene::seat()));
+        assert_eq!(scene.drains.until(&Scene::seat()), None);
+    }
+    scene.open = Some(1);
+    assert_eq!(scene.after(3 * LIMIT, &DRAINS).len(), 2);
+    assert!(!scene.drains.is_last(&Scene::seat()));
+    assert_eq!(scene.after(7 * LIMIT / 2, &DRAINS).len(), 2);
+    assert_eq!(scene.after(4 * LIMIT, &DRAINS), ["web-2"]);
+}
+
+#[test]
+fn who_is_wanted_again_serves_and_drains_anew() {
+    let mut scene = Scene::new();
+    scene.after(Duration::ZERO, &DRAINS);
+    assert_eq!(scene.after(LIMIT, &DRAINS), ["web-2"]);
+    let active = [State::Active; 2];
+    assert_eq!(scene.after(LIMIT, &active).len(), 2);
+    assert!(scene.drains.down().is_empty());
+    assert_eq!(scene.after(LIMIT + LOOK, &DRAINS).len(), 2);
+    assert_eq!(scene.after(2 * LIMIT + LOOK, &DRAINS), ["web-2"]);
+}
+
+#[test]
+fn who_is_gone_is_forgotten() {
+    let mut scene = Scene::new();
+    scene.after(Duration::ZERO, &DRAINS);
+    scene.after(LIMIT, &DRAINS);
+    assert_eq!(scene.drains.down().len(), 1);
+    scene.after(LIMIT, &[]);
+    assert!(scene.drains.down().is_empty());
+    assert_eq!(scene.gone, 1);
+}

@@ -1,0 +1,191 @@
+//! What the operator has ordered while samport runs, and whom a name means. Pure.
+//!
+//! Orders live as long as the instance. A container's drain is that container's: it holds when it is
+//! started again, and ends with its id. A weight is the name's: a container that takes the place of
+//! another one of that name takes over its weight.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+
+use samport_common::choose::Balance;
+
+use crate::model::Candidate;
+use crate::ports::Listen;
+use crate::seat::{Seat, Seated, View};
+
+/// Orders of one kind that are kept; beyond, those about backends that are not there are dropped.
+const KEPT: usize = 8_192;
+/// Shortest id of a container that a prefix may stand for: names that look like ids are none.
+const SHORTEST_ID: usize = 12;
+
+/// One thing an operator may order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// No new flows to a backend.
+    Drain(String),
+    /// As if it had never been drained.
+    Undrain(String),
+    /// A backend's share relative to the others.
+    Weight(String, u32),
+    /// How a service chooses.
+    Balance(String, Balance),
+}
+
+/// Why an order was not carried out, in words for the operator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Nothing has that name.
+    Unknown(String),
+    /// Several have.
+    Ambiguous(String),
+    /// It could not be done, yet.
+    Failed(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Unknown(why) | Self::Ambiguous(why) | Self::Failed(why)) = self;
+        f.write_str(why)
+    }
+}
+
+/// The orders in force.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Orders {
+    /// By container id.
+    drained: BTreeSet<(String, Listen)>,
+    /// By name.
+    weights: BTreeMap<(String, Listen), u32>,
+    balance: BTreeMap<Listen, Balance>,
+}
+
+impl Orders {
+    /// Takes an order and says whom it is about.
+    ///
+    /// # Errors
+    /// When the name means nobody, or several.
+    pub fn take(&mut self, order: &Order, view: &View) -> Result<Vec<Seat>, Refusal> {
+        let meant = match order {
+            Order::Drain(name) => {
+                let meant = backends_called(name, &view.backends)?;
+                self.drained.extend(meant.iter().map(|one| by_id(&one.seat)));
+                meant
+            }
+            Order::Undrain(name) => {
+                let meant = backends_called(name, &view.backends)?;
+                for one in &meant {
+                    self.drained.remove(&by_id(&one.seat));
+                }
+                meant
+            }
+            Order::Weight(name, weight) => {
+                let meant = backends_called(name, &view.backends)?;
+                let entry = |one: &&Seated| ((one.name.clone(), one.seat.listen), *weight);
+                self.weights.extend(meant.iter().map(entry));
+                meant
+            }
+            Order::Balance(name, balance) => {
+                let listen = service_called(name, view)?;
+                self.balance.insert(listen, *balance);
+                view.backends.iter().filter(|one| one.seat.listen == listen).collect()
+            }
+        };
+        self.forget(&view.backends);
+        Ok(meant.into_iter().map(|one| one.seat.clone()).collect())
+    }
+
+    /// Whether a backend has been told to drain.
+    #[must_use]
+    pub fn drains(&self, candidate: &Candidate) -> bool {
+        self.drained.contains(&(candidate.id.clone(), candidate.listen))
+    }
+
+    /// A backend's weight: as ordered, or its own.
+    #[must_use]
+    pub fn weight_of(&self, candidate: &Candidate) -> u32 {
+        let ordered = self.weights.get(&(candidate.name.clone(), candidate.listen));
+        ordered.copied().unwrap_or(candidate.weight)
+    }
+
+    /// Services that choose as ordered.
+    pub fn balance(&self) -> impl Iterator<Item = (Listen, Balance)> {
+        self.balance.iter().map(|(listen, balance)| (*listen, *balance))
+    }
+
+    /// Keeps the memory small where containers come and go for years.
+    fn forget(&mut self, present: &[Seated]) {
+        if self.drained.len() > KEPT {
+            let ids: BTreeSet<_> = present.iter().map(|one| by_id(&one.seat)).collect();
+            self.drained.retain(|key| ids.contains(key));
+        }
+        if self.weights.len() > KEPT {
+            let names: BTreeSet<_> =
+                present.iter().map(|one| (one.name.clone(), one.seat.listen)).collect();
+            self.weights.retain(|key, _| names.contains(key));
+        }
+    }
+}
+
+fn by_id(seat: &Seat) -> (String, Listen) {
+    (seat.id.clone(), seat.listen)
+}
+
+/// Whom a name means: the container of that name, else the endpoint, else the container whose id begins
+/// so. Several are meant only if they are one container's.
+///
+/// # Errors
+/// When that is nobody, or several containers.
+pub fn backends_called<'a>(name: &str, all: &'a [Seated]) -> Result<Vec<&'a Seated>, Refusal> {
+    let endpoint: Option<SocketAddr> = name.parse().ok();
+    let ways: [&dyn Fn(&Seated) -> bool; 3] =
+        [&|one| one.name == name, &|one| Some(one.seat.endpoint) == endpoint, &|one| {
+            is_container_id(&one.seat.id) && !name.is_empty() && one.seat.id.starts_with(name)
+        }];
+    let found = ways.into_iter().map(|way| all.iter().filter(|one| way(one)).collect::<Vec<_>>());
+    let Some(meant) = found.into_iter().find(|meant| !meant.is_empty()) else {
+        let names: BTreeSet<_> = all.iter().map(|one| one.name.as_str()).collect();
+        let there = if names.is_empty() {
+            "there is none at all".to_owned()
+        } else {
+            format!("there are {}", names.into_iter().collect::<Vec<_>>().join(", "))
+        };
+        return Err(Refusal::Unknown(format!("there is no backend {name:?}; {there}")));
+    };
+    if meant.windows(2).all(|pair| are_one_container(pair[0], pair[1])) {
+        return Ok(meant);
+    }
+    let each = |one: &&Seated| {
+        format!("{} {} on :{}", one.name, one.seat.endpoint, one.seat.listen.brief())
+    };
+    let all = meant.iter().map(each).collect::<Vec<_>>().join(", ");
+    Err(Refusal::Ambiguous(format!(
+        "{name:?} means several: {all}; name one by its address and port"
+    )))
+}
+
+/// Backends of the command line have an id for each port, and one name.
+fn are_one_container(a: &Seated, b: &Seated) -> bool {
+    let is_at_same_address = a.seat.endpoint.ip() == b.seat.endpoint.ip();
+    a.seat.id == b.seat.id || (a.name == b.name && is_at_same_address)
+}
+
+fn is_container_id(id: &str) -> bool {
+    id.len() >= SHORTEST_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The service of a name: its port, as `run` or `status` write it.
+///
+/// # Errors
+/// When there is none.
+pub fn service_called(name: &str, view: &View) -> Result<Listen, Refusal> {
+    let found = view.services.keys().find(|one| one.brief() == name || one.to_string() == name);
+    found.copied().ok_or_else(|| {
+        let all: Vec<_> = view.services.keys().map(|one| one.brief()).collect();
+        let all = if all.is_empty() { "none yet".to_owned() } else { all.join(", ") };
+        Refusal::Unknown(format!("there is no service {name:?}; there are {all}"))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! The loop's side of the operator's seat: orders come in, what is in force goes out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{LOOK_AGAIN, RETRY, Reconciler};
+use crate::draining;
+use crate::model::{Candidate, Condition, Snapshot, State};
+use crate::orders::Refusal;
+use crate::plan::{BackendKey, Desired, Share};
+use crate::seat::{Request, Seat, Seated, View};
+
+/// An order that has been taken and is answered when the kernel has it.
+pub(super) struct Pending {
+    answer: oneshot::Sender<Result<Vec<Seat>, Refusal>>,
+    about: Vec<Seat>,
+}
+
+impl Pending {
+    /// Tells who gave the order. Whoever has gone away meanwhile does not want to know.
+    pub(super) fn answer(self, outcome: &anyhow::Result<()>) {
+        let Self { answer, about } = self;
+        let _ = answer.send(match outcome {
+            Ok(()) => Ok(about),
+            Err(error) => Err(Refusal::Failed(format!("noted, not yet in force: {error:#}"))),
+        });
+    }
+}
+
+impl Reconciler {
+    /// Takes an order. What is refused is answered at once.
+    pub(super) fn take(&mut self, request: Request) -> Option<Pending> {
+        let Request { order, answer } = request;
+        match self.orders.take(&order, &self.desk.shown()) {
+            Ok(about) => Some(Pending { answer, about }),
+            Err(refusal) => {
+                let _ = answer.send(Err(refusal));
+                None
+            }
+        }
+    }
+
+    /// How long to wait if nothing happens.
+    pub(super) fn pause(&self, failed: bool) -> Duration {
+        match (failed, self.drains.any()) {
+            (true, _) => RETRY,
+            (false, true) => draining::LOOK,
+            (false, false) => LOOK_AGAIN,
+        }
+    }
+
+    /// How services choose, where the operator has said so.
+    pub(super) fn choose_as_ordered(&self, desired: &mut Desired) {
+        for (listen, balance) in self.orders.balance() {
+            if desired.frontends.contains_key(&listen) {
+                desired.policies.entry(listen).or_default().balance = balance;
+            }
+        }
+    }
+
+    /// Takes those out that have drained.
+    pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
+        let (orders, limit) = (&self.orders, self.job.drain);
+        let time = |candidate: &Candidate, share: &Share| {
+            // A provider that says so itself also says when it is over.
+            let is_ours =
+                orders.drains(candidate) || share.weight == 0 || share.state == State::Unhealthy;
+            is_ours.then(|| candidate.drain.unwrap_or(limit))
+        };
+        let now = Instant::now();
+        let gone = self.drains.settle(desired, &snapshot.candidates, time, |_| None, now);
+        for (seat, share) in gone {
+            let port = seat.listen.brief();
+            tracing::info!("- {} {} on :{port} gone", share.name, seat.endpoint);
+        }
+    }
+
+    /// Shows the operator every backend there is.
+    pub(super) fn show_at_desk(&self, desired: &Desired, snapshot: &Snapshot) {
+        let served: BTreeMap<Seat, (&BackendKey, &Share)> =
+            desired.backends.iter().map(|(key, share)| (Seat::from(key), (key, share))).collect();
+        let seated = |candidate: &Candidate| {
+            let seat = Seat::from(candidate);
+            let served = served.get(&seat).copied();
+            let state = self.state_of(candidate, &seat, served.map(|(_, share)| share));
+            Seated {
+                name: candidate.name.clone(),
+                weight: self.orders.weight_of(candidate),
+                state,
+                via: served.map(|(key, _)| key.route.name().to_owned()),
+                index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),
+                drains_until: self.drains.until(&seat),
+                is_last: self.drains.is_last(&seat),
+                seat,
+            }
+        };
+        let mut backends: Vec<_> = snapshot.candidates.iter().map(seated).collect();
+        let order = |one: &Seated| (one.seat.listen, one.name.clone(), one.seat.endpoint);
+        backends.sort_by_key(order);
+        let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
+        let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
+        self.desk.show(View { services: services.collect(), backends });
+    }
+
+    fn state_of(&self, candidate: &Candidate, seat: &Seat, served: Option<&Share>) -> State {
+        match (served, candidate.condition) {
+            (Some(share), _) if share.drains() && share.state == State::Active => State::Draining,
+            (Some(share), _) => share.state,
+            (None, Condition::Starting | Condition::ProbeFirst)
+                if !self.drains.down().contains_key(seat) =>
+            {
+                State::Starting
+            }
+            (None, _) => State::Down,
+        }
+    }
+}
