@@ -5,9 +5,8 @@ use std::time::Duration;
 use samport_common::layout::DEFAULT_FLOWS;
 
 use crate::dataplane::Timeouts;
+pub(super) use crate::duration::read as time;
 
-/// Longest time any flag takes: 30 days.
-const LONGEST: Duration = Duration::from_hours(30 * 24);
 /// Shortest time-out: the kernel programs' clock is no finer.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -56,21 +55,6 @@ impl Limits {
             tcp_rst: self.tcp_rst_timeout,
             udp: self.udp_timeout,
             udp_unanswered: self.udp_unanswered_timeout,
-        }
-    }
-}
-
-/// Reads a time of up to 30 days: `30s`, `2h5m`, or a number of seconds.
-pub(super) fn time(text: &str) -> Result<Duration, String> {
-    let read = match text.parse() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text),
-    };
-    match read {
-        Ok(time) if time > LONGEST => Err(format!("{text:?} is too long; give 30d at most")),
-        Ok(time) => Ok(time),
-        Err(_) => {
-            Err(format!("{text:?} is no time; give something like 30s or 2h5m, or whole seconds"))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod clean;
 mod demo;
+mod health;
 mod limits;
 mod run;
 mod status;

@@ -11,7 +11,7 @@ use samport_tests::docker::{Dockerd, server_image};
 use crate::life::hold;
 use crate::{
     LABEL, ask_front, engine, engine_of, heard, load, names, said, serve, wait_for_more,
-    wait_until_draining, wait_until_serving,
+    wait_until_serving,
 };
 
 /// The image of the server with a shell, which `docker run --health-cmd` needs.
@@ -65,12 +65,12 @@ fn a_health_check_gates_traffic() {
 
     let mut held = hold(&docker, "checked");
     docker.cli(&["exec", "checked", "rm", "/fit"]);
-    wait_until_draining(&samport, 0, "checked");
+    heard(&samport, 0, &["- checked ", " unhealthy: its HEALTHCHECK fails"]);
     assert_eq!(names(&ask_front(&docker, 60)), ["plain"]);
     assert_eq!(held.get("/").unwrap().backend, "checked");
 
     docker.cli(&["exec", "checked", "touch", "/fit"]);
-    heard(&samport, 0, &["+ checked ", " back"]);
+    heard(&samport, 0, &["+ checked ", " healthy again"]);
     assert_eq!(names(&ask_front(&docker, 60)), ["checked", "plain"]);
     assert_eq!(held.get("/").unwrap().backend, "checked");
     samport.stop();

@@ -1,0 +1,21 @@
+//! Times as users write them.
+
+use std::time::Duration;
+
+/// Longest time anything takes: 30 days.
+const LONGEST: Duration = Duration::from_hours(30 * 24);
+
+/// Reads a time of up to 30 days: `30s`, `2h5m`, or a number of seconds.
+pub fn read(text: &str) -> Result<Duration, String> {
+    let read = match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    };
+    match read {
+        Ok(time) if time > LONGEST => Err(format!("{text:?} is too long; give 30d at most")),
+        Ok(time) => Ok(time),
+        Err(_) => {
+            Err(format!("{text:?} is no time; give something like 30s or 2h5m, or whole seconds"))
+        }
+    }
+}
