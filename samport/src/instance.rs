@@ -80,7 +80,7 @@ pub struct FilterRecord {
 /// A backend under its kernel id.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BackendRecord {
-    /// Index into `BACKENDS` and `BACKEND_STATS`.
+    /// Index into `BACKENDS` and `BACKEND_STATS`; 0 for one that is not in the kernel yet.
     pub id: u32,
     /// Its name.
     pub name: String,
@@ -90,9 +90,9 @@ pub struct BackendRecord {
     pub endpoint: String,
     /// Its weight.
     pub weight: u32,
-    /// `active` or `draining`.
+    /// The name of a [`crate::model::State`].
     pub state: String,
-    /// `peer`, `neigh` or `stack`.
+    /// The name of a [`crate::plan::Route`]; empty for one that is not in the kernel yet.
     pub via: String,
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::allow::Networks;
+use crate::health::spec::Check;
 use crate::ports::Listen;
 
 /// A backend as a provider sees it. A container with an IPv4 and an IPv6 address, or behind two
@@ -34,16 +35,17 @@ pub struct Candidate {
 }
 
 /// What a provider thinks of a candidate.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Condition {
     /// May serve at once.
     Ready,
-    /// May serve as soon as a TCP connection to its endpoint succeeds. Not for UDP: nothing answers
-    /// to a datagram just because it is listening.
-    ProbeFirst,
+    /// May serve while this check of ours passes.
+    Checked(Check),
     /// Must not serve yet: its own health check has not passed.
     Starting,
-    /// Gets no new flows, keeps the ones it has: stopping, paused or unhealthy.
+    /// Gets no new flows while others can: its own health check fails.
+    Unhealthy,
+    /// Gets no new flows, keeps the ones it has: stopping or paused.
     Draining,
 }
 

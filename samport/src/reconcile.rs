@@ -17,6 +17,7 @@ use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, XdpMode};
 use crate::draining::Drains;
 use crate::frontends;
+use crate::health::Health;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
@@ -24,7 +25,6 @@ use crate::netlink::{Devices, Netlink};
 use crate::orders::Orders;
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
 use crate::ports::{Listen, PortSpec};
-use crate::probe::Probes;
 use crate::routes::{Forward, Routes};
 use crate::seat::{Desk, Seat};
 use crate::site;
@@ -68,10 +68,12 @@ pub struct Reconciler {
     actual: Actual,
     shown: BTreeMap<BackendKey, Share>,
     routes: Routes,
-    probes: Probes,
     orders: Orders,
     drains: Drains,
     desk: Desk,
+    health: Health,
+    /// Candidates that are not healthy yet, for the record.
+    starting: Vec<BackendRecord>,
     complained: BTreeSet<String>,
     /// Loopback addresses where a server of the host was before us.
     left_alone: BTreeSet<(Listen, IpAddr)>,
@@ -96,10 +98,11 @@ impl Reconciler {
             actual: Actual::default(),
             shown: BTreeMap::new(),
             routes: Routes::default(),
-            probes: Probes::default(),
             orders: Orders::default(),
             drains: Drains::default(),
             desk,
+            health: Health::default(),
+            starting: Vec::new(),
             complained: BTreeSet::new(),
             left_alone: BTreeSet::new(),
             written: Record::default(),
@@ -131,11 +134,12 @@ impl Reconciler {
     async fn wait_for_first_answers(&mut self, snapshot: &Snapshot) {
         let deadline = tokio::time::Instant::now() + FIRST_ANSWERS;
         loop {
-            let to_probe = snapshot.candidates.iter();
-            let to_probe = to_probe.filter(|c| c.condition == Condition::ProbeFirst);
-            let missing = to_probe.filter(|c| !self.probes.has_answered(c)).count();
-            if missing == 0 || tokio::time::timeout_at(deadline, self.probes.next()).await.is_err()
-            {
+            let is_checked = |c: &&Candidate| matches!(c.condition, Condition::Checked(_));
+            let to_check = snapshot.candidates.iter().filter(is_checked);
+            // Not `any`: all are asked at once.
+            let missing = to_check.filter(|c| self.health.state(c) == State::Starting).count();
+            let changed = tokio::time::timeout_at(deadline, self.health.changed());
+            if missing == 0 || changed.await.is_err() {
                 return;
             }
         }
@@ -159,7 +163,7 @@ impl Reconciler {
                 request = self.desk.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
                 Ok(()) = network.changed() => tokio::time::sleep(NETLINK_PAUSE).await,
-                () = self.probes.next() => {}
+                () = self.health.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
             let snapshot = snapshots.borrow_and_update().clone();
@@ -271,8 +275,9 @@ impl Reconciler {
 
     /// What the kernel should be like now.
     async fn desire(&mut self, snapshot: &Snapshot, devices: &Devices) -> Desired {
-        self.probes.keep_only(&snapshot.candidates);
+        self.health.keep_only(&snapshot.candidates);
         self.routes.keep_only(&snapshot.candidates);
+        self.starting.clear();
         let mut desired = Desired::default();
         for device in devices.values() {
             if self.job.interfaces.contains(&device.name) {
@@ -291,7 +296,11 @@ impl Reconciler {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
         for candidate in &snapshot.candidates {
-            if !self.is_admitted(candidate) {
+            let state = self.health.state(candidate);
+            if state == State::Starting {
+                self.starting.push(starting_record(candidate));
+            }
+            if !self.is_admitted(candidate, state) {
                 continue;
             }
             // Its container has just stopped, or started again: the engine's next word says which. No
@@ -315,10 +324,9 @@ impl Reconciler {
                 }
             };
             let key = key_of(candidate, route);
-            let state = match candidate.condition {
-                Condition::Draining | Condition::Starting => State::Draining,
-                _ if self.orders.drains(candidate) => State::Draining,
-                Condition::Ready | Condition::ProbeFirst => State::Active,
+            let state = match state {
+                State::Active if self.orders.drains(candidate) => State::Draining,
+                state => state,
             };
             desired.frontends.entry(candidate.listen).or_default();
             let (name, weight) = (candidate.name.clone(), self.orders.weight_of(candidate));
@@ -360,12 +368,12 @@ impl Reconciler {
         instance::refuse_overlap(&self.job.interfaces, &[listen], self.job.namespace)
     }
 
-    /// Whether a candidate takes part: it is ready, or it was and still has flows.
-    fn is_admitted(&mut self, candidate: &Candidate) -> bool {
-        match candidate.condition {
-            Condition::Ready => true,
-            Condition::ProbeFirst => self.probes.has_answered(candidate),
-            Condition::Starting | Condition::Draining => self.shown.keys().any(|key| {
+    /// Whether a candidate takes part: it has become healthy, or it leaves and still has flows.
+    fn is_admitted(&self, candidate: &Candidate, state: State) -> bool {
+        match state {
+            State::Active | State::Unhealthy => true,
+            State::Starting => false,
+            State::Draining | State::Down => self.shown.keys().any(|key| {
                 key.id == candidate.id
                     && key.endpoint == candidate.endpoint
                     && key.listen == candidate.listen
@@ -378,21 +386,21 @@ impl Reconciler {
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
             let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen.brief());
-            let is_active = |share: &Share| share.state == State::Active;
-            match (before, is_active(share)) {
-                (None, true) => {
+            match (before.map(|share| share.state), share.state) {
+                (None, State::Active) => {
                     let after = since_start(key, snapshot);
                     tracing::info!("+ {who} by {}{after}", key.route.name());
                 }
-                (Some(before), false) if is_active(before) => tracing::info!("- {who} draining"),
-                (Some(before), true) if !is_active(before) => tracing::info!("+ {who} back"),
-                (Some(before), _) if before.name != share.name => {
-                    tracing::info!("~ {who} was {}", before.name);
+                (before, State::Unhealthy) if before != Some(State::Unhealthy) => {
+                    let why = self.health.failure(&key.id, key.endpoint);
+                    tracing::info!("- {who} unhealthy: {}", why.unwrap_or("its HEALTHCHECK fails"));
                 }
-                (Some(before), _) if before.weight != share.weight => {
-                    tracing::info!("~ {who} weight {}", share.weight);
+                (Some(State::Unhealthy), State::Active) => tracing::info!("+ {who} healthy again"),
+                (Some(State::Active | State::Unhealthy), State::Draining) => {
+                    tracing::info!("- {who} draining");
                 }
-                _ => {}
+                (Some(State::Draining), State::Active) => tracing::info!("+ {who} back"),
+                _ => tell_of_name_and_weight(&who, before, share),
             }
         }
         for (key, share) in &self.shown {
@@ -423,6 +431,7 @@ impl Reconciler {
                 .actual
                 .backends()
                 .map(|(key, id)| backend_record(key, id.index, desired.backends.get(key)))
+                .chain(self.starting.iter().cloned())
                 .collect(),
         };
         if record != self.written {
@@ -456,6 +465,16 @@ fn leave_out(desired: &mut Desired, failed: &Change) -> Option<&'static str> {
     }
 }
 
+fn tell_of_name_and_weight(who: &str, before: Option<&Share>, now: &Share) {
+    match before {
+        Some(before) if before.name != now.name => tracing::info!("~ {who} was {}", before.name),
+        Some(before) if before.weight != now.weight => {
+            tracing::info!("~ {who} weight {}", now.weight);
+        }
+        _ => {}
+    }
+}
+
 fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
     let state = share.map_or(State::Draining, |share| share.state);
     BackendRecord {
@@ -466,6 +485,19 @@ fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRe
         weight: share.map_or(0, |share| share.weight),
         state: state.name().to_owned(),
         via: key.route.name().to_owned(),
+    }
+}
+
+/// One that is not in the kernel: it has no id there, and no way to it has been looked for.
+fn starting_record(candidate: &Candidate) -> BackendRecord {
+    BackendRecord {
+        id: 0,
+        name: candidate.name.clone(),
+        port: candidate.listen,
+        endpoint: candidate.endpoint.to_string(),
+        weight: candidate.weight,
+        state: State::Starting.name().to_owned(),
+        via: String::new(),
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::health::{Target, target};
 use crate::model::{Candidate, Site};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::Route;
-use crate::probe::{Target, target};
 
 /// How packets are to get to backends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -34,11 +34,11 @@ pub fn settle(
                 None
             }
             Some(Site::Macvlan(place)) => {
-                if candidate.condition == Condition::ProbeFirst {
+                if matches!(candidate.condition, Condition::Checked(_)) {
                     settled.condition = Condition::Ready;
                     notes.insert(format!(
                         "{name} is in a macvlan network, where this machine itself cannot ask it \
-                         whether it listens: it serves at once, unless it has a HEALTHCHECK; clients on \
+                         how it is: it serves at once, unless it has a HEALTHCHECK; clients on \
                          this machine and in its bridge networks get other backends only"
                     ));
                 }
@@ -104,6 +104,7 @@ fn parent_trouble(place: Place, devices: &Devices, interfaces: &[String]) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::spec::{Config, Method};
     use crate::model::Candidate;
     use crate::netlink::Device;
     use crate::ports::Listen;
@@ -135,7 +136,7 @@ mod tests {
             endpoint: endpoint.parse().unwrap(),
             weight: 1,
             drain: None,
-            condition: Condition::ProbeFirst,
+            condition: Config::default().checked(Method::Tcp),
             allow: BTreeSet::new(),
             place,
             started: None,

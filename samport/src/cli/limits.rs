@@ -5,7 +5,7 @@ use std::time::Duration;
 use samport_common::layout::DEFAULT_FLOWS;
 
 use crate::dataplane::Timeouts;
-use crate::times::time;
+pub(super) use crate::duration::read as time;
 
 /// Shortest time-out: the kernel programs' clock is no finer.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);

@@ -4,6 +4,7 @@ mod backends;
 mod clean;
 mod connection;
 mod demo;
+mod health;
 mod limits;
 mod run;
 mod status;

@@ -11,15 +11,16 @@ use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::health::Health;
 use super::limits::Limits;
 use super::status;
 use crate::allow;
 use crate::api::{Server, Socket};
 use crate::dataplane::{self, Dataplane, Hook, XdpMode, clean};
-use crate::discovery::container::HealthDefault;
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
-use crate::discovery::{self, Engine, Provider, docker, file};
+use crate::discovery::{self, Engine, Provider, docker, file, static_};
+use crate::duration::read as time;
 use crate::exit::{Exit, coded};
 use crate::instance::{self, Instance};
 use crate::listening;
@@ -30,7 +31,6 @@ use crate::privileges;
 use crate::reconcile::{Job, Reconciler};
 use crate::routes::Forward;
 use crate::seat;
-use crate::times::time;
 
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
@@ -68,11 +68,6 @@ pub struct Args {
     /// with a samport.* label. Filters of one kind are alternatives, different kinds all apply.
     #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
     filter: Vec<Filter>,
-    /// When a new container gets traffic: when its HEALTHCHECK passes (or, without one, when it
-    /// accepts a connection), when it accepts a connection, or at once. UDP ports accept no
-    /// connection: they wait for a HEALTHCHECK, if there is one, unless this says none.
-    #[arg(long, value_enum, default_value = "docker", env = "SAMPORT_HEALTH")]
-    health: Health,
     /// Network whose clients are served, if not everybody's are; an address alone is itself only. A
     /// container's label samport.allow counts instead for the ports it serves. This machine's own
     /// processes are always served.
@@ -106,6 +101,8 @@ pub struct Args {
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
+    health: Health,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -115,13 +112,6 @@ enum ProviderName {
     Podman,
     Static,
     File,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Health {
-    Docker,
-    Tcp,
-    None,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -270,18 +260,23 @@ impl Args {
             ProviderName::Static | ProviderName::File if self.port.is_empty() => {
                 usage("without Docker's labels there must be a -p PORT")
             }
-            ProviderName::Static => Ok(Provider::Static(self.backend.clone())),
+            ProviderName::Static => Ok(Provider::Static(static_::Options {
+                backends: self.backend.clone(),
+                health: self.health.config(),
+            })),
             ProviderName::File => match &self.file {
-                Some(path) => {
-                    Ok(Provider::File(file::Options { path: path.clone(), drain: self.drain }))
-                }
+                Some(path) => Ok(Provider::File(file::Options {
+                    path: path.clone(),
+                    drain: self.drain,
+                    health: self.health.config(),
+                })),
                 None => usage("--provider file needs --file PATH"),
             },
             ProviderName::Docker | ProviderName::Podman => Ok(Provider::Docker(docker::Options {
                 engine: name.engine().unwrap_or(Engine::Docker),
                 endpoint: self.endpoint.clone(),
                 filters: Filters::new(self.filter.clone()),
-                health: self.health.into(),
+                health: self.health.config(),
                 drain: self.drain,
             })),
         }
@@ -400,16 +395,6 @@ impl ProviderName {
             Self::Docker => Some(Engine::Docker),
             Self::Podman => Some(Engine::Podman),
             Self::Static | Self::File => None,
-        }
-    }
-}
-
-impl From<Health> for HealthDefault {
-    fn from(health: Health) -> Self {
-        match health {
-            Health::Docker => Self::Docker,
-            Health::Tcp => Self::Tcp,
-            Health::None => Self::None,
         }
     }
 }

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use crate::api::client::{Client, escaped};
 use crate::api::words::{self, Backend, Backends};
+use crate::duration::read as time;
 use crate::exit::{Exit, coded};
 use crate::model::State;
-use crate::times::time;
 
 /// Between two looks whether a backend has drained.
 const LOOK: Duration = Duration::from_millis(100);

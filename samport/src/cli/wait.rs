@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use crate::api::client::escaped;
 use crate::api::words::Health;
+use crate::duration::read as time;
 use crate::exit::{Exit, code_of, coded};
-use crate::times::time;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);

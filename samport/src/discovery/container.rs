@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use samport_common::wire::protocol::Protocol;
 
 use super::filter::Filters;
-use super::labels::{self, HealthSource, Labels};
+use super::labels::{self, Labels};
+use crate::health::spec::{Config, Method, Source};
 use crate::model::{Candidate, Condition};
 use crate::ports::{Listen, PortSpec};
 
@@ -73,18 +74,6 @@ pub enum Health {
     Unhealthy,
 }
 
-/// `--health`: what decides where no label does.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum HealthDefault {
-    /// The container's HEALTHCHECK; for those without one a TCP connection, and nothing for UDP ports.
-    #[default]
-    Docker,
-    /// A TCP connection, whatever the container's HEALTHCHECK says; for UDP ports as `Docker`.
-    Tcp,
-    /// Nothing: containers serve as soon as they run.
-    None,
-}
-
 /// What a run asks for, the same for all containers.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Policy {
@@ -93,7 +82,7 @@ pub struct Policy {
     /// The `--filter` list; if it is empty, labels decide which containers are meant.
     pub filters: Filters,
     /// `--health`.
-    pub health: HealthDefault,
+    pub health: Config,
 }
 
 /// What a container offers.
@@ -139,7 +128,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         return Ok(Offer::default());
     }
     let mut labels = labels::read(&view.labels).map_err(|why| Rejection::new(view, why))?;
-    let source = health_source(view, &labels, policy.health)?;
+    let health = health(view, &labels, &policy.health)?;
     let ports = ports(view, &mut labels, &policy.ports)?;
     let network = network(view, &labels, &policy.filters)?;
     let ports =
@@ -151,7 +140,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         endpoint,
         weight: labels.weight,
         drain: labels.drain,
-        condition: condition(view, source, listen.protocol),
+        condition: condition(view, &health, listen.protocol),
         allow: labels.allow.clone(),
         place: None,
         started: None,
@@ -173,45 +162,36 @@ fn selected(view: &ContainerView, filters: &Filters) -> bool {
     if filters.is_empty() { labels::present(&view.labels) } else { filters.matches(view) }
 }
 
-/// Whose word on its health holds.
-fn health_source(
-    view: &ContainerView,
-    labels: &Labels,
-    default: HealthDefault,
-) -> Result<HealthSource, Rejection> {
-    if labels.health == Some(HealthSource::Docker) && view.health.is_none() {
+/// Whose word on its health holds, and how we ask if it is ours.
+fn health(view: &ContainerView, labels: &Labels, default: &Config) -> Result<Config, Rejection> {
+    if labels.health == Some(Source::Docker) && view.health.is_none() {
         return Err(Rejection::new(
             view,
             "label samport.health=\"docker\", but it has no HEALTHCHECK; give its image one, or say \
              samport.health=tcp",
         ));
     }
-    Ok(labels.health.unwrap_or(match default {
-        HealthDefault::Docker => HealthSource::Docker,
-        HealthDefault::Tcp => HealthSource::Tcp,
-        HealthDefault::None => HealthSource::None,
-    }))
+    let source = labels.health.clone().unwrap_or_else(|| default.source.clone());
+    Ok(Config { source, rhythm: labels.rhythm.over(default.rhythm) })
 }
 
-/// What it may do for services of a protocol. A UDP port cannot be asked whether it listens: its
-/// container's HEALTHCHECK is all there is to go by.
-fn condition(view: &ContainerView, source: HealthSource, protocol: Protocol) -> Condition {
+/// What it may do for services of a protocol. A UDP port cannot be asked whether it listens: without a
+/// page its container's HEALTHCHECK is all there is to go by.
+fn condition(view: &ContainerView, config: &Config, protocol: Protocol) -> Condition {
     if view.stopping || view.paused {
         return Condition::Draining;
     }
-    let source = match (source, protocol) {
-        (HealthSource::Tcp, Protocol::Udp) => HealthSource::Docker,
-        _ => source,
-    };
-    match (source, view.health, protocol) {
-        (HealthSource::None, ..)
-        | (HealthSource::Docker, Some(Health::Healthy), _)
-        | (HealthSource::Docker, None, Protocol::Udp) => Condition::Ready,
-        (HealthSource::Tcp, ..) | (HealthSource::Docker, None, Protocol::Tcp) => {
-            Condition::ProbeFirst
-        }
-        (HealthSource::Docker, Some(Health::Starting), _) => Condition::Starting,
-        (HealthSource::Docker, Some(Health::Unhealthy), _) => Condition::Draining,
+    match (&config.source, protocol) {
+        (Source::None, _) => return Condition::Ready,
+        (Source::Http(page), _) => return config.checked(Method::Http(page.clone())),
+        (Source::Tcp, Protocol::Tcp) => return config.checked(Method::Tcp),
+        (Source::Docker, _) | (Source::Tcp, Protocol::Udp) => {}
+    }
+    match view.health {
+        Some(Health::Starting) => Condition::Starting,
+        Some(Health::Unhealthy) => Condition::Unhealthy,
+        None if protocol == Protocol::Tcp => config.checked(Method::Tcp),
+        None | Some(Health::Healthy) => Condition::Ready,
     }
 }
 

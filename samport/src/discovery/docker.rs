@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::container::{ContainerView, HealthDefault, Policy, offer};
+use super::container::{ContainerView, Policy, offer};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events;
 use super::filter::Filters;
@@ -28,6 +28,7 @@ use super::inspect;
 use super::locate::{self, Located};
 use super::published;
 use super::world::{Answer, Outcome, Task, World};
+use crate::health::spec::Config;
 use crate::model::Snapshot;
 use crate::ports::PortSpec;
 
@@ -48,7 +49,7 @@ pub struct Options {
     /// `--filter`s.
     pub filters: Filters,
     /// `--health`.
-    pub health: HealthDefault,
+    pub health: Config,
     /// How long a container that was sent its stop signal and does not stop is kept draining.
     pub drain: Duration,
 }

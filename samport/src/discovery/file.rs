@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::static_::Address;
 use crate::allow::Networks;
+use crate::health::spec::Config;
 use crate::model::{Candidate, Condition, Snapshot};
 use crate::ports::{Listen, PortSpec};
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub path: PathBuf,
     /// How long a backend that has left the file is still offered, as draining.
     pub drain: Duration,
+    /// `--health`.
+    pub health: Config,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +74,8 @@ pub(super) fn start(options: Options, ports: Vec<PortSpec>) -> Result<watch::Rec
     let (wake, touches) = mpsc::channel(1);
     let watcher = watch_folder(&options.path, wake)?;
     let text = read(&options.path)?;
-    let current = parse(&text, &ports).with_context(|| options.path.display().to_string())?;
+    let current = parse(&text, &ports, &options.health)
+        .with_context(|| options.path.display().to_string())?;
     let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone() });
     let follower =
         Follower { options, ports, text, unreadable: false, current, leaving: Vec::new(), sender };
@@ -112,13 +116,13 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
-fn parse(text: &str, ports: &[PortSpec]) -> Result<Vec<Candidate>> {
+fn parse(text: &str, ports: &[PortSpec], health: &Config) -> Result<Vec<Candidate>> {
     let document: Document = toml::from_str(text)?;
     let mut seen = BTreeSet::new();
     let mut candidates = Vec::new();
     for entry in &document.backend {
         for spec in listens(entry, ports)? {
-            let candidate = candidate(entry, spec);
+            let candidate = candidate(entry, spec, health);
             let endpoint = candidate.endpoint;
             if !seen.insert((spec.listen, endpoint)) {
                 let port = spec.listen.brief();
@@ -145,7 +149,7 @@ fn listens(entry: &Entry, ports: &[PortSpec]) -> Result<Vec<PortSpec>> {
     }
 }
 
-fn candidate(entry: &Entry, spec: PortSpec) -> Candidate {
+fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
     let address = entry.address.0;
     let name = entry.name.clone().unwrap_or_else(|| address.to_string());
     Candidate {
@@ -155,7 +159,7 @@ fn candidate(entry: &Entry, spec: PortSpec) -> Candidate {
         endpoint: address.endpoint(spec),
         weight: entry.weight.unwrap_or(1),
         drain: None,
-        condition: Condition::Ready,
+        condition: health.of_listed(spec.listen.protocol),
         allow: Networks::new(),
         place: None,
         started: None,
@@ -210,7 +214,7 @@ impl Follower {
         if text == self.text {
             return;
         }
-        match parse(&text, &self.ports) {
+        match parse(&text, &self.ports, &self.options.health) {
             Ok(candidates) => self.replace(candidates, Instant::now()),
             Err(error) => tracing::error!(
                 "{}: {}; its backends stay as they were",

@@ -4,21 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::allow::{self, Networks};
+use crate::duration::read as time;
+use crate::health::spec::{self, RhythmLabels, Source};
 use crate::ports::{PortSpec, port};
-use crate::times::time;
 
 const PREFIX: &str = "samport.";
-
-/// Where the word on a container's health comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HealthSource {
-    /// The container's own HEALTHCHECK, as the engine reports it.
-    Docker,
-    /// A TCP connection of ours; for UDP ports what the engine reports, if it does.
-    Tcp,
-    /// Nothing: it serves as soon as it runs.
-    None,
-}
 
 /// What the labels say, read but not yet held against `-p`.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -40,7 +30,9 @@ pub struct Labels {
     /// `samport.allow`.
     pub allow: Networks,
     /// `samport.health`.
-    pub health: Option<HealthSource>,
+    pub health: Option<Source>,
+    /// `samport.health.interval` and so on.
+    pub rhythm: RhythmLabels,
     /// What is to be told to the user although the container can be served.
     pub warnings: Vec<String>,
 }
@@ -89,7 +81,11 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "network" if value.is_empty() => return Err("names no network".into()),
         "network" => read.network = Some(value.to_owned()),
         "allow" => read.allow = networks(value)?,
-        "health" => read.health = Some(health(value)?),
+        "health" => read.health = Some(value.parse()?),
+        "health.interval" => read.rhythm.interval = Some(spec::time(value)?),
+        "health.timeout" => read.rhythm.timeout = Some(spec::time(value)?),
+        "health.rise" => read.rhythm.rise = Some(spec::count(value)?),
+        "health.fall" => read.rhythm.fall = Some(spec::count(value)?),
         // Compose users may have it for their own order; it changes nothing yet.
         "service" => {}
         "drain" => read.drain = Some(time(value)?),
@@ -98,7 +94,7 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         )),
         _ => read.warnings.push(format!(
             "label {PREFIX}{name} is unknown; there are samport.enable, port, ports, target, \
-             service, weight, drain, network, allow and health"
+             service, weight, drain, network, allow, health and health.interval, timeout, rise, fall"
         )),
     }
     Ok(())
@@ -118,18 +114,6 @@ fn networks(value: &str) -> Result<Networks, String> {
     networks.collect::<Result<_, _>>().map_err(|error| error.to_string())
 }
 
-fn health(value: &str) -> Result<HealthSource, String> {
-    match value {
-        "docker" => Ok(HealthSource::Docker),
-        "tcp" => Ok(HealthSource::Tcp),
-        "none" => Ok(HealthSource::None),
-        _ if value.starts_with("http") => {
-            Err("this version has no HTTP checks; say docker, tcp or none".into())
-        }
-        _ => Err("say docker, tcp or none".into()),
-    }
-}
-
 /// Reads `80:8080/tcp,53/udp`.
 fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
     for entry in value.split(',').map(str::trim) {
@@ -145,6 +129,8 @@ fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn read_all(labels: &[(&str, &str)]) -> Result<Labels, String> {
@@ -167,6 +153,10 @@ mod tests {
             ("samport.network", "front"),
             ("samport.allow", "10.0.0.0/8, 2001:db8::/32,192.0.2.9"),
             ("samport.health", "tcp"),
+            ("samport.health.interval", "1m"),
+            ("samport.health.timeout", "100ms"),
+            ("samport.health.rise", "2"),
+            ("samport.health.fall", "1000"),
             ("samport.service", "web"),
             ("other", "label"),
         ])
@@ -182,7 +172,13 @@ mod tests {
             allow: ["10.0.0.0/8", "2001:db8::/32", "192.0.2.9/32"]
                 .map(|n| n.parse().unwrap())
                 .into(),
-            health: Some(HealthSource::Tcp),
+            health: Some(Source::Tcp),
+            rhythm: RhythmLabels {
+                interval: Some(Duration::from_mins(1)),
+                timeout: Some(Duration::from_millis(100)),
+                rise: Some(2),
+                fall: Some(1_000),
+            },
             warnings: vec![],
         };
         assert_eq!(read, expected);
@@ -214,8 +210,12 @@ mod tests {
             ("samport.network", " ", "no network"),
             ("samport.allow", "", "\"\" is no network"),
             ("samport.allow", "10.0.0.0/8,office", "\"office\" is no network"),
-            ("samport.health", "http:/up", "no HTTP checks"),
-            ("samport.health", "maybe", "docker, tcp or none"),
+            ("samport.health", "http", "like http:/health"),
+            ("samport.health", "maybe", "docker, tcp, http:/path or none"),
+            ("samport.health.interval", "0", "100ms at least"),
+            ("samport.health.timeout", "soon", "30s or 2h5m"),
+            ("samport.health.rise", "0", "1 to 1000"),
+            ("samport.health.fall", "often", "1 to 1000"),
         ] {
             let error = read_all(&[(key, value)]).unwrap_err();
             assert!(error.contains(&format!("{key}={value:?}")), "{error}");
@@ -228,6 +228,7 @@ mod tests {
         for (key, value, word) in [
             ("samport.prot", "80", "samport.prot is unknown"),
             ("samport.balance", "maglev", "not used by this version"),
+            ("samport.health.path", "/", "samport.health.path is unknown"),
         ] {
             let read = read_all(&[(key, value)]).unwrap();
             assert_eq!(read.warnings.len(), 1, "{key}");

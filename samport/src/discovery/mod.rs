@@ -34,7 +34,7 @@ pub enum Provider {
     /// A file that is followed.
     File(file::Options),
     /// The command line.
-    Static(Vec<static_::StaticBackend>),
+    Static(static_::Options),
 }
 
 /// Starts a provider and returns when it knows its first snapshot. `ports` is the `-p` list; if it
@@ -46,7 +46,7 @@ pub async fn start(provider: Provider, ports: Vec<PortSpec>) -> Result<watch::Re
     match provider {
         Provider::Docker(options) => docker::start(options, ports).await,
         Provider::File(options) => file::start(options, ports),
-        Provider::Static(backends) => static_::start(&backends, &ports),
+        Provider::Static(options) => static_::start(&options, &ports),
     }
 }
 

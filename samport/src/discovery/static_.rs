@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
 
 use crate::allow::Networks;
-use crate::model::{Candidate, Condition, Snapshot};
+use crate::health::spec::Config;
+use crate::model::{Candidate, Snapshot};
 use crate::ports::{PortSpec, port};
 
 /// One `--backend IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
@@ -19,6 +20,15 @@ pub struct StaticBackend {
     pub address: Address,
     /// Its share relative to the others; 0 takes no new flows.
     pub weight: u32,
+}
+
+/// What the static provider is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The `--backend` list.
+    pub backends: Vec<StaticBackend>,
+    /// `--health`.
+    pub health: Config,
 }
 
 /// An address with or without a port.
@@ -92,24 +102,21 @@ impl FromStr for StaticBackend {
 }
 
 /// Offers the backends behind every port, for as long as anyone listens.
-pub(super) fn start(
-    backends: &[StaticBackend],
-    ports: &[PortSpec],
-) -> Result<watch::Receiver<Snapshot>> {
+pub(super) fn start(options: &Options, ports: &[PortSpec]) -> Result<watch::Receiver<Snapshot>> {
     if ports.is_empty() {
         bail!("nothing says on which port the backends are served; give -p PORT");
     }
-    let (sender, receiver) = watch::channel(snapshot(backends, ports)?);
+    let (sender, receiver) = watch::channel(snapshot(options, ports)?);
     // A dropped sender would look like a provider that has ended.
     tokio::spawn(async move { sender.closed().await });
     Ok(receiver)
 }
 
-fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> {
+fn snapshot(options: &Options, ports: &[PortSpec]) -> Result<Snapshot> {
     let mut seen = BTreeSet::new();
     let mut snapshot = Snapshot::default();
     for spec in ports {
-        for backend in backends {
+        for backend in &options.backends {
             let endpoint = backend.address.endpoint(*spec);
             if !seen.insert((spec.listen, endpoint)) {
                 let port = spec.listen.brief();
@@ -122,7 +129,7 @@ fn snapshot(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> 
                 endpoint,
                 weight: backend.weight,
                 drain: None,
-                condition: Condition::Ready,
+                condition: options.health.of_listed(spec.listen.protocol),
                 allow: Networks::new(),
                 place: None,
                 started: None,
@@ -139,6 +146,11 @@ mod tests {
 
     fn spec(text: &str) -> PortSpec {
         text.parse().unwrap()
+    }
+
+    fn of(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> {
+        let options = Options { backends: backends.to_vec(), health: Config::default() };
+        snapshot(&options, ports)
     }
 
     #[test]
@@ -197,7 +209,7 @@ mod tests {
     #[test]
     fn every_backend_stands_behind_every_port() {
         let backends = ["10.0.0.2@2", "10.0.0.3:9"].map(|text| text.parse().unwrap());
-        let snapshot = snapshot(&backends, &[spec("80"), spec("443:8443/udp")]).unwrap();
+        let snapshot = of(&backends, &[spec("80"), spec("443:8443/udp")]).unwrap();
         let served: Vec<_> = snapshot
             .candidates
             .iter()
@@ -212,7 +224,7 @@ mod tests {
     #[test]
     fn the_same_backend_twice_is_refused() {
         let backends = ["10.0.0.2", "10.0.0.2:80"].map(|text| text.parse().unwrap());
-        let error = snapshot(&backends, &[spec("80")]).unwrap_err().to_string();
+        let error = of(&backends, &[spec("80")]).unwrap_err().to_string();
         assert!(error.contains("10.0.0.2:80 is given twice"), "{error}");
     }
 }

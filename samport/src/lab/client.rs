@@ -89,6 +89,15 @@ impl Connection {
         self.receive()
     }
 
+    /// Asks with any method, like `POST /health/503`, and without a body.
+    pub fn ask(&mut self, question: &str) -> io::Result<Response> {
+        self.send(&format!(
+            "{question} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n",
+            self.address
+        ))?;
+        self.receive()
+    }
+
     /// Sends that many bytes of the pattern to `/sink`, which finds them right.
     pub fn post(&mut self, length: usize) -> io::Result<Response> {
         let chunks = (0..length).step_by(CHUNK);

@@ -66,12 +66,13 @@ impl Reconciler {
         let (orders, limit) = (&self.orders, self.job.drain);
         let time = |candidate: &Candidate, share: &Share| {
             // A provider that says so itself also says when it is over.
-            let is_ours =
-                orders.drains(candidate) || share.weight == 0 || share.state == State::Unhealthy;
+            // Who is unhealthy may come back at any time.
+            let is_ours = orders.drains(candidate) || share.weight == 0;
             is_ours.then(|| candidate.drain.unwrap_or(limit))
         };
+        let open = |key: &BackendKey| self.dataplane.open_flows(self.actual.id_of(key)?.index).ok();
         let now = Instant::now();
-        let gone = self.drains.settle(desired, &snapshot.candidates, time, |_| None, now);
+        let gone = self.drains.settle(desired, &snapshot.candidates, time, open, now);
         for (seat, share) in gone {
             let port = seat.listen.brief();
             tracing::info!("- {} {} on :{port} gone", share.name, seat.endpoint);
@@ -106,10 +107,10 @@ impl Reconciler {
     }
 
     fn state_of(&self, candidate: &Candidate, seat: &Seat, served: Option<&Share>) -> State {
-        match (served, candidate.condition) {
+        match (served, &candidate.condition) {
             (Some(share), _) if share.drains() && share.state == State::Active => State::Draining,
             (Some(share), _) => share.state,
-            (None, Condition::Starting | Condition::ProbeFirst)
+            (None, Condition::Starting | Condition::Checked(_))
                 if !self.drains.down().contains_key(seat) =>
             {
                 State::Starting

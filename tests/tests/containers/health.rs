@@ -7,11 +7,14 @@ use std::process::Command;
 
 use samport::lab::output_of;
 use samport_tests::docker::{Dockerd, server_image};
+use samport_tests::eventually;
+use samport_tests::load::Connection;
+use samport_tests::served::{Status, text};
 
 use crate::life::hold;
 use crate::{
     LABEL, ask_front, engine, engine_of, heard, load, names, said, serve, wait_for_more,
-    wait_until_draining, wait_until_serving,
+    wait_until_serving,
 };
 
 /// The image of the server with a shell, which `docker run --health-cmd` needs.
@@ -51,7 +54,7 @@ fn a_health_check_gates_traffic() {
     let limits = ["--health-retries", "1", "--health-start-period", "1h"];
     docker.cli(&[&options[..], &LABEL, &check, &limits, &[SHELL_IMAGE]].concat());
     let address = docker.address("checked", 9090);
-    samport_tests::eventually("its server listens", || {
+    eventually("its server listens", || {
         docker.lab().host().run(|| samport_tests::load::get(address, "/")).ok()
     });
 
@@ -65,14 +68,49 @@ fn a_health_check_gates_traffic() {
 
     let mut held = hold(&docker, "checked");
     docker.cli(&["exec", "checked", "rm", "/fit"]);
-    wait_until_draining(&samport, 0, "checked");
+    heard(&samport, 0, &["- checked ", " unhealthy: its HEALTHCHECK fails"]);
     assert_eq!(names(&ask_front(&docker, 60)), ["plain"]);
     assert_eq!(held.get("/").unwrap().backend, "checked");
 
     docker.cli(&["exec", "checked", "touch", "/fit"]);
-    heard(&samport, 0, &["+ checked ", " back"]);
+    heard(&samport, 0, &["+ checked ", " healthy again"]);
     assert_eq!(names(&ask_front(&docker, 60)), ["checked", "plain"]);
     assert_eq!(held.get("/").unwrap().backend, "checked");
+    samport.stop();
+}
+
+/// Case 60: a page decides where a label says so, at first and later on, and how often it counts.
+#[test]
+fn a_page_named_by_a_label_gates_traffic_for_as_long_as_the_container_lives() {
+    let docker = engine_of(&["plain"]);
+    let samport = serve(&docker, &["plain"]);
+    let labels = [
+        "samport.port=80",
+        "samport.health=http:/health",
+        "samport.health.interval=100ms",
+        "samport.health.fall=2",
+    ];
+    let labels = labels.iter().flat_map(|label| ["--label", label]);
+    docker.run_server("paged", &labels.chain(["-e", "HEALTH=503"]).collect::<Vec<_>>());
+    let address = docker.address("paged", 9090);
+    let ask =
+        |question: &str| docker.lab().host().run(|| Connection::open(address)?.ask(question)).ok();
+    assert_eq!(eventually("it answers 503", || ask("GET /health")).status, 503);
+    assert_eq!(names(&ask_front(&docker, 60)), ["plain"]);
+    let status = Status::all_in(docker.lab().host()).pop().unwrap();
+    let shown = status.backends().iter().map(|one| (text(one, "name"), text(one, "state")));
+    assert!(shown.into_iter().any(|one| one == ("paged", "starting")), "{status:?}");
+    assert!(!said(&samport, 0, "+ paged "));
+
+    ask("POST /health/204").unwrap();
+    wait_until_serving(&samport, 0, "paged");
+    assert_eq!(names(&ask_front(&docker, 60)), ["paged", "plain"]);
+    ask("POST /health/500").unwrap();
+    heard(&samport, 0, &["- paged ", " unhealthy: answered 500 (2 times)"]);
+    assert_eq!(names(&ask_front(&docker, 60)), ["plain"]);
+    ask("POST /health/200").unwrap();
+    heard(&samport, 0, &["+ paged ", " healthy again"]);
+    assert_eq!(names(&ask_front(&docker, 60)), ["paged", "plain"]);
     samport.stop();
 }
 

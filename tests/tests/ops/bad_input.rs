@@ -143,7 +143,7 @@ fn lo_is_refused_with_the_reason() {
 #[test]
 fn unknown_flags_verbs_and_values_are_named() {
     let lab = lab(0);
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["run", "-i", "eth0", "--no-such"], "--no-such"),
         (&["no-such"], "no-such"),
         (&["run", "-p", "80"], "--iface"),
@@ -153,6 +153,10 @@ fn unknown_flags_verbs_and_values_are_named() {
         (&["run", "-i", "eth0", "-p", "80", "--drain", "soon"], "soon"),
         (&["run", "-i", "eth0", "-p", "80", "--udp-timeout", "31d"], "30d at most"),
         (&["run", "-i", "eth0", "-p", "80", "--allow", "office"], "\"office\" is no network"),
+        (&["run", "-i", "eth0", "-p", "80", "--health", "http"], "which page, like http:/health"),
+        (&["run", "-i", "eth0", "-p", "80", "--health", "http:x"], "which page, like http:/health"),
+        (&["run", "-i", "eth0", "-p", "80", "--health-interval", "0"], "100ms at least"),
+        (&["run", "-i", "eth0", "-p", "80", "--health-rise", "0"], "give 1 to 1000"),
         (&["status", "-o", "xml"], "xml"),
         (&["run", "-q", "-v", "-i", "eth0"], "--quiet"),
     ];

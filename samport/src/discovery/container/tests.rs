@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use super::*;
+use crate::health::spec::Rhythm;
 
 /// A running container `web-1` with one network, changed by `change`.
 fn web(labels: &[(&str, &str)], change: impl FnOnce(&mut ContainerView)) -> ContainerView {
@@ -22,16 +25,16 @@ fn v4(last: u8) -> Attachment {
     Attachment { ipv4, ipv6: None, mac: Some([2, 0, 0, 0, 0, last]) }
 }
 
-fn policy(ports: &[&str], filters: &[&str], health: HealthDefault) -> Policy {
+fn policy(ports: &[&str], filters: &[&str], health: &str) -> Policy {
     Policy {
         ports: ports.iter().map(|p| p.parse().unwrap()).collect(),
         filters: Filters::new(filters.iter().map(|f| f.parse().unwrap()).collect()),
-        health,
+        health: Config { source: health.parse().unwrap(), ..Config::default() },
     }
 }
 
 fn run(view: &ContainerView, ports: &[&str], filters: &[&str]) -> Result<Offer, Rejection> {
-    offer(view, &policy(ports, filters, HealthDefault::Docker))
+    offer(view, &policy(ports, filters, "docker"))
 }
 
 /// What is offered, as `listen>endpoint`.
@@ -134,23 +137,31 @@ fn a_label_port_that_no_flag_opens_is_told_and_left_out() {
 
 #[test]
 fn health_and_state_make_the_condition() {
-    use Condition::{Draining, ProbeFirst, Ready, Starting};
-    use Health::{Healthy, Unhealthy};
-    use HealthDefault::{Docker, None as Off, Tcp};
+    use Condition::{Draining, Ready, Starting, Unhealthy};
+    use Health::Healthy;
+    let checked = |source: &str| match source.parse() {
+        Ok(Source::Http(page)) => Config::default().checked(Method::Http(page)),
+        _ => Config::default().checked(Method::Tcp),
+    };
+    let (tcp, page) = (|| checked("tcp"), || checked("http:8080/up"));
     for (default, label, health, over_tcp, over_udp) in [
-        (Docker, "", None, ProbeFirst, Ready),
-        (Docker, "", Some(Health::Starting), Starting, Starting),
-        (Docker, "", Some(Healthy), Ready, Ready),
-        (Docker, "", Some(Unhealthy), Draining, Draining),
-        (Docker, "tcp", Some(Unhealthy), ProbeFirst, Draining),
-        (Docker, "none", Some(Health::Starting), Ready, Ready),
-        (Docker, "none", None, Ready, Ready),
-        (Tcp, "", None, ProbeFirst, Ready),
-        (Tcp, "", Some(Health::Starting), ProbeFirst, Starting),
-        (Tcp, "docker", Some(Healthy), Ready, Ready),
-        (Off, "", None, Ready, Ready),
-        (Off, "", Some(Unhealthy), Ready, Ready),
-        (Off, "tcp", None, ProbeFirst, Ready),
+        ("docker", "", None, tcp(), Ready),
+        ("docker", "", Some(Health::Starting), Starting, Starting),
+        ("docker", "", Some(Healthy), Ready, Ready),
+        ("docker", "", Some(Health::Unhealthy), Unhealthy, Unhealthy),
+        ("docker", "tcp", Some(Health::Unhealthy), tcp(), Unhealthy),
+        ("docker", "none", Some(Health::Starting), Ready, Ready),
+        ("docker", "none", None, Ready, Ready),
+        ("docker", "http:8080/up", None, page(), page()),
+        ("docker", "http:8080/up", Some(Health::Unhealthy), page(), page()),
+        ("tcp", "", None, tcp(), Ready),
+        ("tcp", "", Some(Health::Starting), tcp(), Starting),
+        ("tcp", "docker", Some(Healthy), Ready, Ready),
+        ("http:8080/up", "", Some(Healthy), page(), page()),
+        ("http:8080/up", "tcp", None, tcp(), Ready),
+        ("none", "", None, Ready, Ready),
+        ("none", "", Some(Health::Unhealthy), Ready, Ready),
+        ("none", "tcp", None, tcp(), Ready),
     ] {
         let mut labels = vec![("samport.enable", "true")];
         if !label.is_empty() {
@@ -159,7 +170,8 @@ fn health_and_state_make_the_condition() {
         let condition = |port, change: fn(&mut ContainerView)| {
             let mut view = web(&labels, change);
             view.health = health;
-            offer(&view, &policy(&[port], &[], default)).unwrap().candidates[0].condition
+            let offer = offer(&view, &policy(&[port], &[], default)).unwrap();
+            offer.candidates[0].condition.clone()
         };
         assert_eq!(condition("80", |_| ()), over_tcp, "{default:?} {label:?} {health:?}");
         assert_eq!(condition("80/udp", |_| ()), over_udp, "{default:?} {label:?} {health:?}");
@@ -168,6 +180,15 @@ fn health_and_state_make_the_condition() {
             assert_eq!(condition(port, |view| view.stopping = true), Draining);
         }
     }
+}
+
+#[test]
+fn labels_beat_the_rhythm_of_the_run_one_by_one() {
+    let labels = [("samport.health.interval", "1m"), ("samport.health.rise", "7")];
+    let offer = run(&web(&labels, |_| ()), &["80"], &[]).unwrap();
+    let Condition::Checked(check) = &offer.candidates[0].condition else { panic!("{offer:?}") };
+    let expected = Rhythm { interval: Duration::from_mins(1), rise: 7, ..Rhythm::default() };
+    assert_eq!(check.rhythm, expected);
 }
 
 #[test]

@@ -8,6 +8,10 @@ fn ports(list: &[&str]) -> Vec<PortSpec> {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn parse(text: &str, ports: &[PortSpec]) -> Result<Vec<Candidate>> {
+    super::parse(text, ports, &Config::default())
+}
+
 fn backend(address: &str) -> String {
     format!("[[backend]]\naddress = \"{address}\"\n")
 }
@@ -86,7 +90,9 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("backends.toml");
         fs::write(&path, text).unwrap();
-        let snapshots = start(Options { path, drain: DRAIN }, ports(&["80"])).unwrap();
+        let snapshots =
+            start(Options { path, drain: DRAIN, health: Config::default() }, ports(&["80"]))
+                .unwrap();
         Self { folder, snapshots }
     }
 
@@ -144,7 +150,7 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("backends.toml");
     let begin = |path: &Path| {
-        let options = Options { path: path.to_owned(), drain: DRAIN };
+        let options = Options { path: path.to_owned(), drain: DRAIN, health: Config::default() };
         format!("{:#}", start(options, ports(&["80"])).unwrap_err())
     };
     let error = begin(&path);

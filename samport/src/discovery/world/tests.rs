@@ -1,5 +1,6 @@
 use super::*;
-use crate::discovery::container::{Attachment, Health, HealthDefault};
+use crate::discovery::container::{Attachment, Health};
+use crate::health::spec::{Config, Source};
 use crate::model::{Condition, Place, Site};
 
 const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6], polls: false });
@@ -12,7 +13,7 @@ impl Scene {
         let policy = Policy {
             ports,
             filters: super::super::filter::Filters::default(),
-            health: HealthDefault::None,
+            health: Config { source: Source::None, ..Config::default() },
         };
         Self(World::new(Arc::new(policy)))
     }
@@ -144,15 +145,14 @@ fn what_an_event_says_counts_at_once() {
 #[test]
 fn health_counts_at_once_too() {
     let mut scene = Scene::new();
-    scene.0.policy =
-        Arc::new(Policy { health: HealthDefault::Docker, ..(*scene.0.policy).clone() });
+    scene.0.policy = Arc::new(Policy { health: Config::default(), ..(*scene.0.policy).clone() });
     let asked = question(scene.event("1", Event::Started).unwrap());
     scene.answer(asked, ContainerView { health: Some(Health::Starting), ..view("1") });
     assert_eq!(scene.0.snapshot().candidates[0].condition, Condition::Starting);
     scene.event("1", Event::HealthChanged(Some(Health::Healthy)));
     assert_eq!(scene.0.snapshot().candidates[0].condition, Condition::Ready);
     scene.event("1", Event::HealthChanged(Some(Health::Unhealthy)));
-    assert_eq!(scene.0.snapshot().candidates[0].condition, Condition::Draining);
+    assert_eq!(scene.0.snapshot().candidates[0].condition, Condition::Unhealthy);
 }
 
 #[test]

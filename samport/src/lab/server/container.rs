@@ -21,7 +21,7 @@ unsafe extern "C" {
 
 /// The container's main function: serves as `INSTANCE` (the host name without it) on `PORT` (9090).
 ///
-/// `DELAY_MS` puts off listening; after SIGTERM it serves on for `LINGER_MS` (0) and ends with 0.
+/// `DELAY_MS` puts off listening, `HEALTH` is the first status of `/health`; after SIGTERM it serves on for `LINGER_MS` (0) and ends with 0.
 pub fn run_from_environment() -> ! {
     // Process 1 of a container has no default actions: without a handler SIGTERM does nothing.
     for number in [2, 15] {
@@ -34,10 +34,13 @@ pub fn run_from_environment() -> ! {
     let port = number("PORT").and_then(|port| port.try_into().ok()).unwrap_or(9090);
 
     sleep_unless_terminated(Duration::from_millis(number("DELAY_MS").unwrap_or(0)));
-    let _server = Server::bind(&name, port).unwrap_or_else(|error| {
+    let server = Server::bind(&name, port).unwrap_or_else(|error| {
         eprintln!("{name}: listen on port {port}: {error}");
         process::exit(1);
     });
+    if let Some(status) = number("HEALTH").and_then(|status| status.try_into().ok()) {
+        server.set_health(status);
+    }
     println!("{name}: listening on port {port}");
     sleep_unless_terminated(Duration::MAX);
     thread::sleep(Duration::from_millis(number("LINGER_MS").unwrap_or(0)));

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
@@ -125,6 +126,12 @@ impl Connection<'_> {
         let name = &self.shared.name;
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/") => self.reply(request, "200 OK", &format!("Hello from {name}\n")),
+            ("GET", "/health") => self.reply_health(request),
+            ("POST", path) if path.starts_with("/health/") => {
+                let status = split_number(path).and_then(|(_, number)| number.try_into().ok());
+                self.shared.health.store(status.unwrap_or(0), SeqCst);
+                self.reply(request, "200 OK", "")
+            }
             ("POST", "/sink") => {
                 let (status, said) = match self.sink(request.length)? {
                     Ok(()) => ("200 OK", format!("ok {}\n", request.length)),
@@ -158,6 +165,14 @@ impl Connection<'_> {
     fn reply(&mut self, request: &Request, status: &str, body: &str) -> io::Result<()> {
         let message = self.head(request, status, body.len()) + body;
         self.stream.write_all(message.as_bytes())
+    }
+
+    fn reply_health(&mut self, request: &Request) -> io::Result<()> {
+        while self.shared.health.load(SeqCst) == 0 && self.shared.phase() == RUNNING {
+            thread::sleep(TICK);
+        }
+        let status = self.shared.health.load(SeqCst).to_string();
+        self.reply(request, &format!("{status} as told"), "")
     }
 
     fn reply_bytes(&mut self, request: &Request, count: usize) -> io::Result<()> {

@@ -7,6 +7,7 @@
 //! - `GET /bytes/N` answers N bytes, byte i being i mod 251.
 //! - `POST /sink` expects the same bytes and answers `ok N`, or 500 if they are others.
 //! - `GET /slow/MS` answers after that many milliseconds.
+//! - `GET /health` answers 200, or what `POST /health/STATUS` has said, and never if that was 0.
 
 mod container;
 mod http;
@@ -14,7 +15,7 @@ mod http;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,6 +45,8 @@ struct Shared {
     name: String,
     listener: Mutex<Option<Arc<TcpListener>>>,
     phase: AtomicU8,
+    /// What `/health` answers; 0 for nothing.
+    health: AtomicU16,
     /// Threads that are in `accept`.
     waiting: AtomicUsize,
     /// All threads.
@@ -61,6 +64,7 @@ impl Server {
             name: name.to_owned(),
             listener: Mutex::new(Some(Arc::new(with_accept_timeout(listener)?))),
             phase: AtomicU8::new(RUNNING),
+            health: AtomicU16::new(200),
             waiting: AtomicUsize::new(0),
             workers: AtomicUsize::new(0),
         });
@@ -72,6 +76,11 @@ impl Server {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// Sets the status of `/health`; with 0 it does not answer.
+    pub fn set_health(&self, status: u16) {
+        self.shared.health.store(status, SeqCst);
     }
 
     /// Stops as a well-behaved server does: answers what has been connected, closes the listener

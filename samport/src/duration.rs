@@ -1,12 +1,12 @@
-//! Lengths of time as users write them, in flags and labels.
+//! Times as users write them.
 
 use std::time::Duration;
 
-/// Longest time that is taken: 30 days.
+/// Longest time anything takes: 30 days.
 const LONGEST: Duration = Duration::from_hours(30 * 24);
 
 /// Reads a time of up to 30 days: `30s`, `2h5m`, or a number of seconds.
-pub fn time(text: &str) -> Result<Duration, String> {
+pub fn read(text: &str) -> Result<Duration, String> {
     let read = match text.parse() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
         Err(_) => humantime::parse_duration(text),
@@ -29,8 +29,8 @@ mod tests {
         for (text, seconds) in
             [("30", 30), ("30s", 30), ("2h5m", 7_500), ("1m 30s", 90), ("30d", 2_592_000)]
         {
-            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(read(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        assert_eq!(time("0"), Ok(Duration::ZERO));
+        assert_eq!(read("0"), Ok(Duration::ZERO));
     }
 }

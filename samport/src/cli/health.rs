@@ -1,0 +1,103 @@
+//! What decides whether a backend may serve: the flags under "Health".
+
+use std::time::Duration;
+
+use crate::health::spec::{Config, Rhythm, Source, count, time};
+
+/// Health flags of `samport run`.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Health")]
+pub(super) struct Health {
+    /// When a backend gets traffic. docker: while its HEALTHCHECK passes; for containers without one as
+    /// tcp. tcp: while it accepts connections. http:/path, or http:PORT/path: while it answers that with
+    /// a status from 200 to 399. none: as soon as it runs. UDP ports accept no connections: with tcp
+    /// they go by the HEALTHCHECK, if there is one. Backends of --backend and --file are checked only
+    /// with tcp or http.
+    #[arg(
+        long = "health",
+        value_name = "docker|tcp|http:/PATH|none",
+        default_value = "docker",
+        env = "SAMPORT_HEALTH"
+    )]
+    source: Source,
+    /// Between two checks of a backend: that is one connection to each in this time. One that starts is
+    /// asked more often.
+    #[arg(long = "health-interval", value_name = "TIME", default_value = "5s", value_parser = time, env = "SAMPORT_HEALTH_INTERVAL")]
+    interval: Duration,
+    /// How long a check may take; then it has failed.
+    #[arg(long = "health-timeout", value_name = "TIME", default_value = "2s", value_parser = time, env = "SAMPORT_HEALTH_TIMEOUT")]
+    timeout: Duration,
+    /// Checks in a row that must pass before a backend is healthy, at first and after it was not.
+    #[arg(long = "health-rise", value_name = "N", default_value = "1", value_parser = count, env = "SAMPORT_HEALTH_RISE")]
+    rise: u32,
+    /// Checks in a row that must fail before it is not: then new connections go to others, if there are
+    /// any, and those it has go on.
+    #[arg(long = "health-fall", value_name = "N", default_value = "3", value_parser = count, env = "SAMPORT_HEALTH_FALL")]
+    fall: u32,
+}
+
+impl Health {
+    /// What holds unless a container's labels say something else.
+    pub(super) fn config(&self) -> Config {
+        let Self { interval, timeout, rise, fall, .. } = *self;
+        Config { source: self.source.clone(), rhythm: Rhythm { interval, timeout, rise, fall } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        health: Health,
+    }
+
+    fn config(args: &[&str]) -> Result<Config, String> {
+        let args = [&["run"], args].concat();
+        let flags = Flags::try_parse_from(args).map_err(|error| error.to_string())?;
+        Ok(flags.health.config())
+    }
+
+    #[test]
+    fn without_flags_the_defaults_hold() {
+        assert_eq!(config(&[]), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_flag_sets_its_own_value() {
+        let flags = [
+            "--health=http:8080/up",
+            "--health-interval=1s",
+            "--health-timeout=200ms",
+            "--health-rise=3",
+            "--health-fall=4",
+        ];
+        let rhythm = Rhythm {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(200),
+            rise: 3,
+            fall: 4,
+        };
+        let source = "http:8080/up".parse().unwrap();
+        assert_eq!(config(&flags), Ok(Config { source, rhythm }));
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_the_flag_and_a_way_out() {
+        for (flag, value, way_out) in [
+            ("--health", "http", "http:/health"),
+            ("--health", "http:x", "http:/health"),
+            ("--health-interval", "0", "100ms at least"),
+            ("--health-timeout", "0s", "100ms at least"),
+            ("--health-rise", "0", "1 to 1000"),
+            ("--health-fall", "0", "1 to 1000"),
+        ] {
+            let error = config(&[&format!("{flag}={value}")]).unwrap_err();
+            assert!(error.contains(flag) && error.contains(way_out), "{error}");
+        }
+    }
+}

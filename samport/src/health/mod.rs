@@ -1,0 +1,228 @@
+//! Whether backends may serve: what the engine says of them, and checks of our own. A container's start
+//! says nothing about its server's, and a server that has started may fail.
+//!
+//! A backend that starts is asked quickly until it has passed `rise` checks: it gets no traffic before.
+//! From then on it is asked at the interval, and `fall` failures in a row make it unhealthy: new flows go
+//! to others, its own go on, and `rise` passed checks bring it back. Checks are connections from this
+//! machine straight to the backend's own address: samport neither balances nor counts them as flows. They
+//! cost one connection per backend and interval.
+
+mod ask;
+mod progress;
+pub mod spec;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use self::progress::{Pace, Phase, Progress};
+use self::spec::Check;
+use crate::model::{Candidate, Condition, Site, State};
+
+/// When the user is told that a backend that starts is still not healthy.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is checked: a container that is started again under the same name and address is another.
+pub type Target = (String, SocketAddr, Option<Site>);
+
+/// The target of a candidate.
+#[must_use]
+pub fn target(candidate: &Candidate) -> Target {
+    (candidate.id.clone(), candidate.endpoint, candidate.place)
+}
+
+/// The health of all candidates.
+pub struct Health {
+    watched: BTreeMap<Target, Watched>,
+    watches: u64,
+    report: mpsc::UnboundedSender<Report>,
+    reports: mpsc::UnboundedReceiver<Report>,
+}
+
+/// What is known of a target.
+struct Watched {
+    /// Tells reports about it from those of a watch before.
+    number: u64,
+    check: Check,
+    phase: Phase,
+    /// Why it is unhealthy.
+    failure: Option<String>,
+    /// Ends a pause between two checks.
+    alarm: Arc<Notify>,
+    /// None while it drains: nobody would act on what is found.
+    task: Option<JoinHandle<()>>,
+}
+
+/// A target's phase has changed.
+struct Report {
+    target: Target,
+    number: u64,
+    phase: Phase,
+    failure: Option<String>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        let (report, reports) = mpsc::unbounded_channel();
+        Self { watched: BTreeMap::new(), watches: 0, report, reports }
+    }
+}
+
+impl Health {
+    /// Where a candidate is in its life; starts checking it if it is to be checked.
+    pub fn state(&mut self, candidate: &Candidate) -> State {
+        match &candidate.condition {
+            Condition::Ready => State::Active,
+            Condition::Starting => State::Starting,
+            Condition::Unhealthy => State::Unhealthy,
+            Condition::Draining => State::Draining,
+            Condition::Checked(check) => match self.watch(candidate, check) {
+                Phase::Starting => State::Starting,
+                Phase::Healthy => State::Active,
+                Phase::Unhealthy => State::Unhealthy,
+            },
+        }
+    }
+
+    /// Why the candidate with this id and endpoint is unhealthy, if we have found out ourselves.
+    #[must_use]
+    pub fn failure(&self, id: &str, endpoint: SocketAddr) -> Option<&str> {
+        let of_it = |((own, at, _), _): &(&Target, &Watched)| own == id && *at == endpoint;
+        self.watched.iter().find(of_it)?.1.failure.as_deref()
+    }
+
+    /// Checks whoever answers on this endpoint now, not at its interval: somebody has a reason to think
+    /// that it fails.
+    pub fn check_now(&self, endpoint: SocketAddr) {
+        for ((_, at, _), watched) in &self.watched {
+            if *at == endpoint {
+                watched.alarm.notify_one();
+            }
+        }
+    }
+
+    /// Waits until a candidate's state has changed.
+    pub async fn changed(&mut self) {
+        while let Some(report) = self.reports.recv().await {
+            let watched = self.watched.get_mut(&report.target);
+            if let Some(watched) = watched.filter(|watched| watched.number == report.number) {
+                watched.phase = report.phase;
+                watched.failure = report.failure;
+                return;
+            }
+        }
+    }
+
+    /// Forgets whatever is not among `candidates`, and leaves those that drain alone.
+    pub fn keep_only(&mut self, candidates: &[Candidate]) {
+        let is_checked =
+            |candidate: &&Candidate| matches!(candidate.condition, Condition::Checked(_));
+        let wanted: BTreeSet<_> = candidates.iter().map(target).collect();
+        let checked: BTreeSet<_> = candidates.iter().filter(is_checked).map(target).collect();
+        self.watched.retain(|target, _| wanted.contains(target));
+        for (target, watched) in &mut self.watched {
+            if !checked.contains(target) {
+                watched.rest();
+            }
+        }
+    }
+
+    fn watch(&mut self, candidate: &Candidate, check: &Check) -> Phase {
+        let (target, name) = (target(candidate), &candidate.name);
+        let watched = self.watched.entry(target.clone()).or_insert_with(|| Watched {
+            number: 0,
+            check: check.clone(),
+            phase: Phase::Starting,
+            failure: None,
+            alarm: Arc::default(),
+            task: None,
+        });
+        if watched.check != *check {
+            watched.rest();
+            watched.check = check.clone();
+        }
+        if watched.task.is_none() {
+            self.watches += 1;
+            watched.number = self.watches;
+            let watch = Watch {
+                target,
+                name: name.to_owned(),
+                number: watched.number,
+                check: check.clone(),
+                alarm: Arc::clone(&watched.alarm),
+                report: self.report.clone(),
+            };
+            watched.task = Some(tokio::spawn(watch.follow(watched.phase)));
+        }
+        watched.phase
+    }
+}
+
+impl Watched {
+    fn rest(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// The task that checks one target.
+struct Watch {
+    target: Target,
+    /// For messages.
+    name: String,
+    number: u64,
+    check: Check,
+    alarm: Arc<Notify>,
+    report: mpsc::UnboundedSender<Report>,
+}
+
+impl Watch {
+    async fn follow(self, phase: Phase) {
+        let (name, endpoint) = (&self.name, self.target.1);
+        let rhythm = &self.check.rhythm;
+        let mut progress = Progress::at(phase);
+        let mut pace = Pace::new();
+        let mut patience = Some(Instant::now() + PATIENCE);
+        loop {
+            let outcome = ask::ask(endpoint, &self.check).await;
+            if progress.take(outcome.is_ok(), rhythm) {
+                self.tell(progress.phase(), outcome.err());
+            } else if let Err(why) = outcome
+                && progress.phase() == Phase::Starting
+                && patience.take_if(|until| *until < Instant::now()).is_some()
+            {
+                tracing::warn!(
+                    "{name} is not healthy on {endpoint} yet: {why}; it gets no traffic until it is"
+                );
+            }
+            let pause = pace.pause(progress, rhythm, fastrand::f64());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.alarm.notified() => pace.alarm(),
+            }
+        }
+    }
+
+    fn tell(&self, phase: Phase, failure: Option<String>) {
+        let fall = self.check.rhythm.fall;
+        let failure =
+            failure.map(|why| if fall > 1 { format!("{why} ({fall} times)") } else { why });
+        let (target, number) = (self.target.clone(), self.number);
+        // The receiver lives as long as the watches do.
+        let _ = self.report.send(Report { target, number, phase, failure });
+    }
+}
+
+#[cfg(test)]
+mod tests;
