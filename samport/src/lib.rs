@@ -18,6 +18,7 @@ mod privileges;
 pub mod probe;
 pub mod reconcile;
 pub mod routes;
+pub mod siblings;
 pub mod site;
 pub mod sockets;
 pub mod table;

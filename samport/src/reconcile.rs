@@ -2,6 +2,7 @@
 //! made and carried out. The only caller of `Dataplane::apply`.
 
 mod checks;
+mod fronts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +14,6 @@ use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, XdpMode};
-use crate::frontends;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
@@ -63,6 +63,8 @@ pub struct Reconciler {
     complained: BTreeSet<String>,
     /// Loopback addresses where a server of the host was before us.
     left_alone: BTreeSet<(Listen, IpAddr)>,
+    /// Ports whose addresses inside of the machine another samport keeps.
+    ceded: BTreeSet<Listen>,
     written: Record,
 }
 
@@ -81,6 +83,7 @@ impl Reconciler {
             probes: Probes::default(),
             complained: BTreeSet::new(),
             left_alone: BTreeSet::new(),
+            ceded: BTreeSet::new(),
             written: Record::default(),
         }
     }
@@ -260,7 +263,8 @@ impl Reconciler {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
         for candidate in &snapshot.candidates {
-            if !self.is_admitted(candidate) {
+            let fits = candidate.listen.is_of_family(candidate.endpoint.is_ipv6());
+            if !fits || !self.is_admitted(candidate) {
                 continue;
             }
             // Its container has just stopped, or started again: the engine's next word says which. No
@@ -292,15 +296,7 @@ impl Reconciler {
             let (name, weight) = (candidate.name.clone(), candidate.weight);
             desired.backends.insert(key, Share { name, weight, state });
         }
-        let ports = desired.frontends.len();
-        let addresses = frontends::addresses(devices, &self.job.interfaces, ports);
-        if let Some(complaint) = addresses.complaint(ports) {
-            complain(&mut self.complained, &complaint);
-        }
-        for (listen, on) in &mut desired.frontends {
-            on.clone_from(&addresses.served);
-            on.retain(|addr, _| !self.left_alone.contains(&(*listen, *addr)));
-        }
+        self.settle_fronts(&mut desired, devices);
         let ports = desired.frontends.keys();
         desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
         desired
@@ -345,7 +341,7 @@ impl Reconciler {
     fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
-            let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen.brief());
+            let who = format!("{} {} on {}", share.name, key.endpoint, key.listen.place());
             let is_active = |share: &Share| share.state == State::Active;
             match (before, is_active(share)) {
                 (None, true) => {
@@ -365,8 +361,8 @@ impl Reconciler {
         }
         for (key, share) in &self.shown {
             if !desired.backends.contains_key(key) {
-                let port = key.listen.brief();
-                tracing::info!("- {} {} on :{port} gone", share.name, key.endpoint);
+                let place = key.listen.place();
+                tracing::info!("- {} {} on {place} gone", share.name, key.endpoint);
             }
         }
         self.shown.clone_from(&desired.backends);
@@ -381,6 +377,7 @@ impl Reconciler {
             namespace: self.job.namespace,
             interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
+            inside: self.kept_inside(desired),
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
             filters: self.dataplane.filters(),

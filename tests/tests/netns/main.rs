@@ -9,6 +9,7 @@ mod flood;
 mod flows;
 mod forwarding;
 mod front;
+mod given;
 mod identity;
 mod inside;
 mod local;
