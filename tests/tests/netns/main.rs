@@ -16,6 +16,7 @@ mod local;
 mod local_hooks;
 mod matrix;
 mod paths;
+mod routes;
 mod timeouts;
 mod transfer;
 mod xdp;
