@@ -6,20 +6,70 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use samport_common::layout::{MAX_FRONTENDS, Scope};
 
 use crate::netlink::Devices;
+use crate::ports::Listen;
+
+/// What each port is served on.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Fronts {
+    /// The addresses of each port, and to whom.
+    pub on: BTreeMap<Listen, BTreeMap<IpAddr, Scope>>,
+    /// What is not served, in words.
+    pub complaints: Vec<String>,
+}
+
+/// Gives each port its addresses: its own, if the machine has that, or else all that no other service of
+/// the port is given.
+#[must_use]
+pub fn assign(devices: &Devices, interfaces: &[String], listens: &BTreeSet<Listen>) -> Fronts {
+    let given = listens.iter().filter(|listen| listen.addr.is_some()).count();
+    let everywhere = listens.len() - given;
+    let room = (MAX_FRONTENDS as usize).saturating_sub(given) / everywhere.max(1);
+    let addresses = addresses(devices, interfaces, room);
+    let mut fronts = Fronts::default();
+    if everywhere > 0 {
+        fronts.complaints.extend(addresses.complaint(everywhere));
+    }
+    for listen in listens {
+        let on = match listen.addr {
+            Some(addr) => {
+                scope_of(devices, interfaces, addr).map(|scope| (addr, scope)).into_iter().collect()
+            }
+            None => addresses.without_given(*listen, listens),
+        };
+        if listen.addr.is_some() && on.is_empty() {
+            fronts.complaints.push(format!(
+                "{} is not served: no interface of this machine has that address; it is served when one \
+                 gets it",
+                listen.brief()
+            ));
+        }
+        fronts.on.insert(*listen, on);
+    }
+    fronts
+}
+
+/// To whom an address is served, if it is one of this machine's.
+fn scope_of(devices: &Devices, interfaces: &[String], addr: IpAddr) -> Option<Scope> {
+    let mut holders = devices.values().filter(|device| device.addresses.contains(&addr)).peekable();
+    let inside = addr.is_loopback() || holders.peek().is_some() && !is_link_local(addr);
+    if holders.any(|device| interfaces.contains(&device.name)) {
+        return Some(Scope::Everybody);
+    }
+    inside.then_some(Scope::Inside)
+}
 
 /// The addresses to be served.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Addresses {
+struct Addresses {
     /// Each, and to whom.
-    pub served: BTreeMap<IpAddr, Scope>,
+    served: BTreeMap<IpAddr, Scope>,
     /// How many others there is no room for, by family: IPv4, IPv6.
-    pub left_out: [usize; 2],
+    left_out: [usize; 2],
 }
 
 /// The addresses of the interfaces clients come in by for everybody, all others of this machine for
-/// those inside it; as many of these as `ports` ports leave room for.
-#[must_use]
-pub fn addresses(devices: &Devices, interfaces: &[String], ports: usize) -> Addresses {
+/// those inside it; as many of these as there is room for.
+fn addresses(devices: &Devices, interfaces: &[String], room: usize) -> Addresses {
     let (outer, others): (Vec<_>, Vec<_>) =
         devices.values().partition(|device| interfaces.contains(&device.name));
     let everybody: BTreeSet<IpAddr> =
@@ -34,7 +84,7 @@ pub fn addresses(devices: &Devices, interfaces: &[String], ports: usize) -> Addr
     let inside = local.into_iter().chain(inside.into_iter().filter(|addr| !local.contains(addr)));
 
     let mut addresses = Addresses::default();
-    let mut room = [MAX_FRONTENDS as usize / ports.max(1); 2];
+    let mut room = [room; 2];
     for addr in everybody {
         let room = &mut room[usize::from(addr.is_ipv6())];
         *room = room.saturating_sub(1);
@@ -53,9 +103,14 @@ pub fn addresses(devices: &Devices, interfaces: &[String], ports: usize) -> Addr
 }
 
 impl Addresses {
+    /// Those of a port that its other services are not given.
+    fn without_given(&self, listen: Listen, listens: &BTreeSet<Listen>) -> BTreeMap<IpAddr, Scope> {
+        let all = self.served.iter().map(|(addr, scope)| (*addr, *scope));
+        all.filter(|(addr, _)| !listens.contains(&listen.at(*addr))).collect()
+    }
+
     /// What is left out, in words, if anything is.
-    #[must_use]
-    pub fn complaint(&self, ports: usize) -> Option<String> {
+    fn complaint(&self, ports: usize) -> Option<String> {
         let families = ["IPv4", "IPv6"].into_iter().zip(self.left_out);
         let missing: Vec<_> = families
             .filter(|(_, count)| *count > 0)
@@ -95,7 +150,7 @@ mod tests {
     }
 
     fn of(list: &[(&str, &[&str])]) -> Vec<(String, Scope)> {
-        let found = addresses(&devices(list), &["eth0".to_owned()], 2);
+        let found = addresses(&devices(list), &["eth0".to_owned()], 2_048);
         assert_eq!(found.left_out, [0, 0]);
         found.served.into_iter().map(|(addr, scope)| (addr.to_string(), scope)).collect()
     }
@@ -137,11 +192,11 @@ mod tests {
         };
         let mut devices = devices(&[("eth0", &[]), ("docker0", &["172.17.0.1", "fd00::1"])]);
         devices.get_mut(&1).unwrap().addresses = many(1, 2_046);
-        let full = addresses(&devices, &["eth0".to_owned()], 2);
+        let full = addresses(&devices, &["eth0".to_owned()], 2_048);
         assert_eq!((full.left_out, full.complaint(2)), ([0, 0], None));
 
         devices.get_mut(&2).unwrap().addresses.extend(many(2, 100));
-        let found = addresses(&devices, &["eth0".to_owned()], 2);
+        let found = addresses(&devices, &["eth0".to_owned()], 2_048);
         assert_eq!(found.left_out, [100, 0]);
         let served = |scope| found.served.values().filter(|served| **served == scope).count();
         // Of the other family everything is served, and 127.0.0.1 and one more of this one.
@@ -152,8 +207,75 @@ mod tests {
         assert!(complaint.contains("4096"), "{complaint}");
 
         devices.get_mut(&1).unwrap().addresses = many(1, 2_049);
-        let found = addresses(&devices, &["eth0".to_owned()], 2);
+        let found = addresses(&devices, &["eth0".to_owned()], 2_048);
         assert!(!found.served.contains_key(&IpAddr::from([127, 0, 0, 1])));
         assert_eq!(found.left_out, [102, 0], "the plan refuses what is left");
+    }
+
+    fn shown(fronts: &Fronts) -> Vec<String> {
+        let one = |listen: &Listen, (addr, scope): (&IpAddr, &Scope)| {
+            let everybody = if *scope == Scope::Everybody { " to everybody" } else { "" };
+            format!("{} on {addr}{everybody}", listen.brief())
+        };
+        fronts.on.iter().flat_map(|(listen, on)| on.iter().map(|to| one(listen, to))).collect()
+    }
+
+    #[test]
+    fn an_address_that_is_given_is_taken_from_the_port_everywhere() {
+        let devices = devices(&[
+            ("eth0", &["192.0.2.1", "192.0.2.7", "2001:db8::7", "fe80::1"]),
+            ("br0", &["10.0.0.1", "fe80::2"]),
+        ]);
+        let listens = ["80", "192.0.2.7:80", "[2001:db8::7]:80/udp", "127.0.0.9:80", "10.0.0.1:81"];
+        let listens = listens.map(|text| text.parse().unwrap()).into();
+        let fronts = assign(&devices, &["eth0".to_owned()], &listens);
+        assert_eq!(fronts.complaints, [""; 0]);
+        let mut on = shown(&fronts);
+        on.sort();
+        assert_eq!(
+            on,
+            [
+                "10.0.0.1:81 on 10.0.0.1",
+                "127.0.0.9:80 on 127.0.0.9",
+                "192.0.2.7:80 on 192.0.2.7 to everybody",
+                "80 on 10.0.0.1",
+                "80 on 127.0.0.1",
+                "80 on 192.0.2.1 to everybody",
+                "80 on 2001:db8::7 to everybody",
+                "80 on ::1",
+                "80 on fe80::1 to everybody",
+                "[2001:db8::7]:80/udp on 2001:db8::7 to everybody",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_address_the_machine_has_not_is_waited_for_and_named() {
+        let listens = ["192.0.2.9:80", "[fe80::2]:80"].map(|text| text.parse().unwrap()).into();
+        let interfaces = ["eth0".to_owned()];
+        let fronts =
+            assign(&devices(&[("eth0", &[]), ("br0", &["fe80::2"])]), &interfaces, &listens);
+        assert_eq!(shown(&fronts), [""; 0]);
+        assert_eq!((fronts.on.len(), fronts.complaints.len()), (2, 2));
+        assert!(fronts.complaints[0].starts_with("192.0.2.9:80 is not served"), "{fronts:?}");
+        let later = assign(&devices(&[("eth0", &["192.0.2.9", "fe80::2"])]), &interfaces, &listens);
+        assert_eq!(shown(&later).len(), 2);
+        assert_eq!(later.complaints, [""; 0]);
+    }
+
+    #[test]
+    fn a_given_address_takes_the_room_of_one_place() {
+        let mut devices = devices(&[("eth0", &[])]);
+        let many = (0..4_100_u16).map(|n| [10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]].into());
+        devices.get_mut(&1).unwrap().addresses = many.collect();
+        let listens =
+            ["80", "10.1.0.1:80", "10.1.0.2:443"].map(|text| text.parse().unwrap()).into();
+        let fronts = assign(&devices, &["eth1".to_owned()], &listens);
+        let places: usize =
+            fronts.on.values().flat_map(BTreeMap::keys).filter(|a| a.is_ipv4()).count();
+        assert!((4_090..=MAX_FRONTENDS as usize).contains(&places), "{places}");
+        assert_eq!(fronts.complaints.len(), 1);
+        let alone = ["10.1.0.1:80"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(assign(&devices, &["eth1".to_owned()], &alone).complaints, [""; 0]);
     }
 }

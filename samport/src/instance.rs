@@ -4,6 +4,7 @@
 //! instances for the same thing have the same name. The lock is held as long as the process lives;
 //! an instance whose lock is free is a leftover.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -48,6 +49,9 @@ pub struct Record {
     pub interfaces: Vec<String>,
     /// Ports it serves.
     pub ports: Vec<Listen>,
+    /// Those of them that it serves on the addresses inside of the machine too.
+    #[serde(default)]
+    pub inside: BTreeSet<Listen>,
     /// How its programs are attached.
     pub hook: String,
     /// Whether clients on the machine itself are served.
@@ -208,7 +212,8 @@ pub fn name_for(interfaces: &[String], ports: &[Listen], namespace: u64) -> Stri
     let interfaces = interfaces.join("+");
     let plain: String =
         interfaces.chars().map(|c| if c == '.' || c == '/' { '_' } else { c }).collect();
-    let ports: Vec<String> = ports.iter().map(|port| port.brief().replace('/', "")).collect();
+    let brief = |port: &Listen| port.brief().replace('/', "").replace('.', "_");
+    let ports: Vec<String> = ports.iter().map(brief).collect();
     let ports = if ports.is_empty() { "labels".to_owned() } else { ports.join("+") };
     format!("{plain}:{ports}@{namespace}")
 }
@@ -223,22 +228,34 @@ pub fn refuse_overlap(interfaces: &[String], ports: &[Listen], namespace: u64) -
         if other.pid == std::process::id() {
             continue;
         }
-        let interface = interfaces.iter().find(|i| other.interfaces.contains(i));
-        let port = ports.iter().find(|p| other.ports.contains(p));
-        if let (true, Some(interface), Some(port)) = (other.namespace == namespace, interface, port)
+        if other.namespace == namespace
+            && let Some((port, theirs)) = clash(interfaces, ports, &other)
         {
+            let [port, theirs] = [port, theirs].map(Listen::brief);
+            let whose = if port == theirs { String::new() } else { format!(" with {theirs}") };
             return Err(coded(
                 Exit::Conflict,
                 format!(
-                    "port {} on {interface} is served by samport {name} (pid {}); stop it, or choose \
+                    "port {port} on {} is served by samport {name} (pid {}){whose}; stop it, or choose \
                      another port",
-                    port.brief(),
+                    other.interfaces.join(", "),
                     other.pid
                 ),
             ));
         }
     }
     Ok(())
+}
+
+/// A port of ours and one of another instance's that mean the same packets: on a common interface every
+/// common address, elsewhere one that is given to both.
+fn clash(interfaces: &[String], ports: &[Listen], other: &Record) -> Option<(Listen, Listen)> {
+    let meet = interfaces.iter().any(|interface| other.interfaces.contains(interface));
+    let pairs = ports.iter().flat_map(|port| other.ports.iter().map(|theirs| (*port, *theirs)));
+    let clashes = |(port, theirs): &(Listen, Listen)| {
+        port.overlaps(*theirs) && (meet || port == theirs && port.addr.is_some())
+    };
+    pairs.into_iter().find(clashes)
 }
 
 /// Inode of the network namespace this process is in.
@@ -330,5 +347,32 @@ mod tests {
         assert_eq!(name, "br_0+eth0_100:80+80udp+443@42");
         let ports = [Listen::tcp(80), Listen::tcp(443), Listen::udp(80)];
         assert_eq!(name, name_for(&["br/0".into(), "eth0.100".into()], &ports, 42));
+        let ports = ["198.51.100.7:80/udp", "[::1]:80"].map(|text| text.parse().unwrap());
+        assert_eq!(name_for(&["eth0".into()], &ports, 42), "eth0:[::1]:80+198_51_100_7:80udp@42");
+    }
+
+    #[test]
+    fn ports_clash_on_a_common_interface_and_where_both_are_given_one_address() {
+        let listen = |text: &str| -> Listen { text.parse().unwrap() };
+        let ports = vec![listen("80"), listen("192.0.2.1:443")];
+        let other = Record { interfaces: vec!["eth0".into()], ports, ..Record::default() };
+        for (interface, port, theirs) in [
+            ("eth0", "80", Some("80")),
+            ("eth0", "192.0.2.1:80", Some("80")),
+            ("eth0", "443", Some("192.0.2.1:443")),
+            ("eth0", "192.0.2.2:443", None),
+            ("eth0", "80/udp", None),
+            ("eth1", "80", None),
+            ("eth1", "192.0.2.1:80", None),
+            ("eth1", "443", None),
+            ("eth1", "192.0.2.1:443", Some("192.0.2.1:443")),
+        ] {
+            let found = clash(&[interface.to_owned()], &[listen(port)], &other);
+            assert_eq!(
+                found,
+                theirs.map(|theirs| (listen(port), listen(theirs))),
+                "{interface} {port}"
+            );
+        }
     }
 }

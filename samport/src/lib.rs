@@ -23,6 +23,7 @@ mod privileges;
 pub mod reconcile;
 pub mod routes;
 mod seat;
+pub mod siblings;
 pub mod site;
 pub mod sockets;
 pub mod table;

@@ -12,8 +12,24 @@ use crate::ports::Listen;
 
 /// A socket that waits for whoever comes.
 struct Listener {
-    at: Listen,
+    local: SocketAddr,
+    protocol: Protocol,
     inode: u64,
+}
+
+impl Listener {
+    /// Whether it hears what clients send to a port. The host's own clients know what listens on a
+    /// loopback address alone, and find it there: it is in the way of a service of that address only.
+    fn is_in_the_way_of(&self, port: Listen) -> bool {
+        let ip = self.local.ip().to_canonical();
+        let hears = match port.addr {
+            None => !ip.is_loopback(),
+            // One for IPv6 may hear IPv4 too; whether it does is not to be seen from here.
+            Some(addr) if ip.is_unspecified() => ip.is_ipv6() || addr.is_ipv4(),
+            Some(addr) => addr == ip,
+        };
+        hears && (self.local.port(), self.protocol) == (port.port, port.protocol)
+    }
 }
 
 /// Refuses ports that a socket of this network namespace listens on: it would get no more
@@ -25,7 +41,8 @@ pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
     let listeners =
         Protocol::ALL.into_iter().filter(|of| ports.iter().any(|port| port.protocol == *of));
     let mut listeners = listeners.flat_map(listeners_of);
-    let Some(Listener { at, inode }) = listeners.find(|one| ports.contains(&one.at)) else {
+    let taken = |one: &Listener| ports.iter().find(|port| one.is_in_the_way_of(**port)).copied();
+    let Some((at, inode)) = listeners.find_map(|one| Some((taken(&one)?, one.inode))) else {
         return Ok(());
     };
     let (who, way_out) = match owner(inode) {
@@ -49,7 +66,7 @@ pub fn on_loopback(ports: &[Listen]) -> Vec<(Listen, IpAddr)> {
     let mut found = Vec::new();
     for protocol in Protocol::ALL {
         for (local, _) in sockets_of(protocol) {
-            let at = Listen { port: local.port(), protocol };
+            let at = Listen { port: local.port(), protocol, addr: None };
             if local.ip().is_loopback() && ports.contains(&at) {
                 found.push((at, local.ip()));
             }
@@ -58,13 +75,9 @@ pub fn on_loopback(ports: &[Listen]) -> Vec<(Listen, IpAddr)> {
     found
 }
 
-/// The listeners of a protocol that are not on loopback alone.
 fn listeners_of(protocol: Protocol) -> Vec<Listener> {
-    let heard_outside =
-        sockets_of(protocol).into_iter().filter(|(local, _)| !local.ip().is_loopback());
-    heard_outside
-        .map(|(local, inode)| Listener { at: Listen { port: local.port(), protocol }, inode })
-        .collect()
+    let sockets = sockets_of(protocol).into_iter();
+    sockets.map(|(local, inode)| Listener { local, protocol, inode }).collect()
 }
 
 /// The sockets of a protocol that wait for whoever comes, and their inodes. /proc/net is a convenience: without it
@@ -134,10 +147,39 @@ mod tests {
     }
 
     #[test]
+    fn who_listens_on_another_address_is_in_nobodys_way() {
+        for (local, port, in_the_way) in [
+            ("0.0.0.0:80", "80", true),
+            ("192.0.2.1:80", "80", true),
+            ("127.0.0.1:80", "80", false),
+            ("0.0.0.0:80", "192.0.2.1:80", true),
+            ("[::]:80", "192.0.2.1:80", true),
+            ("[::]:80", "[2001:db8::7]:80", true),
+            ("0.0.0.0:80", "[2001:db8::7]:80", false),
+            ("192.0.2.1:80", "192.0.2.1:80", true),
+            ("[::ffff:192.0.2.1]:80", "192.0.2.1:80", true),
+            ("192.0.2.2:80", "192.0.2.1:80", false),
+            ("192.0.2.1:81", "192.0.2.1:80", false),
+            ("192.0.2.1:80", "192.0.2.1:80/udp", false),
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "192.0.2.1:80", false),
+        ] {
+            let listener =
+                Listener { local: local.parse().unwrap(), protocol: Protocol::Tcp, inode: 0 };
+            let port = port.parse().unwrap();
+            assert_eq!(listener.is_in_the_way_of(port), in_the_way, "{local} {port}");
+        }
+    }
+
+    #[test]
     fn a_server_on_loopback_is_found() {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let listen = Listen::tcp(server.local_addr().unwrap().port());
         assert_eq!(on_loopback(&[listen]), [(listen, Ipv4Addr::LOCALHOST.into())]);
         assert_eq!(on_loopback(&[Listen::udp(listen.port)]), []);
+        let here = listen.at(Ipv4Addr::LOCALHOST.into());
+        assert_eq!(on_loopback(&[here]), [], "who is given the address takes it or is refused");
+        let error = refuse_taken(&[here]).unwrap_err().to_string();
+        assert!(error.contains(&format!("port {}", here.brief())), "{error}");
     }
 }

@@ -43,12 +43,21 @@ pub type Devices = BTreeMap<u32, Device>;
 #[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
+    changes: watch::Receiver<u64>,
 }
 
 impl Netlink {
-    /// Connects, and says whenever a link or an address changes (the number counts changes).
+    /// Connects, and says whenever a link, an address or a route changes (the number counts changes).
     pub fn connect() -> Result<(Self, watch::Receiver<u64>)> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ];
         let (connection, handle, mut messages) =
             new_multicast_connection(&groups).context("open a netlink socket")?;
         tokio::spawn(connection);
@@ -58,7 +67,13 @@ impl Netlink {
                 counter.send_modify(|count| *count += 1);
             }
         });
-        Ok((Self { handle }, changed))
+        Ok((Self { handle, changes: changed.clone() }, changed))
+    }
+
+    /// How many changes there have been so far: while it stays the same, routes do.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// All devices with their addresses.

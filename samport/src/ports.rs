@@ -1,6 +1,7 @@
 //! Ports as users write them: what clients dial on the host, and where it leads.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
@@ -8,32 +9,78 @@ use samport_common::wire::protocol::Protocol;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A port of the host under one protocol: what makes a service that service. Written `80/tcp`.
+/// What is shown to who has got it wrong.
+const LIKE: &str = "like 198.51.100.7:80 or [2001:db8::7]:80";
+
+/// A port of the host under one protocol, on one address or on all that are not given to others: what
+/// makes a service that service. Written `80/tcp`, `198.51.100.7:80/tcp`, `[2001:db8::7]:80/tcp`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Listen {
     /// Port clients dial on the host, 1–65535.
     pub port: u16,
     /// By which protocol.
     pub protocol: Protocol,
+    /// The address clients dial, if the service is of that one alone.
+    pub addr: Option<IpAddr>,
 }
 
 impl Listen {
-    /// A TCP port.
+    /// A TCP port of every address.
     #[must_use]
     pub const fn tcp(port: u16) -> Self {
-        Self { port, protocol: Protocol::Tcp }
+        Self { port, protocol: Protocol::Tcp, addr: None }
     }
 
-    /// A UDP port.
+    /// A UDP port of every address.
     #[must_use]
     pub const fn udp(port: u16) -> Self {
-        Self { port, protocol: Protocol::Udp }
+        Self { port, protocol: Protocol::Udp, addr: None }
+    }
+
+    /// The same port on one address.
+    #[must_use]
+    pub const fn at(self, addr: IpAddr) -> Self {
+        Self { addr: Some(addr), ..self }
+    }
+
+    /// The same port on every address.
+    #[must_use]
+    pub const fn everywhere(self) -> Self {
+        Self { addr: None, ..self }
+    }
+
+    /// Whether some address is served by both, or would be if neither gave way.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        let apart = self.addr.is_some() && other.addr.is_some() && self.addr != other.addr;
+        self.everywhere() == other.everywhere() && !apart
+    }
+
+    /// Whether it may have addresses of a family.
+    #[must_use]
+    pub fn is_of_family(self, v6: bool) -> bool {
+        self.addr.is_none_or(|addr| addr.is_ipv6() == v6)
     }
 
     /// As people write it: TCP goes without saying.
     #[must_use]
     pub fn brief(self) -> String {
-        format!("{}{}", self.port, suffix(self.protocol))
+        format!("{}{}", self.address_and_port(), suffix(self.protocol))
+    }
+
+    /// The same where a port alone would look like any other number: `:80`.
+    #[must_use]
+    pub fn place(self) -> String {
+        format!("{}{}", if self.addr.is_none() { ":" } else { "" }, self.brief())
+    }
+
+    /// The same without the protocol.
+    #[must_use]
+    pub fn address_and_port(self) -> String {
+        match self.addr {
+            Some(addr) => SocketAddr::new(addr, self.port).to_string(),
+            None => self.port.to_string(),
+        }
     }
 }
 
@@ -46,7 +93,7 @@ const fn suffix(protocol: Protocol) -> &'static str {
 
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.port, self.protocol.name())
+        write!(f, "{}/{}", self.address_and_port(), self.protocol.name())
     }
 }
 
@@ -54,8 +101,10 @@ impl FromStr for Listen {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (number, protocol) = split_protocol(text)?;
-        Ok(Self { port: port(number)?, protocol })
+        let (place, protocol) = split_protocol(text)?;
+        let (addr, number) = split_address(place)?;
+        let port = port(number).with_context(|| format!("port of {text:?}"))?;
+        Ok(Self { port, protocol, addr })
     }
 }
 
@@ -78,7 +127,7 @@ impl Visitor<'_> for ListenVisitor {
     type Value = Listen;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a port from 1 to 65535, as a number or like \"53/udp\"")
+        f.write_str("a port from 1 to 65535, as a number or like \"53/udp\" or \"198.51.100.7:80\"")
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Listen, E> {
@@ -100,7 +149,7 @@ impl Visitor<'_> for ListenVisitor {
     }
 }
 
-/// One `-p PORT[:TARGET][/tcp|udp]`: a port of the host and where it leads in a container.
+/// One `-p [ADDR:]PORT[:TARGET][/tcp|udp]`: a port of the host and where it leads in a container.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct PortSpec {
     /// What clients dial.
@@ -109,18 +158,27 @@ pub struct PortSpec {
     pub target: Option<u16>,
 }
 
+impl PortSpec {
+    /// As it was given, but never a number alone: `:80:9090`.
+    #[must_use]
+    pub fn place(self) -> String {
+        format!("{}{self}", if self.listen.addr.is_none() { ":" } else { "" })
+    }
+}
+
 impl FromStr for PortSpec {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (ports, protocol) = split_protocol(text)?;
+        let (place, protocol) = split_protocol(text)?;
+        let (addr, ports) = split_address(place)?;
         let (listen, target) = match ports.split_once(':') {
             Some((listen, target)) => (listen, Some(target)),
             None => (ports, None),
         };
         let listen = port(listen).with_context(|| format!("listen port of {text:?}"))?;
         Ok(Self {
-            listen: Listen { port: listen, protocol },
+            listen: Listen { port: listen, protocol, addr },
             target: target
                 .map(|t| port(t).with_context(|| format!("target port of {text:?}")))
                 .transpose()?,
@@ -130,12 +188,40 @@ impl FromStr for PortSpec {
 
 impl fmt::Display for PortSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.listen.port)?;
+        f.write_str(&self.listen.address_and_port())?;
         if let Some(target) = self.target {
             write!(f, ":{target}")?;
         }
         f.write_str(suffix(self.listen.protocol))
     }
+}
+
+/// The address before a port, and the rest. What is before the first colon is a port, unless it cannot
+/// be meant as one.
+fn split_address(text: &str) -> Result<(Option<IpAddr>, &str)> {
+    let (address, rest) = match (text.strip_prefix('['), text.split_once(':')) {
+        (Some(bracketed), _) => match bracketed.split_once("]:") {
+            Some((address, rest)) => (address.parse::<Ipv6Addr>().map(IpAddr::from), rest),
+            None => bail!("{text:?}: after an IPv6 address in brackets comes :PORT, {LIKE}"),
+        },
+        (None, Some((before, rest))) if before.contains('.') => {
+            (before.parse::<Ipv4Addr>().map(IpAddr::from), rest)
+        }
+        (None, _) if text.contains("::") || text.split(':').count() > 3 => {
+            bail!("{text:?}: an IPv6 address stands in brackets, {LIKE}")
+        }
+        (None, Some((_, rest))) if rest.contains(':') => {
+            bail!("{text:?} begins with no address; give ADDR:PORT:TARGET, {LIKE}")
+        }
+        (None, _) => return Ok((None, text)),
+    };
+    let Ok(address) = address else {
+        bail!("{text:?} begins with no address; give ADDR:PORT or PORT, {LIKE}")
+    };
+    if address.is_unspecified() {
+        bail!("{text:?}: without an address before it, a port is served on all; say {rest}");
+    }
+    Ok((Some(address.to_canonical()), rest))
 }
 
 /// Parses a port number, 1 to 65535.
@@ -156,54 +242,4 @@ fn split_protocol(text: &str) -> Result<(&str, Protocol)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_read_and_written() {
-        for (text, listen, target, shown) in [
-            ("80", Listen::tcp(80), None, "80"),
-            ("80:9090", Listen::tcp(80), Some(9090), "80:9090"),
-            ("80:9090/tcp", Listen::tcp(80), Some(9090), "80:9090"),
-            ("53/udp", Listen::udp(53), None, "53/udp"),
-            ("53:5353/udp", Listen::udp(53), Some(5353), "53:5353/udp"),
-        ] {
-            let spec: PortSpec = text.parse().unwrap();
-            assert_eq!(spec, PortSpec { listen, target });
-            assert_eq!(spec.to_string(), shown);
-        }
-    }
-
-    #[test]
-    fn a_service_is_a_port_under_a_protocol() {
-        for (text, listen, full, brief) in [
-            ("80", Listen::tcp(80), "80/tcp", "80"),
-            ("80/tcp", Listen::tcp(80), "80/tcp", "80"),
-            ("53/udp", Listen::udp(53), "53/udp", "53/udp"),
-        ] {
-            assert_eq!(text.parse::<Listen>().unwrap(), listen);
-            assert_eq!((listen.to_string().as_str(), listen.brief().as_str()), (full, brief));
-        }
-        assert_ne!(Listen::tcp(53), Listen::udp(53));
-    }
-
-    #[test]
-    fn what_is_no_port_is_refused_by_name() {
-        for text in ["0", "65536", "80:x", "80:0", "", ":80", "80:", "80:81:82", "80/sctp", "80/"] {
-            let error = format!("{:#}", text.parse::<PortSpec>().unwrap_err());
-            assert!(error.contains(&format!("{text:?}")), "{error}");
-        }
-    }
-
-    #[test]
-    fn records_hold_port_and_protocol_and_a_number_is_tcp() {
-        let read = serde_json::from_str::<Vec<Listen>>;
-        let both = vec![Listen::tcp(80), Listen::udp(53)];
-        assert_eq!(serde_json::to_string(&both).unwrap(), r#"["80/tcp","53/udp"]"#);
-        assert_eq!(read(r#"[80,"53/udp"]"#).unwrap(), both);
-        for (text, word) in [("[0]", "1 to 65535"), ("[-1]", "1 to 65535"), ("[\"x\"]", "\"x\"")] {
-            let error = read(text).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-        }
-    }
-}
+mod tests;

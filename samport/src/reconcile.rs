@@ -2,6 +2,7 @@
 //! made and carried out. The only caller of `Dataplane::apply`.
 
 mod checks;
+mod fronts;
 mod operator;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,6 @@ use tokio::sync::watch;
 use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, XdpMode};
 use crate::draining::Drains;
-use crate::frontends;
 use crate::health::Health;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
@@ -77,6 +77,8 @@ pub struct Reconciler {
     complained: BTreeSet<String>,
     /// Loopback addresses where a server of the host was before us.
     left_alone: BTreeSet<(Listen, IpAddr)>,
+    /// Ports whose addresses inside of the machine another samport keeps.
+    ceded: BTreeSet<Listen>,
     written: Record,
 }
 
@@ -105,6 +107,7 @@ impl Reconciler {
             starting: Vec::new(),
             complained: BTreeSet::new(),
             left_alone: BTreeSet::new(),
+            ceded: BTreeSet::new(),
             written: Record::default(),
         }
     }
@@ -296,6 +299,9 @@ impl Reconciler {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
         for candidate in &snapshot.candidates {
+            if !candidate.listen.is_of_family(candidate.endpoint.is_ipv6()) {
+                continue;
+            }
             let state = self.health.state(candidate);
             if state == State::Starting {
                 self.starting.push(starting_record(candidate));
@@ -332,15 +338,7 @@ impl Reconciler {
             let (name, weight) = (candidate.name.clone(), self.orders.weight_of(candidate));
             desired.backends.insert(key, Share { name, weight, state });
         }
-        let ports = desired.frontends.len();
-        let addresses = frontends::addresses(devices, &self.job.interfaces, ports);
-        if let Some(complaint) = addresses.complaint(ports) {
-            complain(&mut self.complained, &complaint);
-        }
-        for (listen, on) in &mut desired.frontends {
-            on.clone_from(&addresses.served);
-            on.retain(|addr, _| !self.left_alone.contains(&(*listen, *addr)));
-        }
+        self.settle_fronts(&mut desired, devices);
         let ports = desired.frontends.keys();
         desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
         desired
@@ -385,7 +383,7 @@ impl Reconciler {
     fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
-            let who = format!("{} {} on :{}", share.name, key.endpoint, key.listen.brief());
+            let who = format!("{} {} on {}", share.name, key.endpoint, key.listen.place());
             match (before.map(|share| share.state), share.state) {
                 (None, State::Active) => {
                     let after = since_start(key, snapshot);
@@ -405,10 +403,10 @@ impl Reconciler {
         }
         for (key, share) in &self.shown {
             if !desired.backends.contains_key(key) {
-                let port = key.listen.brief();
+                let place = key.listen.place();
                 let is_down = self.drains.down().contains_key(&Seat::from(key));
                 let how = if is_down { "down" } else { "gone" };
-                tracing::info!("- {} {} on :{port} {how}", share.name, key.endpoint);
+                tracing::info!("- {} {} on {place} {how}", share.name, key.endpoint);
             }
         }
         self.shown.clone_from(&desired.backends);
@@ -423,6 +421,7 @@ impl Reconciler {
             namespace: self.job.namespace,
             interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
+            inside: self.kept_inside(desired),
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
             socket: self.job.socket.clone(),

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use samport::lab::{BackendsFile, HOST_V4, HOST_V6, Lab, Namespace, Server, stats};
+pub use samport::lab::{Backend, BackendsFile, HOST_V4, HOST_V6, Lab, Namespace, Server, stats};
 
 /// Ends the test unless it runs as root. Nothing is ever skipped: a skipped test looks like one
 /// that has passed.

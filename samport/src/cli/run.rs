@@ -46,9 +46,10 @@ pub struct Args {
         value_delimiter = ','
     )]
     iface: Vec<String>,
-    /// Port to serve, and the containers' port if it is another; TCP, unless it ends in /udp. Without
-    /// any, labels decide.
-    #[arg(short, long, value_name = "PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    /// Port to serve, and the containers' port if it is another; TCP, unless it ends in /udp. With an
+    /// address before it, like 198.51.100.7:80 or [2001:db8::7]:80, it is served there alone, and a port
+    /// without one on all other addresses. Without any, labels decide.
+    #[arg(short, long, value_name = "[ADDR:]PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
     port: Vec<PortSpec>,
     /// A backend that is given here and needs no Docker; several may be given.
     #[arg(long, value_name = "IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
@@ -324,7 +325,7 @@ fn remove_leftovers(ours: &Instance, interfaces: &[String], namespace: u64) -> R
 
 fn say_ready(args: &Args, reconciler: &Reconciler) {
     let interfaces = args.iface.join(", ");
-    let ports: Vec<String> = args.port.iter().map(|port| format!(":{port}")).collect();
+    let ports: Vec<String> = args.port.iter().map(|port| port.place()).collect();
     let ports = if ports.is_empty() { "the ports of labels".to_owned() } else { ports.join(", ") };
     let (backends, hook) = (reconciler.serving(), reconciler.hooks());
     let plural = if backends == 1 { "" } else { "s" };

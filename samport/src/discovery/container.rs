@@ -248,16 +248,18 @@ fn without_clashes(
     labels: &mut Labels,
     policy: &Policy,
 ) -> Result<Vec<(Listen, u16)>, Rejection> {
-    let served: BTreeSet<Listen> = policy.ports.iter().map(|spec| spec.listen).collect();
+    let flags = policy.ports.iter().map(|spec| spec.listen);
+    let served: BTreeSet<Listen> = flags.chain(ports.iter().map(|(listen, _)| *listen)).collect();
     let (clashing, free): (Vec<_>, Vec<_>) = ports.iter().copied().partition(|(listen, target)| {
-        let at = Listen { port: *target, ..*listen };
-        served.contains(&at) || ports.iter().any(|(other, _)| *other == at)
+        // On which of the host's addresses it listens nobody knows.
+        let at = Listen { port: *target, ..listen.everywhere() };
+        served.iter().any(|served| served.overlaps(at))
     });
     let why = clashing.first().map(|(listen, target)| {
         format!(
             "it was started with --network host, where port {target} is for samport to serve; let it \
              listen on another port and say -p {}:PORT or label it samport.target=PORT",
-            listen.port
+            listen.address_and_port()
         )
     });
     match why {

@@ -16,12 +16,7 @@ use crate::ports::{Listen, PortSpec};
 /// [`Exit::Conflict`], naming the container.
 pub(super) fn refuse(ports: &[PortSpec], running: &[ContainerSummary]) -> Result<()> {
     for container in running {
-        let published = container
-            .ports
-            .iter()
-            .flatten()
-            // No client comes in by loopback.
-            .filter(|port| !ip(port).is_some_and(|ip| ip.is_loopback()));
+        let published = container.ports.iter().flatten();
         for published in published {
             if let Some(spec) = ports.iter().find(|spec| takes(published, spec.listen)) {
                 let name = container.names.iter().flatten().next();
@@ -44,7 +39,16 @@ fn takes(published: &PortSummary, listen: Listen) -> bool {
         Protocol::Tcp => PortSummaryTypeEnum::TCP,
         Protocol::Udp => PortSummaryTypeEnum::UDP,
     };
-    published.public_port == Some(listen.port) && published.typ.is_none_or(|typ| typ == kind)
+    let is_in_the_way = match (ip(published), listen.addr) {
+        (None, _) => true,
+        // No client comes in by loopback.
+        (Some(ip), None) => !ip.is_loopback(),
+        (Some(ip), Some(addr)) if ip.is_unspecified() => ip.is_ipv4() == addr.is_ipv4(),
+        (Some(ip), Some(addr)) => ip == addr,
+    };
+    is_in_the_way
+        && published.public_port == Some(listen.port)
+        && published.typ.is_none_or(|typ| typ == kind)
 }
 
 fn ip(port: &PortSummary) -> Option<IpAddr> {

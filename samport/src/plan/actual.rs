@@ -17,6 +17,7 @@ pub struct Actual {
     pub(super) backends: BTreeMap<BackendKey, (BackendId, Marks)>,
     pub(super) owners: Owners,
     pub(super) services: BTreeMap<ServiceKey, Installed>,
+    /// By address and port, whichever service has them.
     pub(super) frontends: BTreeMap<(IpAddr, Listen), Frontend>,
     pub(super) allowed: BTreeSet<(ServiceKey, IpNet)>,
     pub(super) ports: BTreeSet<Listen>,

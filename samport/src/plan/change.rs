@@ -219,12 +219,12 @@ pub enum Change {
     SetFrontend {
         /// The address.
         addr: IpAddr,
-        /// The port.
+        /// The port, without an address.
         listen: Listen,
         /// The service, and who may dial it there.
         to: Frontend,
     },
-    /// Lets packets to a port be looked at.
+    /// Lets packets to a port be looked at, on whatever address.
     OpenPort(Listen),
     /// Stops that.
     ClosePort(Listen),
@@ -232,7 +232,7 @@ pub enum Change {
     RemoveFrontend {
         /// The address.
         addr: IpAddr,
-        /// The port.
+        /// The port, without an address.
         listen: Listen,
     },
     /// Forgets the replies of a socket.

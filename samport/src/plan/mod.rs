@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{MAX_BACKENDS, MAX_FRONTENDS, SHARED_BY};
+use samport_common::layout::{MAX_BACKENDS, MAX_FRONTENDS, SHARED_BY, Scope};
 
 use crate::ports::Listen;
 use crate::table::{Region, slots_for};
@@ -251,11 +251,11 @@ fn plan_services(
     ids: &BTreeMap<&BackendKey, BackendId>,
     changes: &mut Vec<Change>,
 ) -> Result<()> {
-    // First of all, so that there is room for those that take their place.
-    for (addr, listen) in actual.frontends.keys() {
-        if !desired.frontends.get(listen).is_some_and(|on| on.contains_key(addr)) {
-            changes.push(Change::RemoveFrontend { addr: *addr, listen: *listen });
-        }
+    // First of all, so that there is room for those that take their place. Where only the service is
+    // another, the new one is put over the old one.
+    let (places, ports) = places(desired);
+    for (addr, listen) in actual.frontends.keys().filter(|place| !places.contains(place)) {
+        changes.push(Change::RemoveFrontend { addr: *addr, listen: *listen });
     }
     let mut tables = actual.tables.clone();
     for (key, installed) in &actual.services {
@@ -278,21 +278,27 @@ fn plan_services(
         let policy = desired.policies.get(&key.listen).copied().unwrap_or_default();
         let shared = has_shared(desired, *key);
         let restricted = desired.allowed.get(&key.listen).is_some_and(|nets| !nets.is_empty());
+        let listen = key.listen.everywhere();
         for (addr, scope) in addresses.into_iter().flatten() {
             let to =
                 Frontend { id: installed.id, region, scope: *scope, restricted, shared, policy };
-            if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, key.listen)) != Some(&to) {
-                changes.push(Change::SetFrontend { addr: *addr, listen: key.listen, to });
+            if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, listen)) != Some(&to) {
+                changes.push(Change::SetFrontend { addr: *addr, listen, to });
             }
         }
     }
-    for listen in desired.frontends.keys().filter(|listen| !actual.ports.contains(listen)) {
-        changes.push(Change::OpenPort(*listen));
-    }
-    for listen in actual.ports.iter().filter(|listen| !desired.frontends.contains_key(listen)) {
-        changes.push(Change::ClosePort(*listen));
-    }
+    changes.extend(ports.difference(&actual.ports).copied().map(Change::OpenPort));
+    changes.extend(actual.ports.difference(&ports).copied().map(Change::ClosePort));
     Ok(())
+}
+
+/// What the kernel knows of frontends, whichever service has them: addresses with their ports, and ports.
+fn places(desired: &Desired) -> (BTreeSet<(IpAddr, Listen)>, BTreeSet<Listen>) {
+    let on = |(listen, on): (&Listen, &BTreeMap<IpAddr, Scope>)| -> Vec<_> {
+        on.keys().map(|addr| (*addr, listen.everywhere())).collect()
+    };
+    let places = desired.frontends.iter().flat_map(on).collect();
+    (places, desired.frontends.keys().map(|listen| listen.everywhere()).collect())
 }
 
 /// Whether some backend of a service answers for other services too.
@@ -323,5 +329,7 @@ fn table_of(
 
 #[cfg(test)]
 mod allow_tests;
+#[cfg(test)]
+mod given_tests;
 #[cfg(test)]
 mod tests;

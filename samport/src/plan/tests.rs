@@ -33,9 +33,13 @@ fn draining() -> Share {
 }
 
 fn wish(backends: &[(BackendKey, Share)]) -> Desired {
-    let on = BTreeMap::from([(VIP, Scope::Everybody)]);
+    let listens: BTreeSet<Listen> = backends.iter().map(|(key, _)| key.listen).collect();
+    let on = |listen: &Listen| {
+        let given_away = listen.addr.is_none() && listens.contains(&listen.at(VIP));
+        (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::Everybody))))
+    };
     Desired {
-        frontends: backends.iter().map(|(key, _)| (key.listen, on.clone())).collect(),
+        frontends: listens.iter().map(on).collect(),
         backends: backends.iter().cloned().collect(),
         interfaces: [2].into(),
         ..Desired::default()
@@ -352,7 +356,8 @@ impl Model {
             for slot in region.base..region.base + region.len {
                 let id = self.slots[&slot];
                 let backend = self.serving.get(&id).unwrap_or_else(|| panic!("id {id} is not set"));
-                assert_eq!(backend.listen, *listen, "{backend:?} is in another port's table");
+                let port = backend.listen.everywhere();
+                assert_eq!(port, *listen, "{backend:?} is in another port's table");
                 let owners = &self.owners[&backend.source()];
                 assert!(owners.iter().any(|(_, owner)| owner.index == id), "{backend:?}");
                 let Route::Peer(place) = backend.route else { panic!("only peers here") };
@@ -363,7 +368,7 @@ impl Model {
 }
 
 fn wishes() -> impl Strategy<Value = Vec<Desired>> {
-    let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(8080)];
+    let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(80).at(VIP)];
     let backend = (1u8..12, prop::sample::select(listens), 0u32..4, any::<bool>());
     let backends = prop::collection::vec(backend, 0..10);
     prop::collection::vec(backends, 1..12).prop_map(|wishes| {
@@ -405,7 +410,8 @@ proptest! {
             let wanted: BTreeSet<_> = desired.backends.keys().collect();
             prop_assert_eq!(wanted, model.serving.values().collect::<BTreeSet<_>>());
             let frontends: BTreeSet<_> = model.frontends.keys().copied().collect();
-            let ports: BTreeSet<_> = desired.frontends.keys().map(|on| (VIP, *on)).collect();
+            let ports = desired.frontends.keys().map(|on| (VIP, on.everywhere()));
+            let ports: BTreeSet<_> = ports.collect();
             prop_assert_eq!(frontends, ports);
         }
     }

@@ -41,15 +41,24 @@ pub(super) fn check_families(
         .filter(|device| names.contains(&device.name))
         .flat_map(|device| device.addresses.iter().map(IpAddr::is_ipv6))
         .collect();
-    let fits = |candidate: &&Candidate| served.contains(&candidate.endpoint.is_ipv6());
+    let fits = |candidate: &&Candidate| {
+        let v6 = candidate.endpoint.is_ipv6();
+        match candidate.listen.addr {
+            Some(addr) => addr.is_ipv6() == v6,
+            None => served.contains(&v6),
+        }
+    };
     let fitting: BTreeSet<_> = snapshot.candidates.iter().filter(fits).map(|c| &c.id).collect();
     for misfit in snapshot.candidates.iter().filter(|candidate| !fitting.contains(&candidate.id)) {
         let family = if misfit.endpoint.is_ipv6() { "IPv6" } else { "IPv4" };
+        let front = match misfit.listen.addr {
+            Some(_) => misfit.listen.brief(),
+            None => names.join(", "),
+        };
         let message = format!(
-            "backend {} is {family}, but {} has no {family} address to serve it on; give it one, or \
+            "backend {} is {family}, but {front} has no {family} address to serve it on; give it one, or \
              take a backend of the other family",
             misfit.endpoint,
-            names.join(", ")
         );
         if fitting.is_empty() {
             return Err(coded(Exit::Failure, message));

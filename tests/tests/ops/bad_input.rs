@@ -39,6 +39,21 @@ fn what_is_no_port_is_named() {
     assert_refused(&lab, &["-i", "eth0", "-p", "65536"], 2, &["from 1 to 65535"]);
 }
 
+/// Case 87: an address before the port that is none is named, and the right form shown.
+#[test]
+fn what_is_no_address_before_a_port_is_named() {
+    let lab = lab(1);
+    for port in ["1.2.3:80", "[::1:80", "::1:80", "2001:db8::7:80", "host:80:81"] {
+        let words = [&format!("{port:?}"), "198.51.100.7:80", "[2001:db8::7]:80", "--port"];
+        let option = format!("--port={port}");
+        assert_refused(&lab, &["-i", "eth0", &option], 2, &words.map(|word| word as &str));
+    }
+    assert_refused(&lab, &["-i", "eth0", "-p", "1.2.3.4:"], 2, &["1.2.3.4:", "from 1 to 65535"]);
+    assert_refused(&lab, &["-i", "eth0", "-p", "0.0.0.0:80"], 2, &["0.0.0.0:80", "say 80"]);
+    // The backend is IPv4.
+    assert_refused(&lab, &["-i", "eth0", "-p", "[::1]:80"], 1, &["[::1]:80", "IPv4"]);
+}
+
 /// Case 87.
 #[test]
 fn a_protocol_that_cannot_be_balanced_is_named() {

@@ -1,9 +1,14 @@
 //! Several instances on one host.
 
+use std::net::SocketAddr;
+
+use samport::lab::Bridge;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{Load, ask, get};
 use samport_tests::served::{Served, Status, TARGET, fronts_of_second, second_client, text};
 use samport_tests::traces::{assert_traces, traces};
+
+use samport_tests::{PATIENCE, eventually};
 
 use crate::{ended, lab};
 
@@ -82,6 +87,82 @@ fn two_instances_serve_one_port_of_two_interfaces() {
     let Served { daemon, lab, .. } = served;
     daemon.stop();
     assert_traces(lab.host(), &before);
+}
+
+/// Case 86: of two instances on different interfaces with one port the first has the addresses inside of
+/// the machine, until it ends, and each has those of its own interface, for clients inside too.
+#[test]
+fn addresses_inside_are_served_by_the_first_of_two_instances() {
+    let mut lab = lab(2);
+    lab.add_container(Bridge::Other).unwrap();
+    let _client = second_client(&lab);
+    let _servers = lab.serve(TARGET).unwrap();
+    let start = |interface: &str, backend: usize| {
+        let backend = &lab.backends()[backend];
+        let [v4, v6] = [backend.v4(TARGET), backend.v6(TARGET)].map(|at| at.to_string());
+        let args = ["-i", interface, "-p", "80", "--backend", &v4, "--backend", &v6];
+        Daemon::start(&lab, &args)
+    };
+    let first = start("eth0", 0);
+    let second = start("eth1", 1);
+    let from_host = |front: SocketAddr| lab.host().run(|| get(front, "/")).unwrap().backend;
+    let from_container =
+        |front| lab.containers()[0].namespace().run(|| get(front, "/")).unwrap().backend;
+    let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
+    second.wait_for_line(
+        "port 80 on this machine's other addresses (loopback, bridges) stays",
+        PATIENCE,
+    );
+    let inside = ["127.0.0.1", "::1", "172.31.0.1", "2001:db8:4::1"].map(at);
+    for front in inside.into_iter().chain([lab.front(80), lab.front_v6(80)]) {
+        assert_eq!(from_host(front), "web-1", "{front}");
+    }
+    for front in [inside[2], inside[3], lab.front(80), lab.front_v6(80)] {
+        assert_eq!(from_container(front), "web-1", "{front}");
+    }
+    for front in fronts_of_second() {
+        // The first one has to notice that there is another.
+        eventually(&format!("{front} is the second's inside too"), || {
+            (from_host(front) == "web-2" && from_container(front) == "web-2").then_some(())
+        });
+    }
+    first.stop();
+    second.wait_for_line("port 80 on this machine's other addresses is ours now", PATIENCE);
+    for front in inside {
+        eventually(&format!("{front} is the second's"), || {
+            let answer = lab.host().run(|| get(front, "/")).ok()?;
+            (answer.backend == "web-2").then_some(())
+        });
+    }
+}
+
+/// Case 86: one address of a port and the port everywhere overlap on one interface; two addresses do not.
+#[test]
+fn an_address_that_another_instance_serves_is_refused_by_name() {
+    let lab = lab(1);
+    let client = second_client(&lab);
+    let _servers = lab.serve(TARGET).unwrap();
+    let file = Backends::dual(&lab, TARGET);
+    let args = ["-i", "eth0", "-p", "192.0.2.1:80", "-p", "81", "--file", file.path()];
+    let daemon = Daemon::start(&lab, &args);
+    let pid = daemon.pid().to_string();
+    let overlaps: [(&[&str], &[&str]); 4] = [
+        (&["-i", "eth0", "-p", "192.0.2.1:80"], &["port 192.0.2.1:80 "]),
+        (&["-i", "eth0", "-p", "80"], &["port 80 ", "with 192.0.2.1:80"]),
+        (&["-i", "eth0", "-p", "192.0.2.9:81"], &["port 192.0.2.9:81 ", "with 81"]),
+        (&["-i", "eth1", "-p", "192.0.2.1:80"], &["port 192.0.2.1:80 "]),
+    ];
+    for (overlap, words) in overlaps {
+        let args = [&["run", "--backend", "172.30.0.10"], overlap].concat();
+        ended(lab.host(), &args).assert(6, &[words, &[&pid]].concat());
+    }
+    let args = ["-i", "eth0", "-p", "127.0.0.1:80:9090", "--file", file.path()];
+    let other = Daemon::start(&lab, &args);
+    let local = SocketAddr::new([127, 0, 0, 1].into(), 80);
+    assert_eq!(lab.host().run(|| get(local, "/")).unwrap().backend, "web-1");
+    assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
+    other.stop();
+    drop(client);
 }
 
 /// Case 86: the same port is refused by name, with exit 6, whatever else is asked for.

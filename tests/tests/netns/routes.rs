@@ -1,0 +1,88 @@
+//! The kernel's own routes to backends, as they change.
+
+use std::net::{IpAddr, SocketAddr};
+
+use samport::lab::Namespace;
+use samport_tests::daemon::Daemon;
+use samport_tests::load::{ask, get};
+use samport_tests::served::TARGET;
+use samport_tests::{Lab, PATIENCE, eventually};
+
+use crate::lab;
+
+/// Addresses of the backend that routes lead to, by its usual link and by another one.
+const ENDPOINTS: [&str; 2] = ["10.99.0.1", "fd99::1"];
+
+/// Gives the backend the addresses and a second link to the host, `alt0`, which no route uses yet.
+fn plug_in(host: &Namespace, backend: &Namespace) {
+    host.batch(&format!(
+        "link add name alt0 type veth peer name eth1 netns {}\n\
+         addr add 172.29.0.1/24 dev alt0\n\
+         addr add fd29::1/64 dev alt0 nodad\n\
+         link set alt0 up\n",
+        backend.name()
+    ))
+    .unwrap();
+    backend
+        .batch(
+            "addr add 172.29.0.2/24 dev eth1\n\
+             addr add fd29::2/64 dev eth1 nodad\n\
+             link set eth1 up\n\
+             addr add 10.99.0.1/32 dev lo\n\
+             addr add fd99::1/128 dev lo\n\
+             link set lo up\n",
+        )
+        .unwrap();
+}
+
+/// Leads packets to the backend's addresses by a device of the host.
+fn lead(host: &Namespace, device: &str, gateways: [IpAddr; 2]) {
+    for (endpoint, gateway) in ENDPOINTS.iter().zip(gateways) {
+        let gateway = gateway.to_string();
+        host.ip(&["route", "replace", endpoint, "via", &gateway, "dev", device]).unwrap();
+    }
+}
+
+fn fronts(lab: &Lab) -> [SocketAddr; 2] {
+    [lab.front(80), lab.front_v6(80)]
+}
+
+/// A backend that is no container is reached by another device as soon as the route leads there, while
+/// nothing else changes.
+#[test]
+fn a_backend_whose_route_moves_to_another_device_is_served_by_that() {
+    let lab = lab(1);
+    let (host, backend) = (lab.host(), &lab.backends()[0]);
+    plug_in(host, backend.namespace());
+    let _servers = lab.serve(TARGET).unwrap();
+    lead(host, "br0", [backend.v4(0).ip(), backend.v6(0).ip()]);
+    let args = ["--backend", ENDPOINTS[0], "--backend", ENDPOINTS[1]];
+    let daemon = Daemon::start(&lab, &[&["-i", "eth0", "-p", "80:9090"], &args[..]].concat());
+    for front in fronts(&lab) {
+        assert_eq!(ask(&lab, front, 20).of("web-1"), 20, "{front}");
+    }
+
+    // No route for a moment is no reason to give a backend up.
+    for endpoint in ENDPOINTS {
+        host.ip(&["route", "del", endpoint]).unwrap();
+    }
+    let mark = daemon.mark();
+    lead(host, "alt0", ["172.29.0.2", "fd29::2"].map(|gateway| gateway.parse().unwrap()));
+    // Answers come back by the link the questions came by; the old one is unplugged.
+    for (family, gateway) in [("-4", "172.29.0.1"), ("-6", "fd29::1")] {
+        let route = [family, "route", "replace", "default", "via", gateway, "dev", "eth1"];
+        backend.namespace().ip(&route).unwrap();
+    }
+    for endpoint in ENDPOINTS {
+        daemon.wait_for_line_after(mark, &format!("+ {endpoint}"), PATIENCE);
+    }
+    backend.namespace().ip(&["link", "set", "eth0", "down"]).unwrap();
+    for front in fronts(&lab) {
+        eventually(&format!("{front} answers by the new way"), || {
+            lab.client().run(|| get(front, "/")).ok()
+        });
+        assert_eq!(ask(&lab, front, 20).of("web-1"), 20, "{front}");
+    }
+    let said = daemon.lines();
+    assert!(said.iter().all(|line| !line.text.contains("is not served")), "{said:?}");
+}
