@@ -97,6 +97,9 @@ fn dial_service<H: Hook, P: Tables>(
             is_remembered(&peer_key, &peer) || maps::remember_local_sender(&peer_key, &peer)
         }
     };
+    if remembered && call == Call::Connect {
+        standing::opens_socket(&chosen);
+    }
     H::set(sock, &backend.addr, backend.port);
     Some(if remembered { Verdict::LocalForward } else { Verdict::LocalUnremembered })
 }
@@ -205,6 +208,7 @@ pub fn forget(closed: &Closed) {
     }
     let key = SocketKey::new(closed.cookie(), closed.peer_addr(), port);
     if let Some(dialled) = maps::local_peer(&key) {
+        standing::closes_socket(&dialled.chosen);
         // Of datagram sockets only, but harmless for others.
         maps::forget_local_choice(&SocketKey { addr: dialled.addr, port: dialled.port, ..key });
         maps::forget_local_peer(&key);

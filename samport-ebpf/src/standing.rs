@@ -5,6 +5,7 @@ use samport_common::choose::Load;
 use samport_common::failover;
 use samport_common::flow::FlowWord;
 use samport_common::layout::{Backend, Event};
+use samport_common::local::Chosen;
 
 use crate::atomic;
 use crate::maps;
@@ -43,12 +44,28 @@ pub fn ends(word: FlowWord) {
     }
 }
 
-/// Adds to a backend's open flows, unless its id is another's by now.
+/// Takes note of a socket of this machine that is sent to a backend.
+#[inline(always)]
+pub fn opens_socket(chosen: &Chosen) {
+    add_open(chosen.backend, chosen.generation, 1);
+}
+
+/// Takes note of such a socket that is closed.
+#[inline(always)]
+pub fn closes_socket(chosen: &Chosen) {
+    add_open(chosen.backend, chosen.generation, u64::MAX);
+}
+
 #[inline(always)]
 fn change_open(word: FlowWord, by: u64) {
-    let id = word.backend();
+    add_open(word.backend(), word.generation(), by);
+}
+
+/// Adds to a backend's open flows, unless its id is another's by now.
+#[inline(always)]
+fn add_open(id: u32, generation: u32, by: u64) {
     if let (Some(backend), Some(condition)) = (maps::backend(id), maps::condition(id))
-        && backend.generation == word.generation()
+        && backend.generation == generation
     {
         // SAFETY: an aligned word of an array that is never freed.
         unsafe { atomic::add(&raw mut (*condition).open, by) };
@@ -59,7 +76,7 @@ fn change_open(word: FlowWord, by: u64) {
 #[inline(always)]
 pub fn load(id: u32, backend: &Backend) -> Load {
     let open = match maps::condition(id) {
-        // SAFETY: as in `change_open`.
+        // SAFETY: as in `add_open`.
         Some(condition) => unsafe { atomic::load(&raw const (*condition).open) },
         None => 0,
     };
@@ -71,7 +88,7 @@ pub fn load(id: u32, backend: &Backend) -> Load {
 /// Whether new flows avoid a backend.
 #[inline(always)]
 pub fn is_suspect(id: u32, now_tick: u32) -> bool {
-    // SAFETY: as in `change_open`.
+    // SAFETY: as in `add_open`.
     maps::condition(id).is_some_and(|condition| unsafe {
         (&raw const (*condition).suspect_until).read_volatile() > now_tick
     })
@@ -82,7 +99,7 @@ pub fn is_suspect(id: u32, now_tick: u32) -> bool {
 pub fn suspect(word: FlowWord, now_tick: u32, kind: u32) {
     let id = word.backend();
     let Some(condition) = maps::condition(id) else { return };
-    // SAFETY: as in `change_open`. Of two CPUs at once one may not be counted.
+    // SAFETY: as in `add_open`. Of two CPUs at once one may not be counted.
     let ticks = unsafe {
         if (&raw const (*condition).suspect_until).read_volatile() > now_tick {
             return;
@@ -102,7 +119,7 @@ pub fn accepts(word: FlowWord, took: u32) {
     let id = word.backend();
     maps::count_handshake(id, failover::class(took), took);
     if let Some(condition) = maps::condition(id) {
-        // SAFETY: as in `change_open`.
+        // SAFETY: as in `add_open`.
         unsafe {
             if (&raw const (*condition).failures).read_volatile() != 0 {
                 (&raw mut (*condition).failures).write_volatile(0);

@@ -4,6 +4,7 @@
 mod checks;
 mod fronts;
 mod operator;
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
 use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
-use crate::dataplane::{Dataplane, XdpMode};
+use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::draining::Drains;
 use crate::health::Health;
 use crate::instance::{self, BackendRecord, Instance, Record};
@@ -64,6 +65,7 @@ pub struct Reconciler {
     job: Job,
     netlink: Netlink,
     dataplane: Dataplane,
+    events: Option<Events>,
     instance: Instance,
     actual: Actual,
     shown: BTreeMap<BackendKey, Share>,
@@ -96,6 +98,7 @@ impl Reconciler {
             job,
             netlink,
             dataplane,
+            events: None,
             instance,
             actual: Actual::default(),
             shown: BTreeMap::new(),
@@ -129,6 +132,7 @@ impl Reconciler {
         // Others must see early what we are about to serve.
         let frontends = self.job.ports.iter().map(|port| (port.listen, BTreeMap::new()));
         self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
+        self.events = Some(self.dataplane.take_events()?);
         self.wait_for_first_answers(&first).await;
         self.sync(snapshot).await
     }
@@ -167,6 +171,10 @@ impl Reconciler {
                 Ok(()) = snapshots.changed() => {}
                 Ok(()) = network.changed() => tokio::time::sleep(NETLINK_PAUSE).await,
                 () = self.health.changed() => {}
+                failure = suspects::next(&mut self.events) => {
+                    self.report(failure);
+                    continue;
+                }
                 () = tokio::time::sleep(pause) => {}
             }
             let snapshot = snapshots.borrow_and_update().clone();

@@ -13,6 +13,7 @@ use samport_common::flow::{Flow, FlowKey, FlowWord, Lane};
 use samport_common::layout::{Collected, Pressure, unusual};
 
 use super::batch::HashTable;
+use super::census::{Census, Count};
 use super::maps::MapCell;
 use super::{load, pins, settle};
 
@@ -29,6 +30,7 @@ pub struct Collector {
     unusual: Array<MapData, u32>,
     pressure: PerCpuArray<MapData, MapCell<Pressure>>,
     told: Array<MapData, MapCell<Collected>>,
+    census: Census,
     timeouts: Timeouts,
     pause: Duration,
     removed: u64,
@@ -61,6 +63,7 @@ impl Collector {
             pressure: PerCpuArray::try_from(Map::PerCpuArray(data("PRESSURE")?))
                 .context("PRESSURE")?,
             told: Array::try_from(Map::Array(data("COLLECTED")?)).context("COLLECTED")?,
+            census: Census::open(pins)?,
             timeouts: timeouts.in_ticks(),
             pause: (timeouts.shortest() / 2).clamp(FASTEST, SLOWEST),
             removed: 0,
@@ -90,10 +93,12 @@ impl Collector {
         // Before the tables are read: what comes meanwhile must not look as if it had gone.
         let pressure = self.pressure.get(&0, 0).context("read PRESSURE")?;
         let inserted: u64 = pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum();
-        let flood4 = sweep(&self.flood4, &self.timeouts, now)?;
-        let flood6 = sweep(&self.flood6, &self.timeouts, now)?;
-        let flows4 = sweep(&self.flows4, &self.timeouts, now)?;
-        let flows6 = sweep(&self.flows6, &self.timeouts, now)?;
+        let mut count = self.census.begin()?;
+        let flood4 = sweep(&self.flood4, &self.timeouts, now, &mut count)?;
+        let flood6 = sweep(&self.flood6, &self.timeouts, now, &mut count)?;
+        let flows4 = sweep(&self.flows4, &self.timeouts, now, &mut count)?;
+        let flows6 = sweep(&self.flows6, &self.timeouts, now, &mut count)?;
+        self.census.end(&count)?;
         self.removed += flows4.removed + flows6.removed;
         let accounted = self.removed + flows4.left + flows6.left;
         self.evicted = self.evicted.max(inserted.saturating_sub(accounted));
@@ -141,7 +146,12 @@ fn now_tick() -> u32 {
     u32::try_from(ns >> TICK_SHIFT).unwrap_or(u32::MAX)
 }
 
-fn sweep<A: Address>(table: &Table<A>, timeouts: &Timeouts, now: u32) -> Result<Round> {
+fn sweep<A: Address>(
+    table: &Table<A>,
+    timeouts: &Timeouts,
+    now: u32,
+    count: &mut Count,
+) -> Result<Round> {
     let mut round = Round::default();
     let mut over = Vec::new();
     table
@@ -150,6 +160,7 @@ fn sweep<A: Address>(table: &Table<A>, timeouts: &Timeouts, now: u32) -> Result<
                 over.push(*key);
             } else {
                 round.left += 1;
+                count.see(FlowWord::from_bits(flow.word));
                 round.lanes |= key.lane() != Lane::FIRST;
             }
         })

@@ -4,6 +4,7 @@
 mod allowed;
 mod attach;
 mod batch;
+mod census;
 pub mod clean;
 mod collect;
 mod events;
