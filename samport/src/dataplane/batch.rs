@@ -1,16 +1,22 @@
-//! Reading whole hash maps, a few hundred entries in one system call. aya reads them one by one.
+//! Reading whole hash maps, and writing whole tables, many entries in one system call. aya takes them one
+//! by one.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use anyhow::{Context as _, Result};
-use aya::maps::MapData;
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Map, MapData};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Commands of bpf(2), from linux/bpf.h.
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+
+/// What a kernel says that knows no such command, or not for this kind of map (linux/errno.h).
+const ENOTSUPP: libc::c_int = 524;
 
 /// Entries asked for at once. A bucket comes whole, and has rarely more than ten.
 const BATCH: usize = 512;
@@ -56,11 +62,7 @@ where
         let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
         let info = map.info().with_context(|| format!("ask about {}", pin.display()))?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
-        anyhow::ensure!(
-            sizes == (size_of::<K>(), size_of::<V>()),
-            "{} has another layout",
-            pin.display()
-        );
+        ensure!(sizes == (size_of::<K>(), size_of::<V>()), "{} has another layout", pin.display());
         Ok(Self { map, _entries: std::marker::PhantomData })
     }
 
@@ -122,6 +124,57 @@ where
 
     fn element(&self, key: &K) -> ElementAttr {
         ElementAttr { map_fd: self.fd(), key: (&raw const *key) as u64, ..ElementAttr::default() }
+    }
+
+    fn fd(&self) -> u32 {
+        self.map.fd().as_fd().as_raw_fd().cast_unsigned()
+    }
+}
+
+/// An array of backend ids, written in runs.
+pub(super) struct Slots {
+    map: MapData,
+}
+
+impl Slots {
+    /// Takes the map `TABLE`.
+    pub(super) fn of(map: Map) -> Result<Self> {
+        let Map::Array(map) = map else { bail!("TABLE is no array") };
+        let info = map.info().context("ask about TABLE")?;
+        ensure!((info.key_size(), info.value_size()) == (4, 4), "TABLE has another layout");
+        Ok(Self { map })
+    }
+
+    /// Writes ids into the slots from `base` on.
+    pub(super) fn write(&mut self, base: u32, ids: &[u32]) -> io::Result<()> {
+        let keys: Vec<u32> = (base..).take(ids.len()).collect();
+        match self.write_at_once(&keys, ids) {
+            // Before Linux 5.6.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
+                keys.iter().zip(ids).try_for_each(|(key, id)| self.write_one(*key, *id))
+            }
+            done => done,
+        }
+    }
+
+    fn write_at_once(&self, keys: &[u32], ids: &[u32]) -> io::Result<()> {
+        let mut attr = BatchAttr {
+            keys: keys.as_ptr() as u64,
+            values: ids.as_ptr() as u64,
+            count: u32::try_from(keys.len().min(ids.len())).unwrap_or(u32::MAX),
+            map_fd: self.fd(),
+            ..BatchAttr::default()
+        };
+        // SAFETY: the kernel reads `count` keys and values of the map's sizes, checked by `of`, of which
+        // there are as many, and they live until the call has returned.
+        unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }
+    }
+
+    fn write_one(&self, key: u32, id: u32) -> io::Result<()> {
+        let (key, value) = ((&raw const key) as u64, (&raw const id) as u64);
+        let mut attr = ElementAttr { map_fd: self.fd(), key, value, ..ElementAttr::default() };
+        // SAFETY: as in `write_at_once`, for one of each.
+        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }
     }
 
     fn fd(&self) -> u32 {
