@@ -67,7 +67,7 @@ impl Maps {
     }
 
     pub(super) fn write_table(&mut self, base: u32, slots: &[u32]) -> Result<()> {
-        Ok(self.table.write(base, slots)?)
+        self.table.write(base, slots)
     }
 
     pub(super) fn set_backend(&mut self, index: u32, value: Backend) -> Result<()> {
