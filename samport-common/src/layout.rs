@@ -48,14 +48,18 @@ pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
     base + port as u32
 }
 
-/// Backend ids, id 0 never used.
-pub const MAX_BACKENDS: u32 = 4_096;
-/// Slots of `TABLE`, shared by all services and by the old and the new table during a swap.
-pub const TABLE_SLOTS: u32 = 65_536;
+/// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.
+pub const MAX_BACKENDS: u32 = 16_384;
+/// Default number of backends there is room for.
+pub const DEFAULT_BACKENDS: u32 = 4_096;
+/// Slots of `TABLE`, shared by all services and by the old and the new table during a swap. The kernel
+/// takes 8 bytes for each.
+pub const TABLE_SLOTS: u32 = 1 << 20;
 /// Frontends: addresses times ports, for each family.
 pub const MAX_FRONTENDS: u32 = 4_096;
-/// Endpoints that backends answer from, for each family.
-pub const MAX_OWNERS: u32 = 8_192;
+/// Endpoints that backends answer from, for each family: those of new backends are there before those of
+/// old ones go.
+pub const MAX_OWNERS: u32 = 2 * MAX_BACKENDS;
 /// Services that may share one backend endpoint.
 pub const SHARED_BY: usize = 4;
 /// Datagrams in fragments that are remembered, for each family.

@@ -49,7 +49,7 @@ pub fn allowed<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Condition;
+    use crate::model::{Condition, Wishes};
 
     fn networks(list: &[&str]) -> Networks {
         list.iter().map(|text| network(text).unwrap()).collect()
@@ -65,6 +65,7 @@ mod tests {
             drain: None,
             condition: Condition::Starting,
             allow: networks(allow),
+            wishes: Wishes::default(),
             place: None,
             started: None,
         }

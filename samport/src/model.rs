@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use samport_common::choose::Balance;
+
 use crate::allow::Networks;
 use crate::health::spec::Check;
 use crate::ports::Listen;
@@ -28,10 +30,27 @@ pub struct Candidate {
     pub condition: Condition,
     /// Who may use what it serves, if it has a say in that itself.
     pub allow: Networks,
+    /// What else it says about its service.
+    pub wishes: Wishes,
     /// How its packets reach it, where the provider knows better than the routing table.
     pub place: Option<Site>,
     /// When it was started, if that was just now: for the line that says how long it took.
     pub started: Option<SystemTime>,
+}
+
+/// What a container's labels say about its service, beyond itself.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Wishes {
+    /// The name of its service, if it is not called after its port.
+    pub service: Option<String>,
+    /// The group whose share of its service it has a part of.
+    pub group: Option<String>,
+    /// That group's weight.
+    pub group_weight: Option<u32>,
+    /// How its service chooses among its backends.
+    pub balance: Option<Balance>,
+    /// Seconds for which clients stay with their backend; 0 for not at all.
+    pub affinity: Option<u32>,
 }
 
 /// What a provider thinks of a candidate.
@@ -120,4 +139,26 @@ pub struct Place {
 pub struct Snapshot {
     /// The candidates, in a stable order.
     pub candidates: Vec<Candidate>,
+}
+
+#[cfg(test)]
+pub(crate) mod test {
+    use super::*;
+
+    /// A candidate that says nothing but its name.
+    pub(crate) fn candidate(name: &str) -> Candidate {
+        Candidate {
+            id: name.to_owned(),
+            name: name.to_owned(),
+            listen: Listen::tcp(80),
+            endpoint: ([172, 17, 0, 2], 80).into(),
+            weight: 1,
+            drain: None,
+            condition: Condition::Ready,
+            allow: Networks::new(),
+            wishes: Wishes::default(),
+            place: None,
+            started: None,
+        }
+    }
 }

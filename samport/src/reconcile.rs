@@ -12,26 +12,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use samport_common::layout::{MAX_BACKENDS, SHARED_BY};
+use samport_common::layout::SHARED_BY;
 use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::draining::Drains;
+use crate::groups::{self, Group};
 use crate::health::Health;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
 use crate::orders::Orders;
-use crate::plan::{self, Actual, BackendKey, Change, Desired, Role, Route, Share};
+use crate::plan::{self, Actual, BackendKey, Change, Desired, Policy, Role, Route, Share};
+use crate::policy;
 use crate::ports::{Listen, PortSpec};
 use crate::routes::{Forward, Routes};
 use crate::seat::{Desk, Seat};
 use crate::site;
 
-/// Most backends of one samport: id 0 is none.
-const BACKENDS: usize = MAX_BACKENDS as usize - 1;
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
 /// Without any event: what was missed is found all the same.
@@ -56,6 +56,10 @@ pub struct Job {
     pub drain: Duration,
     /// The control socket.
     pub socket: PathBuf,
+    /// How ports choose, as far as labels say nothing else.
+    pub policy: Policy,
+    /// Most backends at a time.
+    pub max_backends: u32,
     /// Inode of the network namespace.
     pub namespace: u64,
 }
@@ -94,13 +98,14 @@ impl Reconciler {
         instance: Instance,
         desk: Desk,
     ) -> Self {
+        let actual = Actual::with_room_for(job.max_backends);
         Self {
             job,
             netlink,
             dataplane,
             events: None,
             instance,
-            actual: Actual::default(),
+            actual,
             shown: BTreeMap::new(),
             routes: Routes::default(),
             orders: Orders::default(),
@@ -306,6 +311,10 @@ impl Reconciler {
         for port in &self.job.ports {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
+        let (group_weights, complaints) = groups::weights(&snapshot.candidates, &BTreeMap::new());
+        for about in complaints {
+            complain(&mut self.complained, &about);
+        }
         for candidate in &snapshot.candidates {
             if !candidate.listen.is_of_family(candidate.endpoint.is_ipv6()) {
                 continue;
@@ -344,11 +353,17 @@ impl Reconciler {
             };
             desired.frontends.entry(candidate.listen).or_default();
             let (name, weight) = (candidate.name.clone(), self.orders.weight_of(candidate));
-            desired.backends.insert(key, Share { name, weight, state });
+            let group = Group::of(candidate, &group_weights);
+            desired.backends.insert(key, Share { name, weight, group, state });
         }
         self.settle_fronts(&mut desired, devices);
         let ports = desired.frontends.keys();
-        desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
+        desired.allowed = allow::allowed(ports.clone(), &self.job.allow, &snapshot.candidates);
+        let (policies, complaints) = policy::policies(ports, self.job.policy, &snapshot.candidates);
+        for about in complaints {
+            complain(&mut self.complained, &about);
+        }
+        desired.policies = policies;
         desired
     }
 
@@ -363,8 +378,11 @@ impl Reconciler {
             let port = listen.brief();
             bail!("at most {SHARED_BY} ports of the host lead to one of a container's; not {port}");
         }
-        if desired.backends.len() == BACKENDS {
-            bail!("one samport has at most {BACKENDS} backends");
+        let most = self.job.max_backends;
+        if desired.backends.len() >= most as usize {
+            bail!(
+                "this samport has room for {most} backends; --max-backends is how many there may be"
+            );
         }
         if desired.frontends.contains_key(&listen) || self.shown.keys().any(|k| k.listen == listen)
         {

@@ -105,7 +105,7 @@ fn parent_trouble(place: Place, devices: &Devices, interfaces: &[String]) -> Opt
 mod tests {
     use super::*;
     use crate::health::spec::{Config, Method};
-    use crate::model::Candidate;
+    use crate::model::{Candidate, Wishes};
     use crate::netlink::Device;
     use crate::ports::Listen;
 
@@ -138,6 +138,7 @@ mod tests {
             drain: None,
             condition: Config::default().checked(Method::Tcp),
             allow: BTreeSet::new(),
+            wishes: Wishes::default(),
             place,
             started: None,
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use samport_common::layout::DEFAULT_FLOWS;
+use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, MAX_BACKENDS};
 
 use crate::dataplane::Timeouts;
 pub(super) use crate::duration::read as time;
@@ -18,6 +18,10 @@ pub(super) struct Limits {
     /// either, besides 5 MiB for floods and fragments; when a table is full, the longest idle make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
+    /// Backends at a time, those that are leaving included. 1,000 take 0.5 MiB of locked memory, and 0.2
+    /// MiB for each CPU.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
+    pub(super) max_backends: u32,
     /// TCP connections that may be left half open on one CPU in about a second before it counts as a
     /// flood of SYNs. Those of a flood are kept in a small table of their own, so that it drives out
     /// nobody else. [default: a 128th of --flows]
@@ -88,7 +92,7 @@ mod tests {
     #[test]
     fn without_flags_the_defaults_hold() {
         let limits = flags(&[]).unwrap();
-        assert_eq!(limits.flows, DEFAULT_FLOWS);
+        assert_eq!((limits.flows, limits.max_backends), (DEFAULT_FLOWS, DEFAULT_BACKENDS));
         assert_eq!(limits.timeouts(), Timeouts::default());
     }
 
@@ -106,6 +110,15 @@ mod tests {
             [1, 2, 3, 4, 5, 6].map(Duration::from_secs);
         let expected = Timeouts { tcp_syn, tcp, tcp_fin, tcp_rst, udp, udp_unanswered };
         assert_eq!(limits.unwrap().timeouts(), expected);
+    }
+
+    #[test]
+    fn there_is_room_for_some_backends_and_no_more_than_the_limit() {
+        for (text, read) in [("1", Some(1)), ("16384", Some(16_384)), ("0", None), ("16385", None)]
+        {
+            let limits = flags(&[&format!("--max-backends={text}")]);
+            assert_eq!(limits.ok().map(|limits| limits.max_backends), read, "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line: one file a verb.
 
 mod backends;
+mod balance;
 mod clean;
 mod connection;
 mod demo;

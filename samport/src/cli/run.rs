@@ -11,6 +11,7 @@ use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::balance::Balancing;
 use super::health::Health;
 use super::limits::Limits;
 use super::status;
@@ -104,6 +105,8 @@ pub struct Args {
     #[command(flatten)]
     health: Health,
     #[command(flatten)]
+    balancing: Balancing,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -187,6 +190,7 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
     let socket = Socket::bind(&socket_path)?;
     let options = dataplane::Options {
         flows: args.limits.flows,
+        backends: args.limits.max_backends,
         syn_flood: args.limits.syn_flood,
         timeouts: args.limits.timeouts(),
         hook: args.hook.into(),
@@ -206,6 +210,8 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
         forward: args.forward.into(),
         drain: args.drain,
         socket: socket_path,
+        policy: args.balancing.policy(),
+        max_backends: args.limits.max_backends,
         namespace,
     };
     let (desk, window) = seat::open();

@@ -1,16 +1,22 @@
-//! Reading whole hash maps, a few hundred entries in one system call. aya reads them one by one.
+//! Reading whole hash maps, and writing whole tables, many entries in one system call. aya takes them one
+//! by one.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use anyhow::{Context as _, Result};
-use aya::maps::MapData;
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Map, MapData};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Commands of bpf(2), from linux/bpf.h.
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+
+/// What a kernel says that knows no such command, or not for this kind of map (linux/errno.h).
+const ENOTSUPP: libc::c_int = 524;
 
 /// Entries asked for at once. A bucket comes whole, and has rarely more than ten.
 const BATCH: usize = 512;
@@ -56,11 +62,7 @@ where
         let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
         let info = map.info().with_context(|| format!("ask about {}", pin.display()))?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
-        anyhow::ensure!(
-            sizes == (size_of::<K>(), size_of::<V>()),
-            "{} has another layout",
-            pin.display()
-        );
+        ensure!(sizes == (size_of::<K>(), size_of::<V>()), "{} has another layout", pin.display());
         Ok(Self { map, _entries: std::marker::PhantomData })
     }
 
@@ -77,7 +79,7 @@ where
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
                 count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
-                map_fd: self.fd(),
+                map_fd: fd_of(&self.map),
                 ..BatchAttr::default()
             };
             // SAFETY: the buffers have room for `count` keys and values of the map's sizes, checked
@@ -121,12 +123,82 @@ where
     }
 
     fn element(&self, key: &K) -> ElementAttr {
-        ElementAttr { map_fd: self.fd(), key: (&raw const *key) as u64, ..ElementAttr::default() }
+        ElementAttr {
+            map_fd: fd_of(&self.map),
+            key: (&raw const *key) as u64,
+            ..ElementAttr::default()
+        }
+    }
+}
+
+/// An array of backend ids, written in runs. Only what changes is written: where there was a table a few
+/// changes ago, most slots still say the same.
+pub(super) struct Slots {
+    map: MapData,
+    /// What we have written. 0, which is nobody's id, where that is nothing yet.
+    written: Vec<u32>,
+}
+
+impl Slots {
+    /// Takes the map `TABLE`.
+    pub(super) fn of(map: Map) -> Result<Self> {
+        let Map::Array(map) = map else { bail!("TABLE is no array") };
+        let info = map.info().context("ask about TABLE")?;
+        ensure!((info.key_size(), info.value_size()) == (4, 4), "TABLE has another layout");
+        Ok(Self { map, written: vec![0; info.max_entries() as usize] })
     }
 
-    fn fd(&self) -> u32 {
-        self.map.fd().as_fd().as_raw_fd().cast_unsigned()
+    /// Writes ids into the slots from `base` on.
+    pub(super) fn write(&mut self, base: u32, ids: &[u32]) -> Result<()> {
+        let end = base as usize + ids.len();
+        let Some(written) = self.written.get_mut(base as usize..end) else {
+            bail!("TABLE ends before slot {end}");
+        };
+        let changed = (base..).zip(ids).zip(&*written).filter(|((_, id), before)| id != before);
+        let (keys, values): (Vec<u32>, Vec<u32>) = changed.map(|((key, id), _)| (key, *id)).unzip();
+        // Not known until all of it is done.
+        written.fill(0);
+        write_all(&self.map, &keys, &values)?;
+        written.copy_from_slice(ids);
+        Ok(())
     }
+}
+
+fn write_all(map: &MapData, keys: &[u32], values: &[u32]) -> io::Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    match write_at_once(map, keys, values) {
+        // Before Linux 5.6.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
+            keys.iter().zip(values).try_for_each(|(key, value)| write_one(map, *key, *value))
+        }
+        done => done,
+    }
+}
+
+fn write_at_once(map: &MapData, keys: &[u32], values: &[u32]) -> io::Result<()> {
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
+        map_fd: fd_of(map),
+        ..BatchAttr::default()
+    };
+    // SAFETY: the kernel reads `count` keys and values of four bytes, which is what `Slots::of` has found
+    // the map's to be; there are as many, and they live until the call has returned.
+    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }
+}
+
+fn write_one(map: &MapData, key: u32, value: u32) -> io::Result<()> {
+    let (key, value) = ((&raw const key) as u64, (&raw const value) as u64);
+    let mut attr = ElementAttr { map_fd: fd_of(map), key, value, ..ElementAttr::default() };
+    // SAFETY: as in `write_at_once`, for one of each.
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }
+}
+
+fn fd_of(map: &MapData) -> u32 {
+    map.fd().as_fd().as_raw_fd().cast_unsigned()
 }
 
 /// # Safety

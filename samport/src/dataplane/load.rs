@@ -20,6 +20,8 @@ use crate::exit::{Coded as _, Exit, coded};
 pub struct Options {
     /// Entries of each flow table.
     pub flows: u32,
+    /// Backends at a time.
+    pub backends: u32,
     /// Handshakes left unanswered on one CPU in a tick that are a flood; `None` for a part of `flows`.
     pub syn_flood: Option<u32>,
     /// How long flows are remembered.
@@ -169,6 +171,11 @@ const MAPS: [&str; 37] = [
     "AYA_LOGS",
 ];
 
+/// Arrays by backend id.
+const BY_BACKEND: [&str; 2] = ["BACKENDS", "BACKEND_STATS"];
+/// Hash tables by where backends answer: there are new ones before the old ones go.
+const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
+
 /// Entries of a map that nobody uses.
 const NO_ROOM: u32 = 16;
 
@@ -190,6 +197,13 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
         for map in ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"] {
             loader.map_max_entries(map, NO_ROOM);
         }
+    }
+    for name in BY_BACKEND {
+        // Id 0 is never used.
+        loader.map_max_entries(name, options.backends + 1);
+    }
+    for name in BY_ENDPOINT {
+        loader.map_max_entries(name, 2 * options.backends);
     }
     for name in MAPS {
         loader.map_pin_path(name, pins.map(name));

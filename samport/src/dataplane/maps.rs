@@ -11,6 +11,7 @@ use samport_common::layout::{Backend, Condition, Life, Owners, Service, port_bit
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::batch::Slots;
 use crate::plan::Source;
 use crate::ports::Listen;
 
@@ -31,7 +32,7 @@ pub(super) struct Maps {
     ports: Array<MapData, u64>,
     services4: Hash<[u8; 4], Service>,
     services6: Hash<[u8; 16], Service>,
-    table: Array<MapData, u32>,
+    table: Slots,
     backends: Array<MapData, MapCell<Backend>>,
     owners4: Hash<[u8; 4], Owners>,
     owners6: Hash<[u8; 16], Owners>,
@@ -47,7 +48,7 @@ impl Maps {
             ports: typed(ebpf, "PORTS")?,
             services4: typed(ebpf, "SERVICES4")?,
             services6: typed(ebpf, "SERVICES6")?,
-            table: typed(ebpf, "TABLE")?,
+            table: Slots::of(ebpf.take_map("TABLE").context("the object has no map TABLE")?)?,
             backends: typed(ebpf, "BACKENDS")?,
             owners4: typed(ebpf, "OWNERS4")?,
             owners6: typed(ebpf, "OWNERS6")?,
@@ -66,10 +67,7 @@ impl Maps {
     }
 
     pub(super) fn write_table(&mut self, base: u32, slots: &[u32]) -> Result<()> {
-        for (index, id) in (base..).zip(slots) {
-            self.table.set(index, id, 0)?;
-        }
-        Ok(())
+        self.table.write(base, slots)
     }
 
     pub(super) fn set_backend(&mut self, index: u32, value: Backend) -> Result<()> {

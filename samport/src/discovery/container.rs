@@ -9,7 +9,7 @@ use samport_common::wire::protocol::Protocol;
 use super::filter::Filters;
 use super::labels::{self, Labels};
 use crate::health::spec::{Config, Method, Source};
-use crate::model::{Candidate, Condition};
+use crate::model::{Candidate, Condition, Wishes};
 use crate::ports::{Listen, PortSpec};
 
 /// What samport wants to know of a container, taken from the engine's inspect answer.
@@ -142,6 +142,7 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         drain: labels.drain,
         condition: condition(view, &health, listen.protocol),
         allow: labels.allow.clone(),
+        wishes: Wishes { service: service(view, &labels), ..labels.wishes.clone() },
         place: None,
         started: None,
     };
@@ -193,6 +194,13 @@ fn condition(view: &ContainerView, config: &Config, protocol: Protocol) -> Condi
         None if protocol == Protocol::Tcp => config.checked(Method::Tcp),
         None | Some(Health::Healthy) => Condition::Ready,
     }
+}
+
+/// The name of its service: its label's, or Compose's for it.
+fn service(view: &ContainerView, labels: &Labels) -> Option<String> {
+    let compose = |what: &str| view.labels.get(&format!("com.docker.compose.{what}"));
+    let own = labels.wishes.service.clone();
+    own.or_else(|| Some(format!("{}/{}", compose("project")?, compose("service")?)))
 }
 
 /// The ports it serves, as pairs of listen and target.

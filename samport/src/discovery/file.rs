@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::static_::Address;
 use crate::allow::Networks;
 use crate::health::spec::Config;
-use crate::model::{Candidate, Condition, Snapshot};
+use crate::model::{Candidate, Condition, Snapshot, Wishes};
 use crate::ports::{Listen, PortSpec};
 
 /// Writers touch a file several times in a row; this long after the first touch it is read.
@@ -161,6 +161,7 @@ fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
         drain: None,
         condition: health.of_listed(spec.listen.protocol),
         allow: Networks::new(),
+        wishes: Wishes::default(),
         place: None,
         started: None,
     }

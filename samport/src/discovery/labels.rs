@@ -6,6 +6,8 @@ use std::time::Duration;
 use crate::allow::{self, Networks};
 use crate::duration::read as time;
 use crate::health::spec::{self, RhythmLabels, Source};
+use crate::model::Wishes;
+use crate::policy;
 use crate::ports::{PortSpec, port};
 
 const PREFIX: &str = "samport.";
@@ -33,6 +35,8 @@ pub struct Labels {
     pub health: Option<Source>,
     /// `samport.health.interval` and so on.
     pub rhythm: RhythmLabels,
+    /// `samport.service`, `group`, `group.weight`, `balance` and `affinity`.
+    pub wishes: Wishes,
     /// What is to be told to the user although the container can be served.
     pub warnings: Vec<String>,
 }
@@ -75,9 +79,7 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         }
         "port" | "ports" => ports(read, value)?,
         "target" => read.target = Some(port(value).map_err(|error| error.to_string())?),
-        "weight" => {
-            read.weight = value.parse().map_err(|_| "no weight; give a whole number from 0 up")?;
-        }
+        "weight" => read.weight = weight(value)?,
         "network" if value.is_empty() => return Err("names no network".into()),
         "network" => read.network = Some(value.to_owned()),
         "allow" => read.allow = networks(value)?,
@@ -86,18 +88,32 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "health.timeout" => read.rhythm.timeout = Some(spec::time(value)?),
         "health.rise" => read.rhythm.rise = Some(spec::count(value)?),
         "health.fall" => read.rhythm.fall = Some(spec::count(value)?),
-        // Compose users may have it for their own order; it changes nothing yet.
-        "service" => {}
         "drain" => read.drain = Some(time(value)?),
-        "balance" => read.warnings.push(format!(
-            "label {PREFIX}{name} is not used by this version; the flag of run holds"
-        )),
+        "service" => read.wishes.service = Some(given_name(value)?),
+        "group" => read.wishes.group = Some(given_name(value)?),
+        "group.weight" => read.wishes.group_weight = Some(weight(value)?),
+        "balance" => read.wishes.balance = Some(policy::balance(value)?),
+        "affinity" => read.wishes.affinity = Some(policy::affinity(value)?),
         _ => read.warnings.push(format!(
             "label {PREFIX}{name} is unknown; there are samport.enable, port, ports, target, \
-             service, weight, drain, network, allow, health and health.interval, timeout, rise, fall"
+             service, weight, group, group.weight, balance, affinity, drain, network, allow, health \
+             and health.interval, timeout, rise, fall"
         )),
     }
     Ok(())
+}
+
+fn weight(value: &str) -> Result<u32, String> {
+    value.parse().map_err(|_| "no weight; give a whole number from 0 up".into())
+}
+
+/// Reads a name that users choose. It stands in lists, and between words of a command.
+fn given_name(value: &str) -> Result<String, String> {
+    let is_fine = |c: char| c.is_alphanumeric() || "-_./".contains(c);
+    if value.is_empty() || !value.chars().all(is_fine) {
+        return Err("no name; give one of letters, digits and any of - _ . /".into());
+    }
+    Ok(value.to_owned())
 }
 
 fn truth(value: &str) -> Result<bool, String> {
@@ -131,6 +147,8 @@ fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
 mod tests {
     use std::time::Duration;
 
+    use samport_common::choose::Balance;
+
     use super::*;
 
     fn read_all(labels: &[(&str, &str)]) -> Result<Labels, String> {
@@ -158,6 +176,10 @@ mod tests {
             ("samport.health.rise", "2"),
             ("samport.health.fall", "1000"),
             ("samport.service", "web"),
+            ("samport.group", "canary"),
+            ("samport.group.weight", "5"),
+            ("samport.balance", "least-conn"),
+            ("samport.affinity", "30m"),
             ("other", "label"),
         ])
         .unwrap();
@@ -178,6 +200,13 @@ mod tests {
                 timeout: Some(Duration::from_millis(100)),
                 rise: Some(2),
                 fall: Some(1_000),
+            },
+            wishes: Wishes {
+                service: Some("web".into()),
+                group: Some("canary".into()),
+                group_weight: Some(5),
+                balance: Some(Balance::LeastConn),
+                affinity: Some(1_800),
             },
             warnings: vec![],
         };
@@ -207,6 +236,11 @@ mod tests {
             ("samport.weight", "-1", "from 0 up"),
             ("samport.weight", "1.5", "from 0 up"),
             ("samport.drain", "soon", "30s or 2h5m"),
+            ("samport.service", "", "letters"),
+            ("samport.group", "a b", "letters"),
+            ("samport.group.weight", "5%", "from 0 up"),
+            ("samport.balance", "fair", "least-conn"),
+            ("samport.affinity", "long", "30s or 2h5m"),
             ("samport.network", " ", "no network"),
             ("samport.allow", "", "\"\" is no network"),
             ("samport.allow", "10.0.0.0/8,office", "\"office\" is no network"),
@@ -224,10 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_unused_labels_are_told_but_do_not_stop() {
+    fn unknown_labels_are_told_but_do_not_stop() {
         for (key, value, word) in [
             ("samport.prot", "80", "samport.prot is unknown"),
-            ("samport.balance", "maglev", "not used by this version"),
             ("samport.health.path", "/", "samport.health.path is unknown"),
         ] {
             let read = read_all(&[(key, value)]).unwrap();

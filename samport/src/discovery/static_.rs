@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::allow::Networks;
 use crate::health::spec::Config;
-use crate::model::{Candidate, Snapshot};
+use crate::model::{Candidate, Snapshot, Wishes};
 use crate::ports::{PortSpec, port};
 
 /// One `--backend IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
@@ -131,6 +131,7 @@ fn snapshot(options: &Options, ports: &[PortSpec]) -> Result<Snapshot> {
                 drain: None,
                 condition: options.health.of_listed(spec.listen.protocol),
                 allow: Networks::new(),
+                wishes: Wishes::default(),
                 place: None,
                 started: None,
             });

@@ -1,6 +1,6 @@
 use super::*;
 use crate::allow::Networks;
-use crate::model::{Condition, State};
+use crate::model::{Condition, State, Wishes};
 use crate::plan::Route;
 use crate::ports::Listen;
 
@@ -26,7 +26,8 @@ impl Scene {
         let candidates: Vec<_> = (1..).zip(states).map(|(number, _)| candidate(number)).collect();
         let mut desired = Desired::default();
         for (candidate, state) in candidates.iter().zip(states) {
-            let share = Share { name: candidate.name.clone(), weight: 1, state: *state };
+            let share =
+                Share { name: candidate.name.clone(), weight: 1, group: None, state: *state };
             desired.backends.insert(key(candidate), share);
         }
         let (open, limit, now) = (self.open, self.limit, self.begin + time);
@@ -50,6 +51,7 @@ fn candidate(number: u8) -> Candidate {
         drain: None,
         condition: Condition::Ready,
         allow: Networks::new(),
+        wishes: Wishes::default(),
         place: None,
         started: None,
     }

@@ -3,6 +3,7 @@ use std::net::TcpListener;
 use super::spec::{Config, Rhythm};
 use super::*;
 use crate::allow::Networks;
+use crate::model::Wishes;
 use crate::ports::Listen;
 
 /// Longest wait for a check: nothing is measured by it.
@@ -20,6 +21,7 @@ fn candidate(endpoint: SocketAddr, rhythm: Rhythm) -> Candidate {
         drain: None,
         condition: config.of_listed(listen.protocol),
         allow: Networks::new(),
+        wishes: Wishes::default(),
         place: None,
         started: None,
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Condition, State};
+use crate::model::{Condition, State, Wishes};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -42,6 +42,7 @@ fn candidate(one: &Seated) -> Candidate {
         drain: None,
         condition: Condition::Ready,
         allow: crate::allow::Networks::new(),
+        wishes: Wishes::default(),
         place: None,
         started: None,
     }

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::MAX_BACKENDS;
+use samport_common::layout::DEFAULT_BACKENDS;
 
 use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, ServiceKey};
 use crate::ports::Listen;
-use crate::table::{Region, Tables};
+use crate::table::{Recipe, Region, Tables};
 
 /// What is in the kernel, as far as we have put it there.
 #[derive(Clone, Debug)]
@@ -23,6 +23,7 @@ pub struct Actual {
     pub(super) ports: BTreeSet<Listen>,
     pub(super) attached: BTreeSet<(Role, u32)>,
     pub(super) tables: Tables,
+    /// By backend id; as many as there is room for, and id 0.
     pub(super) generations: Vec<u32>,
     pub(super) last_id: u32,
     pub(super) next_service: u16,
@@ -40,11 +41,20 @@ pub(super) struct Marks {
 pub(super) struct Installed {
     pub(super) id: ServiceId,
     pub(super) region: Region,
-    pub(super) slots: Vec<u32>,
+    /// What the table there follows from.
+    pub(super) recipe: Recipe,
 }
 
 impl Default for Actual {
     fn default() -> Self {
+        Self::with_room_for(DEFAULT_BACKENDS)
+    }
+}
+
+impl Actual {
+    /// A kernel with room for so many backends, and nothing in it yet.
+    #[must_use]
+    pub fn with_room_for(backends: u32) -> Self {
         Self {
             backends: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -54,14 +64,12 @@ impl Default for Actual {
             ports: BTreeSet::new(),
             attached: BTreeSet::new(),
             tables: Tables::default(),
-            generations: vec![0; MAX_BACKENDS as usize],
+            generations: vec![0; backends as usize + 1],
             last_id: 0,
             next_service: 0,
         }
     }
-}
 
-impl Actual {
     /// The backends and their ids.
     pub fn backends(&self) -> impl Iterator<Item = (&BackendKey, BackendId)> {
         self.backends.iter().map(|(key, (id, _))| (key, *id))
@@ -88,12 +96,12 @@ impl Actual {
             Change::Attach(role, ifindex) => {
                 self.attached.insert((*role, *ifindex));
             }
-            Change::WriteTable { service, region, slots } => {
+            Change::WriteTable { service, region, recipe, .. } => {
                 self.tables.take(*region);
                 if let Some(installed) = self.services.get_mut(service) {
                     self.tables.give_back(installed.region);
                     installed.region = *region;
-                    installed.slots.clone_from(slots);
+                    installed.recipe.clone_from(recipe);
                 }
             }
             Change::Allow { service, net, .. } => {

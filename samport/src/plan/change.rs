@@ -10,9 +10,10 @@ use samport_common::layout::Scope;
 use samport_common::wire::protocol::Protocol;
 
 use crate::allow::Networks;
+use crate::groups::Group;
 use crate::model::{Place, State};
 use crate::ports::Listen;
-use crate::table::Region;
+use crate::table::{Recipe, Region};
 
 /// How packets get to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -97,8 +98,10 @@ pub struct Source {
 pub struct Share {
     /// The name users know it by.
     pub name: String,
-    /// Relative to the others; 0 takes no new flows.
+    /// Relative to the others, in its group if it has one; 0 takes no new flows.
     pub weight: u32,
+    /// What it shares new flows with, if not with everybody.
+    pub group: Option<Group>,
     /// Where it is in its life.
     pub state: State,
 }
@@ -106,8 +109,9 @@ pub struct Share {
 impl Share {
     /// Whether it keeps its flows, but takes no new ones.
     #[must_use]
-    pub const fn drains(&self) -> bool {
-        !matches!(self.state, State::Active) || self.weight == 0
+    pub fn drains(&self) -> bool {
+        let is_off = self.weight == 0 || self.group.as_ref().is_some_and(|group| group.weight == 0);
+        self.state != State::Active || is_off
     }
 }
 
@@ -194,6 +198,8 @@ pub enum Change {
         region: Region,
         /// Backend ids.
         slots: Vec<u32>,
+        /// What they follow from.
+        recipe: Recipe,
     },
     /// Lets clients of a network use a service, if it is restricted.
     Allow {

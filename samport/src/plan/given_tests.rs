@@ -19,7 +19,7 @@ fn wish(ports: &[(Listen, &[IpAddr])]) -> Desired {
         endpoint: SocketAddr::from(([172, 17, 0, 2], 9090)),
         route: Route::Peer(Place { ifindex: 9, mac: [9; 6], polls: false }),
     };
-    let share = Share { name: "web-1".into(), weight: 1, state: State::Active };
+    let share = Share { name: "web-1".into(), weight: 1, group: None, state: State::Active };
     let everybody =
         |on: &[IpAddr]| on.iter().map(|addr| (*addr, Scope::Everybody)).collect::<BTreeMap<_, _>>();
     Desired {

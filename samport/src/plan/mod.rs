@@ -6,6 +6,7 @@
 
 mod actual;
 mod change;
+mod roll;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,12 +14,13 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{MAX_BACKENDS, MAX_FRONTENDS, SHARED_BY, Scope};
+use samport_common::layout::{MAX_FRONTENDS, SHARED_BY, Scope};
 
 use crate::ports::Listen;
-use crate::table::{Region, slots_for};
+use crate::table::{Recipe, Region, Tables};
 use actual::{Installed, Marks};
 use change::Owners;
+use roll::Roll;
 
 pub use actual::Actual;
 pub use change::{
@@ -37,7 +39,8 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     check_frontends(desired)?;
     number_services(desired, actual)?;
     let mut changes = Vec::new();
-    let ids = plan_backends(desired, actual, &mut changes)?;
+    let roll = Roll::of(desired);
+    let ids = plan_backends(desired, actual, &roll, &mut changes)?;
     let owners = owners_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
     let before = actual.owners.clone();
@@ -57,7 +60,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
         let id = actual.services.get(service)?.id;
         Some(Change::Allow { service: *service, id, net: *net })
     }));
-    plan_services(desired, actual, &ids, &mut changes)?;
+    plan_services(desired, actual, &roll, &ids, &mut changes)?;
     changes.extend(actual.allowed.difference(&allowed).filter_map(|(service, net)| {
         let id = actual.services.get(service)?.id;
         Some(Change::Disallow { service: *service, id, net: *net })
@@ -114,7 +117,7 @@ fn number_services(desired: &Desired, actual: &mut Actual) -> Result<()> {
                 bail!("more than {} services", ServiceId::LIMIT);
             };
             actual.next_service = (id.get() + 1) % ServiceId::LIMIT;
-            let installed = Installed { id, region: Region::EMPTY, slots: Vec::new() };
+            let installed = Installed { id, region: Region::EMPTY, recipe: Recipe::NOTHING };
             actual.services.insert(key, installed);
         }
     }
@@ -125,18 +128,16 @@ fn number_services(desired: &Desired, actual: &mut Actual) -> Result<()> {
 fn plan_backends<'a>(
     desired: &'a Desired,
     actual: &Actual,
+    roll: &Roll<'a>,
     changes: &mut Vec<Change>,
 ) -> Result<BTreeMap<&'a BackendKey, BackendId>> {
     let mut used: BTreeSet<u32> = actual.backends.values().map(|(id, _)| id.index).collect();
     let mut last = actual.last_id;
-    let mut services_at: BTreeMap<Source, BTreeSet<Listen>> = BTreeMap::new();
-    for key in desired.backends.keys() {
-        services_at.entry(key.source()).or_default().insert(key.listen);
-    }
+    let room = u32::try_from(actual.generations.len()).unwrap_or(u32::MAX);
     let mut ids = BTreeMap::new();
     for (key, share) in &desired.backends {
-        let shared = services_at.get(&key.source()).is_some_and(|ports| ports.len() > 1);
-        let wanted = Marks { shared, weight: share.weight, draining: share.drains() };
+        let weight = roll.share_of(key).unwrap_or(share.weight);
+        let wanted = Marks { shared: roll.is_shared(key), weight, draining: share.drains() };
         let id = match actual.backends.get(key) {
             Some((id, marks)) if *marks == wanted => {
                 ids.insert(key, *id);
@@ -144,11 +145,14 @@ fn plan_backends<'a>(
             }
             Some((id, _)) => *id,
             None => {
-                let Some(index) = (1..MAX_BACKENDS)
-                    .map(|step| 1 + (last + step - 1) % (MAX_BACKENDS - 1))
+                let Some(index) = (1..room)
+                    .map(|step| 1 + (last + step - 1) % (room - 1))
                     .find(|index| !used.contains(index))
                 else {
-                    bail!("more than {} backends", MAX_BACKENDS - 1);
+                    bail!(
+                        "more than {} backends; --max-backends is how many there may be",
+                        room - 1
+                    );
                 };
                 used.insert(index);
                 last = index;
@@ -248,6 +252,7 @@ fn allowed(desired: &Desired) -> BTreeSet<(ServiceKey, IpNet)> {
 fn plan_services(
     desired: &Desired,
     actual: &Actual,
+    roll: &Roll<'_>,
     ids: &BTreeMap<&BackendKey, BackendId>,
     changes: &mut Vec<Change>,
 ) -> Result<()> {
@@ -260,23 +265,17 @@ fn plan_services(
     let mut tables = actual.tables.clone();
     for (key, installed) in &actual.services {
         let addresses = desired.frontends.get(&key.listen);
-        let slots = if addresses.is_some() { table_of(desired, ids, *key) } else { Vec::new() };
-        let region = if slots == installed.slots {
+        let policy = desired.policies.get(&key.listen).copied().unwrap_or_default();
+        let recipe = match addresses {
+            Some(_) => roll.recipe(*key, policy.balance, ids),
+            None => Recipe::NOTHING,
+        };
+        let region = if recipe == installed.recipe {
             installed.region
         } else {
-            if tables.find(&slots).is_none() {
-                changes.push(Change::Settle);
-                tables.settle();
-            }
-            let Some(region) = tables.find(&slots) else {
-                bail!("no room for a table of {} slots", slots.len());
-            };
-            tables.take(region);
-            changes.push(Change::WriteTable { service: *key, region, slots });
-            region
+            plan_table(*key, recipe, &mut tables, changes)?
         };
-        let policy = desired.policies.get(&key.listen).copied().unwrap_or_default();
-        let shared = has_shared(desired, *key);
+        let shared = roll.has_shared(*key);
         let restricted = desired.allowed.get(&key.listen).is_some_and(|nets| !nets.is_empty());
         let listen = key.listen.everywhere();
         for (addr, scope) in addresses.into_iter().flatten() {
@@ -285,6 +284,15 @@ fn plan_services(
             if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, listen)) != Some(&to) {
                 changes.push(Change::SetFrontend { addr: *addr, listen, to });
             }
+        }
+        // An address that goes over to another service reads the old table until that one's turn.
+        let goes_over = |(place, to): (&(IpAddr, Listen), &Frontend)| {
+            let stays = addresses.is_some_and(|on| on.contains_key(&place.0));
+            to.id == installed.id && !stays && places.contains(place)
+        };
+        if region != installed.region && !actual.frontends.iter().any(goes_over) {
+            // Its room may be the next one's, as soon as nobody reads it any more.
+            tables.give_back(installed.region);
         }
     }
     changes.extend(ports.difference(&actual.ports).copied().map(Change::OpenPort));
@@ -301,30 +309,24 @@ fn places(desired: &Desired) -> (BTreeSet<(IpAddr, Listen)>, BTreeSet<Listen>) {
     (places, desired.frontends.keys().map(|listen| listen.everywhere()).collect())
 }
 
-/// Whether some backend of a service answers for other services too.
-fn has_shared(desired: &Desired, service: ServiceKey) -> bool {
-    let keys = || desired.backends.keys();
-    let is_elsewhere = |source| keys().any(|k| k.service() != service && k.source() == source);
-    keys().any(|key| key.service() == service && is_elsewhere(key.source()))
-}
-
-/// A service's table: the backends that take new flows, or, if there is none, those that drain:
-/// better served by a leaving backend than not at all.
-fn table_of(
-    desired: &Desired,
-    ids: &BTreeMap<&BackendKey, BackendId>,
+/// Writes a table where nobody reads, and says where that is.
+fn plan_table(
     service: ServiceKey,
-) -> Vec<u32> {
-    let of_service = || desired.backends.iter().filter(|(key, _)| key.service() == service);
-    let weighted = |draining: bool| -> Vec<(u32, u32)> {
-        of_service()
-            .filter(|(_, share)| share.drains() == draining)
-            .filter_map(|(key, share)| Some((ids.get(key)?.index, share.weight)))
-            .filter(|(_, weight)| *weight > 0)
-            .collect()
+    recipe: Recipe,
+    tables: &mut Tables,
+    changes: &mut Vec<Change>,
+) -> Result<Region> {
+    if tables.find(recipe.len()).is_none() {
+        changes.push(Change::Settle);
+        tables.settle();
+    }
+    let Some(region) = tables.find(recipe.len()) else {
+        let port = service.listen.brief();
+        bail!("no room for a table of {} slots for port {port}; serve fewer ports", recipe.len());
     };
-    let active = weighted(false);
-    slots_for(&if active.is_empty() { weighted(true) } else { active })
+    tables.take(region);
+    changes.push(Change::WriteTable { service, region, slots: recipe.slots(), recipe });
+    Ok(region)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ fn over_udp(key: BackendKey) -> BackendKey {
 }
 
 fn active(weight: u32) -> Share {
-    Share { name: "web".into(), weight, state: State::Active }
+    Share { name: "web".into(), weight, group: None, state: State::Active }
 }
 
 fn draining() -> Share {

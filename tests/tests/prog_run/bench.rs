@@ -10,7 +10,7 @@ use samport::instance::Instance;
 use samport::model::Place;
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::ports::Listen;
-use samport::table::Region;
+use samport::table::{Recipe, Region};
 use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 use samport_common::verdict::Verdict;
@@ -96,6 +96,7 @@ impl Bench {
     fn on(instance: Instance, flows: u32, local: bool) -> Self {
         let options = Options {
             flows,
+            backends: 16,
             syn_flood: Some(u32::MAX),
             timeouts: Timeouts::default(),
             hook: Hook::Auto,
@@ -140,7 +141,12 @@ impl Bench {
         let region = Region { base, len: u32::try_from(slots.len()).unwrap() };
         let service = ServiceKey { listen: Listen::tcp(port), v6 };
         self.dataplane
-            .apply(&Change::WriteTable { service, region, slots: slots.to_vec() })
+            .apply(&Change::WriteTable {
+                service,
+                region,
+                slots: slots.to_vec(),
+                recipe: Recipe::NOTHING,
+            })
             .unwrap();
     }
 

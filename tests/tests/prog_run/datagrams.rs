@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use samport::model::Place;
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::ports::Listen;
-use samport::table::Region;
+use samport::table::{Recipe, Region};
 use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 use samport_common::verdict::Verdict;
@@ -58,7 +58,12 @@ impl Bench {
             for change in [
                 Change::SetBackend { key, id, shared: false, weight: 1, draining: false },
                 Change::SetOwners { source, owners: vec![(number, id)] },
-                Change::WriteTable { service, region, slots: vec![index; 2] },
+                Change::WriteTable {
+                    service,
+                    region,
+                    slots: vec![index; 2],
+                    recipe: Recipe::NOTHING,
+                },
                 Change::SetFrontend { addr: vip.ip(), listen: LISTEN, to },
             ] {
                 self.dataplane.apply(&change).unwrap();

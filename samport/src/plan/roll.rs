@@ -1,0 +1,110 @@
+//! Who is a backend of what, looked up once for a whole plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use samport_common::choose::Balance;
+
+use super::change::{BackendId, BackendKey, Desired, ServiceKey, Share, Source};
+use crate::groups;
+use crate::table::{Member, Recipe, room_for_each};
+
+/// A backend with its share of new flows relative to the others of its service.
+struct Part<'a> {
+    key: &'a BackendKey,
+    share: u32,
+}
+
+/// The backends of one service.
+#[derive(Default)]
+struct Parts<'a> {
+    /// Those that take new flows.
+    active: Vec<Part<'a>>,
+    /// Those that keep the flows they have.
+    draining: Vec<Part<'a>>,
+}
+
+/// All wanted backends, by service.
+pub(super) struct Roll<'a> {
+    services: BTreeMap<ServiceKey, Parts<'a>>,
+    /// Shares that are not the backend's own weight, because of groups.
+    in_groups: BTreeMap<&'a BackendKey, u32>,
+    /// What answers for several services.
+    shared: BTreeSet<Source>,
+}
+
+impl<'a> Roll<'a> {
+    pub(super) fn of(desired: &'a Desired) -> Self {
+        let mut entries: BTreeMap<ServiceKey, [Vec<(&BackendKey, &Share)>; 2]> = BTreeMap::new();
+        let mut service_at: BTreeMap<Source, ServiceKey> = BTreeMap::new();
+        let mut shared = BTreeSet::new();
+        for (key, share) in &desired.backends {
+            let (source, service) = (key.source(), key.service());
+            entries.entry(service).or_default()[usize::from(share.drains())].push((key, share));
+            if *service_at.entry(source).or_insert(service) != service {
+                shared.insert(source);
+            }
+        }
+        let mut in_groups = BTreeMap::new();
+        let mut services = BTreeMap::new();
+        for (service, entries) in entries {
+            let [active, draining] = entries.map(|entries| parts(&entries, &mut in_groups));
+            services.insert(service, Parts { active, draining });
+        }
+        Self { services, in_groups, shared }
+    }
+
+    /// A backend's share, if that is not its own weight.
+    pub(super) fn share_of(&self, key: &BackendKey) -> Option<u32> {
+        self.in_groups.get(key).copied()
+    }
+
+    /// Whether a backend answers for other services too.
+    pub(super) fn is_shared(&self, key: &BackendKey) -> bool {
+        self.shared.contains(&key.source())
+    }
+
+    /// Whether some backend of a service does.
+    pub(super) fn has_shared(&self, service: ServiceKey) -> bool {
+        let parts = self.services.get(&service).into_iter();
+        let mut parts = parts.flat_map(|parts| parts.active.iter().chain(&parts.draining));
+        parts.any(|part| self.is_shared(part.key))
+    }
+
+    /// A service's table: the backends that take new flows, or, if there is none, those that drain:
+    /// better served by a leaving backend than not at all.
+    pub(super) fn recipe(
+        &self,
+        service: ServiceKey,
+        balance: Balance,
+        ids: &BTreeMap<&BackendKey, BackendId>,
+    ) -> Recipe {
+        let Some(Parts { active, draining }) = self.services.get(&service) else {
+            return Recipe::NOTHING;
+        };
+        let parts = if active.is_empty() { draining } else { active };
+        let member = |part: &Part<'_>| {
+            let (id, endpoint) = (ids.get(part.key)?.index, part.key.endpoint);
+            Some(Member { id, endpoint, weight: part.share })
+        };
+        let members = parts.iter().filter_map(member).collect();
+        Recipe::new(balance, members, room_for_each(self.services.len()))
+    }
+}
+
+/// The shares of backends that are in the same table.
+fn parts<'a>(
+    entries: &[(&'a BackendKey, &Share)],
+    in_groups: &mut BTreeMap<&'a BackendKey, u32>,
+) -> Vec<Part<'a>> {
+    let weights: Vec<_> =
+        entries.iter().map(|(_, share)| (share.weight, share.group.as_ref())).collect();
+    let shares = groups::shares(&weights).into_iter().zip(entries);
+    shares
+        .map(|(share, (key, own))| {
+            if share != own.weight {
+                in_groups.insert(key, share);
+            }
+            Part { key, share }
+        })
+        .collect()
+}
