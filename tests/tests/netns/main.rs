@@ -15,6 +15,7 @@ mod inside;
 mod local;
 mod local_hooks;
 mod matrix;
+mod operator;
 mod paths;
 mod timeouts;
 mod transfer;
