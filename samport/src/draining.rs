@@ -92,10 +92,10 @@ impl Drains {
         &self.down
     }
 
-    /// Whether any backend drains.
+    /// Whether any backend drains and will have had its time some day.
     #[must_use]
     pub fn any(&self) -> bool {
-        !self.draining.is_empty()
+        self.draining.values().any(|phase| !phase.is_last)
     }
 
     /// When a draining backend will have had its time, if that is known.

@@ -132,7 +132,8 @@ fn by_id(seat: &Seat) -> (String, Listen) {
 }
 
 /// Whom a name means: the container of that name, else the endpoint, else the container whose id begins
-/// so. Several are meant only if they are one container's.
+/// so. Several are meant only if they are one container's. An endpoint means its container as far as it
+/// serves that endpoint's port of the host, by all its addresses.
 ///
 /// # Errors
 /// When that is nobody, or several containers.
@@ -153,7 +154,9 @@ pub fn backends_called<'a>(name: &str, all: &'a [Seated]) -> Result<Vec<&'a Seat
         return Err(Refusal::Unknown(format!("there is no backend {name:?}; {there}")));
     };
     if meant.windows(2).all(|pair| are_one_container(pair[0], pair[1])) {
-        return Ok(meant);
+        // Orders are about a container's port, by whichever of its addresses it was named.
+        let keys: BTreeSet<_> = meant.iter().map(|one| by_id(&one.seat)).collect();
+        return Ok(all.iter().filter(|one| keys.contains(&by_id(&one.seat))).collect());
     }
     let each = |one: &&Seated| {
         format!("{} {} on :{}", one.name, one.seat.endpoint, one.seat.listen.brief())

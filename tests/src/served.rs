@@ -99,6 +99,24 @@ impl Served {
         }
     }
 
+    /// Gives an order, like `drain web-1`; panics unless it is carried out. What it has printed.
+    pub fn order(&self, args: &[&str]) -> String {
+        let output = samport(self.lab.host(), args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "samport {args:?} ended with {}: {said}", output.status);
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// The states of a backend's two addresses, as `samport backends -o json` says them.
+    #[must_use]
+    pub fn states_of(&self, name: &str) -> Vec<String> {
+        let document: Value =
+            serde_json::from_str(&self.order(&["backends", "-o", "json"])).expect("JSON");
+        let all = document["backends"].as_array().expect("a list of backends");
+        let ours = all.iter().filter(|one| text(one, "name") == name);
+        ours.map(|one| text(one, "state").to_owned()).collect()
+    }
+
     /// What `samport status -o json` says of this instance.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -43,7 +43,7 @@ impl Client {
         Self { socket: socket.to_owned() }
     }
 
-    /// The client of the instance with this name; without one, of the only one there is, here or at all.
+    /// The client of the instance with this name; without one, of the only one in this network namespace.
     ///
     /// # Errors
     /// [`Exit::Unreachable`] if there is none; [`Exit::Usage`] if there are several.
@@ -150,12 +150,6 @@ pub fn escaped(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
 }
 
-/// Whether any instance runs on this machine.
-#[must_use]
-pub fn any_runs() -> bool {
-    !running().is_empty()
-}
-
 fn running() -> Vec<Running> {
     let names = instance::known().into_iter().filter(|name| instance::is_running(name));
     let known = names.filter_map(|name| {
@@ -179,18 +173,21 @@ fn choose(name: Option<&str>, all: Vec<Running>, here: u64) -> Result<Running> {
             coded(Exit::Unreachable, format!("no samport {name} runs{others}"))
         });
     }
-    let nearby: Vec<_> = all.iter().filter(|one| one.namespace == here).cloned().collect();
-    let mut meant = if nearby.is_empty() { all } else { nearby };
-    let Some(first) = meant.pop() else {
-        let message = "samport does not run on this machine; `samport run` starts it";
-        return Err(coded(Exit::Unreachable, message));
-    };
-    if meant.is_empty() {
-        return Ok(first);
+    let (mut nearby, elsewhere): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|one| one.namespace == here);
+    if nearby.len() > 1 {
+        let message = format!("several run; say which with --instance: {}", names(&nearby));
+        return Err(coded(Exit::Usage, message));
     }
-    meant.push(first);
-    let message = format!("several run; say which with --instance: {}", names(&meant));
-    Err(coded(Exit::Usage, message))
+    nearby.pop().ok_or_else(|| {
+        let message = if elsewhere.is_empty() {
+            "samport does not run on this machine; `samport run` starts it".to_owned()
+        } else {
+            let there = names(&elsewhere);
+            format!("samport does not run in this network namespace; elsewhere there are {there}")
+        };
+        coded(Exit::Unreachable, message)
+    })
 }
 
 #[cfg(test)]
@@ -209,10 +206,8 @@ mod tests {
     }
 
     #[test]
-    fn the_only_one_is_meant_or_the_only_one_here() {
+    fn the_only_one_here_is_meant_or_the_one_that_is_named() {
         assert_eq!(choose(None, all(), 2).unwrap().name, "eth0:80@2");
-        let only = vec![all().remove(0)];
-        assert_eq!(choose(None, only, 9).unwrap().name, "eth0:80@1");
         assert_eq!(choose(Some("eth0:81@1"), all(), 2).unwrap().name, "eth0:81@1");
     }
 
@@ -226,6 +221,10 @@ mod tests {
         let error = choose(Some("eth0:82@1"), all(), 1).unwrap_err();
         assert_eq!(code_of(&error), Exit::Unreachable);
         assert!(error.to_string().contains("eth0:80@2"), "{error}");
+        // Nobody steers another namespace's without saying so.
+        let error = choose(None, all(), 9).unwrap_err();
+        assert_eq!(code_of(&error), Exit::Unreachable);
+        assert!(error.to_string().contains("eth0:81@1"), "{error}");
         let error = choose(None, Vec::new(), 1).unwrap_err();
         assert_eq!(code_of(&error), Exit::Unreachable);
         assert!(error.to_string().contains("samport run"), "{error}");

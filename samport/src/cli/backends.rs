@@ -4,10 +4,11 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::connection::Connection;
-use crate::api::client::any_runs;
 use crate::api::left_behind;
 use crate::api::words::{Backend, Backends};
 use crate::dataplane::pins;
+use crate::exit::{Exit, code_of, coded};
+use crate::instance;
 use crate::privileges;
 
 /// Options of `samport backends`.
@@ -29,15 +30,12 @@ enum Output {
 
 /// Shows the backends of a running samport; if none runs, of one that has left them in the kernel.
 pub async fn run(args: Args) -> Result<()> {
-    let all = if args.connection.is_named() || any_runs() {
-        args.connection.client()?.get("/v1/backends").await?
-    } else {
-        privileges::require()?;
-        match pins::instances().first() {
-            Some(name) => left_behind(name)?,
-            // Says that there is none.
-            None => args.connection.client()?.get("/v1/backends").await?,
-        }
+    let all = match ask(&args.connection).await {
+        Err(error) if code_of(&error) == Exit::Unreachable => match leftover(&args.connection)? {
+            Some(name) => left_behind(&name)?,
+            None => return Err(error),
+        },
+        asked => asked?,
     };
     match args.output {
         Output::Json => println!("{:#}", serde_json::to_value(&all)?),
@@ -45,6 +43,26 @@ pub async fn run(args: Args) -> Result<()> {
         Output::Wide => print_table(&all, &[&NARROW[..], &WIDER[..]].concat()),
     }
     Ok(())
+}
+
+async fn ask(connection: &Connection) -> Result<Backends> {
+    connection.client()?.get("/v1/backends").await
+}
+
+/// An instance nobody runs any more that is meant: the named one, or the only one of this network
+/// namespace.
+fn leftover(connection: &Connection) -> Result<Option<String>> {
+    privileges::require()?;
+    let here = instance::network_namespace()?;
+    let is_here =
+        |name: &String| instance::read_record(name).is_ok_and(|record| record.namespace == here);
+    let mut names = pins::instances();
+    names.retain(|name| connection.may_mean(name) && is_here(name));
+    if names.len() > 1 {
+        let message = format!("several were left; say which with --instance: {}", names.join(", "));
+        return Err(coded(Exit::Usage, message));
+    }
+    Ok(names.pop())
 }
 
 /// A column: its head, which way it is aligned, and what stands in it.

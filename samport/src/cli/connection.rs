@@ -28,8 +28,8 @@ impl Connection {
         }
     }
 
-    /// Whether a certain one is meant.
-    pub(super) const fn is_named(&self) -> bool {
-        self.socket.is_some() || self.instance.is_some()
+    /// Whether it is an instance of this name that is meant, or may be.
+    pub(super) fn may_mean(&self, name: &str) -> bool {
+        self.socket.is_none() && self.instance.as_deref().is_none_or(|meant| meant == name)
     }
 }

@@ -1,5 +1,6 @@
 //! `samport drain`, `undrain`, `weight` and `balance`: orders to a running samport.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -73,15 +74,14 @@ pub async fn drain(args: DrainArgs) -> Result<()> {
     let path = format!("/v1/backends/{}/drain", escaped(&args.backend));
     let begin = Instant::now();
     let drained: Backends = client.post(&path).await?;
-    for backend in &drained.backends {
-        println!("{}", about(backend));
-        if backend.is_last {
-            tracing::warn!(
-                "no other backend of {} serves: {} goes on taking new connections until one does",
-                backend.service,
-                backend.name
-            );
-        }
+    print_all(&drained);
+    let last = drained.backends.iter().filter(|backend| backend.is_last);
+    // Once, whatever number of addresses it has.
+    let last: BTreeSet<_> = last.map(|backend| (&backend.service, &backend.name)).collect();
+    for (service, name) in last {
+        tracing::warn!(
+            "no other backend of {service} serves: {name} goes on taking new connections until one does"
+        );
     }
     if args.wait {
         wait_until_down(&client, &drained.backends, begin + args.timeout).await?;

@@ -105,7 +105,7 @@ fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
     let all = [State::Draining, State::Unhealthy];
     for time in [Duration::ZERO, LIMIT, 2 * LIMIT] {
         assert_eq!(scene.after(time, &all).len(), 2);
-        assert!(scene.drains.is_last(&Scene::seat()));
+        assert!(scene.drains.is_last(&Scene::seat()) && !scene.drains.any());
         assert_eq!(scene.drains.until(&Scene::seat()), None);
     }
     scene.open = Some(1);

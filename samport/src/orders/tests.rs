@@ -69,6 +69,17 @@ fn an_endpoint_or_the_beginning_of_an_id_means_what_it_fits() {
 }
 
 #[test]
+fn an_address_means_its_containers_other_addresses_for_that_port_too() {
+    let backends = [
+        seated("web", LONG_ID, "10.0.0.1:80", 80),
+        seated("web", LONG_ID, "[2001:db8::1]:80", 80),
+        seated("web", LONG_ID, "10.0.0.1:443", 443),
+    ];
+    let meant = backends_called("[2001:db8::1]:80", &backends).unwrap();
+    assert_eq!(meant, [&backends[0], &backends[1]]);
+}
+
+#[test]
 fn who_means_nobody_learns_who_is_there() {
     // Of a file's name, only the whole of it counts.
     for name in ["web-3", "", "plai", "10.0.0.9:80"] {

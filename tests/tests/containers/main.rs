@@ -11,6 +11,7 @@ mod health;
 mod labels;
 mod life;
 mod networks;
+mod operator;
 mod overlay;
 mod podman;
 mod published;

@@ -18,6 +18,7 @@ mod local;
 mod local_hooks;
 mod matrix;
 mod modes;
+mod operator;
 mod paths;
 mod routes;
 mod timeouts;

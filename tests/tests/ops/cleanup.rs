@@ -202,7 +202,7 @@ fn records_and_locks_go_with_their_instance() {
         let entries = fs::read_dir("/run/samport").into_iter().flatten().flatten();
         entries.filter(|one| one.file_name().to_string_lossy().contains(&own)).count()
     };
-    assert_eq!(files(), 2, "a lock and a record");
+    assert_eq!(files(), 3, "a lock, a record and a socket");
     let Served { daemon, lab: _lab, .. } = served;
     daemon.stop();
     assert_eq!(files(), 0);

@@ -13,7 +13,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-const VERBS: [(&str, &[&str]); 5] = [
+const VERBS: [(&str, &[&str]); 11] = [
     (
         "run",
         &[
@@ -28,6 +28,7 @@ const VERBS: [(&str, &[&str]); 5] = [
             "--forward",
             "--hook",
             "--drain",
+            "--socket",
             "--keep",
             "Health:",
             "--health",
@@ -46,6 +47,12 @@ const VERBS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("status", &["-o, --output"]),
+    ("backends", &["-o, --output", "--instance", "--socket"]),
+    ("drain", &["--wait", "--timeout", "--instance", "--socket"]),
+    ("undrain", &["--instance", "--socket"]),
+    ("weight", &["--instance", "--socket"]),
+    ("balance", &["--instance", "--socket"]),
+    ("wait", &["--healthy", "--timeout", "--instance", "--socket"]),
     ("clean", &["--dry-run"]),
     ("demo", &["--backends", "--requests"]),
     ("version", &[]),

@@ -7,6 +7,7 @@ mod foreign;
 mod help;
 mod instances;
 mod killed;
+mod operator;
 mod status;
 
 use std::process::Output;
