@@ -109,6 +109,12 @@ impl Share {
     pub const fn drains(&self) -> bool {
         !matches!(self.state, State::Active) || self.weight == 0
     }
+
+    /// Whether it drains for good: one that is unhealthy may become healthy again.
+    #[must_use]
+    pub const fn leaves(&self) -> bool {
+        self.drains() && !matches!(self.state, State::Unhealthy)
+    }
 }
 
 /// What is wanted of the kernel.
