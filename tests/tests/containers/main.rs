@@ -14,6 +14,7 @@ mod networks;
 mod overlay;
 mod podman;
 mod published;
+mod rolling;
 mod scale;
 mod seeds;
 mod veth;
