@@ -51,7 +51,7 @@ impl Drains {
         let served: BTreeSet<_> = active.map(|(key, _)| key.service()).collect();
         let before = std::mem::take(&mut self.draining);
         desired.backends.retain(|key, share| {
-            if !share.drains() {
+            if !share.leaves() {
                 return true;
             }
             let seat = Seat::from(key);
@@ -76,7 +76,7 @@ impl Drains {
         desired: &Desired,
         offered: &BTreeMap<Seat, &Candidate>,
     ) -> BTreeMap<Seat, Share> {
-        let wanted = desired.backends.iter().filter(|(_, share)| !share.drains());
+        let wanted = desired.backends.iter().filter(|(_, share)| !share.leaves());
         let wanted: BTreeSet<_> = wanted.map(|(key, _)| Seat::from(key)).collect();
         self.down.retain(|seat, _| !wanted.contains(seat));
         let (still, gone) = std::mem::take(&mut self.down)

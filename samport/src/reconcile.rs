@@ -4,6 +4,7 @@
 mod checks;
 mod fronts;
 mod operator;
+mod show;
 mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +30,7 @@ use crate::plan::{self, Actual, BackendKey, Change, Desired, Policy, Role, Route
 use crate::policy;
 use crate::ports::{Listen, PortSpec};
 use crate::routes::{Forward, Routes};
-use crate::seat::{Desk, Seat};
+use crate::seat::Desk;
 use crate::site;
 
 /// Address and link changes come in bursts.
@@ -347,10 +348,8 @@ impl Reconciler {
                 }
             };
             let key = key_of(candidate, route);
-            let state = match state {
-                State::Active if self.orders.drains(candidate) => State::Draining,
-                state => state,
-            };
+            // Also one that is unhealthy: who orders it does not want to wait for its recovery.
+            let state = if self.orders.drains(candidate) { State::Draining } else { state };
             desired.frontends.entry(candidate.listen).or_default();
             let (name, weight) = (candidate.name.clone(), self.orders.weight_of(candidate));
             let group = Group::of(candidate, &group_weights);
@@ -405,39 +404,6 @@ impl Reconciler {
         }
     }
 
-    /// One line for everything that is new to the user.
-    fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
-        for (key, share) in &desired.backends {
-            let before = self.shown.get(key);
-            let who = format!("{} {} on {}", share.name, key.endpoint, key.listen.place());
-            match (before.map(|share| share.state), share.state) {
-                (None, State::Active) => {
-                    let after = since_start(key, snapshot);
-                    tracing::info!("+ {who} by {}{after}", key.route.name());
-                }
-                (before, State::Unhealthy) if before != Some(State::Unhealthy) => {
-                    let why = self.health.failure(&key.id, key.endpoint);
-                    tracing::info!("- {who} unhealthy: {}", why.unwrap_or("its HEALTHCHECK fails"));
-                }
-                (Some(State::Unhealthy), State::Active) => tracing::info!("+ {who} healthy again"),
-                (Some(State::Active | State::Unhealthy), State::Draining) => {
-                    tracing::info!("- {who} draining");
-                }
-                (Some(State::Draining), State::Active) => tracing::info!("+ {who} back"),
-                _ => tell_of_name_and_weight(&who, before, share),
-            }
-        }
-        for (key, share) in &self.shown {
-            if !desired.backends.contains_key(key) {
-                let place = key.listen.place();
-                let is_down = self.drains.down().contains_key(&Seat::from(key));
-                let how = if is_down { "down" } else { "gone" };
-                tracing::info!("- {} {} on {place} {how}", share.name, key.endpoint);
-            }
-        }
-        self.shown.clone_from(&desired.backends);
-    }
-
     /// Tells `status` and `clean` how things are, if that has changed.
     fn write_record(&mut self, desired: &Desired) -> Result<()> {
         let record = Record {
@@ -490,16 +456,6 @@ fn leave_out(desired: &mut Desired, failed: &Change) -> Option<&'static str> {
     }
 }
 
-fn tell_of_name_and_weight(who: &str, before: Option<&Share>, now: &Share) {
-    match before {
-        Some(before) if before.name != now.name => tracing::info!("~ {who} was {}", before.name),
-        Some(before) if before.weight != now.weight => {
-            tracing::info!("~ {who} weight {}", now.weight);
-        }
-        _ => {}
-    }
-}
-
 fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
     let state = share.map_or(State::Draining, |share| share.state);
     BackendRecord {
@@ -533,15 +489,4 @@ fn key_of(candidate: &Candidate, route: Route) -> BackendKey {
         endpoint: candidate.endpoint,
         route,
     }
-}
-
-/// How long after its start a container began to serve, if it was started while we watched.
-fn since_start(key: &BackendKey, snapshot: &Snapshot) -> String {
-    snapshot
-        .candidates
-        .iter()
-        .find(|c| c.id == key.id && c.endpoint == key.endpoint && c.listen == key.listen)
-        .and_then(|candidate| candidate.started?.elapsed().ok())
-        .map(|elapsed| format!(", {} ms after its start", elapsed.as_millis()))
-        .unwrap_or_default()
 }

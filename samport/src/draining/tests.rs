@@ -98,11 +98,22 @@ fn its_provider_ends_a_drain_of_its_own() {
     assert_eq!(scene.drains.until(&Scene::seat()), None);
 }
 
+/// It may become healthy again, and is better than nobody if all others go.
+#[test]
+fn who_is_unhealthy_never_goes_down() {
+    let mut scene = Scene::new();
+    scene.open = Some(0);
+    for time in [Duration::ZERO, LOOK, LIMIT, 2 * LIMIT] {
+        assert_eq!(scene.after(time, &[State::Unhealthy, State::Active]).len(), 2);
+    }
+    assert!(!scene.drains.any());
+}
+
 #[test]
 fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
     let mut scene = Scene::new();
     scene.open = Some(0);
-    let all = [State::Draining, State::Unhealthy];
+    let all = [State::Draining, State::Draining];
     for time in [Duration::ZERO, LIMIT, 2 * LIMIT] {
         assert_eq!(scene.after(time, &all).len(), 2);
         assert!(scene.drains.is_last(&Scene::seat()) && !scene.drains.any());

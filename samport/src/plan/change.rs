@@ -113,6 +113,12 @@ impl Share {
         let is_off = self.weight == 0 || self.group.as_ref().is_some_and(|group| group.weight == 0);
         self.state != State::Active || is_off
     }
+
+    /// Whether it drains for good: one that is unhealthy may become healthy again.
+    #[must_use]
+    pub fn leaves(&self) -> bool {
+        self.drains() && !matches!(self.state, State::Unhealthy)
+    }
 }
 
 /// What is wanted of the kernel.

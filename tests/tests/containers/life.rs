@@ -49,7 +49,7 @@ fn a_killed_or_removed_container_gets_no_more_requests() {
     samport.stop();
 }
 
-/// Case 62, in small (the namespaces' tests do it in full): the deployment of a new version,
+/// Case 62, with nothing but `docker stop`, for servers that go on for a moment: a new version,
 /// container by container.
 #[test]
 fn containers_are_replaced_one_after_the_other_and_no_request_fails() {

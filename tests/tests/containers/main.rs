@@ -15,6 +15,7 @@ mod operator;
 mod overlay;
 mod podman;
 mod published;
+mod rolling;
 mod scale;
 mod seeds;
 mod veth;
