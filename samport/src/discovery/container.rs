@@ -8,6 +8,7 @@ use samport_common::wire::protocol::Protocol;
 
 use super::filter::Filters;
 use super::labels::{self, Labels};
+use super::published::Published;
 use crate::health::spec::{Config, Method, Source};
 use crate::model::{Candidate, Condition, Wishes};
 use crate::ports::{Listen, PortSpec};
@@ -35,6 +36,8 @@ pub struct ContainerView {
     pub image: String,
     /// Ports from EXPOSE.
     pub exposed: BTreeSet<Listen>,
+    /// Ports of the host that the engine itself leads to it.
+    pub published: BTreeSet<Published>,
     /// `bridge`, `host`, `none`, `container:ID` or a network's name.
     pub network_mode: String,
     /// The networks it is in, by name.

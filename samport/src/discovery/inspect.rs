@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use bollard::models::{ContainerInspectResponse, EndpointSettings};
+use bollard::models::{ContainerInspectResponse, EndpointSettings, PortBinding, PortMap};
 
 use super::container::{Attachment, ContainerView};
 use super::events::health;
+use super::published::Published;
 use crate::ports::Listen;
 
 /// Takes what we need. What is missing or makes no sense is left empty: the rules that need it
@@ -13,7 +14,7 @@ use crate::ports::Listen;
 pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
     let state = answer.state.unwrap_or_default();
     let config = answer.config.unwrap_or_default();
-    let networks = answer.network_settings.and_then(|settings| settings.networks);
+    let settings = answer.network_settings.unwrap_or_default();
     let pid = state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
     let status = state.health.and_then(|health| health.status);
     ContainerView {
@@ -29,7 +30,9 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
         image: config.image.unwrap_or_default(),
         exposed: exposed(&config.exposed_ports.unwrap_or_default()),
         network_mode: answer.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
-        networks: networks
+        published: published(&settings.ports.unwrap_or_default()),
+        networks: settings
+            .networks
             .unwrap_or_default()
             .into_iter()
             .map(|(name, settings)| (name, attachment(&settings)))
@@ -42,6 +45,14 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
 /// The ports of `8080/tcp` and `53/udp`; protocols nobody can balance are no concern of ours.
 fn exposed(ports: &[String]) -> BTreeSet<Listen> {
     ports.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// The ports of `"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]`.
+fn published(ports: &PortMap) -> BTreeSet<Published> {
+    let bound = |(own, bindings): (&String, &Option<Vec<PortBinding>>)| -> Vec<Published> {
+        bindings.iter().flatten().filter_map(|binding| Published::bound(own, binding)).collect()
+    };
+    ports.iter().flat_map(bound).collect()
 }
 
 fn attachment(settings: &EndpointSettings) -> Attachment {
@@ -80,7 +91,9 @@ mod tests {
             "HostConfig": {"NetworkMode": "default"},
             "Config": {"Image": "web:1", "Labels": {"samport.port": "80"}, "StopSignal": "SIGQUIT",
                        "ExposedPorts": {"8080/tcp": {}, "53/udp": {}, "9/sctp": {}}},
-            "NetworkSettings": {"Networks": {"bridge": {
+            "NetworkSettings": {
+                "Ports": {"53/udp": null, "8080/tcp": [{"HostIp": "0.0.0.0", "HostPort": "80"}]},
+                "Networks": {"bridge": {
                 "IPAddress": "172.17.0.2", "GlobalIPv6Address": "", "MacAddress": "02:42:ac:11:00:02"}}}
         }));
         let network = Attachment {
@@ -88,6 +101,7 @@ mod tests {
             ipv6: None,
             mac: Some([2, 0x42, 0xac, 0x11, 0, 2]),
         };
+        let binding = PortBinding { host_ip: Some("0.0.0.0".into()), host_port: Some("80".into()) };
         let expected = ContainerView {
             id: "c1".into(),
             name: "web-1".into(),
@@ -97,6 +111,7 @@ mod tests {
             labels: [("samport.port".to_owned(), "80".to_owned())].into(),
             image: "web:1".into(),
             exposed: [Listen::udp(53), Listen::tcp(8080)].into(),
+            published: Published::bound("8080/tcp", &binding).into_iter().collect(),
             network_mode: "default".into(),
             networks: [("bridge".to_owned(), network)].into(),
             stop_signal: Some("SIGQUIT".into()),

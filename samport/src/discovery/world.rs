@@ -9,6 +9,7 @@ use super::container::{ContainerView, Policy, offer};
 use super::events::{Event, Notice, signal};
 use super::labels;
 use super::locate::Located;
+use super::published;
 use crate::model::{Candidate, Snapshot};
 
 /// How often a container without an address is asked again, at 10 ms, 20 ms, …: 630 ms in all.
@@ -138,6 +139,7 @@ impl World {
         match outcome {
             Outcome::Found(view, located) if view.running => {
                 container.learn(*view, located);
+                self.warn_of_published(&question.id);
                 self.judge(question)
             }
             Outcome::Found(..) | Outcome::Gone => {
@@ -229,6 +231,24 @@ impl World {
                 self.tell(&question.id, &rejection.to_string());
                 None
             }
+        }
+    }
+
+    /// Tells the user of ports that a container publishes although they are served. Of ports that only
+    /// labels name, whoever was there before us had them first.
+    fn warn_of_published(&mut self, id: &str) {
+        let Some(Container { view: Some(view), started, .. }) = self.containers.get(id) else {
+            return;
+        };
+        if view.published.is_empty() {
+            return;
+        }
+        let mut served: Vec<_> = self.policy.ports.iter().map(|spec| spec.listen).collect();
+        if started.is_some() {
+            served.extend(self.snapshot().candidates.iter().map(|candidate| candidate.listen));
+        }
+        for warning in published::warnings(&view.name, view.published.iter(), &served) {
+            self.tell(id, &warning);
         }
     }
 

@@ -5,7 +5,7 @@ use samport_tests::docker::{Dockerd, Options};
 use samport_tests::load::get;
 use samport_tests::traces::{assert_traces, traces};
 
-use crate::{LABEL, ask_front, engine_of, engine_with, names, serve};
+use crate::{LABEL, ask_front, engine_of, engine_with, heard, names, serve, wait_until_serving};
 
 /// Runs samport, which is to end by itself with 6; what it has said.
 fn refused(docker: &Dockerd) -> String {
@@ -40,6 +40,27 @@ fn a_port_that_is_published_without_docker_proxy_is_refused() {
     docker.run_server("old-web", &["-p", "80:9090"]);
     let said = refused(&docker);
     assert!(said.contains("port 80 ") && said.contains("\"old-web\""), "{said}");
+}
+
+/// Case 87: a container that publishes the port while samport serves it is named, once, and takes nothing.
+#[test]
+fn a_container_that_publishes_a_served_port_later_is_named_once() {
+    let docker = engine_of(&["good"]);
+    let samport = serve(&docker, &["good"]);
+    docker.run_server("late", &["-p", "80:9090"]);
+    heard(&samport, 0, &["\"late\" publishes port 80,", "`ports:`"]);
+    docker.run_server("elsewhere", &["-p", "81:9090"]);
+    docker.cli(&["restart", "-t", "1", "late"]);
+    let mark = samport.mark();
+    docker.run_server("good-too", &LABEL);
+    wait_until_serving(&samport, mark, "good-too");
+    let about = |name: &str| {
+        let text = format!("{name:?} publishes");
+        samport.lines().iter().filter(|line| line.text.contains(&text)).count()
+    };
+    assert_eq!((about("late"), about("elsewhere")), (1, 0));
+    assert_eq!(names(&ask_front(&docker, 60)), ["good", "good-too"]);
+    samport.stop();
 }
 
 /// A port that is published to the host alone has nothing to do with the interface clients come in by.
