@@ -159,7 +159,7 @@ pub fn backends_called<'a>(name: &str, all: &'a [Seated]) -> Result<Vec<&'a Seat
         return Ok(all.iter().filter(|one| keys.contains(&by_id(&one.seat))).collect());
     }
     let each = |one: &&Seated| {
-        format!("{} {} on :{}", one.name, one.seat.endpoint, one.seat.listen.brief())
+        format!("{} {} on {}", one.name, one.seat.endpoint, one.seat.listen.place())
     };
     let all = meant.iter().map(each).collect::<Vec<_>>().join(", ");
     Err(Refusal::Ambiguous(format!(

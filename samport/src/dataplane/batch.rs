@@ -59,7 +59,7 @@ where
 {
     /// Opens a pinned map.
     pub(super) fn open(pin: &std::path::Path) -> Result<Self> {
-        let map = MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+        let map = super::pins::open(pin)?;
         let info = map.info().with_context(|| format!("ask about {}", pin.display()))?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         ensure!(sizes == (size_of::<K>(), size_of::<V>()), "{} has another layout", pin.display());

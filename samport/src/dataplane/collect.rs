@@ -50,10 +50,7 @@ struct Round {
 
 impl Collector {
     pub(super) fn open(pins: &pins::Folder, timeouts: &load::Timeouts) -> Result<Self> {
-        let data = |name: &str| {
-            let pin = pins.map(name);
-            MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))
-        };
+        let data = |name: &str| pins::open(&pins.map(name));
         Ok(Self {
             flows4: HashTable::open(&pins.map("FLOWS4"))?,
             flows6: HashTable::open(&pins.map("FLOWS6"))?,

@@ -75,6 +75,5 @@ fn flows(instance: &str) -> Result<Flows> {
 }
 
 fn data(instance: &str, map: &str) -> Result<MapData> {
-    let path = pins::map_of(instance, map);
-    MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))
+    pins::open(&pins::map_of(instance, map))
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use aya::maps::MapData;
 use rustix::mount::MountFlags;
 
 use crate::exit::{Coded as _, Exit};
@@ -80,6 +81,11 @@ impl Drop for Folder {
 #[must_use]
 pub fn map_of(instance: &str, map: &str) -> PathBuf {
     Path::new(ROOT).join(instance).join(format!("map_{map}"))
+}
+
+/// Opens a pinned map.
+pub(super) fn open(pin: &Path) -> Result<MapData> {
+    MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))
 }
 
 /// Names of the instances that have pins.

@@ -163,7 +163,7 @@ mod tests {
     fn each_label_is_read() {
         let read = read_all(&[
             ("samport.enable", "True"),
-            ("samport.ports", "80:8080/tcp, 443, 443:53/udp"),
+            ("samport.ports", "80:8080/tcp, 443, 443:53/udp, 192.0.2.7:80, [::1]:80:81"),
             ("samport.port", "80:8080"),
             ("samport.target", "9090"),
             ("samport.weight", "0"),
@@ -186,7 +186,7 @@ mod tests {
         let expected = Labels {
             present: true,
             enable: Some(true),
-            ports: vec![spec("80:8080"), spec("443"), spec("443:53/udp")],
+            ports: ["80:8080", "443", "443:53/udp", "192.0.2.7:80", "[::1]:80:81"].map(spec).into(),
             target: Some(9090),
             weight: 0,
             drain: Some(Duration::from_secs(90)),
@@ -230,6 +230,8 @@ mod tests {
             ("samport.ports", "", "1 to 65535"),
             ("samport.ports", "80,", "1 to 65535"),
             ("samport.ports", "80/sctp", "say tcp or udp"),
+            ("samport.ports", "::1:80", "in brackets"),
+            ("samport.ports", "192.0.2.7:80,192.0.2.7:80:81", "keep one"),
             ("samport.ports", "80:81,80:82", "keep one"),
             ("samport.ports", "53:81/udp,53:82/udp", "keep one"),
             ("samport.target", "65536", "1 to 65535"),

@@ -74,8 +74,8 @@ impl Reconciler {
         let now = Instant::now();
         let gone = self.drains.settle(desired, &snapshot.candidates, time, open, now);
         for (seat, share) in gone {
-            let port = seat.listen.brief();
-            tracing::info!("- {} {} on :{port} gone", share.name, seat.endpoint);
+            let place = seat.listen.place();
+            tracing::info!("- {} {} on {place} gone", share.name, seat.endpoint);
         }
     }
 

@@ -37,6 +37,9 @@ fn backends_are_read() {
         ]
     );
     assert_eq!(candidates[3].weight, 3);
+    let text = "[[backend]]\naddress = '10.0.0.2'\nlisten = '192.0.2.7:80'\n";
+    let given = parse(text, &ports(&["80:9090", "192.0.2.7:80:8080"])).unwrap();
+    assert_eq!(served(&given), ["10.0.0.2 192.0.2.7:80>10.0.0.2:8080 Ready"]);
     assert_eq!(parse("", &ports(&["80"])).unwrap(), []);
 }
 
