@@ -55,7 +55,7 @@ fn a_source_hash_leads_a_client_to_the_same_backend_always() {
     served = served.restart(&["--balance", "source-hash"]);
     assert_eq!(answers(&served.lab, front, 20), first);
     let other = if first[0] == "web-1" { "web-2" } else { "web-1" };
-    served.change(("-", other, "gone"), |file| file.remove(other));
+    served.change(("-", other, "draining"), |file| file.remove(other));
     assert_eq!(answers(&served.lab, front, 20), first);
 }
 

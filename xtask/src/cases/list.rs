@@ -148,8 +148,7 @@ pub const GROUPS: &[Group] = &[
             case(60, C, "Traffic waits until a starting container is healthy."),
             case(61, C, "Draining starts at the `kill` event."),
             case(62, C, "100 rolling replacements under load fail no request."),
-            case(63, N, "A backend that refuses or is silent fails no request.")
-                .untested("a connection that a backend refuses is not tried with another one"),
+            case(63, N, "A backend that refuses or is silent fails no request."),
             case(64, C, "`up --scale app=5`, then 1, then 3: shares follow the events."),
         ],
     },
