@@ -26,7 +26,7 @@ pub enum Order {
     Drain(String),
     /// As if it had never been drained.
     Undrain(String),
-    /// A backend's share relative to the others.
+    /// A backend's share relative to the others, or a group's relative to other groups.
     Weight(String, u32),
     /// How a service chooses.
     Balance(String, Balance),
@@ -57,6 +57,8 @@ pub struct Orders {
     drained: BTreeSet<(String, Listen)>,
     /// By name.
     weights: BTreeMap<(String, Listen), u32>,
+    /// By name of a group.
+    group_weights: BTreeMap<String, u32>,
     balance: BTreeMap<Listen, Balance>,
 }
 
@@ -79,12 +81,7 @@ impl Orders {
                 }
                 meant
             }
-            Order::Weight(name, weight) => {
-                let meant = backends_called(name, &view.backends)?;
-                let entry = |one: &&Seated| ((one.name.clone(), one.seat.listen), *weight);
-                self.weights.extend(meant.iter().map(entry));
-                meant
-            }
+            Order::Weight(name, weight) => self.weigh(name, *weight, &view.backends)?,
             Order::Balance(name, balance) => {
                 let listen = service_called(name, view)?;
                 self.balance.insert(listen, *balance);
@@ -93,6 +90,37 @@ impl Orders {
         };
         self.forget(&view.backends);
         Ok(meant.into_iter().map(|one| one.seat.clone()).collect())
+    }
+
+    /// A name that is a backend's and a group's is the backend's.
+    fn weigh<'a>(
+        &mut self,
+        name: &str,
+        weight: u32,
+        all: &'a [Seated],
+    ) -> Result<Vec<&'a Seated>, Refusal> {
+        let group: Vec<_> = all
+            .iter()
+            .filter(|one| one.group.as_ref().is_some_and(|group| group.name == name))
+            .collect();
+        match backends_called(name, all) {
+            Err(Refusal::Unknown(_)) if !group.is_empty() => {
+                self.group_weights.insert(name.to_owned(), weight);
+                Ok(group)
+            }
+            Ok(meant) => {
+                let entry = |one: &&Seated| ((one.name.clone(), one.seat.listen), weight);
+                self.weights.extend(meant.iter().map(entry));
+                Ok(meant)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The weights of groups that were ordered, by name.
+    #[must_use]
+    pub fn group_weights(&self) -> &BTreeMap<String, u32> {
+        &self.group_weights
     }
 
     /// Whether a backend has been told to drain.
@@ -123,6 +151,11 @@ impl Orders {
             let names: BTreeSet<_> =
                 present.iter().map(|one| (one.name.clone(), one.seat.listen)).collect();
             self.weights.retain(|key, _| names.contains(key));
+        }
+        if self.group_weights.len() > KEPT {
+            let names: BTreeSet<_> =
+                present.iter().filter_map(|one| Some(&one.group.as_ref()?.name)).collect();
+            self.group_weights.retain(|key, _| names.contains(key));
         }
     }
 }
@@ -177,17 +210,35 @@ fn is_container_id(id: &str) -> bool {
     id.len() >= SHORTEST_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The service of a name: its port, as `run` or `status` write it.
+/// The service of a name: its port, as `run` or `status` write it, or what its containers call it.
 ///
 /// # Errors
 /// When there is none.
 pub fn service_called(name: &str, view: &View) -> Result<Listen, Refusal> {
-    let found = view.services.keys().find(|one| one.brief() == name || one.to_string() == name);
-    found.copied().ok_or_else(|| {
-        let all: Vec<_> = view.services.keys().map(|one| one.brief()).collect();
-        let all = if all.is_empty() { "none yet".to_owned() } else { all.join(", ") };
-        Refusal::Unknown(format!("there is no service {name:?}; there are {all}"))
-    })
+    let ports = view.services.keys().copied();
+    let by_port = ports.clone().find(|one| one.brief() == name || one.to_string() == name);
+    let called = view.backends.iter().filter(|one| one.service.as_deref() == Some(name));
+    let called: BTreeSet<Listen> = match by_port {
+        Some(port) => [port].into(),
+        None => called.map(|one| one.seat.listen).collect(),
+    };
+    let list = |ports: &mut dyn Iterator<Item = Listen>| {
+        ports.map(Listen::brief).collect::<Vec<_>>().join(", ")
+    };
+    match (called.first(), called.len()) {
+        (Some(only), 1) => Ok(*only),
+        (None, _) if view.services.is_empty() => {
+            Err(Refusal::Unknown(format!("there is no service {name:?}; there is none yet")))
+        }
+        (None, _) => {
+            let all = list(&mut ports.clone());
+            Err(Refusal::Unknown(format!("there is no service {name:?}; there are {all}")))
+        }
+        (Some(_), _) => {
+            let all = list(&mut called.iter().copied());
+            Err(Refusal::Ambiguous(format!("{name:?} means several: {all}; name one by its port")))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 //! made and carried out. The only caller of `Dataplane::apply`.
 
 mod checks;
+mod choice;
 mod fronts;
 mod operator;
+mod records;
 mod show;
 mod suspects;
 
@@ -19,19 +21,19 @@ use tokio::sync::watch;
 use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::draining::Drains;
-use crate::groups::{self, Group};
+use crate::groups::Group;
 use crate::health::Health;
 use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
 use crate::orders::Orders;
-use crate::plan::{self, Actual, BackendKey, Change, Desired, Policy, Role, Route, Share};
-use crate::policy;
+use crate::plan::{self, Actual, BackendKey, Change, Desired, Policy, Role, Route, Share, Source};
 use crate::ports::{Listen, PortSpec};
 use crate::routes::{Forward, Routes};
 use crate::seat::Desk;
 use crate::site;
+use records::{backend_record, starting_record};
 
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
@@ -255,7 +257,7 @@ impl Reconciler {
             complain(&mut self.complained, &note);
         }
         let mut desired = self.desire(&snapshot, &devices).await;
-        self.choose_as_ordered(&mut desired);
+        self.settle_policies(&mut desired, &snapshot);
         self.end_drains(&mut desired, &snapshot);
         loop {
             let changes = plan::plan(&desired, &mut self.actual)?;
@@ -312,10 +314,8 @@ impl Reconciler {
         for port in &self.job.ports {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
-        let (group_weights, complaints) = groups::weights(&snapshot.candidates, &BTreeMap::new());
-        for about in complaints {
-            complain(&mut self.complained, &about);
-        }
+        let group_weights = self.group_weights(snapshot);
+        let mut uses: BTreeMap<Source, usize> = BTreeMap::new();
         for candidate in &snapshot.candidates {
             if !candidate.listen.is_of_family(candidate.endpoint.is_ipv6()) {
                 continue;
@@ -335,7 +335,7 @@ impl Reconciler {
                 continue;
             }
             let forward = self.job.forward;
-            let found = match self.may_open(candidate, &desired) {
+            let found = match self.may_open(candidate, &desired, &uses) {
                 Ok(()) => self.routes.to(candidate, forward, &self.netlink, devices).await,
                 Err(trouble) => Err(trouble),
             };
@@ -353,27 +353,28 @@ impl Reconciler {
             desired.frontends.entry(candidate.listen).or_default();
             let (name, weight) = (candidate.name.clone(), self.orders.weight_of(candidate));
             let group = Group::of(candidate, &group_weights);
+            *uses.entry(key.source()).or_default() += 1;
             desired.backends.insert(key, Share { name, weight, group, state });
         }
         self.settle_fronts(&mut desired, devices);
         let ports = desired.frontends.keys();
-        desired.allowed = allow::allowed(ports.clone(), &self.job.allow, &snapshot.candidates);
-        let (policies, complaints) = policy::policies(ports, self.job.policy, &snapshot.candidates);
-        for about in complaints {
-            complain(&mut self.complained, &about);
-        }
-        desired.policies = policies;
+        desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
         desired
     }
 
     /// Whether one more backend fits. A label may open a port only if nobody has it: not a server of
     /// this host, not another samport.
-    fn may_open(&self, candidate: &Candidate, desired: &Desired) -> Result<()> {
+    ///
+    /// `uses` says how many ports lead to an endpoint already.
+    fn may_open(
+        &self,
+        candidate: &Candidate,
+        desired: &Desired,
+        uses: &BTreeMap<Source, usize>,
+    ) -> Result<()> {
         let listen = candidate.listen;
-        let same = |key: &&BackendKey| {
-            (key.endpoint, key.listen.protocol) == (candidate.endpoint, listen.protocol)
-        };
-        if desired.backends.keys().filter(same).count() == SHARED_BY {
+        let source = Source { endpoint: candidate.endpoint, protocol: listen.protocol };
+        if uses.get(&source).is_some_and(|uses| *uses >= SHARED_BY) {
             let port = listen.brief();
             bail!("at most {SHARED_BY} ports of the host lead to one of a container's; not {port}");
         }
@@ -453,32 +454,6 @@ fn leave_out(desired: &mut Desired, failed: &Change) -> Option<&'static str> {
             desired.bridges.remove(device).then_some("a bridge")
         }
         _ => None,
-    }
-}
-
-fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
-    let state = share.map_or(State::Draining, |share| share.state);
-    BackendRecord {
-        id,
-        name: share.map_or_else(String::new, |share| share.name.clone()),
-        port: key.listen,
-        endpoint: key.endpoint.to_string(),
-        weight: share.map_or(0, |share| share.weight),
-        state: state.name().to_owned(),
-        via: key.route.name().to_owned(),
-    }
-}
-
-/// One that is not in the kernel: it has no id there, and no way to it has been looked for.
-fn starting_record(candidate: &Candidate) -> BackendRecord {
-    BackendRecord {
-        id: 0,
-        name: candidate.name.clone(),
-        port: candidate.listen,
-        endpoint: candidate.endpoint.to_string(),
-        weight: candidate.weight,
-        state: State::Starting.name().to_owned(),
-        via: String::new(),
     }
 }
 

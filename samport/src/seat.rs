@@ -10,6 +10,7 @@ use samport_common::choose::Balance;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::groups::Group;
 use crate::instance::Record;
 use crate::model::{Candidate, State};
 use crate::orders::{Order, Refusal};
@@ -52,6 +53,10 @@ pub struct Seated {
     pub seat: Seat,
     /// Name of its container.
     pub name: String,
+    /// What its service is called, if it is called something.
+    pub service: Option<String>,
+    /// The group it is in.
+    pub group: Option<Group>,
     /// Its weight, orders included.
     pub weight: u32,
     /// Where it is in its life.
@@ -84,6 +89,8 @@ impl View {
             Some(Seated {
                 seat: Seat { listen: backend.port, id: String::new(), endpoint },
                 name: backend.name.clone(),
+                service: None,
+                group: None,
                 weight: backend.weight,
                 state: State::named(&backend.state)?,
                 via: Some(backend.via.clone()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::words::{Backend, Counters, Health, SCHEMA};
+use crate::groups;
 use crate::model::State;
 use crate::ports::Listen;
 use crate::seat::{Seated, View};
@@ -22,39 +23,56 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
     let counters = |one: &Seated| one.index.and_then(|index| counted.get(&index).copied());
     let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
     let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
-    for one in &view.backends {
+    let shares = shares(&view.backends);
+    for (one, share) in view.backends.iter().zip(&shares) {
         *flows.entry(pool(one)).or_default() += counters(one).map_or(0, |c| c.flows);
-        *weights.entry(pool(one)).or_default() += weight(one);
+        *weights.entry(pool(one)).or_default() += u64::from(*share);
     }
     let of = |sums: &BTreeMap<Pool, u64>, one: &Seated| sums.get(&pool(one)).copied().unwrap_or(0);
-    let report = |one: &Seated| {
+    let report = |(one, share): (&Seated, u32)| {
         let counters = counters(one);
         Backend {
             service: one.seat.listen.to_string(),
+            service_name: one.service.clone(),
+            group: one.group.as_ref().map(|group| group.name.clone()),
+            group_weight: one.group.as_ref().map(|group| group.weight),
             name: one.name.clone(),
             id: one.seat.id.clone(),
             address: one.seat.endpoint.to_string(),
             state: one.state.name().to_owned(),
             weight: one.weight,
             via: one.via.clone(),
-            share_expected: part(weight(one), of(&weights, one)),
+            share_expected: part(u64::from(share), of(&weights, one)),
             share_actual: part(counters.map_or(0, |c| c.flows), of(&flows, one)),
             is_last: one.is_last,
             drain_left_ms: one.drains_until.map(|until| milliseconds(until - now)),
             counters,
         }
     };
-    view.backends.iter().map(report).collect()
+    view.backends.iter().zip(shares).map(report).collect()
 }
 
 fn pool(one: &Seated) -> Pool {
     (one.seat.listen, one.seat.endpoint.is_ipv6())
 }
 
-/// What a backend counts when new flows are shared out.
-fn weight(one: &Seated) -> u64 {
-    let takes_flows = one.state == State::Active || one.is_last;
-    if takes_flows { u64::from(one.weight) } else { 0 }
+/// What each backend counts when new flows are shared out, relative to the others of its pool.
+fn shares(all: &[Seated]) -> Vec<u32> {
+    let mut pools: BTreeMap<Pool, Vec<usize>> = BTreeMap::new();
+    for (at, one) in all.iter().enumerate() {
+        if one.state == State::Active || one.is_last {
+            pools.entry(pool(one)).or_default().push(at);
+        }
+    }
+    let mut shares = vec![0; all.len()];
+    for members in pools.into_values() {
+        let weights: Vec<_> =
+            members.iter().map(|at| (all[*at].weight, all[*at].group.as_ref())).collect();
+        for (at, share) in members.into_iter().zip(groups::shares(&weights)) {
+            shares[at] = share;
+        }
+    }
+    shares
 }
 
 /// A part of a whole, to a hundredth of a percent.
@@ -93,6 +111,8 @@ mod tests {
         Seated {
             seat: Seat { listen: Listen::tcp(80), id: id.into(), endpoint },
             name: id.into(),
+            service: None,
+            group: None,
             weight,
             state,
             via: None,

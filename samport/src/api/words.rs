@@ -23,6 +23,12 @@ pub struct Backends {
 pub struct Backend {
     /// Like `80/tcp`.
     pub service: String,
+    /// What its containers call it, if they do.
+    pub service_name: Option<String>,
+    /// The group it shares its service's flows with, if not with everybody.
+    pub group: Option<String>,
+    /// That group's share relative to other groups.
+    pub group_weight: Option<u32>,
     /// Name of its container.
     pub name: String,
     /// The container's id, or what stands for it.
@@ -31,7 +37,7 @@ pub struct Backend {
     pub address: String,
     /// `starting`, `active`, `draining`, `unhealthy` or `down`.
     pub state: String,
-    /// Relative to the others of its service.
+    /// Relative to the others of its service, or of its group.
     pub weight: u32,
     /// `peer`, `neigh`, `stack` or `macvlan`; null if the kernel does not have it.
     pub via: Option<String>,

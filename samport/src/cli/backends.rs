@@ -72,7 +72,7 @@ const LEFT: CellAlignment = CellAlignment::Left;
 const RIGHT: CellAlignment = CellAlignment::Right;
 
 const NARROW: [Column; 10] = [
-    ("SERVICE", LEFT, |one| one.service.clone()),
+    ("SERVICE", LEFT, service),
     ("BACKEND", LEFT, |one| one.name.clone()),
     ("ADDRESS", LEFT, |one| one.address.clone()),
     ("STATE", LEFT, state),
@@ -84,7 +84,8 @@ const NARROW: [Column; 10] = [
     ("SYN-RTT p50/p99", RIGHT, round_trip),
 ];
 
-const WIDER: [Column; 5] = [
+const WIDER: [Column; 6] = [
+    ("GROUP", LEFT, group),
     ("VIA", LEFT, |one| one.via.clone().unwrap_or_else(|| "-".to_owned())),
     ("ID", LEFT, |one| one.id.chars().take(12).collect()),
     ("BYTES IN", RIGHT, |one| number(one.counters.map(|counters| counters.bytes_in))),
@@ -142,6 +143,20 @@ fn round_trip(one: &Backend) -> String {
     times.unwrap_or_else(|| "-".to_owned())
 }
 
+fn service(one: &Backend) -> String {
+    match &one.service_name {
+        Some(name) => format!("{name} {}", one.service),
+        None => one.service.clone(),
+    }
+}
+
+fn group(one: &Backend) -> String {
+    match (&one.group, one.group_weight) {
+        (Some(name), Some(weight)) => format!("{name} {weight}"),
+        _ => "-".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +174,9 @@ mod tests {
         };
         let draining = Backend {
             service: "80/tcp".into(),
+            service_name: Some("shop/web".into()),
+            group: Some("canary".into()),
+            group_weight: Some(5),
             name: "web-4".into(),
             id: "0123456789abcdef".into(),
             address: "172.18.0.5:8080".into(),
@@ -184,9 +202,16 @@ mod tests {
         for (head, ..) in NARROW.iter().chain(&WIDER) {
             assert!(lines[0].contains(head), "no {head} in\n{shown}");
         }
-        for part in
-            ["draining (19 s left)", "0.0/33.3 %", "20113", "1/0", "39/150 µs", "0123456789ab "]
-        {
+        for part in [
+            "shop/web 80/tcp",
+            "canary 5",
+            "draining (19 s left)",
+            "0.0/33.3 %",
+            "20113",
+            "1/0",
+            "39/150 µs",
+            "0123456789ab ",
+        ] {
             assert!(lines[1].contains(part), "no {part} in\n{shown}");
         }
         assert!(lines[2].contains(" down ") && lines[2].contains(" - "), "{shown}");

@@ -18,7 +18,7 @@ pub(super) struct Limits {
     /// either, besides 5 MiB for floods and fragments; when a table is full, the longest idle make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
-    /// Backends at a time, those that are leaving included. 1,000 take 0.5 MiB of locked memory, and 0.2
+    /// Backends at a time, those that are leaving included. 1,000 take 0.6 MiB of locked memory, and 0.2
     /// MiB for each CPU.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
     pub(super) max_backends: u32,

@@ -172,7 +172,7 @@ const MAPS: [&str; 37] = [
 ];
 
 /// Arrays by backend id.
-const BY_BACKEND: [&str; 2] = ["BACKENDS", "BACKEND_STATS"];
+const BY_BACKEND: [&str; 5] = ["BACKENDS", "BACKEND_STATS", "CONDITIONS", "HANDSHAKES", "LOST"];
 /// Hash tables by where backends answer: there are new ones before the old ones go.
 const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
 

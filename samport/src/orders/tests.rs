@@ -1,4 +1,5 @@
 use super::*;
+use crate::groups::Group;
 use crate::model::{Condition, State, Wishes};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
@@ -11,6 +12,8 @@ fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> Seated {
             endpoint: endpoint.parse().unwrap(),
         },
         name: name.into(),
+        service: None,
+        group: None,
         weight: 1,
         state: State::Active,
         via: None,
@@ -173,4 +176,36 @@ fn orders_about_the_long_gone_make_room() {
     orders.weights.extend(gone.map(|key| (key, 3)));
     orders.take(&Order::Drain("web-2".into()), &view).unwrap();
     assert_eq!((orders.drained.len(), orders.weights.len()), (3, 2));
+}
+
+#[test]
+fn a_weight_may_be_a_groups_unless_a_backend_has_its_name() {
+    let mut view = view();
+    for (one, group) in view.backends.iter_mut().zip(["canary", "canary", "plain", "plain"]) {
+        one.group = Some(Group { name: group.into(), weight: 100 });
+    }
+    let mut orders = Orders::default();
+    let about = orders.take(&Order::Weight("canary".into(), 5), &view).unwrap();
+    assert_eq!(about.len(), 2);
+    assert_eq!(*orders.group_weights(), [("canary".to_owned(), 5)].into());
+    let about = orders.take(&Order::Weight("plain".into(), 7), &view).unwrap();
+    assert_eq!(about.len(), 1);
+    assert_eq!(orders.group_weights().len(), 1);
+    assert_eq!(orders.weight_of(&candidate(&view.backends[3])), 7);
+    assert_eq!(orders.weight_of(&candidate(&view.backends[0])), 1);
+}
+
+#[test]
+fn a_service_is_found_by_its_port_or_by_what_its_containers_call_it() {
+    let mut view = view();
+    for (one, name) in view.backends.iter_mut().zip(["shop", "both", "both", "80"]) {
+        one.service = Some(name.into());
+    }
+    assert_eq!(service_called("443", &view), Ok(Listen::tcp(443)));
+    assert_eq!(service_called("shop", &view), Ok(Listen::tcp(80)));
+    assert_eq!(service_called("80", &view), Ok(Listen::tcp(80)));
+    let Err(Refusal::Ambiguous(why)) = service_called("both", &view) else { panic!("one") };
+    assert!(why.contains("443, 80") || why.contains("80, 443"), "{why}");
+    let Err(Refusal::Unknown(why)) = service_called("shed", &view) else { panic!("known") };
+    assert!(why.contains("\"shed\"; there are 80, 443"), "{why}");
 }

@@ -110,8 +110,13 @@ impl Share {
     /// Whether it keeps its flows, but takes no new ones.
     #[must_use]
     pub fn drains(&self) -> bool {
-        let is_off = self.weight == 0 || self.group.as_ref().is_some_and(|group| group.weight == 0);
-        self.state != State::Active || is_off
+        self.state != State::Active || self.is_off()
+    }
+
+    /// Whether it is to take no new flows whatever its state: its weight, or its group's, is 0.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.weight == 0 || self.group.as_ref().is_some_and(|group| group.weight == 0)
     }
 
     /// Whether it drains for good: one that is unhealthy may become healthy again.

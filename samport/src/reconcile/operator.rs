@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::{LOOK_AGAIN, RETRY, Reconciler};
 use crate::draining;
+use crate::groups::{self, Group};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::orders::Refusal;
 use crate::plan::{BackendKey, Desired, Share};
@@ -52,22 +53,13 @@ impl Reconciler {
         }
     }
 
-    /// How services choose, where the operator has said so.
-    pub(super) fn choose_as_ordered(&self, desired: &mut Desired) {
-        for (listen, balance) in self.orders.balance() {
-            if desired.frontends.contains_key(&listen) {
-                desired.policies.entry(listen).or_default().balance = balance;
-            }
-        }
-    }
-
     /// Takes those out that have drained.
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
         let (orders, limit) = (&self.orders, self.job.drain);
         let time = |candidate: &Candidate, share: &Share| {
             // A provider that says so itself also says when it is over.
             // Who is unhealthy may come back at any time.
-            let is_ours = orders.drains(candidate) || share.weight == 0;
+            let is_ours = orders.drains(candidate) || share.is_off();
             is_ours.then(|| candidate.drain.unwrap_or(limit))
         };
         let open = |key: &BackendKey| self.dataplane.open_flows(self.actual.id_of(key)?.index).ok();
@@ -83,12 +75,15 @@ impl Reconciler {
     pub(super) fn show_at_desk(&self, desired: &Desired, snapshot: &Snapshot) {
         let served: BTreeMap<Seat, (&BackendKey, &Share)> =
             desired.backends.iter().map(|(key, share)| (Seat::from(key), (key, share))).collect();
+        let (group_weights, _) = groups::weights(&snapshot.candidates, self.orders.group_weights());
         let seated = |candidate: &Candidate| {
             let seat = Seat::from(candidate);
             let served = served.get(&seat).copied();
             let state = self.state_of(candidate, &seat, served.map(|(_, share)| share));
             Seated {
                 name: candidate.name.clone(),
+                service: candidate.wishes.service.clone(),
+                group: Group::of(candidate, &group_weights),
                 weight: self.orders.weight_of(candidate),
                 state,
                 via: served.map(|(key, _)| key.route.name().to_owned()),

@@ -77,3 +77,58 @@ fn a_wrong_label_is_named_and_keeps_nobody_else_out() {
     assert_eq!(names(&ask_front(&docker, 30)), ["good"]);
     samport.stop();
 }
+
+/// `samport.group`, `samport.group.weight`, `samport.balance`, `samport.service`: shares are the groups',
+/// in turns, whoever is in them, and an order to a group changes them.
+#[test]
+fn groups_have_their_share_however_many_are_in_them() {
+    let docker = engine();
+    for (name, group) in [("old-1", "stable"), ("old-2", "stable"), ("new-1", "canary")] {
+        let weight = if group == "canary" { "1" } else { "4" };
+        docker.run_server(
+            name,
+            &[
+                "--label=samport.port=80",
+                "--label=samport.service=shop",
+                "--label=samport.balance=round-robin",
+                &format!("--label=samport.group={group}"),
+                &format!("--label=samport.group.weight={weight}"),
+            ],
+        );
+    }
+    let samport = start_samport(&docker, &["-p", "80:9090"]);
+    for name in ["old-1", "old-2", "new-1"] {
+        wait_until_serving(&samport, 0, name);
+    }
+    let shares = || {
+        let tally = ask_front(&docker, 60);
+        ["old-1", "old-2", "new-1"].map(|name| tally.of(name))
+    };
+    assert_eq!(shares(), [24, 24, 12]);
+    for (args, expected) in
+        [(["weight", "canary", "4"], [15, 15, 30]), (["weight", "canary", "0"], [30, 30, 0])]
+    {
+        let said = samport_tests::daemon::samport(docker.lab().host(), &args);
+        assert!(said.status.success(), "{said:?}");
+        assert_eq!(shares(), expected, "{args:?}");
+    }
+    samport.stop();
+}
+
+/// Containers of one port that disagree on how it chooses are named, and the first one's word holds.
+#[test]
+fn containers_that_disagree_about_their_port_are_named() {
+    let docker = engine();
+    for (name, balance) in [("first", "round-robin"), ("second", "random")] {
+        let label = format!("--label=samport.balance={balance}");
+        docker.run_server(name, &["--label=samport.port=80", &label]);
+    }
+    let samport = start_samport(&docker, &["-p", "80:9090"]);
+    for name in ["first", "second"] {
+        wait_until_serving(&samport, 0, name);
+    }
+    heard(&samport, 0, &["samport.balance", "\"first\"", "\"second\"", "round-robin holds"]);
+    let tally = ask_front(&docker, 40);
+    assert_eq!((tally.of("first"), tally.of("second")), (20, 20), "{tally}");
+    samport.stop();
+}

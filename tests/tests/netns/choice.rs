@@ -26,7 +26,7 @@ fn judge(tally: &Tally, name: &str, share: f64) -> Result<(), String> {
 }
 
 /// `samport run --backend …` with a weight for each backend, in a lab whose backends serve.
-fn weighted(lab: &Lab, weights: &[u32]) -> Daemon {
+pub fn weighted(lab: &Lab, weights: &[u32], options: &[&str]) -> Daemon {
     let backend = |(backend, weight): (&samport::lab::Backend, &u32)| {
         ["--backend".to_owned(), format!("{}@{weight}", backend.v4(TARGET))]
     };
@@ -34,6 +34,7 @@ fn weighted(lab: &Lab, weights: &[u32]) -> Daemon {
     let port = LISTEN.to_string();
     let mut args = vec!["-i", "eth0", "-p", &port];
     args.extend(backends.iter().map(String::as_str));
+    args.extend(options);
     Daemon::start(lab, &args)
 }
 
@@ -58,7 +59,7 @@ fn two_thousand_connections_spread_evenly_over_four_backends() {
 fn three_hundred_requests_over_two_backends_are_shared_in_halves() {
     let lab = lab(2);
     let _servers = lab.serve(TARGET).unwrap();
-    let _daemon = weighted(&lab, &[1, 1]);
+    let _daemon = weighted(&lab, &[1, 1], &[]);
     assert_fair(|| judge(&ask(&lab, lab.front(LISTEN), 300), "web-1", 0.5));
 }
 
@@ -67,7 +68,7 @@ fn three_hundred_requests_over_two_backends_are_shared_in_halves() {
 fn shares_follow_the_weights_of_the_command_line() {
     let lab = lab(3);
     let _servers = lab.serve(TARGET).unwrap();
-    let _daemon = weighted(&lab, &[7, 2, 1]);
+    let _daemon = weighted(&lab, &[7, 2, 1], &[]);
     assert_fair(|| {
         let tally = ask(&lab, lab.front(LISTEN), 2_000);
         judge(&tally, "web-1", 0.7)?;
@@ -108,7 +109,7 @@ fn a_backend_of_weight_zero_gets_no_new_connection_and_keeps_its_old_ones() {
 fn weight_zero_on_the_command_line_takes_no_part() {
     let lab = lab(3);
     let _servers = lab.serve(TARGET).unwrap();
-    let _daemon = weighted(&lab, &[1, 0, 1]);
+    let _daemon = weighted(&lab, &[1, 0, 1], &[]);
     let tally = ask(&lab, lab.front(LISTEN), 100);
     assert_eq!((tally.of("web-2"), tally.total()), (0, 100), "{tally}");
 }

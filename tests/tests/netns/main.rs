@@ -1,6 +1,7 @@
 //! Real sockets between network namespaces, samport in the middle.
 
 mod allow;
+mod balance;
 mod choice;
 mod churn;
 mod collector;

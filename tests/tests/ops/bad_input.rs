@@ -158,13 +158,18 @@ fn lo_is_refused_with_the_reason() {
 #[test]
 fn unknown_flags_verbs_and_values_are_named() {
     let lab = lab(0);
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["run", "-i", "eth0", "--no-such"], "--no-such"),
         (&["no-such"], "no-such"),
         (&["run", "-p", "80"], "--iface"),
         (&["run", "-i", "eth0", "-p", "80", "--forward", "fast"], "fast"),
         (&["run", "-i", "eth0", "-p", "80", "--hook", "netfilter"], "netfilter"),
         (&["run", "-i", "eth0", "-p", "80", "--flows", "1"], "--flows"),
+        (&["run", "-i", "eth0", "-p", "80", "--balance", "fair"], "round-robin"),
+        (&["run", "-i", "eth0", "-p", "80", "--affinity", "soon"], "\"soon\" is no time"),
+        (&["run", "-i", "eth0", "-p", "80", "--connect-failover", "yes"], "on, off"),
+        (&["run", "-i", "eth0", "-p", "80", "--no-backend", "ignore"], "reject, drop"),
+        (&["run", "-i", "eth0", "-p", "80", "--max-backends", "16385"], "16384"),
         (&["run", "-i", "eth0", "-p", "80", "--drain", "soon"], "soon"),
         (&["run", "-i", "eth0", "-p", "80", "--udp-timeout", "31d"], "30d at most"),
         (&["run", "-i", "eth0", "-p", "80", "--allow", "office"], "\"office\" is no network"),

@@ -55,7 +55,6 @@ impl Case {
     }
 }
 
-const RANDOM_ONLY: &str = "connections are spread at random only";
 const NO_ADOPTION: &str = "a run after a killed one starts afresh";
 
 pub const GROUPS: &[Group] = &[
@@ -126,14 +125,14 @@ pub const GROUPS: &[Group] = &[
         name: "Choice",
         cases: &[
             case(44, N, "Random over 4 backends: χ² passes over 2,000 connections."),
-            case(45, N, "Round-robin is exact.").untested(RANDOM_ONLY),
+            case(45, N, "Round-robin is exact."),
             case(46, N, "Weights 70/20/10 within 2 points over 2,000 connections."),
-            case(47, H, "Maglev spreads within 1 %.").untested(RANDOM_ONLY),
-            case(48, H, "Maglev: removing 1 of N moves at most 1/N + 2 %.").untested(RANDOM_ONLY),
-            case(49, H, "Maglev: the order of backends does not matter.").untested(RANDOM_ONLY),
+            case(47, H, "Maglev spreads within 1 %."),
+            case(48, H, "Maglev: removing 1 of N moves at most 1/N + 2 %."),
+            case(49, H, "Maglev: the order of backends does not matter."),
             case(50, N, "Weight 0 gets no new flows."),
-            case(51, N, "Source affinity holds, expires and fails over.").untested(RANDOM_ONLY),
-            case(52, N, "Least-conn avoids the loaded backend.").untested(RANDOM_ONLY),
+            case(51, N, "Source affinity holds, expires and fails over."),
+            case(52, N, "Least-conn avoids the loaded backend."),
             case(53, N, "The seeds' experiment: 300 curls over 2 within 3 σ of half."),
         ],
     },
@@ -145,13 +144,11 @@ pub const GROUPS: &[Group] = &[
             case(56, N, "TCP to a removed backend gets a RST at its next packet."),
             case(57, N, "UDP to a removed backend re-selects at its next datagram."),
             case(58, C, "An address reused by a container of another service leaks nothing."),
-            case(59, N, "Without a backend clients are refused at once, or dropped by choice.")
-                .partly("`--no-backend drop` does not exist"),
+            case(59, N, "Without a backend clients are refused at once, or dropped by choice."),
             case(60, C, "Traffic waits until a starting container is healthy."),
             case(61, C, "Draining starts at the `kill` event."),
             case(62, C, "100 rolling replacements under load fail no request."),
-            case(63, N, "A backend that refuses or is silent fails no request.")
-                .untested("a connection that a backend refuses is not tried with another one"),
+            case(63, N, "A backend that refuses or is silent fails no request."),
             case(64, C, "`up --scale app=5`, then 1, then 3: shares follow the events."),
         ],
     },
