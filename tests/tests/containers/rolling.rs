@@ -34,7 +34,7 @@ fn each(names: &[String], work: impl Fn(&str) + Sync) {
 }
 
 /// Runs a samport command beside the daemon; panics if it fails.
-fn command(docker: &Dockerd, args: &[&str]) {
+pub fn command(docker: &Dockerd, args: &[&str]) {
     let output = samport(docker.lab().host(), args);
     assert!(output.status.success(), "samport {args:?}: {output:?}");
 }
