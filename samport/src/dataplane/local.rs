@@ -20,7 +20,7 @@ use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
 use crate::plan::BackendId;
-use crate::sockets::Sockets;
+use crate::sockets::{Connected, Sockets};
 use crate::wire_forms::wide;
 
 /// The hooks on addresses, in the order they are attached: what a socket is told must be understood
@@ -43,7 +43,7 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 /// The hooks of an instance, and the sockets that went through them.
 pub(super) struct Local {
     attached: Vec<Attachment>,
-    peers: HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>,
+    peers: Peers,
     sockets: Option<Sockets>,
 }
 
@@ -159,6 +159,13 @@ impl Local {
         }
     }
 
+    /// How many sockets of local clients are connected to a backend.
+    pub(super) fn clients_of(&mut self, backend: SocketAddr, id: BackendId) -> io::Result<u64> {
+        let Some(sockets) = &mut self.sockets else { return Ok(0) };
+        let ours = sent_to(sockets, &self.peers, backend, id)?;
+        Ok(ours.len() as u64)
+    }
+
     /// Leaves the hooks attached.
     pub(super) fn keep(self) {
         for attachment in self.attached {
@@ -167,26 +174,42 @@ impl Local {
     }
 }
 
+type Peers = HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>;
+
+/// Sockets connected to a backend that were sent to it in this life of its.
+fn sent_to(
+    sockets: &mut Sockets,
+    peers: &Peers,
+    backend: SocketAddr,
+    id: BackendId,
+) -> io::Result<Vec<(Connected, SocketKey)>> {
+    let meant = Chosen { backend: id.index, generation: id.generation };
+    let (addr, port) = (wide(backend.ip()), backend.port().to_be_bytes());
+    let connected = sockets.connected_to(backend)?.into_iter();
+    let keyed = connected.map(|socket| {
+        let key = SocketKey::new(socket.cookie, addr, port);
+        (socket, key)
+    });
+    let is_ours = |(_, key): &(Connected, SocketKey)| {
+        peers.get(&MapCell(*key), 0).is_ok_and(|MapCell(dialled)| dialled.chosen == meant)
+    };
+    Ok(keyed.filter(is_ours).collect())
+}
+
 /// Closes those sockets connected to a backend that were sent to it in this life of its.
 fn close_sockets(
     sockets: &mut Sockets,
-    peers: &mut HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>,
+    peers: &mut Peers,
     backend: SocketAddr,
     id: BackendId,
 ) -> io::Result<usize> {
-    let gone = Chosen { backend: id.index, generation: id.generation };
-    let mut closed = 0;
-    for socket in sockets.connected_to(backend)? {
-        let key = SocketKey::new(socket.cookie, wide(backend.ip()), backend.port().to_be_bytes());
-        let ours = peers.get(&MapCell(key), 0).is_ok_and(|MapCell(dialled)| dialled.chosen == gone);
-        if ours {
-            sockets.destroy(&socket)?;
-            // The socket has forgotten its other end, which its close would need to find this.
-            let _ = peers.remove(&MapCell(key));
-            closed += 1;
-        }
+    let ours = sent_to(sockets, peers, backend, id)?;
+    for (socket, key) in &ours {
+        sockets.destroy(socket)?;
+        // The socket has forgotten its other end, which its close would need to find this.
+        let _ = peers.remove(&MapCell(*key));
     }
-    Ok(closed)
+    Ok(ours.len())
 }
 
 fn cannot_close(error: &io::Error) {

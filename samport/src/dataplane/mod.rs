@@ -168,6 +168,12 @@ impl Dataplane {
         self.maps.open_flows(index)
     }
 
+    /// Connections of clients on this machine itself to a backend: they are no flows.
+    pub fn local_clients_of(&mut self, endpoint: SocketAddr, id: BackendId) -> Result<u64> {
+        let Some(local) = &mut self.local else { return Ok(0) };
+        Ok(local.clients_of(endpoint, id)?)
+    }
+
     /// What the kernel tells at once, if it has not been taken before.
     pub fn take_events(&mut self) -> Result<Events> {
         Events::take(&mut self.ebpf)

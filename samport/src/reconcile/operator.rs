@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{LOOK_AGAIN, RETRY, Reconciler};
-use crate::draining;
+use crate::draining::{self, Ending};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::orders::Refusal;
 use crate::plan::{BackendKey, Desired, Share};
@@ -64,15 +64,23 @@ impl Reconciler {
     /// Takes those out that have drained.
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
         let (orders, limit) = (&self.orders, self.job.drain);
-        let time = |candidate: &Candidate, share: &Share| {
-            // A provider that says so itself also says when it is over.
-            // Who is unhealthy may come back at any time.
-            let is_ours = orders.drains(candidate) || share.weight == 0;
-            is_ours.then(|| candidate.drain.unwrap_or(limit))
+        let ending = |candidate: &Candidate, share: &Share| {
+            let is_ordered = orders.drains(candidate) || share.weight == 0;
+            match share.state {
+                _ if is_ordered => Ending::EmptyOrAfter(candidate.drain.unwrap_or(limit)),
+                // It may come back at any time, and is better than nobody.
+                State::Unhealthy => Ending::Never,
+                _ => Ending::Empty,
+            }
         };
-        let open = |key: &BackendKey| self.dataplane.open_flows(self.actual.id_of(key)?.index).ok();
+        let (dataplane, actual) = (&mut self.dataplane, &self.actual);
+        let open = |key: &BackendKey| {
+            let id = actual.id_of(key)?;
+            let clients = dataplane.local_clients_of(key.endpoint, id).ok()?;
+            Some(dataplane.open_flows(id.index).ok()? + clients)
+        };
         let now = Instant::now();
-        let gone = self.drains.settle(desired, &snapshot.candidates, time, open, now);
+        let gone = self.drains.settle(desired, &snapshot.candidates, ending, open, now);
         for (seat, share) in gone {
             let place = seat.listen.place();
             tracing::info!("- {} {} on {place} gone", share.name, seat.endpoint);
