@@ -23,8 +23,6 @@ pub struct Drains {
 /// When a backend that takes no new flows is taken out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
-    /// Never: it may take new ones at any moment.
-    Never,
     /// When it has no flow left. For how long it may have some is its provider's business.
     Empty,
     /// When it has none left, or after this time.
@@ -69,7 +67,7 @@ impl Drains {
             let candidate = offered.get(&seat);
             let phase = Phase {
                 since: before.map_or(now, |phase| phase.since),
-                ending: candidate.map_or(Ending::Never, |candidate| ending(candidate, share)),
+                ending: candidate.map_or(Ending::Empty, |candidate| ending(candidate, share)),
                 is_last: !served.contains(&key.service()),
             };
             if !phase.is_last && phase.is_over(now, || open(key)) {
@@ -107,8 +105,7 @@ impl Drains {
     /// Whether any backend is to be taken out some day.
     #[must_use]
     pub fn any(&self) -> bool {
-        let ends = |phase: &Phase| !phase.is_last && phase.ending != Ending::Never;
-        self.draining.values().any(ends)
+        self.draining.values().any(|phase| !phase.is_last)
     }
 
     /// When a draining backend will have had its time, if that is known.
@@ -116,27 +113,18 @@ impl Drains {
     pub fn until(&self, seat: &Seat) -> Option<Instant> {
         self.draining.get(seat).filter(|phase| !phase.is_last)?.until()
     }
-
-    /// Whether a backend should take no new flows and does, because nobody else is there.
-    #[must_use]
-    pub fn is_last(&self, seat: &Seat) -> bool {
-        self.draining.get(seat).is_some_and(|phase| phase.is_last)
-    }
 }
 
 impl Phase {
     fn until(&self) -> Option<Instant> {
         match self.ending {
             Ending::EmptyOrAfter(time) => self.since.checked_add(time),
-            Ending::Empty | Ending::Never => None,
+            Ending::Empty => None,
         }
     }
 
     /// Flows are looked at only after a while: a packet may be on its way that has chosen before.
     fn is_over(&self, now: Instant, open: impl FnOnce() -> Option<u64>) -> bool {
-        if self.ending == Ending::Never {
-            return false;
-        }
         let is_late = self.until().is_some_and(|until| until <= now);
         is_late || (now.duration_since(self.since) >= LOOK && open() == Some(0))
     }

@@ -2,7 +2,7 @@
 //!
 //! Orders live as long as the instance. A container's drain is that container's: it holds when it is
 //! started again, and ends with its id. A weight is the name's: a container that takes the place of
-//! another one of that name takes over its weight.
+//! another one of that name takes over its weight. So it is with groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,7 +26,7 @@ pub enum Order {
     Drain(String),
     /// As if it had never been drained.
     Undrain(String),
-    /// A backend's share relative to the others.
+    /// A backend's share relative to the others, or a group's relative to other groups.
     Weight(String, u32),
     /// How a service chooses.
     Balance(String, Balance),
@@ -57,6 +57,8 @@ pub struct Orders {
     drained: BTreeSet<(String, Listen)>,
     /// By name.
     weights: BTreeMap<(String, Listen), u32>,
+    /// By name.
+    groups: BTreeMap<String, u32>,
     balance: BTreeMap<Listen, Balance>,
 }
 
@@ -79,12 +81,7 @@ impl Orders {
                 }
                 meant
             }
-            Order::Weight(name, weight) => {
-                let meant = backends_called(name, &view.backends)?;
-                let entry = |one: &&Seated| ((one.name.clone(), one.seat.listen), *weight);
-                self.weights.extend(meant.iter().map(entry));
-                meant
-            }
+            Order::Weight(name, weight) => self.weigh(name, *weight, &view.backends)?,
             Order::Balance(name, balance) => {
                 let listen = service_called(name, view)?;
                 self.balance.insert(listen, *balance);
@@ -93,6 +90,34 @@ impl Orders {
         };
         self.forget(&view.backends);
         Ok(meant.into_iter().map(|one| one.seat.clone()).collect())
+    }
+
+    /// A backend of that name goes before a group.
+    fn weigh<'a>(
+        &mut self,
+        name: &str,
+        weight: u32,
+        all: &'a [Seated],
+    ) -> Result<Vec<&'a Seated>, Refusal> {
+        let is_in = |one: &&Seated| one.group.as_ref().is_some_and(|group| group.name == name);
+        match backends_called(name, all) {
+            Err(Refusal::Unknown(_)) if all.iter().any(|one| is_in(&one)) => {
+                self.groups.insert(name.to_owned(), weight);
+                Ok(all.iter().filter(is_in).collect())
+            }
+            Err(refusal) => Err(refusal),
+            Ok(meant) => {
+                let entry = |one: &&Seated| ((one.name.clone(), one.seat.listen), weight);
+                self.weights.extend(meant.iter().map(entry));
+                Ok(meant)
+            }
+        }
+    }
+
+    /// Weights of groups, by their names.
+    #[must_use]
+    pub const fn groups(&self) -> &BTreeMap<String, u32> {
+        &self.groups
     }
 
     /// Whether a backend has been told to drain.
@@ -123,6 +148,10 @@ impl Orders {
             let names: BTreeSet<_> =
                 present.iter().map(|one| (one.name.clone(), one.seat.listen)).collect();
             self.weights.retain(|key, _| names.contains(key));
+        }
+        if self.groups.len() > KEPT {
+            let names: BTreeSet<_> = present.iter().filter_map(|one| one.group.as_ref()).collect();
+            self.groups.retain(|name, _| names.iter().any(|group| group.name == *name));
         }
     }
 }

@@ -312,7 +312,8 @@ impl Reconciler {
         for port in &self.job.ports {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
-        let (group_weights, complaints) = groups::weights(&snapshot.candidates, &BTreeMap::new());
+        let (group_weights, complaints) =
+            groups::weights(&snapshot.candidates, self.orders.groups());
         for about in complaints {
             complain(&mut self.complained, &about);
         }

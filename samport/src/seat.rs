@@ -10,6 +10,7 @@ use samport_common::choose::Balance;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::groups::Group;
 use crate::instance::Record;
 use crate::model::{Candidate, State};
 use crate::orders::{Order, Refusal};
@@ -54,6 +55,8 @@ pub struct Seated {
     pub name: String,
     /// Its weight, orders included.
     pub weight: u32,
+    /// Its group, if it is in one and the kernel has it.
+    pub group: Option<Group>,
     /// Where it is in its life.
     pub state: State,
     /// How packets get there, if the kernel has it.
@@ -85,6 +88,7 @@ impl View {
                 seat: Seat { listen: backend.port, id: String::new(), endpoint },
                 name: backend.name.clone(),
                 weight: backend.weight,
+                group: None,
                 state: State::named(&backend.state)?,
                 via: Some(backend.via.clone()),
                 // 0 is none: it was not ready.

@@ -7,9 +7,10 @@ use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
 use super::words::{Backend, Counters, Health, SCHEMA};
+use crate::groups;
 use crate::model::State;
 use crate::ports::Listen;
-use crate::seat::{Seated, View};
+use crate::seat::{Seat, Seated, View};
 
 /// The first class of `Handshakes` ends at this power of two.
 const FIRST_CLASS: usize = 4;
@@ -25,14 +26,16 @@ pub type Counted = BTreeMap<u32, Counters>;
 pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
     let counters = |one: &Seated| one.index.and_then(|index| counted.get(&index).copied());
     let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
-    let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
     for one in &view.backends {
         *flows.entry(pool(one)).or_default() += counters(one).map_or(0, |c| c.flows);
-        *weights.entry(pool(one)).or_default() += weight(one);
     }
-    let of = |sums: &BTreeMap<Pool, u64>, one: &Seated| sums.get(&pool(one)).copied().unwrap_or(0);
+    let expected = expected(view);
+    let (nobody, flows) = (Vec::new(), &flows);
     let report = |one: &Seated| {
         let counters = counters(one);
+        let shares = expected.get(&pool(one)).unwrap_or(&nobody);
+        let weight = shares.iter().find(|(seat, _)| **seat == one.seat).map_or(0, |(_, w)| *w);
+        let sum = shares.iter().map(|(_, weight)| *weight).sum();
         Backend {
             service: one.seat.listen.to_string(),
             name: one.name.clone(),
@@ -40,9 +43,11 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
             address: one.seat.endpoint.to_string(),
             state: one.state.name().to_owned(),
             weight: one.weight,
+            group: one.group.as_ref().map(|group| group.name.clone()),
+            group_weight: one.group.as_ref().map(|group| group.weight),
             via: one.via.clone(),
-            share_expected: part(weight(one), of(&weights, one)),
-            share_actual: part(counters.map_or(0, |c| c.flows), of(&flows, one)),
+            share_expected: part(weight, sum),
+            share_actual: part(counters.map_or(0, |c| c.flows), flows[&pool(one)]),
             is_last: one.is_last,
             drain_left_ms: one.drains_until.map(|until| milliseconds(until - now)),
             counters,
@@ -55,10 +60,22 @@ fn pool(one: &Seated) -> Pool {
     (one.seat.listen, one.seat.endpoint.is_ipv6())
 }
 
-/// What a backend counts when new flows are shared out.
-fn weight(one: &Seated) -> u64 {
-    let takes_flows = one.state == State::Active || one.is_last;
-    if takes_flows { u64::from(one.weight) } else { 0 }
+/// What each backend counts when the new flows of its pool are shared out.
+fn expected(view: &View) -> BTreeMap<Pool, Vec<(&Seat, u64)>> {
+    let mut members: BTreeMap<Pool, Vec<&Seated>> = BTreeMap::new();
+    let takes_flows = |one: &&Seated| one.state == State::Active || one.is_last;
+    for one in view.backends.iter().filter(takes_flows) {
+        members.entry(pool(one)).or_default().push(one);
+    }
+    let shares = |members: Vec<&'_ Seated>| -> Vec<u32> {
+        let weights: Vec<_> = members.iter().map(|one| (one.weight, one.group.as_ref())).collect();
+        groups::shares(&weights)
+    };
+    let pools = members.into_iter().map(|(pool, members)| {
+        let weights = shares(members.clone()).into_iter().map(u64::from);
+        (pool, members.into_iter().map(|one| &one.seat).zip(weights).collect())
+    });
+    pools.collect()
 }
 
 /// A part of a whole, to a hundredth of a percent.
@@ -107,7 +124,7 @@ pub fn health(view: &View, wanted: usize, service: Option<Listen>) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seat::Seat;
+    use crate::groups::Group;
     use samport_common::choose::Balance;
 
     fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> Seated {
@@ -116,6 +133,7 @@ mod tests {
             seat: Seat { listen: Listen::tcp(80), id: id.into(), endpoint },
             name: id.into(),
             weight,
+            group: None,
             state,
             via: None,
             index: None,
@@ -144,6 +162,22 @@ mod tests {
         let shares: Vec<_> = shown.iter().map(|b| (b.share_expected, b.share_actual)).collect();
         assert_eq!(shares, [(0.3333, 0.25), (0.6666, 0.75), (0.0, 0.0), (1.0, 0.0)]);
         assert_eq!(shown[2].counters, None);
+    }
+
+    #[test]
+    fn groups_share_first_and_their_backends_then() {
+        let mut all = vec![
+            seated("a", "10.0.0.1:80", 1, State::Active),
+            seated("b", "10.0.0.2:80", 1, State::Active),
+            seated("c", "10.0.0.3:80", 1, State::Active),
+        ];
+        let group = |name: &str, weight| Some(Group { name: name.into(), weight });
+        (all[0].group, all[1].group, all[2].group) =
+            (group("blue", 20), group("green", 80), group("green", 80));
+        let shown = backends(&view(all), &Counted::new(), Instant::now());
+        let shares: Vec<_> = shown.iter().map(|b| b.share_expected).collect();
+        assert_eq!(shares, [0.2, 0.4, 0.4]);
+        assert_eq!((shown[0].group.as_deref(), shown[0].group_weight), (Some("blue"), Some(20)));
     }
 
     #[test]

@@ -31,8 +31,12 @@ pub struct Backend {
     pub address: String,
     /// `starting`, `active`, `draining`, `unhealthy` or `down`.
     pub state: String,
-    /// Relative to the others of its service.
+    /// Relative to the others of its service, or of its group if it is in one.
     pub weight: u32,
+    /// Name of its group.
+    pub group: Option<String>,
+    /// That group's weight, relative to the other groups of the service.
+    pub group_weight: Option<u32>,
     /// `peer`, `neigh`, `stack` or `macvlan`; null if the kernel does not have it.
     pub via: Option<String>,
     /// The part of new flows it should get, 0 to 1.

@@ -84,7 +84,8 @@ const NARROW: [Column; 10] = [
     ("SYN-RTT p50/p99", RIGHT, round_trip),
 ];
 
-const WIDER: [Column; 5] = [
+const WIDER: [Column; 6] = [
+    ("GROUP", LEFT, group),
     ("VIA", LEFT, |one| one.via.clone().unwrap_or_else(|| "-".to_owned())),
     ("ID", LEFT, |one| one.id.chars().take(12).collect()),
     ("BYTES IN", RIGHT, |one| number(one.counters.map(|counters| counters.bytes_in))),
@@ -116,6 +117,11 @@ fn table(backends: &[Backend], columns: &[Column]) -> String {
 /// What is not known is a dash.
 fn number(number: Option<u64>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn group(one: &Backend) -> String {
+    let name = one.group.as_deref();
+    name.map_or_else(|| "-".to_owned(), |name| format!("{name}@{}", one.group_weight.unwrap_or(0)))
 }
 
 fn state(one: &Backend) -> String {
@@ -164,6 +170,8 @@ mod tests {
             address: "172.18.0.5:8080".into(),
             state: "draining".into(),
             weight: 0,
+            group: Some("blue".into()),
+            group_weight: Some(50),
             via: Some("peer".into()),
             share_expected: 0.0,
             share_actual: 0.3334,
@@ -184,9 +192,15 @@ mod tests {
         for (head, ..) in NARROW.iter().chain(&WIDER) {
             assert!(lines[0].contains(head), "no {head} in\n{shown}");
         }
-        for part in
-            ["draining (19 s left)", "0.0/33.3 %", "20113", "1/0", "39/150 µs", "0123456789ab "]
-        {
+        for part in [
+            "draining (19 s left)",
+            "0.0/33.3 %",
+            "20113",
+            "1/0",
+            "39/150 µs",
+            "blue@50",
+            "0123456789ab ",
+        ] {
             assert!(lines[1].contains(part), "no {part} in\n{shown}");
         }
         assert!(lines[2].contains(" down ") && lines[2].contains(" - "), "{shown}");

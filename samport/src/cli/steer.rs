@@ -47,7 +47,7 @@ pub struct UndrainArgs {
 /// Options of `samport weight`.
 #[derive(clap::Args, Debug)]
 pub struct WeightArgs {
-    /// Name of a container, the beginning of its id, or a backend's address and port.
+    /// Name of a container, the beginning of its id, a backend's address and port, or name of a group.
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     backend: String,
     /// Its share relative to the others; 0 takes no new connections.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::groups::Group;
 use crate::model::{Condition, State, Wishes};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
@@ -12,6 +13,7 @@ fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> Seated {
         },
         name: name.into(),
         weight: 1,
+        group: None,
         state: State::Active,
         via: None,
         index: None,
@@ -134,6 +136,22 @@ fn a_weight_is_the_names_whoever_has_it() {
     assert_eq!(orders.weight_of(&candidate(&view.backends[0])), 1);
     orders.take(&Order::Weight("web-2".into(), 0), &view).unwrap();
     assert_eq!(orders.weight_of(&other), 0);
+}
+
+#[test]
+fn a_groups_weight_is_the_groups_unless_a_backend_has_its_name() {
+    let (mut orders, mut view) = (Orders::default(), view());
+    let group = |name: &str| Some(Group { name: name.into(), weight: 100 });
+    view.backends[0].group = group("blue");
+    view.backends[2].group = group("blue");
+    view.backends[3].group = group("web-1");
+    let seats = orders.take(&Order::Weight("blue".into(), 5), &view).unwrap();
+    assert_eq!(seats, [view.backends[0].seat.clone(), view.backends[2].seat.clone()]);
+    assert_eq!(orders.groups(), &[("blue".to_owned(), 5)].into());
+    assert_eq!(orders.weight_of(&candidate(&view.backends[0])), 1);
+    orders.take(&Order::Weight("web-1".into(), 7), &view).unwrap();
+    assert_eq!(orders.groups().len(), 1);
+    assert!(orders.take(&Order::Drain("blue".into()), &view).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The loop's side of the operator's seat: orders come in, what is in force goes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -65,13 +65,10 @@ impl Reconciler {
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
         let (orders, limit) = (&self.orders, self.job.drain);
         let ending = |candidate: &Candidate, share: &Share| {
-            let is_ordered = orders.drains(candidate) || share.weight == 0;
-            match share.state {
-                _ if is_ordered => Ending::EmptyOrAfter(candidate.drain.unwrap_or(limit)),
-                // It may come back at any time, and is better than nobody.
-                State::Unhealthy => Ending::Never,
-                _ => Ending::Empty,
-            }
+            // Active and draining all the same: its weight, or its group's, is 0.
+            let is_ordered = orders.drains(candidate) || share.state == State::Active;
+            let limit = candidate.drain.unwrap_or(limit);
+            if is_ordered { Ending::EmptyOrAfter(limit) } else { Ending::Empty }
         };
         let (dataplane, actual) = (&mut self.dataplane, &self.actual);
         let open = |key: &BackendKey| {
@@ -91,6 +88,11 @@ impl Reconciler {
     pub(super) fn show_at_desk(&self, desired: &Desired, snapshot: &Snapshot) {
         let served: BTreeMap<Seat, (&BackendKey, &Share)> =
             desired.backends.iter().map(|(key, share)| (Seat::from(key), (key, share))).collect();
+        let active = desired.backends.iter().filter(|(_, share)| !share.drains());
+        let active: BTreeSet<_> = active.map(|(key, _)| key.service()).collect();
+        let is_last = |(key, share): (&BackendKey, &Share)| {
+            share.drains() && !active.contains(&key.service())
+        };
         let seated = |candidate: &Candidate| {
             let seat = Seat::from(candidate);
             let served = served.get(&seat).copied();
@@ -98,15 +100,19 @@ impl Reconciler {
             Seated {
                 name: candidate.name.clone(),
                 weight: self.orders.weight_of(candidate),
+                group: served.and_then(|(_, share)| share.group.clone()),
                 state,
                 via: served.map(|(key, _)| key.route.name().to_owned()),
                 index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),
                 drains_until: self.drains.until(&seat),
-                is_last: self.drains.is_last(&seat),
+                is_last: served.is_some_and(is_last),
                 seat,
             }
         };
-        let mut backends: Vec<_> = snapshot.candidates.iter().map(seated).collect();
+        // A container may have addresses of a family its service has none of.
+        let is_offered = |c: &&Candidate| c.listen.is_of_family(c.endpoint.is_ipv6());
+        let offered = snapshot.candidates.iter().filter(is_offered);
+        let mut backends: Vec<_> = offered.map(seated).collect();
         let order = |one: &Seated| (one.seat.listen, one.name.clone(), one.seat.endpoint);
         backends.sort_by_key(order);
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
