@@ -20,12 +20,20 @@ pub struct Drains {
     down: BTreeMap<Seat, Share>,
 }
 
+/// When a backend that takes no new flows is taken out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// When it has no flow left. For how long it may have some is its provider's business.
+    Empty,
+    /// When it has none left, or after this time.
+    EmptyOrAfter(Duration),
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Phase {
     /// Since when it takes no new flows.
     since: Instant,
-    /// When it has had its time, if its provider does not see to that.
-    until: Option<Instant>,
+    ending: Ending,
     /// It takes new flows all the same: nobody else of its service is there.
     is_last: bool,
 }
@@ -33,14 +41,14 @@ struct Phase {
 impl Drains {
     /// Takes the backends that have had their time out of what is desired.
     ///
-    /// `time` says how long a candidate may drain, if that is not its provider's business, and `open` how
-    /// many flows a backend has, if that is known. Returns those that had had theirs and are gone now.
+    /// `ending` says when that is, and `open` how many flows a backend has, if that is known. Returns those
+    /// that had been taken out and are gone now.
     pub fn settle(
         &mut self,
         desired: &mut Desired,
         candidates: &[Candidate],
-        time: impl Fn(&Candidate, &Share) -> Option<Duration>,
-        open: impl Fn(&BackendKey) -> Option<u64>,
+        ending: impl Fn(&Candidate, &Share) -> Ending,
+        mut open: impl FnMut(&BackendKey) -> Option<u64>,
         now: Instant,
     ) -> BTreeMap<Seat, Share> {
         let offered: BTreeMap<Seat, &Candidate> =
@@ -55,11 +63,13 @@ impl Drains {
                 return true;
             }
             let seat = Seat::from(key);
-            let phase = before.get(&seat).filter(|phase| !phase.is_last).copied();
-            let mut phase = phase.unwrap_or(Phase { since: now, until: None, is_last: false });
-            phase.is_last = !served.contains(&key.service());
-            let limit = offered.get(&seat).and_then(|candidate| time(candidate, share));
-            phase.until = limit.and_then(|limit| phase.since.checked_add(limit));
+            let before = before.get(&seat).filter(|phase| !phase.is_last);
+            let candidate = offered.get(&seat);
+            let phase = Phase {
+                since: before.map_or(now, |phase| phase.since),
+                ending: candidate.map_or(Ending::Empty, |candidate| ending(candidate, share)),
+                is_last: !served.contains(&key.service()),
+            };
             if !phase.is_last && phase.is_over(now, || open(key)) {
                 self.down.insert(seat, share.clone());
                 return false;
@@ -92,7 +102,7 @@ impl Drains {
         &self.down
     }
 
-    /// Whether any backend drains and will have had its time some day.
+    /// Whether any backend is to be taken out some day.
     #[must_use]
     pub fn any(&self) -> bool {
         self.draining.values().any(|phase| !phase.is_last)
@@ -101,20 +111,21 @@ impl Drains {
     /// When a draining backend will have had its time, if that is known.
     #[must_use]
     pub fn until(&self, seat: &Seat) -> Option<Instant> {
-        self.draining.get(seat).filter(|phase| !phase.is_last)?.until
-    }
-
-    /// Whether a backend should take no new flows and does, because nobody else is there.
-    #[must_use]
-    pub fn is_last(&self, seat: &Seat) -> bool {
-        self.draining.get(seat).is_some_and(|phase| phase.is_last)
+        self.draining.get(seat).filter(|phase| !phase.is_last)?.until()
     }
 }
 
 impl Phase {
+    fn until(&self) -> Option<Instant> {
+        match self.ending {
+            Ending::EmptyOrAfter(time) => self.since.checked_add(time),
+            Ending::Empty => None,
+        }
+    }
+
     /// Flows are looked at only after a while: a packet may be on its way that has chosen before.
-    fn is_over(&self, now: Instant, open: impl Fn() -> Option<u64>) -> bool {
-        let is_late = self.until.is_some_and(|until| until <= now);
+    fn is_over(&self, now: Instant, open: impl FnOnce() -> Option<u64>) -> bool {
+        let is_late = self.until().is_some_and(|until| until <= now);
         is_late || (now.duration_since(self.since) >= LOOK && open() == Some(0))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Orders live as long as the instance. A container's drain is that container's: it holds when it is
 //! started again, and ends with its id. A weight is the name's: a container that takes the place of
-//! another one of that name takes over its weight.
+//! another one of that name takes over its weight. So it is with groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -94,7 +94,8 @@ impl View {
                 weight: backend.weight,
                 state: State::named(&backend.state)?,
                 via: Some(backend.via.clone()),
-                index: Some(backend.id),
+                // 0 is none: it was not ready.
+                index: (backend.id > 0).then_some(backend.id),
                 drains_until: None,
                 is_last: false,
             })

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
 use super::words::{Backend, Counters, Health, SCHEMA};
@@ -10,6 +11,9 @@ use crate::groups;
 use crate::model::State;
 use crate::ports::Listen;
 use crate::seat::{Seated, View};
+
+/// The first class of `Handshakes` ends at this power of two.
+const FIRST_CLASS: usize = 4;
 
 /// A service of one family: those among whom flows are shared.
 type Pool = (Listen, bool);
@@ -79,6 +83,24 @@ fn shares(all: &[Seated]) -> Vec<u32> {
 fn part(of: u64, whole: u64) -> f64 {
     let parts = u128::from(of) * 10_000 / u128::from(whole.max(1));
     f64::from(u32::try_from(parts).unwrap_or(10_000)) / 10_000.0
+}
+
+/// The microseconds within which so many percent of connections were answered, as well as the classes
+/// tell: evenly spread over each. None if there were none.
+pub(super) fn within(handshakes: &Handshakes, percent: u64) -> Option<u64> {
+    let all: u64 = handshakes.classes.iter().sum();
+    let wanted = (all * percent).div_ceil(100);
+    let mut before = 0;
+    for (class, count) in handshakes.classes.iter().enumerate() {
+        if *count > 0 && before + count >= wanted {
+            let end = 1_u64 << (FIRST_CLASS + class);
+            let begin = if class == 0 { 0 } else { end / 2 };
+            let units = begin + (end - begin) * (wanted - before) / count;
+            return Some(units * 1_024 / 1_000);
+        }
+        before += count;
+    }
+    None
 }
 
 fn milliseconds(time: Duration) -> u64 {
@@ -156,6 +178,21 @@ mod tests {
         let shown = backends(&view(all), &Counted::new(), now);
         assert_eq!((shown[0].drain_left_ms, shown[0].share_expected), (Some(19_000), 0.0));
         assert_eq!((shown[1].drain_left_ms, shown[1].share_expected), (None, 1.0));
+    }
+
+    #[test]
+    fn percentiles_lie_in_their_class() {
+        let mut handshakes = Handshakes::default();
+        assert_eq!(within(&handshakes, 50), None);
+        // 90 of 32 to 63 units of 1.024 µs, 10 of 256 to 511.
+        (handshakes.classes[2], handshakes.classes[5]) = (90, 10);
+        assert_eq!(within(&handshakes, 50), Some((32 + 32 * 50 / 90) * 1_024 / 1_000));
+        assert_eq!(within(&handshakes, 90), Some(64 * 1_024 / 1_000));
+        assert_eq!(within(&handshakes, 99), Some((256 + 256 * 9 / 10) * 1_024 / 1_000));
+        // The last class has no end; it counts as twice its beginning.
+        handshakes.classes = [0; 16];
+        handshakes.classes[15] = 1;
+        assert_eq!(within(&handshakes, 99), Some((1 << 19) * 1_024 / 1_000));
     }
 
     #[test]

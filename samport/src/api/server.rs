@@ -226,9 +226,9 @@ pub(super) fn count(instance: &str, view: &View) -> Result<Counted> {
 }
 
 fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
-    let stats = counters.backend(index)?;
+    let (stats, handshakes) = (counters.backend(index)?, counters.handshakes(index)?);
     Ok(words::Counters {
-        open: None,
+        open: Some(counters.open_flows(index)?),
         flows: stats.flows,
         refused: stats.refused,
         silent: stats.silent,
@@ -236,8 +236,8 @@ fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
         bytes_in: stats.bytes_in,
         packets_out: stats.packets_out,
         bytes_out: stats.bytes_out,
-        handshake_p50_us: None,
-        handshake_p99_us: None,
+        handshake_p50_us: report::within(&handshakes, 50),
+        handshake_p99_us: report::within(&handshakes, 99),
     })
 }
 

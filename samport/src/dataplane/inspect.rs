@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use samport_common::layout::{BackendStats, Collected, Pressure};
+use samport_common::layout::{BackendStats, Collected, Condition, Handshakes, Pressure};
 
-use super::maps::{MapCell, sums};
+use super::maps::{MapCell, open, sums};
 use super::pins;
 
 /// The counters of one instance.
@@ -14,6 +14,9 @@ pub struct Counters {
     /// The flow tables.
     pub flows: Flows,
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
+    conditions: Array<MapData, MapCell<Condition>>,
+    lost: Array<MapData, u64>,
+    handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
 }
 
 /// The state of the flow tables, IPv4 and IPv6 together unless said otherwise.
@@ -41,7 +44,32 @@ impl Counters {
                 .context("VERDICTS has another type")?;
         let stats = PerCpuArray::try_from(Map::PerCpuArray(data(instance, "BACKEND_STATS")?))
             .context("BACKEND_STATS has another type")?;
-        Ok(Self { verdicts: sums(&verdicts)?, flows: flows(instance)?, stats })
+        let handshakes = PerCpuArray::try_from(Map::PerCpuArray(data(instance, "HANDSHAKES")?))
+            .context("HANDSHAKES has another type")?;
+        let conditions = Array::try_from(Map::Array(data(instance, "CONDITIONS")?))
+            .context("CONDITIONS has another type")?;
+        let lost = Array::try_from(Map::Array(data(instance, "LOST")?))
+            .context("LOST has another type")?;
+        let (verdicts, flows) = (sums(&verdicts)?, flows(instance)?);
+        Ok(Self { verdicts, flows, stats, conditions, lost, handshakes })
+    }
+
+    /// Flows of a backend that are open.
+    pub fn open_flows(&self, id: u32) -> Result<u64> {
+        let MapCell(condition) = self.conditions.get(&id, 0).context("read CONDITIONS")?;
+        Ok(open(condition.open, self.lost.get(&id, 0).context("read LOST")?))
+    }
+
+    /// How long a backend took to answer, summed over the CPUs.
+    pub fn handshakes(&self, id: u32) -> Result<Handshakes> {
+        let values = self.handshakes.get(&id, 0).context("read HANDSHAKES")?;
+        Ok(values.iter().fold(Handshakes::default(), |mut all, MapCell(one)| {
+            for (class, count) in all.classes.iter_mut().zip(one.classes) {
+                *class += count;
+            }
+            all.sum += one.sum;
+            all
+        }))
     }
 
     /// The counters of a backend, summed over the CPUs.

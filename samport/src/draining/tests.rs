@@ -11,14 +11,14 @@ struct Scene {
     drains: Drains,
     begin: Instant,
     open: Option<u64>,
-    limit: Option<Duration>,
+    ending: Ending,
     gone: usize,
 }
 
 impl Scene {
     fn new() -> Self {
         let (drains, begin) = (Drains::default(), Instant::now());
-        Self { drains, begin, open: None, limit: Some(LIMIT), gone: 0 }
+        Self { drains, begin, open: None, ending: Ending::EmptyOrAfter(LIMIT), gone: 0 }
     }
 
     /// Who is left in what is desired, so long after the beginning.
@@ -30,9 +30,9 @@ impl Scene {
                 Share { name: candidate.name.clone(), weight: 1, group: None, state: *state };
             desired.backends.insert(key(candidate), share);
         }
-        let (open, limit, now) = (self.open, self.limit, self.begin + time);
+        let (open, ending, now) = (self.open, self.ending, self.begin + time);
         self.gone =
-            self.drains.settle(&mut desired, &candidates, |_, _| limit, |_| open, now).len();
+            self.drains.settle(&mut desired, &candidates, |_, _| ending, |_| open, now).len();
         desired.backends.into_values().map(|share| share.name).collect()
     }
 
@@ -91,11 +91,13 @@ fn who_has_no_flow_left_goes_down_early_but_not_at_once() {
 #[test]
 fn its_provider_ends_a_drain_of_its_own() {
     let mut scene = Scene::new();
-    (scene.limit, scene.open) = (None, Some(3));
+    (scene.ending, scene.open) = (Ending::Empty, Some(3));
     for time in [Duration::ZERO, LIMIT, 100 * LIMIT] {
         assert_eq!(scene.after(time, &DRAINS).len(), 2);
     }
     assert_eq!(scene.drains.until(&Scene::seat()), None);
+    scene.open = Some(0);
+    assert_eq!(scene.after(101 * LIMIT, &DRAINS), ["web-2"]);
 }
 
 /// It may become healthy again, and is better than nobody if all others go.
@@ -116,12 +118,12 @@ fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
     let all = [State::Draining, State::Draining];
     for time in [Duration::ZERO, LIMIT, 2 * LIMIT] {
         assert_eq!(scene.after(time, &all).len(), 2);
-        assert!(scene.drains.is_last(&Scene::seat()) && !scene.drains.any());
+        assert!(!scene.drains.any(), "nothing to wait for");
         assert_eq!(scene.drains.until(&Scene::seat()), None);
     }
     scene.open = Some(1);
     assert_eq!(scene.after(3 * LIMIT, &DRAINS).len(), 2);
-    assert!(!scene.drains.is_last(&Scene::seat()));
+    assert!(scene.drains.any());
     assert_eq!(scene.after(7 * LIMIT / 2, &DRAINS).len(), 2);
     assert_eq!(scene.after(4 * LIMIT, &DRAINS), ["web-2"]);
 }

@@ -1,13 +1,13 @@
 //! The loop's side of the operator's seat: orders come in, what is in force goes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{LOOK_AGAIN, RETRY, Reconciler};
-use crate::draining;
+use crate::draining::{self, Ending};
 use crate::groups::{self, Group};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::orders::Refusal;
@@ -56,15 +56,15 @@ impl Reconciler {
     /// Takes those out that have drained.
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
         let (orders, limit) = (&self.orders, self.job.drain);
-        let time = |candidate: &Candidate, share: &Share| {
-            // A provider that says so itself also says when it is over.
-            // Who is unhealthy may come back at any time.
-            let is_ours = orders.drains(candidate) || share.is_off();
-            is_ours.then(|| candidate.drain.unwrap_or(limit))
+        let ending = |candidate: &Candidate, share: &Share| {
+            // Active and draining all the same: its weight, or its group's, is 0.
+            let is_ordered = orders.drains(candidate) || share.state == State::Active;
+            let limit = candidate.drain.unwrap_or(limit);
+            if is_ordered { Ending::EmptyOrAfter(limit) } else { Ending::Empty }
         };
         let open = |key: &BackendKey| self.dataplane.open_flows(self.actual.id_of(key)?.index).ok();
         let now = Instant::now();
-        let gone = self.drains.settle(desired, &snapshot.candidates, time, open, now);
+        let gone = self.drains.settle(desired, &snapshot.candidates, ending, open, now);
         for (seat, share) in gone {
             let place = seat.listen.place();
             tracing::info!("- {} {} on {place} gone", share.name, seat.endpoint);
@@ -76,6 +76,11 @@ impl Reconciler {
         let served: BTreeMap<Seat, (&BackendKey, &Share)> =
             desired.backends.iter().map(|(key, share)| (Seat::from(key), (key, share))).collect();
         let (group_weights, _) = groups::weights(&snapshot.candidates, self.orders.group_weights());
+        let active = desired.backends.iter().filter(|(_, share)| !share.drains());
+        let active: BTreeSet<_> = active.map(|(key, _)| key.service()).collect();
+        let is_last = |(key, share): (&BackendKey, &Share)| {
+            share.drains() && !active.contains(&key.service())
+        };
         let seated = |candidate: &Candidate| {
             let seat = Seat::from(candidate);
             let served = served.get(&seat).copied();
@@ -89,11 +94,14 @@ impl Reconciler {
                 via: served.map(|(key, _)| key.route.name().to_owned()),
                 index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),
                 drains_until: self.drains.until(&seat),
-                is_last: self.drains.is_last(&seat),
+                is_last: served.is_some_and(is_last),
                 seat,
             }
         };
-        let mut backends: Vec<_> = snapshot.candidates.iter().map(seated).collect();
+        // A container may have addresses of a family its service has none of.
+        let is_offered = |c: &&Candidate| c.listen.is_of_family(c.endpoint.is_ipv6());
+        let offered = snapshot.candidates.iter().filter(is_offered);
+        let mut backends: Vec<_> = offered.map(seated).collect();
         let order = |one: &Seated| (one.seat.listen, one.name.clone(), one.seat.endpoint);
         backends.sort_by_key(order);
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();

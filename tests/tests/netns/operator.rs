@@ -1,21 +1,26 @@
 //! An operator steers a running samport: whoever returns from an order can rely on it.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 
 use samport_tests::daemon::samport_command;
 use samport_tests::load::{Connection, Load, Tally, ask};
 use samport_tests::served::Served;
 use samport_tests::stats::{chi_square, chi_square_limit};
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{Namespace, PATIENCE, eventually};
 
 use crate::lab;
 
 /// A connection to a backend through the first front, with an answer on it.
 fn hold(served: &Served, name: &str) -> Connection {
-    served.lab.client().run(|| {
+    hold_from(served.lab.client(), served.fronts()[0], name)
+}
+
+fn hold_from(client: &Namespace, front: SocketAddr, name: &str) -> Connection {
+    client.run(|| {
         let open = |_| {
-            let mut connection = Connection::open(served.fronts()[0]).unwrap();
+            let mut connection = Connection::open(front).unwrap();
             (connection.get("/").unwrap().backend == name).then_some(connection)
         };
         (0..100).find_map(open).unwrap_or_else(|| panic!("{name} has answered none of 100"))
@@ -105,6 +110,31 @@ fn a_backend_whose_time_to_drain_is_over_is_down_and_its_connections_end() {
     assert_eq!(served.states_of("web-2"), ["active", "active"]);
     for tally in answers(&served) {
         assert!(tally.of("web-2") > 0, "{tally}");
+    }
+}
+
+/// Case 54: `drain --wait` returns when the last connection is closed, long before the time is over, and
+/// not before, whether its client is outside or on this machine.
+#[test]
+fn who_waits_for_a_drain_goes_on_when_the_last_connection_is_closed() {
+    let served = Served::start(lab(2), &["--drain", "1000"]);
+    let outside = hold(&served, "web-2");
+    let inside = hold_from(served.lab.host(), "127.0.0.1:80".parse().unwrap(), "web-1");
+    for (mut connection, name) in [(outside, "web-2"), (inside, "web-1")] {
+        let mut waiting = start(&served, &["drain", name, "--wait"]);
+        eventually("it drains", || {
+            served.states_of(name).contains(&"draining".to_owned()).then_some(())
+        });
+        // Its other address has no connection: that one is down soon, and it alone.
+        eventually("an address is down", || {
+            served.states_of(name).contains(&"down".to_owned()).then_some(())
+        });
+        assert_eq!(connection.get("/").unwrap().backend, name);
+        assert!(waiting.try_wait().unwrap().is_none(), "it has not waited");
+        drop(connection);
+        wait_for(waiting);
+        assert_eq!(served.states_of(name), ["down", "down"]);
+        served.order(&["undrain", name]);
     }
 }
 
