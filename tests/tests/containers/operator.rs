@@ -84,3 +84,21 @@ fn a_containers_own_time_to_drain_counts() {
     assert!(held.get("/").is_err());
     samport.stop();
 }
+
+/// The old and the new version behind one port, and from one to the other by command.
+#[test]
+fn a_group_is_given_its_weight_by_command() {
+    let docker = engine_of(&[]);
+    for name in ["blue", "green"] {
+        let label = format!("samport.group={name}");
+        docker.run_server(&format!("in-{name}"), &[&LABEL[..], &["--label", &label]].concat());
+    }
+    let samport = serve(&docker, &["in-blue", "in-green"]);
+    assert_eq!(names(&ask_front(&docker, 60)), ["in-blue", "in-green"]);
+    order(&docker, &["weight", "blue", "0"]);
+    assert_eq!(names(&ask_front(&docker, 60)), ["in-green"]);
+    order(&docker, &["weight", "blue", "1"]);
+    order(&docker, &["weight", "green", "0"]);
+    assert_eq!(names(&ask_front(&docker, 60)), ["in-blue"]);
+    samport.stop();
+}

@@ -146,7 +146,7 @@ fn a_drained_backends_connections_are_reset_and_never_moved() {
             }
         }
     }
-    assert!(served.status().verdict("backend-gone") > 0);
+    assert!(served.status().verdict("gone-reset") > 0);
 }
 
 /// Case 54, under load: no request fails when a server stops after its backend has drained.

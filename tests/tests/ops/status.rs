@@ -89,7 +89,7 @@ fn clients_without_any_backend_are_refused_and_counted() {
         let error = served.lab.get(front, "/").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{front}");
     }
-    assert_eq!(served.status().verdict("no-backend"), 2);
+    assert_eq!(served.status().verdict("no-backend-reset"), 2);
 }
 
 #[test]
