@@ -46,10 +46,10 @@ fn dropped_syns(backend: &Backend, v6: bool) -> BTreeMap<u16, u64> {
     saved.lines().filter_map(rule).collect()
 }
 
-/// Case 24: SYN retransmit: same backend.
+/// Case 24: SYN retransmit: same backend, where a silent one is not to be exchanged for another.
 #[test]
 fn a_syn_sent_again_goes_to_the_same_backend() {
-    let served = Served::start(lab(4), &[]);
+    let served = Served::start(lab(4), &["--connect-failover", "off"]);
     let backends = served.lab.backends();
     let ports: Vec<u16> = (FIRST_PORT..FIRST_PORT + 12).collect();
     for front in served.fronts() {
