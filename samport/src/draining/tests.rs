@@ -121,7 +121,10 @@ fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
         assert!(!scene.drains.any(), "nothing to wait for");
         assert_eq!(scene.drains.until(&Scene::seat()), None);
     }
-    scene.open = Some(1);
+    // Not even one that has no time at all.
+    scene.ending = Ending::EmptyOrAfter(Duration::ZERO);
+    assert_eq!(scene.after(2 * LIMIT, &all).len(), 2);
+    (scene.open, scene.ending) = (Some(1), Ending::EmptyOrAfter(LIMIT));
     assert_eq!(scene.after(3 * LIMIT, &DRAINS).len(), 2);
     assert!(scene.drains.any());
     assert_eq!(scene.after(7 * LIMIT / 2, &DRAINS).len(), 2);
