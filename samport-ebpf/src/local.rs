@@ -13,7 +13,7 @@ use samport_common::wire::protocol::Protocol;
 
 use crate::choice;
 use crate::flows;
-use crate::maps::{self, Tables};
+use crate::maps::{self, Tables, sockets};
 use crate::sockaddr::{Closed, Hook, SockAddr};
 use crate::standing;
 
@@ -79,10 +79,10 @@ fn dial_service<H: Hook, P: Tables>(
         Some(same) => same,
         None => match draw(service, sock.cookie()) {
             Some(new) => {
-                maps::count_flow_in_call(new.0.backend);
+                sockets::count_flow_in_call(new.0.backend);
                 // A connected datagram socket may also name the address once more.
                 if protocol == Protocol::Udp {
-                    maps::remember_local_choice(&dialled_key, &new.0);
+                    sockets::remember_local_choice(&dialled_key, &new.0);
                 }
                 new
             }
@@ -92,9 +92,9 @@ fn dial_service<H: Hook, P: Tables>(
     let peer_key = SocketKey { addr: backend.addr, port: backend.port, ..dialled_key };
     let peer = Dialled { addr: dialled, port, pad: [0; 2], chosen };
     let remembered = match call {
-        Call::Connect => maps::remember_local_peer(&peer_key, &peer),
+        Call::Connect => sockets::remember_local_peer(&peer_key, &peer),
         Call::Send => {
-            is_remembered(&peer_key, &peer) || maps::remember_local_sender(&peer_key, &peer)
+            is_remembered(&peer_key, &peer) || sockets::remember_local_sender(&peer_key, &peer)
         }
     };
     if remembered && call == Call::Connect {
@@ -107,7 +107,7 @@ fn dial_service<H: Hook, P: Tables>(
 /// The backend this socket's datagrams to this address go to, while it serves.
 #[inline(always)]
 fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
-    let chosen = maps::local_choice(key)?;
+    let chosen = sockets::local_choice(key)?;
     let backend = maps::backend(chosen.backend)?;
     if local::keeps(backend, &chosen) { Some((chosen, backend)) } else { None }
 }
@@ -161,7 +161,7 @@ fn draw_id(service: &'static Service, cookie: u64) -> u32 {
 /// also keeps the entry young.
 #[inline(always)]
 fn is_remembered(key: &SocketKey, peer: &Dialled) -> bool {
-    maps::local_sender(key).is_some_and(|known| {
+    sockets::local_sender(key).is_some_and(|known| {
         known.addr == peer.addr && known.port == peer.port && known.chosen == peer.chosen
     })
 }
@@ -184,11 +184,11 @@ pub fn restore<H: Hook>(sock: &SockAddr, named: Named) -> Option<Verdict> {
     }
     let key = SocketKey::new(sock.cookie(), H::addr(sock), sock.port());
     let dialled = match named {
-        Named::Peer => maps::local_peer(&key)?,
-        Named::Sender => match maps::local_sender(&key) {
+        Named::Peer => sockets::local_peer(&key)?,
+        Named::Sender => match sockets::local_sender(&key) {
             Some(dialled) => dialled,
             // The sender is the other end.
-            None if sock.is_connected() => maps::local_peer(&key)?,
+            None if sock.is_connected() => sockets::local_peer(&key)?,
             None => return None,
         },
     };
@@ -207,10 +207,10 @@ pub fn forget(closed: &Closed) {
         return;
     }
     let key = SocketKey::new(closed.cookie(), closed.peer_addr(), port);
-    if let Some(dialled) = maps::local_peer(&key) {
+    if let Some(dialled) = sockets::local_peer(&key) {
         standing::closes_socket(&dialled.chosen);
         // Of datagram sockets only, but harmless for others.
-        maps::forget_local_choice(&SocketKey { addr: dialled.addr, port: dialled.port, ..key });
-        maps::forget_local_peer(&key);
+        sockets::forget_local_choice(&SocketKey { addr: dialled.addr, port: dialled.port, ..key });
+        sockets::forget_local_peer(&key);
     }
 }

@@ -396,7 +396,7 @@ pub fn samport_close(ctx: SockContext) -> i32 {
 #[inline(always)]
 fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
     if let Some(verdict) = local::dial::<H>(sock, call) {
-        maps::count_in_call(verdict);
+        maps::sockets::count_in_call(verdict);
         debug!(sock.context(), "local: {}", verdict.name());
     }
     GO_ON
@@ -405,7 +405,7 @@ fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
 #[inline(always)]
 fn restore<H: Hook>(sock: &SockAddr, named: Named) -> i32 {
     if let Some(verdict) = local::restore::<H>(sock, named) {
-        maps::count_in_call(verdict);
+        maps::sockets::count_in_call(verdict);
         debug!(sock.context(), "local: {}", verdict.name());
     }
     GO_ON

@@ -1,6 +1,8 @@
 //! Every map, with typed accessors. Keys and values are `samport-common`'s; sizes that are flags are
 //! set by the loader before the maps are made.
 
+pub mod sockets;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
@@ -15,9 +17,6 @@ use samport_common::layout::{
     Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
     MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
     Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
-};
-use samport_common::local::{
-    Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
 };
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -483,91 +482,4 @@ pub fn forget(number: usize) -> usize {
 pub fn tail_call(skb: &Skb, index: u32) {
     // SAFETY: the loader puts only programs of this type into the array.
     unsafe { PROGRAMS.tail_call(skb.context(), index) };
-}
-
-/// What sockets of this machine dialled that are connected to a backend. Closing them removes it: a
-/// connection that is kept for long must not be the one to make room.
-#[map]
-static LOCAL_PEERS: LruHashMap<SocketKey, Dialled> =
-    LruHashMap::with_max_entries(MAX_LOCAL_PEERS, 0);
-
-/// What datagram sockets of this machine dialled by naming it in a datagram, by the backend they got.
-#[map]
-static LOCAL_SENDERS: LruHashMap<SocketKey, Dialled> =
-    LruHashMap::with_max_entries(MAX_LOCAL_SENDERS, 0);
-
-/// Which backend datagram sockets of this machine got, by what they dialled.
-#[map]
-static LOCAL_CHOICES: LruHashMap<SocketKey, Chosen> =
-    LruHashMap::with_max_entries(MAX_LOCAL_CHOICES, 0);
-
-/// Counts a verdict of a program that runs in a system call, where others may interrupt it.
-#[inline(always)]
-pub fn count_in_call(verdict: Verdict) {
-    if let Some(counter) = VERDICTS.get_ptr_mut(verdict as u32) {
-        // SAFETY: the map's values are aligned 64-bit counters.
-        unsafe { atomic::add(counter, 1) };
-    }
-}
-
-/// Counts a flow that a system call opens.
-#[inline(always)]
-pub fn count_flow_in_call(backend: u32) {
-    if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
-        // SAFETY: the map's values are aligned 64-bit counters.
-        unsafe { atomic::add(&raw mut (*stats).flows, 1) };
-    }
-}
-
-/// What a socket dialled that is connected to a backend.
-#[inline(always)]
-pub fn local_peer(key: &SocketKey) -> Option<&'static Dialled> {
-    // SAFETY: the element may be given to another socket while it is read; then a client is told a
-    // wrong address once, nothing worse.
-    unsafe { LOCAL_PEERS.get(key) }
-}
-
-/// Remembers what a socket dialled that connects to a backend. Whether that worked.
-#[inline(always)]
-pub fn remember_local_peer(key: &SocketKey, dialled: &Dialled) -> bool {
-    LOCAL_PEERS.insert(key, dialled, 0).is_ok()
-}
-
-/// Forgets a socket that is closed.
-#[inline(always)]
-pub fn forget_local_peer(key: &SocketKey) {
-    // It may have made room before.
-    let _ = LOCAL_PEERS.remove(key);
-}
-
-/// What a datagram socket dialled when it sent something to a backend.
-#[inline(always)]
-pub fn local_sender(key: &SocketKey) -> Option<&'static Dialled> {
-    // SAFETY: as in `local_peer`.
-    unsafe { LOCAL_SENDERS.get(key) }
-}
-
-/// Remembers what a datagram socket dialled. Whether that worked.
-#[inline(always)]
-pub fn remember_local_sender(key: &SocketKey, dialled: &Dialled) -> bool {
-    LOCAL_SENDERS.insert(key, dialled, 0).is_ok()
-}
-
-/// The backend a datagram socket got for what it dialled.
-#[inline(always)]
-pub fn local_choice(key: &SocketKey) -> Option<Chosen> {
-    // SAFETY: as in `local_peer`; what is read is checked against the backend.
-    unsafe { LOCAL_CHOICES.get(key) }.copied()
-}
-
-/// Remembers a datagram socket's backend. One that is not remembered is chosen again.
-#[inline(always)]
-pub fn remember_local_choice(key: &SocketKey, chosen: &Chosen) {
-    let _ = LOCAL_CHOICES.insert(key, chosen, 0);
-}
-
-/// Forgets the choice for a socket that is closed.
-#[inline(always)]
-pub fn forget_local_choice(key: &SocketKey) {
-    let _ = LOCAL_CHOICES.remove(key);
 }

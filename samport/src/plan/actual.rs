@@ -99,9 +99,9 @@ impl Actual {
             Change::WriteTable { service, region, recipe, .. } => {
                 self.tables.take(*region);
                 if let Some(installed) = self.services.get_mut(service) {
-                    self.tables.give_back(installed.region);
-                    installed.region = *region;
+                    let before = std::mem::replace(&mut installed.region, *region);
                     installed.recipe.clone_from(recipe);
+                    self.give_back(before);
                 }
             }
             Change::Allow { service, net, .. } => {
@@ -112,7 +112,10 @@ impl Actual {
             }
             Change::Settle => self.tables.settle(),
             Change::SetFrontend { addr, listen, to } => {
-                self.frontends.insert((*addr, *listen), *to);
+                let before = self.frontends.insert((*addr, *listen), *to);
+                if let Some(before) = before {
+                    self.give_back(before.region);
+                }
             }
             Change::OpenPort(listen) => {
                 self.ports.insert(*listen);
@@ -121,7 +124,10 @@ impl Actual {
                 self.ports.remove(listen);
             }
             Change::RemoveFrontend { addr, listen } => {
-                self.frontends.remove(&(*addr, *listen));
+                let before = self.frontends.remove(&(*addr, *listen));
+                if let Some(before) = before {
+                    self.give_back(before.region);
+                }
             }
             Change::RemoveOwners(source) => {
                 self.owners.remove(source);
@@ -132,6 +138,16 @@ impl Actual {
             Change::Detach(role, ifindex) => {
                 self.attached.remove(&(*role, *ifindex));
             }
+        }
+    }
+
+    /// Gives a table's room back, unless somebody reads it: a change may have failed before all of its
+    /// frontends were led to the next one.
+    fn give_back(&mut self, region: Region) {
+        let is_read = self.frontends.values().any(|to| to.region == region)
+            || self.services.values().any(|installed| installed.region == region);
+        if !is_read {
+            self.tables.give_back(region);
         }
     }
 }

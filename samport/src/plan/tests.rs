@@ -367,6 +367,31 @@ impl Model {
     }
 }
 
+/// A table that is still read is nobody's room, also when the change to the next one has failed half way.
+#[test]
+fn a_table_is_given_back_when_its_last_frontend_reads_another() {
+    let mut actual = Actual::default();
+    let first = wish(&[(key(1, 80), active(1))]);
+    for change in plan(&first, &mut actual).unwrap() {
+        actual.record(&change);
+    }
+    let read = actual.frontends.values().next().unwrap().region;
+    let next = wish(&[(key(1, 80), active(1)), (key(2, 80), active(1))]);
+    let changes = plan(&next, &mut actual).unwrap();
+    let switch = changes.iter().position(|change| matches!(change, Change::SetFrontend { .. }));
+    let (made, rest) = changes.split_at(switch.unwrap());
+    for change in made {
+        actual.record(change);
+    }
+    actual.tables.settle();
+    assert_ne!(actual.tables.find(read.len).unwrap().base, read.base, "it is read");
+    for change in rest {
+        actual.record(change);
+    }
+    actual.tables.settle();
+    assert_eq!(actual.tables.find(read.len).unwrap().base, read.base);
+}
+
 fn wishes() -> impl Strategy<Value = Vec<Desired>> {
     let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(80).at(VIP)];
     let backend = (1u8..12, prop::sample::select(listens), 0u32..4, any::<bool>());
