@@ -296,3 +296,23 @@ fn a_client_without_an_answer_is_chosen_for_anew_sooner() {
         });
     }
 }
+
+/// Case 57: UDP to a removed backend re-selects at its next datagram: the client's socket, and with it its
+/// port, stays the same, and nothing it sends is lost. Sockets of other backends stay where they are.
+#[test]
+fn the_next_datagram_to_a_backend_that_is_gone_goes_to_another_one() {
+    let mut datagrams = Datagrams::echo(3, &["--drain", "1"]);
+    for (front, gone) in datagrams.served.fronts().into_iter().zip(["web-1", "web-2"]) {
+        let sockets: Vec<_> = datagrams.on_client(|| (0..60).map(|_| connected(front)).collect());
+        let ask = || sockets.iter().map(|socket| ask_connected(socket).unwrap());
+        let before: Vec<_> = ask().collect();
+        assert!(before.iter().any(|(name, _)| name == gone), "{front}: {before:?}");
+        datagrams.served.change(("-", gone, "on :80/udp gone"), |file| file.remove(gone));
+        for ((was, _), (is, from)) in before.iter().zip(ask()) {
+            assert!(is != gone && from == front, "{is} answered from {from}");
+            assert!(was == gone || *was == is, "{was} is there, and {is} answered");
+        }
+        // The choice is for good.
+        assert!(ask().eq(ask()));
+    }
+}

@@ -13,7 +13,7 @@ use samport_tests::{Lab, eventually};
 use crate::lab;
 
 /// `samport run` that takes its backends for good whatever they do.
-fn trusting(lab: &Lab, options: &[&str]) -> (Daemon, Backends) {
+pub fn trusting(lab: &Lab, options: &[&str]) -> (Daemon, Backends) {
     let file = Backends::dual(lab, TARGET);
     let port = format!("{LISTEN}:{TARGET}");
     let usual = ["-i", "eth0", "-p", &port, "--file", file.path(), "--health", "none"];
@@ -25,7 +25,7 @@ fn fronts(lab: &Lab) -> [SocketAddr; 2] {
 }
 
 /// Requests, each on a new connection, all answered; who has, and the slowest.
-fn requests(lab: &Lab, front: SocketAddr, count: u32) -> (Tally, Duration) {
+pub fn requests(lab: &Lab, front: SocketAddr, count: u32) -> (Tally, Duration) {
     lab.client().run(|| {
         let (mut tally, mut slowest) = (Tally::default(), Duration::ZERO);
         for number in 0..count {

@@ -16,7 +16,7 @@ use samport_tests::{HOST_V4, HOST_V6, Server};
 use crate::lab;
 
 pub const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), LISTEN);
-const LOCALHOST_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), LISTEN);
+pub const LOCALHOST_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), LISTEN);
 
 /// A lab whose backends also answer datagrams, behind samport.
 struct Local {

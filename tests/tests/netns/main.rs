@@ -16,6 +16,7 @@ mod health;
 mod identity;
 mod inside;
 mod local;
+mod local_choice;
 mod local_hooks;
 mod matrix;
 mod modes;
