@@ -26,7 +26,8 @@ pub(super) struct Balancing {
     /// another one.
     #[arg(long, value_enum, default_value = "on", env = "SAMPORT_CONNECT_FAILOVER")]
     connect_failover: Switch,
-    /// What clients get while there is no backend: this machine's refusal, or nothing.
+    /// What clients get while there is no backend: a refusal at once (a TCP reset; datagrams are left to
+    /// this machine's stack), or nothing.
     #[arg(long, value_enum, default_value = "reject", env = "SAMPORT_NO_BACKEND")]
     no_backend: NoBackend,
 }

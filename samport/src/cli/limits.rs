@@ -15,7 +15,8 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
     /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.1 MiB of locked memory for
-    /// either, besides 5 MiB for floods and fragments; when a table is full, the longest idle make room.
+    /// either, besides 11 MiB for floods, fragments and affinity; when a table is full, the longest idle
+    /// make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
     /// Backends at a time, those that are leaving included. 1,000 take 0.6 MiB of locked memory, and 0.2
