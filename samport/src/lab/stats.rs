@@ -10,7 +10,18 @@ pub fn three_sigma(total: u32, share: f64) -> f64 {
 /// of 100.
 #[must_use]
 pub fn within_three_sigma(count: u32, total: u32, share: f64) -> bool {
-    (f64::from(count) - f64::from(total) * share).abs() <= three_sigma(total, share)
+    deviation(count, total, share) <= three_sigma(total, share)
+}
+
+/// Whether a count is within four standard deviations of its expectation; a fair one is 15,999 times of
+/// 16,000: for who asks only once.
+#[must_use]
+pub fn within_four_sigma(count: u32, total: u32, share: f64) -> bool {
+    deviation(count, total, share) <= three_sigma(total, share) * 4.0 / 3.0
+}
+
+fn deviation(count: u32, total: u32, share: f64) -> f64 {
+    (f64::from(count) - f64::from(total) * share).abs()
 }
 
 /// Pearson's χ² of counts against weights, which need not sum up to 1.
@@ -45,6 +56,13 @@ mod tests {
         assert!(within_three_sigma(158, 300, 0.5));
         assert!(within_three_sigma(125, 300, 0.5));
         assert!(!within_three_sigma(123, 300, 0.5));
+    }
+
+    #[test]
+    fn four_sigma_are_a_third_more_than_three() {
+        // σ of 3,600 draws that hit once in ten times is 18.
+        assert!(within_four_sigma(432, 3_600, 0.1) && within_four_sigma(288, 3_600, 0.1));
+        assert!(!within_four_sigma(433, 3_600, 0.1) && !within_four_sigma(287, 3_600, 0.1));
     }
 
     #[test]

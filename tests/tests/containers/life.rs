@@ -1,6 +1,6 @@
 //! What happens to a container between its start and its end.
 
-use samport_tests::load::Connection;
+use samport_tests::load::{Connection, Load};
 use samport_tests::served::{Status, text};
 
 use crate::{
@@ -46,6 +46,29 @@ fn a_killed_or_removed_container_gets_no_more_requests() {
     wait_for_more(&load);
     println!("{}", load.stop());
     assert_eq!(names(&ask_front(&docker, 20)), ["stays"]);
+    samport.stop();
+}
+
+/// A container that is killed takes with it what it was answering, which is one request for each thread of
+/// the load at most. Nothing else fails, not even before Docker has told of it: refusals are held back.
+#[test]
+fn a_container_killed_under_load_fails_no_more_than_the_requests_it_was_answering() {
+    const THREADS: usize = 4;
+    let containers = ["one", "two", "three", "killed"];
+    let docker = engine_of(&containers);
+    let samport = serve(&docker, &containers);
+    let load = Load::start(docker.lab().client(), front(&docker), THREADS);
+    wait_for_more(&load);
+    assert_eq!(names(&load.so_far().tally), ["killed", "one", "three", "two"]);
+    load.so_far().assert_no_failure();
+    docker.cli(&["kill", "-s", "KILL", "killed"]);
+    wait_until_gone(&samport, 0, "killed");
+    let tally = ask_front(&docker, 300);
+    assert_eq!(names(&tally), ["one", "three", "two"]);
+    wait_for_more(&load);
+    let report = load.stop();
+    println!("{report}");
+    assert!(report.failures.len() <= THREADS, "{report}");
     samport.stop();
 }
 

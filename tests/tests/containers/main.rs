@@ -3,6 +3,7 @@
 //! Nothing here is measured but what samport itself says of a container's start; whatever is waited
 //! for has 20 seconds.
 
+mod canary;
 mod clients;
 mod dockerd;
 mod drivers;
