@@ -22,6 +22,7 @@ mod matrix;
 mod modes;
 mod operator;
 mod paths;
+mod refusals;
 mod routes;
 mod timeouts;
 mod transfer;
