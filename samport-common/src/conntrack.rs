@@ -187,11 +187,12 @@ impl Seconds {
 
 /// Who sent a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
 pub enum Sender {
     /// The one who dialled.
-    Client,
+    Client = 0,
     /// The one who was chosen.
-    Backend,
+    Backend = 1,
 }
 
 /// The state after a segment of an existing connection.

@@ -3,10 +3,12 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
-use samport_common::conntrack::{State, TICK_SHIFT};
+use samport_common::conntrack::{self, Sender, State, TICK_SHIFT};
 use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId, marks};
 use samport_common::layout::{MAX_BACKENDS, place, unusual};
 use samport_common::packet::Packet;
+
+use samport_common::wire::tcp::Flags;
 
 use crate::atomic;
 use crate::maps::{self, Insert, Tables};
@@ -57,13 +59,22 @@ impl Entry {
         if found == from { Ok(()) } else { Err(FlowWord::from_bits(found)) }
     }
 
-    /// Moves to another state. Losing the race against the other direction's packet is harmless:
-    /// the next segment moves on from there.
+    /// Moves on to the state that `conntrack::step` has said a segment leads to from this word. Who loses
+    /// the race against the other direction's packet steps on from where that has led: of two FINs that
+    /// cross on two CPUs neither may be lost, or the flow would count as open for hours.
     #[inline(always)]
-    pub fn advance(self, word: FlowWord, to: State) {
-        let to = word.with_state(to);
-        if word != to && self.exchange(word, to).is_ok() {
-            standing::moves(word, to);
+    pub fn advance(self, word: FlowWord, next: State, flags: Flags, sender: Sender) {
+        let to = word.with_state(next);
+        if word == to {
+            return;
+        }
+        match self.exchange(word, to) {
+            Ok(()) => standing::moves(word, to),
+            Err(found) if found.with_state(next) == to => {
+                step_on(self.pointer(), found.to_bits(), flags.0.into(), sender as u32);
+            }
+            // Another flow has taken its place.
+            Err(_) => {}
         }
     }
 
@@ -173,6 +184,21 @@ impl Entry {
         let flow = unsafe { &*self.pointer() };
         Endpoint { addr: P::narrow(&flow.vip), port: flow.port }
     }
+}
+
+/// Steps on from a word that was found, once: the winner of that race has come after us. What it
+/// returns says nothing; the kernel wants every function to return something.
+#[inline(never)]
+fn step_on(flow: *mut Flow, found: u64, flags: u32, sender: u32) -> u32 {
+    let Some(entry) = Entry::new(flow) else { return 0 };
+    let found = FlowWord::from_bits(found);
+    let [flags, ..] = flags.to_le_bytes();
+    let sender = if sender == Sender::Client as u32 { Sender::Client } else { Sender::Backend };
+    let to = found.with_state(conntrack::step(found.state(), Flags(flags), sender));
+    if found != to && entry.exchange(found, to).is_ok() {
+        standing::moves(found, to);
+    }
+    0
 }
 
 /// Counts an entry made in the flow tables.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use samport_common::conntrack::{self, Decision, Known, Openers, State};
+use samport_common::conntrack::{self, Decision, Known, Openers, Sender, State};
 use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{ClientWay, EndpointKey, FlowWord, Lane, ServiceId};
@@ -207,7 +207,7 @@ pub fn follow<C: Context>(
             if matches!(word.state(), State::SynReceived) && !matches!(state, State::SynReceived) {
                 flood::ends();
             }
-            entry.advance(word, state);
+            entry.advance(word, state, flags, Sender::Client);
             entry.touch(opening.now_tick);
             // Replies follow the client when it comes in by another device.
             entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));

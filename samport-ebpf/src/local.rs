@@ -17,11 +17,9 @@ use crate::maps::{self, Tables, sockets};
 use crate::sockaddr::{Closed, Hook, SockAddr};
 use crate::standing;
 
-/// Draws until a backend serves that this machine can reach. One that does not serve is in a table for a
+/// Draws until a backend serves that this machine can reach and that has not failed lately. One that does not serve is in a table for a
 /// moment only, while that is being replaced; macvlan children stay in it.
 const DRAWS: u32 = 8;
-/// Draws that avoid backends which have failed lately.
-const PATIENCE: u32 = 6;
 /// Slots that are looked at one after the other if all draws were in vain.
 const WALK: u32 = 64;
 
@@ -136,7 +134,7 @@ fn draw_id(service: &'static Service, cookie: u64) -> u32 {
     for attempt in 0..DRAWS {
         if let Ok((id, backend)) = choice::pick(service, hash, attempt)
             && local::takes(backend)
-            && (attempt >= PATIENCE || !standing::is_suspect(id, now_tick))
+            && !standing::is_suspect(id, now_tick)
         {
             return id;
         }
@@ -145,16 +143,21 @@ fn draw_id(service: &'static Service, cookie: u64) -> u32 {
     let random = unsafe { bpf_get_prandom_u32() };
     let slots = Slots::from_bits(service.slots);
     let Some(first) = choose::slot(random, slots.len) else { return 0 };
+    // One that has failed lately is better than none.
+    let mut suspect = 0;
     for step in 0..WALK {
         // By division: after a comparison the verifier would follow both ways, at each step.
         if let Some(slot) = (first + step).checked_rem(slots.len)
             && let Ok((id, backend)) = choice::at(service, slot)
             && local::takes(backend)
         {
-            return id;
+            if !standing::is_suspect(id, now_tick) {
+                return id;
+            }
+            suspect = id;
         }
     }
-    0
+    suspect
 }
 
 /// Whether what is to be remembered is remembered already: of each datagram but the first. Asking

@@ -142,7 +142,7 @@ pub fn advance<A: samport_common::family::Address>(packet: &Packet<A>, reply: &R
     if matches!((word.state(), state), (State::SynSent, State::SynReceived)) {
         standing::accepts(word, reply.entry.age());
     }
-    reply.entry.advance(word, state);
+    reply.entry.advance(word, state, packet.flags, Sender::Backend);
     reply.entry.touch(flows::now_tick());
 }
 

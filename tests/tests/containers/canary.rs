@@ -182,7 +182,7 @@ fn wait_until_down(docker: &Dockerd, group: &str) {
 #[test]
 fn the_canary_of_the_page_becomes_the_stable_version_and_no_request_fails() {
     let docker = engine();
-    let samport = start_samport(&docker, &["-p", "80:9090", "--drain", "2s"]);
+    let samport = start_samport(&docker, &["-p", "80:9090"]);
     let page = Page::new();
     page.up(&docker);
     command(&docker, &["wait", "--healthy", "3", "80"]);

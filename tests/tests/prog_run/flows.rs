@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use samport::plan::{BackendId, Change, Source};
@@ -70,6 +71,50 @@ fn the_same_syn_on_two_cpus_gets_one_backend() {
             assert_eq!(&other[n], first, "SYN {n}");
         }
     }
+}
+
+/// Neither of two FINs that cross on two CPUs is lost: the flow would count as open for hours.
+#[test]
+fn fins_that_cross_on_two_cpus_close_their_flows() {
+    const FLOWS: u16 = 15_000;
+    let mut bench = Bench::with_flows(65_536);
+    bench.only(1, 3);
+    let backend = address(BACKENDS[0]);
+    for port in 10_000..10_000 + FLOWS {
+        bench.forward(&Segment::syn(client(port), address(VIP)));
+        let mut accepts = Segment::ack(backend, client(port), b"");
+        accepts.tcp.syn = true;
+        bench.run("samport_reverse", &accepts.frame());
+        bench.forward(&Segment::ack(client(port), address(VIP), b""));
+    }
+    assert_eq!(bench.open_flows(1), u64::from(FLOWS));
+    let fins = |from: &dyn Fn(u16) -> Segment| -> Vec<Vec<u8>> {
+        let fin = |port| {
+            let mut fin = from(port);
+            fin.tcp.fin = true;
+            at_host(fin).frame()
+        };
+        (10_000..10_000 + FLOWS).map(fin).collect()
+    };
+    let of_clients = fins(&|port| Segment::ack(client(port), address(VIP), b""));
+    let of_backend = fins(&|port| Segment::ack(backend, client(port), b""));
+    let (forward, reverse) = (bench.runner("samport_forward"), bench.runner("samport_reverse"));
+    let arrived = AtomicUsize::new(0);
+    let send = |runner: &samport::dataplane::program_run::Runner, frames: &[Vec<u8>]| {
+        for (turn, frame) in (1..).zip(frames) {
+            // Spinning: who is woken up comes too late to cross anybody.
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 2 * turn {
+                std::hint::spin_loop();
+            }
+            runner.run(frame, DEVICE).unwrap();
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| send(&forward, &of_clients));
+        send(&reverse, &of_backend);
+    });
+    assert_eq!(bench.open_flows(1), 0);
 }
 
 /// Case 29: a SYN after FIN and FIN on the same tuple: fresh choice.
