@@ -7,6 +7,9 @@ mod connection;
 mod demo;
 mod health;
 mod limits;
+mod papers;
+#[cfg(test)]
+mod reference;
 mod run;
 mod status;
 mod steer;
@@ -16,7 +19,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing::{Event, Level, Subscriber};
 use tracing_log::NormalizeEvent as _;
 use tracing_subscriber::EnvFilter;
@@ -67,6 +70,10 @@ enum Verb {
     Clean(clean::Args),
     /// Show it at work between network namespaces, without Docker, and leave nothing behind.
     Demo(demo::Args),
+    /// Print what a shell needs to complete samport's commands and flags.
+    Completions(papers::CompletionsArgs),
+    /// Write manual pages of all commands.
+    Man(papers::ManArgs),
     /// Version, and that of the kernel maps' layout.
     Version,
 }
@@ -99,6 +106,11 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Wait(args) => runtime.block_on(wait::run(args)),
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => runtime.block_on(demo::run(args)),
+        Verb::Completions(args) => {
+            papers::completions(&args, Cli::command());
+            Ok(())
+        }
+        Verb::Man(args) => papers::man(&args, Cli::command()),
         Verb::Version => {
             let layout = samport_common::layout::LAYOUT_VERSION;
             println!("samport {} (map layout {layout})", env!("CARGO_PKG_VERSION"));
@@ -160,7 +172,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

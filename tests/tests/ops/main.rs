@@ -8,6 +8,7 @@ mod help;
 mod instances;
 mod killed;
 mod operator;
+mod papers;
 mod status;
 
 use std::process::Output;
