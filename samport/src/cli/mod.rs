@@ -2,6 +2,7 @@
 
 mod backends;
 mod balance;
+mod check;
 mod clean;
 mod connection;
 mod demo;
@@ -31,8 +32,8 @@ use crate::discovery::Unreachable;
 use crate::exit::{Exit, code_of};
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something,
-5 missing privileges, 6 a port or hook is taken, 7 timeout.";
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something
+or a check failed, 5 missing privileges, 6 a port or hook is taken, 7 timeout.";
 
 /// Several containers behind one port of this machine, balanced in the kernel, without a proxy.
 #[derive(Parser, Debug)]
@@ -66,6 +67,8 @@ enum Verb {
     Balance(steer::BalanceArgs),
     /// Return when enough backends serve.
     Wait(wait::Args),
+    /// See whether `run` would work here, without touching anything.
+    Check(check::Args),
     /// Remove what a killed samport has left in the kernel.
     Clean(clean::Args),
     /// Show it at work between network namespaces, without Docker, and leave nothing behind.
@@ -104,6 +107,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Weight(args) => runtime.block_on(steer::weight(args)),
         Verb::Balance(args) => runtime.block_on(steer::balance(args)),
         Verb::Wait(args) => runtime.block_on(wait::run(args)),
+        Verb::Check(args) => runtime.block_on(check::run(args)),
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => runtime.block_on(demo::run(args)),
         Verb::Completions(args) => {
