@@ -81,7 +81,7 @@ fn what_run_would_refuse_is_4() {
 
 #[test]
 fn a_samport_that_serves_the_same_is_named() {
-    let served = Served::start(lab(1), &[]);
+    let served = Served::start(lab(1), &["--hook", "xdp", "--xdp-mode", "generic"]);
     let pid = format!("(pid {})", served.daemon.pid());
     assert_line(&served.lab, &[], &CHECK, 4, "FAIL  port 80 on eth0 is served by samport", &pid);
     let other = ["check", "-i", "eth0", "-p", "81", "--provider", "static"];
@@ -113,7 +113,11 @@ fn an_interface_that_is_down_or_has_no_address_is_a_warning() {
 fn programs_of_others_on_the_hooks_are_a_warning() {
     let lab = lab(0);
     let _foreign = Foreign::attach(lab.host(), "eth0");
-    assert_line(&lab, &[], &CHECK, 0, "warn  eth0 has other programs at tcx", "before samport");
+    let others = "warn  eth0 has other programs at tcx";
+    assert_line(&lab, &[], &CHECK, 0, others, "before samport: foreign →");
+    let _xdp = Foreign::attach_xdp(lab.host(), "eth0");
+    let begin = "warn  eth0 has an XDP program, foreign:";
+    assert_line(&lab, &[], &CHECK, 0, begin, "--hook xdp cannot be had");
 }
 
 #[test]
