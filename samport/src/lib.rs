@@ -3,6 +3,7 @@
 
 mod allow;
 pub mod api;
+pub mod check;
 pub mod cli;
 pub mod dataplane;
 pub mod discovery;

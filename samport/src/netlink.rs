@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 use rtnetlink::packet_route::route::RouteAttribute;
@@ -34,6 +34,15 @@ pub struct Device {
     pub is_ethernet: bool,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+/// What may change about a device without samport doing anything about it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct LinkState {
+    /// Whether it is switched on.
+    pub is_up: bool,
+    /// The kernel's number of the XDP program on it.
+    pub xdp: Option<u32>,
 }
 
 /// All devices of this network namespace, by index.
@@ -100,6 +109,13 @@ impl Netlink {
             }
         }
         Ok(devices)
+    }
+
+    /// The state of each device, by index.
+    pub async fn links(&self) -> Result<BTreeMap<u32, LinkState>> {
+        let links = self.handle.link().get().execute();
+        let links: Vec<_> = links.try_collect().await.context("list links")?;
+        Ok(links.iter().map(|link| (link.header.index, state(link))).collect())
     }
 
     /// The device packets to an address leave by.
@@ -235,6 +251,18 @@ fn device(link: &LinkMessage) -> Device {
         is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
         addresses: BTreeSet::new(),
     }
+}
+
+fn state(link: &LinkMessage) -> LinkState {
+    let mut xdp = link.attributes.iter().flat_map(|attribute| match attribute {
+        LinkAttribute::Xdp(about) => &about[..],
+        _ => &[],
+    });
+    let xdp = xdp.find_map(|about| match about {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    });
+    LinkState { is_up: link.header.flags.contains(LinkFlags::Up), xdp }
 }
 
 fn mac_in(attributes: &[NeighbourAttribute]) -> Option<[u8; 6]> {

@@ -35,6 +35,8 @@ use crate::seat::Desk;
 use crate::site;
 use records::{backend_record, starting_record};
 
+pub(crate) use checks::check_interfaces;
+
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
 /// Without any event: what was missed is found all the same.
@@ -129,7 +131,7 @@ impl Reconciler {
     /// Anything that keeps an interface from being served.
     pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
-        checks::check_interfaces(&self.job.interfaces, &devices)?;
+        check_interfaces(&self.job.interfaces, &devices)?;
         let (first, _) = site::settle(snapshot, &devices, &self.job.interfaces);
         checks::check_families(&self.job.interfaces, &first, &devices)?;
         let ports: Vec<_> = self.job.ports.iter().map(|port| port.listen).collect();

@@ -22,10 +22,13 @@ const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_PROG_QUERY: i64 = 16;
 const BPF_LINK_CREATE: i64 = 28;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_XDP: u32 = 6;
 const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const CGROUP_INET6_CONNECT: u32 = 11;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
+const XDP: u32 = 37;
+const XDP_FLAGS_SKB_MODE: u32 = 2;
 
 /// Most programs one hook of one device takes: one less than `BPF_MPROG_MAX` in linux/bpf_mprog.h.
 pub const HOOK_LIMIT: usize = 63;
@@ -54,12 +57,33 @@ impl Foreign {
     /// Attaches it behind the programs that are there.
     #[must_use]
     pub fn attach(namespace: &Namespace, device: &str) -> Self {
+        Self::linked(namespace, device, [TCX_INGRESS, 0], load)
+    }
+
+    /// Attaches one that passes everything on as a device's XDP program, in generic mode.
+    #[must_use]
+    pub fn attach_xdp(namespace: &Namespace, device: &str) -> Self {
+        // r0 = 2 (XDP_PASS); exit
+        let pass = || {
+            load_as(PROG_TYPE_XDP, &[instruction(0xb7, 0x00, 0, 2), instruction(0x95, 0x00, 0, 0)])
+        };
+        Self::linked(namespace, device, [XDP, XDP_FLAGS_SKB_MODE], pass)
+    }
+
+    /// A link for a hook, with flags of its.
+    fn linked(
+        namespace: &Namespace,
+        device: &str,
+        [hook, flags]: [u32; 2],
+        load: fn() -> io::Result<OwnedFd>,
+    ) -> Self {
         let attached = namespace.run(|| {
             let program = load()?;
             let mut attr: Attr = [0; 128];
             put(&mut attr, 0, &program.as_raw_fd().cast_unsigned().to_ne_bytes());
             put(&mut attr, 4, &index_of(device)?.to_ne_bytes());
-            put(&mut attr, 8, &TCX_INGRESS.to_ne_bytes());
+            put(&mut attr, 8, &hook.to_ne_bytes());
+            put(&mut attr, 12, &flags.to_ne_bytes());
             open(BPF_LINK_CREATE, &mut attr)
         });
         let link = attached.unwrap_or_else(|e| panic!("attach a program to {device}: {e}"));
@@ -221,8 +245,13 @@ fn load() -> io::Result<OwnedFd> {
         instruction(0xb7, 0x00, 0, 2),
         instruction(0x95, 0x00, 0, 0),
     ];
+    load_as(PROG_TYPE_SCHED_CLS, &program)
+}
+
+/// Loads a program of a type, called `foreign`.
+fn load_as(kind: u32, program: &[u64]) -> io::Result<OwnedFd> {
     let mut attr: Attr = [0; 128];
-    put(&mut attr, 0, &PROG_TYPE_SCHED_CLS.to_ne_bytes());
+    put(&mut attr, 0, &kind.to_ne_bytes());
     put(&mut attr, 4, &u32::try_from(program.len()).unwrap_or(0).to_ne_bytes());
     put(&mut attr, 8, &(program.as_ptr() as u64).to_ne_bytes());
     put(&mut attr, 16, &(c"GPL".as_ptr() as u64).to_ne_bytes());

@@ -2,11 +2,15 @@
 
 mod backends;
 mod balance;
+mod check;
 mod clean;
 mod connection;
 mod demo;
 mod health;
 mod limits;
+mod papers;
+#[cfg(test)]
+mod reference;
 mod run;
 mod status;
 mod steer;
@@ -16,7 +20,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use tracing::{Event, Level, Subscriber};
 use tracing_log::NormalizeEvent as _;
 use tracing_subscriber::EnvFilter;
@@ -28,8 +32,8 @@ use crate::discovery::Unreachable;
 use crate::exit::{Exit, code_of};
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something,
-5 missing privileges, 6 a port or hook is taken, 7 timeout.";
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something
+or a check failed, 5 missing privileges, 6 a port or hook is taken, 7 timeout.";
 
 /// Several containers behind one port of this machine, balanced in the kernel, without a proxy.
 #[derive(Parser, Debug)]
@@ -63,10 +67,16 @@ enum Verb {
     Balance(steer::BalanceArgs),
     /// Return when enough backends serve.
     Wait(wait::Args),
+    /// See whether `run` would work here, without touching anything.
+    Check(check::Args),
     /// Remove what a killed samport has left in the kernel.
     Clean(clean::Args),
     /// Show it at work between network namespaces, without Docker, and leave nothing behind.
     Demo(demo::Args),
+    /// Print what a shell needs to complete samport's commands and flags.
+    Completions(papers::CompletionsArgs),
+    /// Write manual pages of all commands.
+    Man(papers::ManArgs),
     /// Version, and that of the kernel maps' layout.
     Version,
 }
@@ -97,8 +107,14 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Weight(args) => runtime.block_on(steer::weight(args)),
         Verb::Balance(args) => runtime.block_on(steer::balance(args)),
         Verb::Wait(args) => runtime.block_on(wait::run(args)),
+        Verb::Check(args) => runtime.block_on(check::run(args)),
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => runtime.block_on(demo::run(args)),
+        Verb::Completions(args) => {
+            papers::completions(&args, Cli::command());
+            Ok(())
+        }
+        Verb::Man(args) => papers::man(&args, Cli::command()),
         Verb::Version => {
             let layout = samport_common::layout::LAYOUT_VERSION;
             println!("samport {} (map layout {layout})", env!("CARGO_PKG_VERSION"));
@@ -160,7 +176,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -111,7 +111,7 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum ProviderName {
+pub(super) enum ProviderName {
     Docker,
     Podman,
     Static,
@@ -387,7 +387,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
     })
 }
 
-fn parse<T: std::str::FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
+pub(super) fn parse<T: std::str::FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| format!("{error:#}"))
 }
 
@@ -397,7 +397,7 @@ fn parse_network(text: &str) -> Result<IpNet, String> {
 
 impl ProviderName {
     /// The engine, if it is one.
-    const fn engine(self) -> Option<Engine> {
+    pub(super) const fn engine(self) -> Option<Engine> {
         match self {
             Self::Docker => Some(Engine::Docker),
             Self::Podman => Some(Engine::Podman),

@@ -40,6 +40,10 @@ const HOOKS: [&str; 8] = [
 /// several is all there is.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
+/// What is said of a kernel that cannot tell whose sockets are the machine's own.
+pub(super) const NO_COOKIE: &str =
+    "the kernel does not number its network namespaces (it does from 5.14 on)";
+
 /// The hooks of an instance, and the sockets that went through them.
 pub(super) struct Local {
     attached: Vec<Attachment>,
@@ -60,7 +64,7 @@ pub(super) fn attach_if_possible(ebpf: &mut Ebpf, pins: &pins::Folder) -> Option
 
 fn attach(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
     if netns_cookie().is_err() {
-        bail!("the kernel does not number its network namespaces (it does from 5.14 on)");
+        bail!(NO_COOKIE);
     }
     let root = cgroup_root()?;
     let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
@@ -115,7 +119,7 @@ where
 }
 
 /// Where the tree of control groups (version 2) is mounted; its root, if that is to be seen.
-fn cgroup_root() -> Result<PathBuf> {
+pub(super) fn cgroup_root() -> Result<PathBuf> {
     let mounts = procfs::process::Process::myself().and_then(|process| process.mountinfo());
     let mounts = mounts.context("read /proc/self/mountinfo")?;
     let mut mounts: Vec<_> = mounts.into_iter().filter(|m| m.fs_type == "cgroup2").collect();

@@ -16,6 +16,7 @@ mod logs;
 mod maps;
 pub mod pins;
 pub mod program_run;
+mod survey;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub use events::{Events, Failure};
 pub use inventory::{Inventory, inventory};
 pub use load::{Options, Timeouts};
 pub use logs::follow as follow_logs;
+pub use pins::{Bpffs, bpffs};
+pub use survey::{Tcx, at_tcx, can_serve_local_clients, name_of_program};
 pub use xdp::XdpMode;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::MapData;
 use rustix::mount::MountFlags;
 
@@ -130,11 +130,33 @@ fn remove(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The state of the file system for pins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Bpffs {
+    /// It is there.
+    Mounted,
+    /// There is a place for it.
+    NotMounted,
+    /// There is none; why.
+    NoPlace(String),
+}
+
+/// Looks whether bpffs is where pins are made.
+#[must_use]
+pub fn bpffs() -> Bpffs {
+    match rustix::fs::statfs(BPFFS) {
+        Ok(status) if status.f_type == BPF_FS_MAGIC => Bpffs::Mounted,
+        Ok(_) => Bpffs::NotMounted,
+        Err(error) => Bpffs::NoPlace(format!("{BPFFS}: {error}")),
+    }
+}
+
 /// bpffs must be there; systemd mounts it, a minimal system may not.
 fn ensure_mounted() -> Result<()> {
-    let status = rustix::fs::statfs(BPFFS).with_context(|| format!("look at {BPFFS}"))?;
-    if status.f_type == BPF_FS_MAGIC {
-        return Ok(());
+    match bpffs() {
+        Bpffs::Mounted => return Ok(()),
+        Bpffs::NotMounted => {}
+        Bpffs::NoPlace(why) => bail!("there is no place for bpffs: {why}"),
     }
     tracing::info!("mounting bpffs at {BPFFS}; it stays mounted");
     rustix::mount::mount("bpf", BPFFS, "bpf", MountFlags::empty(), None)

@@ -137,7 +137,9 @@ impl Session {
     }
 }
 
-async fn in_time<T>(question: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(super) async fn in_time<T>(
+    question: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     timeout(OPENING, question).await.unwrap_or(Err(Error::RequestTimeoutError))
 }
 

@@ -14,6 +14,7 @@ pub mod static_;
 mod events;
 mod inspect;
 mod locate;
+mod look;
 mod published;
 mod world;
 
@@ -25,6 +26,7 @@ use crate::model::{Candidate, Snapshot};
 use crate::ports::PortSpec;
 
 pub use endpoint::{Engine, Unreachable};
+pub use look::{Seen, look};
 
 /// Where backends come from.
 #[derive(Clone, Debug)]

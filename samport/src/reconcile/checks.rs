@@ -10,7 +10,7 @@ use crate::model::{Candidate, Snapshot};
 use crate::netlink::Devices;
 
 /// All interfaces must be there and speak Ethernet.
-pub(super) fn check_interfaces(names: &[String], devices: &Devices) -> Result<()> {
+pub(crate) fn check_interfaces(names: &[String], devices: &Devices) -> Result<()> {
     for name in names {
         let Some(device) = devices.values().find(|device| device.name == *name) else {
             let known: Vec<_> = devices.values().map(|d| d.name.as_str()).collect();

@@ -31,6 +31,33 @@ fn a_port_that_another_container_publishes_is_refused() {
     assert!(said.contains("`ports:`"), "says no way out: {said}");
 }
 
+/// Runs `samport check`; how it ended, and what it printed.
+fn checked(docker: &Dockerd, port: &str) -> (Option<i32>, String) {
+    let host = docker.lab().host();
+    let before = traces(host);
+    let mut command = host.command(samport_binary());
+    let output = command.args(["check", "-i", "eth0", "--endpoint", &docker.url(), "-p", port]);
+    let output = output.output().unwrap();
+    assert_traces(host, &before);
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn check_names_the_engine_and_the_container_that_publishes_the_port() {
+    let docker = engine_of(&["good"]);
+    docker.run_server("old-web", &["-p", "80:9090"]);
+    let (code, printed) = checked(&docker, "80:9090");
+    assert_eq!(code, Some(4), "{printed}");
+    let engine = format!(" at {}", docker.url());
+    let answers = |line: &str| line.starts_with("ok    Docker ") && line.ends_with(&engine);
+    assert!(printed.lines().any(answers), "{printed}");
+    let taken = "FAIL  port 80 is already published by container \"old-web\" → remove its `ports:`";
+    assert!(printed.contains(taken), "{printed}");
+    let (code, printed) = checked(&docker, "81");
+    assert_eq!(code, Some(0), "{printed}");
+    assert!(printed.contains("ok    port 81 is free"), "{printed}");
+}
+
 /// Case 87: the same where the engine is told to do without docker-proxy.
 #[test]
 fn a_port_that_is_published_without_docker_proxy_is_refused() {

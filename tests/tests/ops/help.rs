@@ -13,7 +13,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-const VERBS: [(&str, &[&str]); 11] = [
+pub const VERBS: [(&str, &[&str]); 14] = [
     (
         "run",
         &[
@@ -55,6 +55,9 @@ const VERBS: [(&str, &[&str]); 11] = [
     ("wait", &["--healthy", "--timeout", "--instance", "--socket"]),
     ("clean", &["--dry-run"]),
     ("demo", &["--backends", "--requests"]),
+    ("check", &["-i, --iface", "-p, --port", "--provider", "--endpoint", "-o, --output"]),
+    ("completions", &[]),
+    ("man", &[]),
     ("version", &[]),
 ];
 

@@ -1,6 +1,7 @@
 //! Running samport: what it leaves behind, who it gets along with, what it says.
 
 mod bad_input;
+mod check;
 mod cleanup;
 mod engine;
 mod foreign;
@@ -8,6 +9,7 @@ mod help;
 mod instances;
 mod killed;
 mod operator;
+mod papers;
 mod status;
 
 use std::process::Output;

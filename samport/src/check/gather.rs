@@ -1,0 +1,102 @@
+//! Asks the machine. Everything here only looks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::facts::{Facts, Told};
+use super::firewall;
+use crate::dataplane::{self, Tcx};
+use crate::discovery::{Engine, Seen, Unreachable, look};
+use crate::instance;
+use crate::listening;
+use crate::netlink::{Devices, LinkState, Netlink};
+use crate::ports::{Listen, PortSpec};
+use crate::privileges;
+
+/// What `samport check` is asked about.
+#[derive(Debug)]
+pub struct Asked {
+    /// `-i`.
+    pub interfaces: Vec<String>,
+    /// `-p`.
+    pub ports: Vec<PortSpec>,
+    /// The engines of `--provider`.
+    pub engines: Vec<Engine>,
+    /// `--endpoint`.
+    pub endpoint: Option<String>,
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// An address of an engine that is none, or no netlink.
+pub async fn gather(asked: Asked) -> Result<Facts> {
+    let (netlink, _) = Netlink::connect()?;
+    let devices = netlink.devices().await?;
+    let links = netlink.links().await?;
+    let mut engines = Vec::new();
+    for engine in &asked.engines {
+        match look(*engine, asked.endpoint.as_deref(), &asked.ports).await {
+            Err(error) if error.downcast_ref::<Unreachable>().is_none() => return Err(error),
+            seen => engines.push(told(seen)),
+        }
+    }
+    let listens: Vec<Listen> = asked.ports.iter().map(|port| port.listen).collect();
+    let namespace = instance::network_namespace()?;
+    let taken = |listen: &Listen| (*listen, taken(*listen, &engines));
+    Ok(Facts {
+        kernel: kernel(),
+        btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+        privileges: told(privileges::require()),
+        // Every machine has it.
+        tcx: dataplane::at_tcx("lo").map_or_else(|tcx| tcx, |_| Tcx::Present),
+        bpffs: dataplane::bpffs(),
+        local: told(dataplane::can_serve_local_clients()),
+        at_tcx: at_tcx(&asked.interfaces),
+        at_xdp: at_xdp(&asked.interfaces, &devices, &links),
+        ports: listens.iter().map(taken).collect(),
+        alone: told(instance::refuse_overlap(&asked.interfaces, &listens, namespace)),
+        inspectors: told(firewall::inspectors()),
+        interfaces: asked.interfaces,
+        devices,
+        links,
+        engines,
+    })
+}
+
+fn told<T>(result: Result<T>) -> Told<T> {
+    result.map_err(|error| format!("{error:#}"))
+}
+
+fn kernel() -> Told<(u16, u8)> {
+    let version = procfs::sys::kernel::Version::current();
+    let version =
+        version.map_err(|error| format!("the kernel's version cannot be read: {error}"))?;
+    Ok((u16::from(version.major), version.minor))
+}
+
+/// An engine knows those who publish a port by name, which is better than a process's.
+fn taken(listen: Listen, engines: &[Told<Seen>]) -> Told<()> {
+    let published = engines.iter().flatten().find_map(|seen| seen.published.get(&listen));
+    match published {
+        Some(sentence) => Err(sentence.clone()),
+        None => told(listening::refuse_taken(&[listen])),
+    }
+}
+
+fn at_tcx(interfaces: &[String]) -> BTreeMap<String, Vec<String>> {
+    let on = |name: &String| Some((name.clone(), dataplane::at_tcx(name).ok()?));
+    interfaces.iter().filter_map(on).collect()
+}
+
+fn at_xdp(
+    interfaces: &[String],
+    devices: &Devices,
+    links: &BTreeMap<u32, LinkState>,
+) -> BTreeMap<String, String> {
+    let ours = devices.values().filter(|device| interfaces.contains(&device.name));
+    let on = ours.filter_map(|device| Some((&device.name, links.get(&device.ifindex)?.xdp?)));
+    on.map(|(name, id)| (name.clone(), dataplane::name_of_program(id))).collect()
+}

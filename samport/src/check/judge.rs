@@ -1,0 +1,203 @@
+//! What the facts mean. Pure.
+
+use std::collections::BTreeSet;
+
+use super::facts::Facts;
+use super::{Finding, Level};
+use crate::dataplane::{Bpffs, Tcx};
+use crate::exit::Exit;
+use crate::frontends::{assign, is_link_local};
+use crate::netlink::Device;
+use crate::ports::Listen;
+use crate::reconcile::check_interfaces;
+
+/// The oldest kernel whose hooks and helpers samport's programs have all they need of.
+const OLDEST: (u16, u8) = (5, 14);
+
+/// Some way in which `samport run` would fail.
+const FAILED: Level = Level::Failure(Exit::Kernel);
+
+/// One line for each thing worth a line, the machine first, then what was asked for.
+#[must_use]
+pub fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = basics(facts);
+    for name in &facts.interfaces {
+        interface(facts, name, &mut findings);
+    }
+    engines(facts, &mut findings);
+    if let Err(sentence) = &facts.alone {
+        findings.push(Finding::said(FAILED, sentence));
+    }
+    ports(facts, &mut findings);
+    firewall(facts, &mut findings);
+    findings
+}
+
+/// What is well about the machine is one line, what is not has one each.
+fn basics(facts: &Facts) -> Vec<Finding> {
+    let (mut well, mut findings) = (Vec::new(), Vec::new());
+    match &facts.kernel {
+        Ok((major, minor)) if (*major, *minor) < OLDEST => findings.push(Finding::said(
+            FAILED,
+            &format!("kernel {major}.{minor} is too old; Linux 5.14 or newer is needed"),
+        )),
+        Ok((major, minor)) => well.push(format!("kernel {major}.{minor}")),
+        Err(sentence) => findings.push(Finding::said(Level::Warning, sentence)),
+    }
+    if facts.btf {
+        well.push("BTF".to_owned());
+    } else {
+        findings.push(Finding::warning(
+            "the kernel has no BTF: bpftool and others show samport's maps as bytes only",
+            "a kernel with CONFIG_DEBUG_INFO_BTF shows their fields",
+        ));
+    }
+    match &facts.tcx {
+        Tcx::Present => well.push("tcx".to_owned()),
+        Tcx::Absent => well.push("clsact (no tcx before Linux 6.6)".to_owned()),
+        Tcx::Unknown(why) => findings.push(Finding::warning(
+            format!("whether the kernel has tcx is not to be seen: {why}"),
+            "run this as root",
+        )),
+    }
+    match &facts.privileges {
+        Ok(()) => well.push("CAP_BPF CAP_NET_ADMIN".to_owned()),
+        Err(sentence) => {
+            findings.push(Finding::said(Level::Failure(Exit::Privileges), sentence));
+        }
+    }
+    pins_and_local(facts, &mut well, &mut findings);
+    if !well.is_empty() {
+        findings.insert(0, Finding::good(well.join(" · ")));
+    }
+    findings
+}
+
+fn pins_and_local(facts: &Facts, well: &mut Vec<String>, findings: &mut Vec<Finding>) {
+    match &facts.bpffs {
+        Bpffs::Mounted => well.push("bpffs".to_owned()),
+        Bpffs::NotMounted => findings.push(Finding::warning(
+            "bpffs is not mounted at /sys/fs/bpf",
+            "`samport run` mounts it; by hand: mount -t bpf bpf /sys/fs/bpf",
+        )),
+        Bpffs::NoPlace(why) => findings.push(Finding::said(
+            FAILED,
+            &format!("there is no place for bpffs ({why}); mount sysfs, on a kernel with BPF"),
+        )),
+    }
+    match &facts.local {
+        Ok(()) => well.push("cgroup2".to_owned()),
+        Err(why) => findings.push(Finding::warning(
+            format!("clients on this machine itself will not be served: {why}"),
+            "mount cgroup2 at /sys/fs/cgroup, or do without by --no-local",
+        )),
+    }
+}
+
+fn interface(facts: &Facts, name: &String, findings: &mut Vec<Finding>) {
+    if let Err(error) = check_interfaces(std::slice::from_ref(name), &facts.devices) {
+        findings.push(Finding::said(FAILED, &error.to_string()));
+        return;
+    }
+    let Some(device) = facts.devices.values().find(|device| device.name == *name) else { return };
+    let link = facts.links.get(&device.ifindex).copied().unwrap_or_default();
+    let addresses = addresses(device);
+    if !link.is_up {
+        let way_out = format!("ip link set {name} up");
+        findings
+            .push(Finding::warning(format!("{name} is down: no client comes in there"), way_out));
+    }
+    if addresses.is_empty() {
+        findings.push(Finding::warning(
+            format!("{name} has no address: there is nothing clients could dial"),
+            format!("give it one (ip address add ADDRESS/PREFIX dev {name}); samport will follow"),
+        ));
+    }
+    if link.is_up && !addresses.is_empty() {
+        findings.push(Finding::good(format!("{name}: Ethernet, up, {addresses}")));
+    }
+    programs_on(facts, name, findings);
+}
+
+fn addresses(device: &Device) -> String {
+    let usable = device.addresses.iter().filter(|addr| !is_link_local(**addr));
+    usable.map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn programs_on(facts: &Facts, name: &String, findings: &mut Vec<Finding>) {
+    if let Some(program) = facts.at_xdp.get(name).filter(|program| !is_ours(program)) {
+        findings.push(Finding::warning(
+            format!(
+                "{name} has an XDP program, {program}: it gets every frame before samport does"
+            ),
+            "what it passes on is balanced; --hook xdp cannot be had beside it",
+        ));
+    }
+    let foreign = facts.at_tcx.get(name).into_iter().flatten().filter(|program| !is_ours(program));
+    let foreign: Vec<&str> = foreign.map(String::as_str).collect();
+    if !foreign.is_empty() {
+        let programs = foreign.join(", ");
+        findings.push(Finding::warning(
+            format!("{name} has other programs at tcx, which come before samport: {programs}"),
+            "what they pass on is balanced, and nothing else",
+        ));
+    }
+}
+
+/// All of samport's programs are called so.
+fn is_ours(program: &str) -> bool {
+    program.starts_with("samport_")
+}
+
+fn engines(facts: &Facts, findings: &mut Vec<Finding>) {
+    for engine in &facts.engines {
+        match engine {
+            Ok(seen) if seen.rootless => findings.push(Finding::warning(
+                format!("{seen} is rootless: its containers have no interface samport could reach"),
+                "run the engine as root",
+            )),
+            Ok(seen) => findings.push(Finding::good(seen.to_string())),
+            Err(sentence) => {
+                findings.push(Finding::said(Level::Failure(Exit::Unreachable), sentence));
+            }
+        }
+    }
+}
+
+fn ports(facts: &Facts, findings: &mut Vec<Finding>) {
+    for (port, taken) in &facts.ports {
+        findings.push(match taken {
+            Ok(()) => Finding::good(format!("port {} is free", port.brief())),
+            Err(sentence) => Finding::said(FAILED, sentence),
+        });
+    }
+    let listens: BTreeSet<Listen> = facts.ports.iter().map(|(port, _)| *port).collect();
+    let complaints = assign(&facts.devices, &facts.interfaces, &listens).complaints;
+    findings.extend(complaints.iter().map(|said| Finding::said(Level::Warning, said)));
+}
+
+fn firewall(facts: &Facts, findings: &mut Vec<Finding>) {
+    let places: Vec<String> = facts.ports.iter().map(|(port, _)| port.place()).collect();
+    let what = if places.is_empty() { "served ports".to_owned() } else { places.join(", ") };
+    match &facts.inspectors {
+        Ok(inspectors) => {
+            let who: BTreeSet<String> = inspectors.iter().map(ToString::to_string).collect();
+            findings.extend(who.iter().map(|who| {
+                Finding::warning(
+                    format!("{who} is active: traffic on {what} will bypass it"),
+                    "use --allow CIDR to say who is served",
+                )
+            }));
+            if who.is_empty() {
+                findings.push(Finding::good("no firewall rules for what comes in"));
+            }
+        }
+        Err(why) => findings.push(Finding::warning(
+            format!("whether there is a firewall is not to be seen: {why}"),
+            format!("if there is, traffic on {what} will bypass it: use --allow CIDR"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

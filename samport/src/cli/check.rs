@@ -1,0 +1,71 @@
+//! `samport check`: whether `samport run` would work here, and what it would get in the way of.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::run::{ProviderName, parse};
+use crate::check::{Asked, Finding, Level, exit_of, gather, judge};
+use crate::discovery::Engine;
+use crate::exit::coded;
+use crate::ports::PortSpec;
+
+/// Options of `samport check`: those of `samport run` that have to do with the machine.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Interface clients come in by.
+    #[arg(short, long, value_name = "IFACE", env = "SAMPORT_IFACE", value_delimiter = ',')]
+    iface: Vec<String>,
+    /// Port to serve.
+    #[arg(short, long, value_name = "[ADDR:]PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    port: Vec<PortSpec>,
+    /// Where backends come from [default: docker].
+    #[arg(long, value_enum, env = "SAMPORT_PROVIDER", value_delimiter = ',')]
+    provider: Vec<ProviderName>,
+    /// The engine's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts
+    /// too, and CONTAINER_HOST for Podman.
+    #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
+    endpoint: Option<String>,
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Looks, prints a line for each thing, and ends with the code of the gravest failure.
+pub async fn run(args: Args) -> Result<()> {
+    let engines = if args.provider.is_empty() {
+        vec![Engine::Docker]
+    } else {
+        args.provider.iter().filter_map(|name| name.engine()).collect()
+    };
+    let asked =
+        Asked { interfaces: args.iface, ports: args.port, engines, endpoint: args.endpoint };
+    let findings = judge(&gather(asked).await?);
+    match args.output {
+        Output::Table => findings.iter().for_each(|finding| println!("{finding}")),
+        Output::Json => println!("{:#}", as_json(&findings)),
+    }
+    match exit_of(&findings) {
+        None => Ok(()),
+        Some(exit) => Err(coded(exit, "`samport run` would not work here; see what has failed")),
+    }
+}
+
+fn as_json(findings: &[Finding]) -> serde_json::Value {
+    let lines: Vec<_> = findings.iter().map(as_json_line).collect();
+    json!({ "schema": 1, "ok": exit_of(findings).is_none(), "findings": lines })
+}
+
+fn as_json_line(finding: &Finding) -> serde_json::Value {
+    let level = match finding.level {
+        Level::Good => "ok",
+        Level::Warning => "warn",
+        Level::Failure(_) => "fail",
+    };
+    json!({ "level": level, "what": finding.what, "way_out": finding.way_out })
+}

@@ -1,0 +1,73 @@
+//! One look at an engine, for `samport check`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::Result;
+use bollard::errors::Error;
+use bollard::models::{ContainerSummary, SystemInfo, SystemVersion};
+use bollard::query_parameters::ListContainersOptions;
+
+use super::docker::in_time;
+use super::endpoint::{Endpoint, Engine, Unreachable};
+use super::published;
+use crate::ports::{Listen, PortSpec};
+
+/// An engine that answers.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Which.
+    pub engine: Engine,
+    /// Its version.
+    pub version: String,
+    /// Where it was asked.
+    pub endpoint: Endpoint,
+    /// Whether its containers are in network namespaces of a user's own.
+    pub rootless: bool,
+    /// Those ports that a container publishes already, and what is to be said about it.
+    pub published: BTreeMap<Listen, String>,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} at {}", self.engine.name(), self.version, self.endpoint)
+    }
+}
+
+/// Asks an engine who it is and what its containers publish.
+///
+/// # Errors
+/// [`Unreachable`], or an address that is none.
+pub async fn look(engine: Engine, endpoint: Option<&str>, ports: &[PortSpec]) -> Result<Seen> {
+    let variable = std::env::var(engine.variable()).ok();
+    let endpoint = Endpoint::find(engine, endpoint, variable.as_deref())?;
+    let asked = ask(&endpoint).await;
+    let (version, info, running) =
+        asked.map_err(|error| Unreachable::new(engine, &endpoint, &error))?;
+    let rootless = info.security_options.into_iter().flatten().any(|one| one.contains("rootless"));
+    Ok(Seen {
+        engine,
+        version: version.version.unwrap_or_else(|| "of no version".to_owned()),
+        endpoint,
+        rootless,
+        published: publishers(ports, &running),
+    })
+}
+
+async fn ask(
+    endpoint: &Endpoint,
+) -> Result<(SystemVersion, SystemInfo, Vec<ContainerSummary>), Error> {
+    let client = endpoint.client()?;
+    let version = in_time(client.version()).await?;
+    let info = in_time(client.info()).await?;
+    let running = in_time(client.list_containers(None::<ListContainersOptions>)).await?;
+    Ok((version, info, running))
+}
+
+fn publishers(ports: &[PortSpec], running: &[ContainerSummary]) -> BTreeMap<Listen, String> {
+    let sentence = |spec: &PortSpec| {
+        let refused = published::refuse(std::slice::from_ref(spec), running).err()?;
+        Some((spec.listen, refused.to_string()))
+    };
+    ports.iter().filter_map(sentence).collect()
+}
