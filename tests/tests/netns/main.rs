@@ -19,6 +19,7 @@ mod local;
 mod local_choice;
 mod local_hooks;
 mod matrix;
+mod metrics;
 mod modes;
 mod operator;
 mod paths;

@@ -7,6 +7,7 @@ mod foreign;
 mod help;
 mod instances;
 mod killed;
+mod metrics;
 mod operator;
 mod status;
 
