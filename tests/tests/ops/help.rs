@@ -13,7 +13,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-const VERBS: [(&str, &[&str]); 11] = [
+const VERBS: [(&str, &[&str]); 13] = [
     (
         "run",
         &[
@@ -29,6 +29,7 @@ const VERBS: [(&str, &[&str]); 11] = [
             "--hook",
             "--drain",
             "--socket",
+            "--metrics",
             "--keep",
             "Health:",
             "--health",
@@ -48,6 +49,8 @@ const VERBS: [(&str, &[&str]); 11] = [
     ),
     ("status", &["-o, --output"]),
     ("backends", &["-o, --output", "--instance", "--socket"]),
+    ("flows", &["-o, --output", "--limit", "--follow", "--instance"]),
+    ("healthcheck", &["--instance", "--socket"]),
     ("drain", &["--wait", "--timeout", "--instance", "--socket"]),
     ("undrain", &["--instance", "--socket"]),
     ("weight", &["--instance", "--socket"]),

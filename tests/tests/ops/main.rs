@@ -4,6 +4,7 @@ mod bad_input;
 mod cleanup;
 mod engine;
 mod foreign;
+mod healthcheck;
 mod help;
 mod instances;
 mod killed;
