@@ -16,6 +16,7 @@ pub mod health;
 pub mod instance;
 pub mod lab;
 mod listening;
+mod metrics;
 pub mod model;
 pub mod netlink;
 mod orders;

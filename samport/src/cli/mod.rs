@@ -6,7 +6,9 @@ mod check;
 mod clean;
 mod connection;
 mod demo;
+mod flows;
 mod health;
+mod healthcheck;
 mod limits;
 mod papers;
 #[cfg(test)]
@@ -57,6 +59,8 @@ enum Verb {
     Status(status::Args),
     /// Each backend: its state, its weight, and what it has got.
     Backends(backends::Args),
+    /// The connections that are open, each with its client and its backend.
+    Flows(flows::Args),
     /// Give a backend no new connections, and let it finish those it has.
     Drain(steer::DrainArgs),
     /// Give a drained backend new connections again.
@@ -69,6 +73,8 @@ enum Verb {
     Wait(wait::Args),
     /// See whether `run` would work here, without touching anything.
     Check(check::Args),
+    /// Whether samport answers and every service has a backend: for the HEALTHCHECK of its container.
+    Healthcheck(healthcheck::Args),
     /// Remove what a killed samport has left in the kernel.
     Clean(clean::Args),
     /// Show it at work between network namespaces, without Docker, and leave nothing behind.
@@ -102,12 +108,14 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Run(args) => runtime.block_on(run::run(*args, cli.verbose > 0)),
         Verb::Status(args) => status::run(&args),
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
+        Verb::Flows(args) => flows::run(&args),
         Verb::Drain(args) => runtime.block_on(steer::drain(args)),
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),
         Verb::Weight(args) => runtime.block_on(steer::weight(args)),
         Verb::Balance(args) => runtime.block_on(steer::balance(args)),
         Verb::Wait(args) => runtime.block_on(wait::run(args)),
         Verb::Check(args) => runtime.block_on(check::run(args)),
+        Verb::Healthcheck(args) => runtime.block_on(healthcheck::run(args)),
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => runtime.block_on(demo::run(args)),
         Verb::Completions(args) => {

@@ -1,5 +1,6 @@
 //! `samport run`: balances until it is stopped, then leaves nothing behind.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use crate::duration::read as time;
 use crate::exit::{Exit, coded};
 use crate::instance::{self, Instance};
 use crate::listening;
+use crate::metrics;
 use crate::model::Snapshot;
 use crate::netlink::Netlink;
 use crate::ports::{Listen, PortSpec};
@@ -99,6 +101,10 @@ pub struct Args {
     /// [default: /run/samport/NAME.sock]
     #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
     socket: Option<PathBuf>,
+    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (docs/metrics.md). Whoever can reach it may
+    /// read them.
+    #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
+    metrics: Option<SocketAddr>,
     /// On exit leave everything working in the kernel; `samport clean` removes it.
     #[arg(long)]
     keep: bool,
@@ -149,7 +155,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    let Started { mut reconciler, snapshots, network, server } = tokio::select! {
+    let Started { mut reconciler, snapshots, network, server, metrics } = tokio::select! {
         biased;
         () = &mut stop => {
             tracing::info!("stopped before it was ready; nothing is left");
@@ -158,7 +164,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
         started = start(&args, providers, log) => started?,
     };
     reconciler.run(snapshots, network, stop).await;
-    drop(server);
+    drop((server, metrics));
     let verdicts = reconciler.finish(args.keep)?;
     say_goodbye(&verdicts, args.keep);
     Ok(())
@@ -170,6 +176,7 @@ struct Started {
     snapshots: watch::Receiver<Snapshot>,
     network: watch::Receiver<u64>,
     server: Server,
+    metrics: Option<metrics::Server>,
 }
 
 /// Everything up to the line that says "ready". Whatever was done is undone if this fails, or is
@@ -180,7 +187,9 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
     instance::refuse_overlap(&args.iface, &ports, namespace)?;
 
     let (netlink, network) = Netlink::connect()?;
-    let snapshots = discovery::start_all(providers, &args.port).await?;
+    // Before it is asked who listens on our ports: it may be us.
+    let metrics = args.metrics.map(metrics::listen).transpose()?;
+    let (snapshots, providers) = discovery::start_all(providers, &args.port).await?;
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
     listening::refuse_taken(&ports)?;
@@ -218,9 +227,11 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
     let name = instance.name().to_owned();
     let mut reconciler = Reconciler::new(job, netlink, dataplane, instance, desk);
     reconciler.start(&first).await?;
+    let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
+    let metrics = metrics.map(|at| metrics::Server::start(at, source)).transpose()?;
     let server = Server::start(socket, &name, window, status::document)?;
     say_ready(args, &reconciler);
-    Ok(Started { reconciler, snapshots, network, server })
+    Ok(Started { reconciler, snapshots, network, server, metrics })
 }
 
 impl Args {

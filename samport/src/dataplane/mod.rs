@@ -8,6 +8,7 @@ mod census;
 pub mod clean;
 mod collect;
 mod events;
+pub mod flows;
 pub mod inspect;
 mod inventory;
 mod load;

@@ -27,6 +27,7 @@ use super::filter::Filters;
 use super::inspect;
 use super::locate::{self, Located};
 use super::published;
+use super::standing::Standing;
 use super::world::{Answer, Outcome, Task, World};
 use crate::health::spec::Config;
 use crate::model::Snapshot;
@@ -75,6 +76,7 @@ type Inbox = mpsc::UnboundedSender<Message>;
 pub(super) async fn start(
     options: Options,
     ports: Vec<PortSpec>,
+    standing: Arc<Standing>,
 ) -> Result<watch::Receiver<Snapshot>> {
     let engine = options.engine;
     let variable = std::env::var(engine.variable()).ok();
@@ -97,6 +99,7 @@ pub(super) async fn start(
         inbox,
         messages,
         snapshots,
+        standing,
     };
     watcher.adopt(running);
     while !watcher.world.is_settled() {
@@ -179,6 +182,7 @@ struct Watcher {
     inbox: Inbox,
     messages: mpsc::UnboundedReceiver<Message>,
     snapshots: watch::Sender<Snapshot>,
+    standing: Arc<Standing>,
 }
 
 impl Watcher {
@@ -201,6 +205,7 @@ impl Watcher {
         let Some(message) = self.messages.recv().await else { return };
         let task = match message {
             Message::Event(event) => {
+                self.standing.happened();
                 let notice = events::read(event);
                 tracing::trace!(?notice, "event");
                 notice.and_then(|notice| self.world.happened(notice))
@@ -223,6 +228,7 @@ impl Watcher {
     }
 
     fn adopt(&mut self, running: Vec<ContainerSummary>) {
+        self.standing.synced();
         let ids = running.into_iter().filter_map(|container| container.id).collect();
         for task in self.world.listed(ids) {
             self.carry_out(task);
@@ -231,6 +237,7 @@ impl Watcher {
 
     /// Opens new sessions until one holds. What is offered stays as it is meanwhile.
     async fn reconnect(&mut self, why: &str) {
+        self.standing.lost();
         let (engine, endpoint) = (self.engine, self.endpoint.clone());
         let name = engine.name();
         tracing::warn!(

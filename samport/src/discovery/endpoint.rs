@@ -27,6 +27,14 @@ impl Engine {
         }
     }
 
+    /// What `--provider` calls it.
+    pub(super) const fn provider(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
     /// The environment variable that names its address.
     #[must_use]
     pub const fn variable(self) -> &'static str {

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -19,6 +20,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::standing::Standing;
 use super::static_::Address;
 use crate::allow::Networks;
 use crate::health::spec::Config;
@@ -69,7 +71,11 @@ impl TryFrom<String> for FileAddress {
 }
 
 /// Reads the file, which must be good, and follows it from then on.
-pub(super) fn start(options: Options, ports: Vec<PortSpec>) -> Result<watch::Receiver<Snapshot>> {
+pub(super) fn start(
+    options: Options,
+    ports: Vec<PortSpec>,
+    standing: Arc<Standing>,
+) -> Result<watch::Receiver<Snapshot>> {
     // Watched before it is read: a change in between is not lost.
     let (wake, touches) = mpsc::channel(1);
     let watcher = watch_folder(&options.path, wake)?;
@@ -77,8 +83,17 @@ pub(super) fn start(options: Options, ports: Vec<PortSpec>) -> Result<watch::Rec
     let current = parse(&text, &ports, &options.health)
         .with_context(|| options.path.display().to_string())?;
     let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone() });
-    let follower =
-        Follower { options, ports, text, unreadable: false, current, leaving: Vec::new(), sender };
+    standing.synced();
+    let follower = Follower {
+        options,
+        ports,
+        text,
+        unreadable: false,
+        current,
+        leaving: Vec::new(),
+        sender,
+        standing,
+    };
     tokio::spawn(async move {
         follower.follow(touches).await;
         drop(watcher);
@@ -178,6 +193,7 @@ struct Follower {
     /// Candidates that have left the file, and until when they are offered.
     leaving: Vec<(Candidate, Instant)>,
     sender: watch::Sender<Snapshot>,
+    standing: Arc<Standing>,
 }
 
 impl Follower {
@@ -205,23 +221,34 @@ impl Follower {
             // Between an editor's unlink and its rename there is no file for a moment: if it stays
             // away, that is no reason to take backends out of service.
             Err(error) => {
+                self.standing.lost();
                 if !std::mem::replace(&mut self.unreadable, true) {
                     tracing::warn!("{error:#}; its backends stay as they were");
                 }
                 return;
             }
         };
-        self.unreadable = false;
+        let is_back = std::mem::take(&mut self.unreadable);
         if text == self.text {
+            if is_back {
+                self.standing.synced();
+            }
             return;
         }
+        self.standing.happened();
         match parse(&text, &self.ports, &self.options.health) {
-            Ok(candidates) => self.replace(candidates, Instant::now()),
-            Err(error) => tracing::error!(
-                "{}: {}; its backends stay as they were",
-                self.options.path.display(),
-                format!("{error:#}").trim_end()
-            ),
+            Ok(candidates) => {
+                self.standing.synced();
+                self.replace(candidates, Instant::now());
+            }
+            Err(error) => {
+                self.standing.lost();
+                tracing::error!(
+                    "{}: {}; its backends stay as they were",
+                    self.options.path.display(),
+                    format!("{error:#}").trim_end()
+                );
+            }
         }
         self.text = text;
     }

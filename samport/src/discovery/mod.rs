@@ -16,7 +16,10 @@ mod inspect;
 mod locate;
 mod look;
 mod published;
+mod standing;
 mod world;
+
+use std::sync::Arc;
 
 use anyhow::Result;
 use futures_util::future::select_all;
@@ -27,6 +30,7 @@ use crate::ports::PortSpec;
 
 pub use endpoint::{Engine, Unreachable};
 pub use look::{Seen, look};
+pub use standing::Standing;
 
 /// Where backends come from.
 #[derive(Clone, Debug)]
@@ -39,33 +43,59 @@ pub enum Provider {
     Static(static_::Options),
 }
 
+impl Provider {
+    /// Its name, as `--provider` has it.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Docker(options) => options.engine.provider(),
+            Self::File(_) => "file",
+            Self::Static(_) => "static",
+        }
+    }
+}
+
 /// Starts a provider and returns when it knows its first snapshot. `ports` is the `-p` list; if it
 /// is empty, labels or the file decide which ports there are.
 ///
 /// An engine that does not answer is an [`Unreachable`], to be found by `downcast_ref`. The
 /// background task ends when the last receiver is dropped.
-pub async fn start(provider: Provider, ports: Vec<PortSpec>) -> Result<watch::Receiver<Snapshot>> {
+async fn start(
+    provider: Provider,
+    ports: Vec<PortSpec>,
+    standing: Arc<Standing>,
+) -> Result<watch::Receiver<Snapshot>> {
     match provider {
-        Provider::Docker(options) => docker::start(options, ports).await,
-        Provider::File(options) => file::start(options, ports),
-        Provider::Static(options) => static_::start(&options, &ports),
+        Provider::Docker(options) => docker::start(options, ports, standing).await,
+        Provider::File(options) => file::start(options, ports, standing),
+        Provider::Static(options) => {
+            let snapshots = static_::start(&options, &ports)?;
+            standing.synced();
+            Ok(snapshots)
+        }
     }
 }
 
 /// Starts several engines' providers; a snapshot holds what all of them offer. One that cannot be started is an
-/// error of all.
+/// error of all. Also how each of them is doing.
 pub async fn start_all(
     providers: Vec<Provider>,
     ports: &[PortSpec],
-) -> Result<watch::Receiver<Snapshot>> {
-    let mut sources = Vec::new();
+) -> Result<(watch::Receiver<Snapshot>, Vec<Arc<Standing>>)> {
+    let (mut sources, mut standings) = (Vec::new(), Vec::new());
     for provider in providers {
-        sources.push(start(provider, ports.to_vec()).await?);
+        let standing = Standing::of(provider.name());
+        sources.push(start(provider, ports.to_vec(), Arc::clone(&standing)).await?);
+        standings.push(standing);
     }
+    Ok((join(sources), standings))
+}
+
+/// One source for several.
+fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot> {
     if sources.len() == 1
         && let Some(only) = sources.pop()
     {
-        return Ok(only);
+        return only;
     }
     let (snapshots, receiver) = watch::channel(joined(&mut sources));
     tokio::spawn(async move {
@@ -80,7 +110,7 @@ pub async fn start_all(
             publish(&snapshots, joined(&mut sources));
         }
     });
-    Ok(receiver)
+    receiver
 }
 
 /// What all of them offer.

@@ -13,7 +13,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-pub const VERBS: [(&str, &[&str]); 14] = [
+pub const VERBS: [(&str, &[&str]); 16] = [
     (
         "run",
         &[
@@ -29,6 +29,7 @@ pub const VERBS: [(&str, &[&str]); 14] = [
             "--hook",
             "--drain",
             "--socket",
+            "--metrics",
             "--keep",
             "Health:",
             "--health",
@@ -48,6 +49,8 @@ pub const VERBS: [(&str, &[&str]); 14] = [
     ),
     ("status", &["-o, --output"]),
     ("backends", &["-o, --output", "--instance", "--socket"]),
+    ("flows", &["-o, --output", "--limit", "--follow", "--instance"]),
+    ("healthcheck", &["--instance", "--socket"]),
     ("drain", &["--wait", "--timeout", "--instance", "--socket"]),
     ("undrain", &["--instance", "--socket"]),
     ("weight", &["--instance", "--socket"]),

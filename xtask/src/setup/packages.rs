@@ -1,7 +1,7 @@
 //! Distribution packages, and the tools the tests take from them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{Level, Need};
 use crate::sh;
 
-/// A program that has to be in PATH.
+/// A program that has to be in PATH, or a file that has to be where it is said to be.
 struct Tool {
     program: &'static str,
     package: &'static str,
@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 13] = [
+const TOOLS: [Tool; 14] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -34,6 +34,11 @@ const TOOLS: [Tool; 13] = [
     tool("busybox", "busybox-static", "the image of the container tests"),
     tool("curl", "curl", "the requests of the container tests"),
     tool("iptables", "iptables", "the container tests and the comparisons"),
+    tool(
+        "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
+        "python3-prometheus-client",
+        "the tests of metrics",
+    ),
 ];
 
 const fn tool(program: &'static str, package: &'static str, purpose: &'static str) -> Tool {
@@ -41,10 +46,17 @@ const fn tool(program: &'static str, package: &'static str, purpose: &'static st
 }
 
 impl Tool {
+    fn find(&self) -> Option<PathBuf> {
+        let path = Path::new(self.program);
+        if path.is_absolute() {
+            return path.is_file().then(|| path.to_owned());
+        }
+        sh::find(self.program)
+    }
+
     fn is_there(&self) -> bool {
         // Debian's other busybox needs libraries that an image made of it alone does not have.
-        sh::find(self.program)
-            .is_some_and(|file| self.package != "busybox-static" || is_static(&file))
+        self.find().is_some_and(|file| self.package != "busybox-static" || is_static(&file))
     }
 }
 
@@ -53,7 +65,7 @@ fn missing(level: Level) -> impl Iterator<Item = &'static Tool> {
 }
 
 pub fn survey(level: Level) -> impl Iterator<Item = Need> {
-    TOOLS.iter().filter(move |tool| tool.level <= level).map(|tool| match sh::find(tool.program) {
+    TOOLS.iter().filter(move |tool| tool.level <= level).map(|tool| match tool.find() {
         Some(file) if tool.is_there() => Need::found(tool.program, file.display().to_string()),
         _ => {
             Need::missing(tool.program, &format!("package {}: for {}", tool.package, tool.purpose))

@@ -93,9 +93,12 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("backends.toml");
         fs::write(&path, text).unwrap();
-        let snapshots =
-            start(Options { path, drain: DRAIN, health: Config::default() }, ports(&["80"]))
-                .unwrap();
+        let snapshots = start(
+            Options { path, drain: DRAIN, health: Config::default() },
+            ports(&["80"]),
+            Standing::of("file"),
+        )
+        .unwrap();
         Self { folder, snapshots }
     }
 
@@ -154,7 +157,7 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let path = folder.path().join("backends.toml");
     let begin = |path: &Path| {
         let options = Options { path: path.to_owned(), drain: DRAIN, health: Config::default() };
-        format!("{:#}", start(options, ports(&["80"])).unwrap_err())
+        format!("{:#}", start(options, ports(&["80"]), Standing::of("file")).unwrap_err())
     };
     let error = begin(&path);
     assert!(error.contains("backends.toml") && error.contains("No such file"), "{error}");

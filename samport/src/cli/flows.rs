@@ -1,0 +1,154 @@
+//! `samport flows`: the connections that are open, read from the kernel, whether samport runs or not.
+
+mod changes;
+mod show;
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Write as _};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::dataplane::flows::{OpenFlow, open_flows};
+use crate::dataplane::pins;
+use crate::exit::{Exit, coded};
+use crate::instance;
+use crate::privileges;
+
+/// Between two looks with --follow.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Options of `samport flows`.
+///
+/// Connections of this machine's own processes are no flows: their sockets are connected to the backend
+/// itself, and `ss` shows them.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    /// Show so many at most, those with the latest packets first; 0 for all.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    limit: usize,
+    /// Show those that open and close from now on, looking every second. What comes and goes in between
+    /// is not seen.
+    #[arg(long, conflicts_with = "limit")]
+    follow: bool,
+    /// Name of the instance, as `samport status` shows it, rather than all in this network namespace.
+    #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
+    instance: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// A flow, and what its backend is called.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Named {
+    flow: OpenFlow,
+    /// None if the backend is gone.
+    backend: Option<String>,
+}
+
+/// Shows them.
+pub fn run(args: &Args) -> Result<()> {
+    privileges::require()?;
+    let shown = if args.follow { follow(args) } else { once(args) };
+    match shown {
+        // Who reads no further has seen enough.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        shown => shown,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+fn once(args: &Args) -> Result<()> {
+    let mut flows = look(args.instance.as_deref())?;
+    flows.sort_by_key(|one| (one.flow.idle, one.flow.client, one.flow.dialled));
+    let total = flows.len();
+    if args.limit > 0 {
+        flows.truncate(args.limit);
+    }
+    let text = match args.output {
+        Output::Json => format!("{:#}", show::document(&flows, total)),
+        Output::Table => show::table(&flows),
+    };
+    writeln!(io::stdout(), "{text}")?;
+    if flows.len() < total {
+        tracing::info!("{} of {total}; --limit 0 shows all", flows.len());
+    }
+    Ok(())
+}
+
+fn follow(args: &Args) -> Result<()> {
+    let mut before = changes::by_key(look(args.instance.as_deref())?);
+    tracing::info!("{} are open; looking every second", before.len());
+    loop {
+        thread::sleep(LOOK);
+        let now = changes::by_key(look(args.instance.as_deref())?);
+        for change in changes::between(&before, &now) {
+            let line = match args.output {
+                Output::Json => show::event(change).to_string(),
+                Output::Table => show::line(change),
+            };
+            writeln!(io::stdout(), "{line}")?;
+        }
+        before = now;
+    }
+}
+
+/// The flows of the instances that are meant.
+///
+/// # Errors
+/// [`Exit::Unreachable`] if there is none, running or left behind.
+fn look(meant: Option<&str>) -> Result<Vec<Named>> {
+    let names = instances(meant)?;
+    if names.is_empty() {
+        let message = match meant {
+            Some(name) => format!("no samport {name} runs or has left anything"),
+            None => "samport does not run in this network namespace".to_owned(),
+        };
+        return Err(coded(Exit::Unreachable, message));
+    }
+    let mut flows = Vec::new();
+    for name in names {
+        match of_instance(&name) {
+            Ok(more) => flows.extend(more),
+            // It has ended meanwhile.
+            Err(_) if !pins::instances().contains(&name) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(flows)
+}
+
+fn instances(meant: Option<&str>) -> Result<Vec<String>> {
+    let here = instance::network_namespace()?;
+    let is_here =
+        |name: &str| instance::read_record(name).is_ok_and(|record| record.namespace == here);
+    let mut names = pins::instances();
+    names.retain(|name| match meant {
+        Some(meant) => name == meant,
+        None => is_here(name),
+    });
+    Ok(names)
+}
+
+fn of_instance(name: &str) -> Result<Vec<Named>> {
+    let flows = open_flows(name)?;
+    let record = instance::read_record(name)?;
+    let names: BTreeMap<u32, String> =
+        record.backends.into_iter().map(|backend| (backend.id, backend.name)).collect();
+    let with_name = |flow: OpenFlow| {
+        let backend = flow.backend.and_then(|id| names.get(&id).cloned());
+        Named { flow, backend }
+    };
+    Ok(flows.into_iter().map(with_name).collect())
+}

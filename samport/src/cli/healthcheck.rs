@@ -1,0 +1,40 @@
+//! `samport healthcheck`: whether samport answers and every service has a backend.
+
+use anyhow::Result;
+
+use super::connection::Connection;
+use crate::api::client::escaped;
+use crate::api::words::{Health, Services};
+use crate::exit::{Exit, coded};
+
+/// Options of `samport healthcheck`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Succeeds if all is well.
+///
+/// # Errors
+/// [`Exit::Unreachable`] if samport does not answer; plain failure, naming the services, if some have no
+/// backend that takes new connections, or if there is no service.
+pub async fn run(args: Args) -> Result<()> {
+    let client = args.connection.client()?;
+    let Services { services, .. } = client.get("/v1/services").await?;
+    if services.is_empty() {
+        return Err(coded(Exit::Failure, "there is no service"));
+    }
+    let mut without = Vec::new();
+    for one in services {
+        let path = format!("/v1/health?healthy=1&service={}", escaped(&one.service));
+        if !client.look::<Health>(&path).await?.ok {
+            without.push(one.service);
+        }
+    }
+    if without.is_empty() {
+        return Ok(());
+    }
+    let without = without.join(", ");
+    Err(coded(Exit::Failure, format!("no backend takes new connections of {without}")))
+}
