@@ -1,5 +1,7 @@
 //! Metrics, read as Prometheus reads them: by a parser of OpenMetrics that refuses what is not.
 
+#![allow(clippy::float_cmp, reason = "whole numbers, which are exact")]
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
