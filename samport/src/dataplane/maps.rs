@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
 use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
-use samport_common::layout::{Backend, Condition, Life, Owners, Service, port_bit};
+use samport_common::layout::{
+    Backend, BackendStats, Condition, Handshakes, Life, Owners, Service, port_bit,
+};
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -38,6 +41,8 @@ pub(super) struct Maps {
     owners6: Hash<[u8; 16], Owners>,
     conditions: Array<MapData, MapCell<Condition>>,
     lost: Array<MapData, u64>,
+    stats: PerCpuArray<MapData, MapCell<BackendStats>>,
+    handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
     verdicts: PerCpuArray<MapData, u64>,
 }
 
@@ -54,6 +59,8 @@ impl Maps {
             owners6: typed(ebpf, "OWNERS6")?,
             conditions: typed(ebpf, "CONDITIONS")?,
             lost: typed(ebpf, "LOST")?,
+            stats: typed(ebpf, "BACKEND_STATS")?,
+            handshakes: typed(ebpf, "HANDSHAKES")?,
             verdicts: typed(ebpf, "VERDICTS")?,
         })
     }
@@ -76,6 +83,8 @@ impl Maps {
             // Nothing of what is known of the one before is about this one.
             self.lost.set(index, 0, 0)?;
             self.conditions.set(index, MapCell(Condition::default()), 0)?;
+            clear(&mut self.stats, index)?;
+            clear(&mut self.handshakes, index)?;
         }
         self.backends.set(index, MapCell(value), 0)?;
         Ok(())
@@ -139,6 +148,16 @@ impl Maps {
     pub(super) fn verdicts(&self) -> Result<Vec<u64>> {
         sums(&self.verdicts)
     }
+}
+
+/// Sets a value to its default on every CPU.
+fn clear<T>(map: &mut PerCpuArray<MapData, MapCell<T>>, index: u32) -> Result<()>
+where
+    T: Default + IntoBytes + FromBytes + Immutable + Copy + 'static,
+{
+    let cpus = nr_cpus().map_err(|(path, error)| anyhow::Error::from(error).context(path))?;
+    let zeros = PerCpuValues::try_from(vec![MapCell(T::default()); cpus])?;
+    Ok(map.set(index, zeros, 0)?)
 }
 
 /// Open flows: those counted, less those that were lost sight of.

@@ -53,7 +53,7 @@ pub fn mac(index: u32) -> [u8; 6] {
 
 pub struct Bench {
     pub dataplane: Dataplane,
-    _instance: Instance,
+    instance: Instance,
 }
 
 impl Bench {
@@ -105,7 +105,7 @@ impl Bench {
             local,
         };
         let dataplane = Dataplane::open(&instance, options).unwrap();
-        let mut bench = Self { dataplane, _instance: instance };
+        let mut bench = Self { dataplane, instance };
         for (index, endpoint) in (1..).zip(BACKENDS) {
             bench.set_backend(index, endpoint, 80, 1, false);
         }
@@ -152,6 +152,12 @@ impl Bench {
 
     pub fn set_frontend(&mut self, vip: &str, base: u32, len: u32) {
         self.with_policy(vip, base, len, Policy::default());
+    }
+
+    /// Flows a backend has ever got.
+    pub fn total_flows(&self, index: u32) -> u64 {
+        let counters = samport::dataplane::inspect::Counters::open(self.instance.name()).unwrap();
+        counters.backend(index).unwrap().flows
     }
 
     /// Flows of a backend that are open.

@@ -181,7 +181,9 @@ fn a_backend_id_used_again_inherits_no_flows() {
     let mut bench = Bench::new();
     bench.only(1, 3);
     bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+    assert_eq!((bench.open_flows(1), bench.total_flows(1)), (1, 1));
     bench.set_backend(1, "172.30.0.99:9090", 80, 2, false);
+    assert_eq!((bench.open_flows(1), bench.total_flows(1)), (0, 0));
     let data = at_host(Segment::ack(address(CLIENT), address(VIP), b"GET /"));
     bench.expect("samport_forward", &data.frame(), Verdict::GoneReset, REDIRECT);
     let reply = Segment::ack(address("172.30.0.99:9090"), address(CLIENT), b"");
