@@ -165,9 +165,15 @@ fn address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> {
         let field: [u8; 2] = skb.read(at)?;
         skb.write(at, checksum::update(field, change.addr_difference))?;
     }
-    match change.addr.as_bytes() {
-        [a, b, c, d] => skb.write(change.addr_at, [*a, *b, *c, *d]),
-        bytes => skb.write::<16>(change.addr_at, *bytes.first_chunk()?),
+    write_address(skb, change.addr_at, change.addr.as_bytes())
+}
+
+/// Writes the bytes of an address of either family.
+#[inline(always)]
+pub fn write_address(skb: &Skb, at: usize, bytes: &[u8]) -> Option<()> {
+    match bytes {
+        [a, b, c, d] => skb.write(at, [*a, *b, *c, *d]),
+        bytes => skb.write::<16>(at, *bytes.first_chunk()?),
     }
 }
 

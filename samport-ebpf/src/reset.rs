@@ -58,20 +58,12 @@ fn turn_round<P: Tables>(
         let field: [u8; 2] = skb.read(at)?;
         skb.write(at, checksum::update(field, reset.l3_difference))?;
     }
-    write_address(skb, reset.source_at, reset.source.as_bytes())?;
-    write_address(skb, reset.destination_at, reset.destination.as_bytes())?;
+    apply::write_address(skb, reset.source_at, reset.source.as_bytes())?;
+    apply::write_address(skb, reset.destination_at, reset.destination.as_bytes())?;
     skb.write(reset.l4, reset.header)?;
     // In two parts, because only the kernel knows whether the device is to add the second.
     let at = reset.l4 + tcp::CHECKSUM.start;
     let pseudo = Covers { pseudo_header: true, zero_is_none: false };
     skb.update_l4_checksum(at, reset.pseudo, pseudo)?;
     skb.update_l4_checksum(at, reset.sum, Covers { pseudo_header: false, ..pseudo })
-}
-
-#[inline(always)]
-fn write_address(skb: &Skb, at: usize, bytes: &[u8]) -> Option<()> {
-    match bytes {
-        [a, b, c, d] => skb.write(at, [*a, *b, *c, *d]),
-        bytes => skb.write::<16>(at, *bytes.first_chunk()?),
-    }
 }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
+use super::output::Output;
 use super::run::{ProviderName, parse};
 use crate::check::{Asked, Finding, Level, exit_of, gather, judge};
 use crate::discovery::Engine;
@@ -28,12 +29,6 @@ pub struct Args {
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 /// Looks, prints a line for each thing, and ends with the code of the gravest failure.

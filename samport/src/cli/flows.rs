@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::output::Output;
 use crate::dataplane::flows::{OpenFlow, open_flows};
 use crate::dataplane::pins;
 use crate::exit::{Exit, coded};
@@ -38,12 +39,6 @@ pub struct Args {
     /// Name of the instance, as `samport status` shows it, rather than all in this network namespace.
     #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
     instance: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 /// A flow, and what its backend is called.

@@ -10,6 +10,7 @@ mod flows;
 mod health;
 mod healthcheck;
 mod limits;
+mod output;
 mod papers;
 #[cfg(test)]
 mod reference;

@@ -7,6 +7,7 @@ use samport_common::layout::BackendStats;
 use samport_common::verdict::Verdict;
 use serde_json::json;
 
+use super::output::Output;
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::pins;
 use crate::instance::{self, BackendRecord, Record};
@@ -18,12 +19,6 @@ pub struct Args {
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 /// One instance, with its counters.

@@ -1,8 +1,6 @@
 use super::*;
-use crate::allow::Networks;
-use crate::model::{Condition, State, Wishes};
+use crate::model::{self, State};
 use crate::plan::Route;
-use crate::ports::Listen;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -43,17 +41,8 @@ impl Scene {
 
 fn candidate(number: u8) -> Candidate {
     Candidate {
-        id: format!("web-{number}"),
-        name: format!("web-{number}"),
-        listen: Listen::tcp(80),
         endpoint: ([10, 0, 0, number], 80).into(),
-        weight: 1,
-        drain: None,
-        condition: Condition::Ready,
-        allow: Networks::new(),
-        wishes: Wishes::default(),
-        place: None,
-        started: None,
+        ..model::test::candidate(&format!("web-{number}"))
     }
 }
 
