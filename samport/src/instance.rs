@@ -17,6 +17,8 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, coded};
+use crate::orders::Orders;
+use crate::plan::{Ledger, Role};
 use crate::ports::Listen;
 
 /// Where locks and records are kept.
@@ -43,6 +45,9 @@ pub struct Record {
     pub pid: u32,
     /// Version of samport.
     pub version: String,
+    /// Version of its maps' layout; 0 for those that were before anybody took over.
+    #[serde(default)]
+    pub layout: u32,
     /// Inode of the network namespace it works in.
     pub namespace: u64,
     /// Interfaces clients come in by.
@@ -64,11 +69,20 @@ pub struct Record {
     pub filters: Vec<FilterRecord>,
     /// Backends by the id the kernel counts them under.
     pub backends: Vec<BackendRecord>,
+    /// Who is meant by the kernel's numbers: for who takes over.
+    #[serde(default)]
+    pub ledger: Ledger,
+    /// What the operator has ordered.
+    #[serde(default)]
+    pub orders: Orders,
 }
 
 /// A tc filter of ours.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FilterRecord {
+    /// Which of our programs it is.
+    #[serde(default)]
+    pub role: Option<Role>,
     /// Device.
     pub ifindex: u32,
     /// At egress rather than ingress.
@@ -160,9 +174,9 @@ impl Instance {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    /// Leaves the record behind for `clean`.
-    pub fn keep(mut self) {
-        self.keep = true;
+    /// Leaves the record behind for `clean` and for who takes over, or does not.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
     }
 }
 

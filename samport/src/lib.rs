@@ -31,4 +31,5 @@ pub mod siblings;
 pub mod site;
 pub mod sockets;
 pub mod table;
+pub mod takeover;
 pub mod wire_forms;

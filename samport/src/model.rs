@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use samport_common::choose::Balance;
+use serde::{Deserialize, Serialize};
 
 use crate::allow::Networks;
 use crate::health::spec::Check;
@@ -124,7 +125,7 @@ pub enum Site {
 }
 
 /// Where a backend's packets go in and come out: the host's end of its veth.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Place {
     /// Index of the host's end of the veth, in the host's network namespace.
     pub ifindex: u32,

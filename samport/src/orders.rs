@@ -1,6 +1,6 @@
 //! What the operator has ordered while samport runs, and whom a name means. Pure.
 //!
-//! Orders live as long as the instance. A container's drain is that container's: it holds when it is
+//! Orders live as long as the instance, and a samport that takes over from a killed one keeps them. A container's drain is that container's: it holds when it is
 //! started again, and ends with its id. A weight is the name's: a container that takes the place of
 //! another one of that name takes over its weight. So it is with groups.
 
@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use samport_common::choose::Balance;
+use serde::{Deserialize, Serialize};
 
 use crate::model::Candidate;
 use crate::ports::Listen;
@@ -51,7 +52,8 @@ impl fmt::Display for Refusal {
 }
 
 /// The orders in force.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct Orders {
     /// By container id.
     drained: BTreeSet<(String, Listen)>,
@@ -60,6 +62,44 @@ pub struct Orders {
     /// By name of a group.
     group_weights: BTreeMap<String, u32>,
     balance: BTreeMap<Listen, Balance>,
+}
+
+/// The orders as they are written down: JSON has only strings for keys.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Written {
+    drained: Vec<(String, Listen)>,
+    weights: Vec<(String, Listen, u32)>,
+    group_weights: BTreeMap<String, u32>,
+    balance: Vec<(Listen, String)>,
+}
+
+impl From<Written> for Orders {
+    fn from(written: Written) -> Self {
+        let Written { drained, weights, group_weights, balance } = written;
+        let by_name = |(listen, name): (Listen, String)| {
+            let balance = Balance::ALL.into_iter().find(|balance| balance.name() == name)?;
+            Some((listen, balance))
+        };
+        Self {
+            drained: drained.into_iter().collect(),
+            weights: weights.into_iter().map(|(name, on, weight)| ((name, on), weight)).collect(),
+            group_weights,
+            balance: balance.into_iter().filter_map(by_name).collect(),
+        }
+    }
+}
+
+impl From<Orders> for Written {
+    fn from(orders: Orders) -> Self {
+        let Orders { drained, weights, group_weights, balance } = orders;
+        Self {
+            drained: drained.into_iter().collect(),
+            weights: weights.into_iter().map(|((name, on), weight)| (name, on, weight)).collect(),
+            group_weights,
+            balance: balance.into_iter().map(|(on, mode)| (on, mode.name().to_owned())).collect(),
+        }
+    }
 }
 
 impl Orders {

@@ -1,6 +1,7 @@
 //! The loop that keeps the kernel as it is wanted: whatever changes, the whole is looked at, a plan is
 //! made and carried out. The only caller of `Dataplane::apply`.
 
+mod adopt;
 mod checks;
 mod choice;
 mod fronts;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use samport_common::layout::SHARED_BY;
+use samport_common::layout::{LAYOUT_VERSION, SHARED_BY};
 use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
@@ -28,7 +29,9 @@ use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
 use crate::orders::Orders;
-use crate::plan::{self, Actual, BackendKey, Change, Desired, Policy, Role, Route, Share, Source};
+use crate::plan::{
+    self, Actual, BackendKey, Change, Desired, Ledger, Policy, Role, Route, Share, Source,
+};
 use crate::ports::{Listen, PortSpec};
 use crate::routes::{Forward, Routes};
 use crate::seat::Desk;
@@ -144,7 +147,10 @@ impl Reconciler {
         self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
         self.events = Some(self.dataplane.take_events()?);
         self.wait_for_first_answers(&first).await;
-        self.sync(snapshot).await
+        self.sync(snapshot).await?;
+        self.dataplane.settle_in();
+        self.instance.keep(false);
+        Ok(())
     }
 
     /// Containers that have run for long answer at once: with them we are ready, not without.
@@ -212,10 +218,10 @@ impl Reconciler {
     }
 
     /// Removes everything, or leaves it working if `keep`.
-    pub fn finish(self, keep: bool) -> Result<Vec<u64>> {
+    pub fn finish(mut self, keep: bool) -> Result<Vec<u64>> {
         let verdicts = self.dataplane.verdicts();
         if keep {
-            self.instance.keep();
+            self.instance.keep(true);
             self.dataplane.keep();
         } else {
             // The kernel's side before the lock, so that nobody takes our place too early.
@@ -263,6 +269,7 @@ impl Reconciler {
         self.end_drains(&mut desired, &snapshot);
         loop {
             let changes = plan::plan(&desired, &mut self.actual)?;
+            self.write_ahead(&changes)?;
             let Err((failed, error)) = self.carry_out(&changes, &desired) else { break };
             // A container or a network may be gone before its event has come. It must not keep the
             // others waiting.
@@ -399,7 +406,7 @@ impl Reconciler {
         match state {
             State::Active | State::Unhealthy => true,
             State::Starting => false,
-            State::Draining | State::Down => self.shown.keys().any(|key| {
+            State::Draining | State::Down => self.actual.backends().any(|(key, _)| {
                 key.id == candidate.id
                     && key.endpoint == candidate.endpoint
                     && key.listen == candidate.listen
@@ -413,6 +420,9 @@ impl Reconciler {
             schema: 1,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout: LAYOUT_VERSION,
+            ledger: Ledger::of(&self.actual, &[]),
+            orders: self.orders.clone(),
             namespace: self.job.namespace,
             interfaces: self.job.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
@@ -428,6 +438,19 @@ impl Reconciler {
                 .chain(self.starting.iter().cloned())
                 .collect(),
         };
+        self.write_if_new(record)
+    }
+
+    /// Whoever takes over from us in the middle of these changes must know every number they use.
+    fn write_ahead(&mut self, changes: &[Change]) -> Result<()> {
+        let ledger = Ledger::of(&self.actual, changes);
+        if self.written.ledger.covers(&ledger) {
+            return Ok(());
+        }
+        self.write_if_new(Record { ledger, ..self.written.clone() })
+    }
+
+    fn write_if_new(&mut self, record: Record) -> Result<()> {
         if record != self.written {
             self.instance.write(&record)?;
             self.written = record;

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -80,9 +80,23 @@ impl Daemon {
         Self::launch_with(namespace, args, &[])
     }
 
+    /// The same with another build of it.
+    #[must_use]
+    pub fn start_binary(binary: &Path, namespace: &Namespace, args: &[&str]) -> Self {
+        let mut command = namespace.command(binary);
+        command.arg("run").args(args);
+        let daemon = Self::spawn(command, namespace);
+        daemon.wait_for_line("ready: ", READY);
+        daemon
+    }
+
     fn launch_with(namespace: &Namespace, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = samport_command(namespace, &["run"]);
         command.args(args).envs(environment.iter().copied());
+        Self::spawn(command, namespace)
+    }
+
+    fn spawn(command: Command, namespace: &Namespace) -> Self {
         let process = Watched::spawn(command, None).unwrap_or_else(|e| panic!("{e:#}"));
         Self { process, clean: samport_command(namespace, &["clean"]), killed: false }
     }

@@ -18,7 +18,7 @@ use super::limits::Limits;
 use super::status;
 use crate::allow;
 use crate::api::{Server, Socket};
-use crate::dataplane::{self, Dataplane, Hook, XdpMode, clean};
+use crate::dataplane::{self, Dataplane, Hook, XdpMode};
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
 use crate::discovery::{self, Engine, Provider, docker, file, static_};
@@ -34,6 +34,7 @@ use crate::privileges;
 use crate::reconcile::{Job, Reconciler};
 use crate::routes::Forward;
 use crate::seat;
+use crate::takeover;
 
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
@@ -105,7 +106,8 @@ pub struct Args {
     /// read them.
     #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
     metrics: Option<SocketAddr>,
-    /// On exit leave everything working in the kernel; `samport clean` removes it.
+    /// On exit leave everything working in the kernel: the next run takes over without losing a connection,
+    /// `samport clean` removes it.
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
@@ -158,7 +160,7 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
     let Started { mut reconciler, snapshots, network, server, metrics } = tokio::select! {
         biased;
         () = &mut stop => {
-            tracing::info!("stopped before it was ready; nothing is left");
+            tracing::info!("stopped before it was ready; the machine is as it was before");
             return Ok(());
         }
         started = start(&args, providers, log) => started?,
@@ -193,8 +195,11 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
     listening::refuse_taken(&ports)?;
-    let instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
-    remove_leftovers(&instance, &args.iface, namespace)?;
+    let mut instance = Instance::claim(&instance::name_for(&args.iface, &ports, namespace))?;
+    // Until all is well, what others have left stays as it is.
+    instance.keep(true);
+    let before = takeover::prepare(&instance, &args.iface, namespace)?;
+    instance.keep(before.is_some());
     let socket_path = args.socket.clone().unwrap_or_else(|| instance.socket());
     let socket = Socket::bind(&socket_path)?;
     let options = dataplane::Options {
@@ -207,7 +212,10 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
         log,
         local: !args.no_local,
     };
-    let mut dataplane = Dataplane::open(&instance, options)?;
+    let mut dataplane = match &before {
+        Some(record) => Dataplane::take_over(&instance, options, &record.filters)?,
+        None => Dataplane::open(&instance, options)?,
+    };
     tokio::spawn(dataplane.collector(&args.limits.timeouts())?.run());
     if log && let Some(logs) = dataplane.take_logs() {
         tokio::spawn(dataplane::follow_logs(logs));
@@ -226,6 +234,9 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
     let (desk, window) = seat::open();
     let name = instance.name().to_owned();
     let mut reconciler = Reconciler::new(job, netlink, dataplane, instance, desk);
+    if let Some(record) = before {
+        reconciler.adopt(record)?;
+    }
     reconciler.start(&first).await?;
     let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
     let metrics = metrics.map(|at| metrics::Server::start(at, source)).transpose()?;
@@ -316,28 +327,6 @@ impl Args {
         }
         Ok(())
     }
-}
-
-/// Killed runs on our interfaces have left their programs working, before ours on the hook and with
-/// backends that may be gone. They go before ours come.
-fn remove_leftovers(ours: &Instance, interfaces: &[String], namespace: u64) -> Result<()> {
-    for name in instance::known() {
-        let Ok(record) = instance::read_record(&name) else { continue };
-        let same = name == ours.name();
-        let overlaps = record.namespace == namespace
-            && record.interfaces.iter().any(|other| interfaces.contains(other));
-        if !same && (!overlaps || instance::is_running(&name)) {
-            continue;
-        }
-        tracing::info!("removing what a killed samport (pid {}) has left", record.pid);
-        instance::remove_socket(&record);
-        // Nobody else may start on top of it meanwhile.
-        let claimed = if same { None } else { Some(Instance::claim(&name)?) };
-        clean::remove_filters(&record.filters)?;
-        clean::remove_pins(&name)?;
-        drop(claimed);
-    }
-    clean::remove_pins(ours.name())
 }
 
 fn say_ready(args: &Args, reconciler: &Reconciler) {

@@ -1,5 +1,8 @@
 //! Who may be served by restricted services: tries of networks, each under its service's number.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use anyhow::Result;
 use aya::Ebpf;
 use aya::maps::MapData;
@@ -36,6 +39,22 @@ impl Allowed {
         Ok(())
     }
 
+    /// All networks, each under its service's number.
+    pub(super) fn all(&self) -> Result<BTreeSet<(ServiceId, IpNet)>> {
+        let mut all = BTreeSet::new();
+        for key in self.v4.keys() {
+            let key = key?;
+            let [upper, lower, a, b, c, d] = key.data();
+            all.extend(network(&key, [upper, lower], [a, b, c, d].into()));
+        }
+        for key in self.v6.keys() {
+            let key = key?;
+            let [upper, lower, addr @ ..] = key.data();
+            all.extend(network(&key, [upper, lower], addr.into()));
+        }
+        Ok(all)
+    }
+
     /// Removes a network; one that is not there is fine.
     pub(super) fn remove(&mut self, service: ServiceId, net: IpNet) -> Result<()> {
         if_there(match net {
@@ -47,6 +66,17 @@ impl Allowed {
             }
         })
     }
+}
+
+/// The service and the network a key stands for.
+fn network<D: aya::Pod>(
+    key: &Key<D>,
+    service: [u8; 2],
+    addr: IpAddr,
+) -> Option<(ServiceId, IpNet)> {
+    let prefix = u8::try_from(key.prefix_len().checked_sub(SERVICE_BITS)?).ok()?;
+    let service = ServiceId::new(u16::from_be_bytes(service))?;
+    Some((service, IpNet::new(addr, prefix).ok()?))
 }
 
 /// The service's number in network order, then the address: all of the first and `prefix_len` bits of
@@ -74,5 +104,7 @@ mod tests {
         assert_eq!((v4.prefix_len(), v4.data()), (24, [1, 2, 10, 0, 0, 0]));
         let v6: Key<[u8; 18]> = key(service, [9; 16], 128);
         assert_eq!((v6.prefix_len(), v6.data()[..3].to_vec()), (144, vec![1, 2, 9]));
+        let net: IpNet = "10.0.0.0/8".parse().unwrap();
+        assert_eq!(network(&v4, [1, 2], [10, 0, 0, 0].into()), Some((service, net)));
     }
 }

@@ -1,6 +1,9 @@
 //! Putting programs on devices and taking them off again, through tcx or through tc filters.
 
-use std::os::fd::AsFd;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -8,7 +11,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
-use super::{load, pins};
+use super::{load, pins, syscall};
 use crate::exit::{Coded as _, Exit, coded};
 use crate::instance::{self, FilterRecord};
 use crate::netlink;
@@ -82,6 +85,49 @@ impl Drop for Attachment {
     }
 }
 
+/// Puts a program into the place of the one that a pinned link holds. `None` if there is no such link, or
+/// what it was attached to is gone: then its pin goes too.
+pub(super) fn take_over(pin: &Path, program: BorrowedFd<'_>) -> Result<Option<Attachment>> {
+    match syscall::exchange_program(pin, program) {
+        Ok(()) => {
+            let link =
+                PinnedLink::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+            Ok(Some(Attachment::Pinned(Some(link))))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
+            Ok(None)
+        }
+        Err(error) => {
+            Err(error).with_context(|| format!("exchange the program of {}", pin.display()))
+        }
+    }
+}
+
+/// The program of a role, and where it sits.
+const fn program_of(role: Role) -> (&'static str, TcAttachType) {
+    match role {
+        Role::Forward => ("samport_forward", TcAttachType::Ingress),
+        Role::Reverse => ("samport_reverse", TcAttachType::Ingress),
+        Role::Egress => ("samport_egress", TcAttachType::Egress),
+        Role::Device => ("samport_device", TcAttachType::Ingress),
+        Role::Inside => ("samport_bridge", TcAttachType::Ingress),
+    }
+}
+
+/// Puts the program of a role into a pinned tcx link: see [`take_over`].
+pub(super) fn take_over_tcx(
+    ebpf: &mut Ebpf,
+    pins: &pins::Folder,
+    role: Role,
+    ifindex: u32,
+) -> Result<Option<Attachment>> {
+    let (program, _) = program_of(role);
+    let program = load::classifier(ebpf, program)?.fd()?;
+    take_over(&pins.link(role, ifindex), program.as_fd())
+}
+
 /// Attaches the program of a role to a device and pins the link.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
@@ -90,13 +136,7 @@ pub(super) fn attach(
     role: Role,
     ifindex: u32,
 ) -> Result<Attachment> {
-    let (program, kind) = match role {
-        Role::Forward => ("samport_forward", TcAttachType::Ingress),
-        Role::Reverse => ("samport_reverse", TcAttachType::Ingress),
-        Role::Egress => ("samport_egress", TcAttachType::Egress),
-        Role::Device => ("samport_device", TcAttachType::Ingress),
-        Role::Inside => ("samport_bridge", TcAttachType::Ingress),
-    };
+    let (program, kind) = program_of(role);
     let device = device_name(ifindex)?;
     let classifier = load::classifier(ebpf, program)?;
     if *hook != Hook::Tc {
@@ -114,7 +154,7 @@ pub(super) fn attach(
             }
         }
     }
-    attach_filter(classifier, &device, kind, ifindex)
+    attach_filter(classifier, &device, kind, role, ifindex)
         .with_context(|| format!("attach {program} to {device}"))
 }
 
@@ -149,6 +189,7 @@ fn attach_filter(
     classifier: &mut SchedClassifier,
     device: &str,
     kind: TcAttachType,
+    role: Role,
     ifindex: u32,
 ) -> Result<Attachment> {
     // Of several filters on a device, the last one that goes takes the qdisc of the first with it,
@@ -173,6 +214,7 @@ fn attach_filter(
         }
     };
     let filter = FilterRecord {
+        role: Some(role),
         ifindex,
         egress: kind == TcAttachType::Egress,
         priority: link.priority()?,

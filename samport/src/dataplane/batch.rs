@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Map, MapData};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::syscall::bpf;
+
 /// Commands of bpf(2), from linux/bpf.h.
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -86,7 +88,7 @@ where
             // when it was opened, and live until the call has returned.
             let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) };
             let ended = match result {
-                Ok(()) => false,
+                Ok(_) => false,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
                 // A bucket has more entries than there is room for.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
@@ -113,13 +115,25 @@ where
         let mut attr = self.element(key);
         attr.value = (&raw mut value) as u64;
         // SAFETY: as in `for_each`.
-        unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) }.ok().map(|()| value)
+        unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) }.ok().map(|_| value)
     }
 
     /// Removes a key. False if it was not there.
     pub(super) fn remove(&self, key: &K) -> bool {
         // SAFETY: as in `for_each`.
         unsafe { bpf(MAP_DELETE_ELEM, &mut self.element(key)) }.is_ok()
+    }
+
+    /// Adds a key that is not there; one that is stays as it is.
+    pub(super) fn add(&self, key: &K, value: &V) -> io::Result<()> {
+        const NOEXIST: u64 = 1;
+        let mut attr = self.element(key);
+        (attr.value, attr.flags) = ((&raw const *value) as u64, NOEXIST);
+        // SAFETY: as in `for_each`.
+        match unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) } {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn element(&self, key: &K) -> ElementAttr {
@@ -187,25 +201,16 @@ fn write_at_once(map: &MapData, keys: &[u32], values: &[u32]) -> io::Result<()> 
     };
     // SAFETY: the kernel reads `count` keys and values of four bytes, which is what `Slots::of` has found
     // the map's to be; there are as many, and they live until the call has returned.
-    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }
+    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }.map(drop)
 }
 
 fn write_one(map: &MapData, key: u32, value: u32) -> io::Result<()> {
     let (key, value) = ((&raw const key) as u64, (&raw const value) as u64);
     let mut attr = ElementAttr { map_fd: fd_of(map), key, value, ..ElementAttr::default() };
     // SAFETY: as in `write_at_once`, for one of each.
-    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 fn fd_of(map: &MapData) -> u32 {
     map.fd().as_fd().as_raw_fd().cast_unsigned()
-}
-
-/// # Safety
-/// The attributes are those of the command, and what they point to is valid.
-unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<()> {
-    // SAFETY: the caller's promise.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -51,6 +51,10 @@ struct Round {
 impl Collector {
     pub(super) fn open(pins: &pins::Folder, timeouts: &load::Timeouts) -> Result<Self> {
         let data = |name: &str| pins::open(&pins.map(name));
+        let told: Array<_, MapCell<Collected>> =
+            Array::try_from(Map::Array(data("COLLECTED")?)).context("COLLECTED")?;
+        // Another samport may have counted before us.
+        let MapCell(before) = told.get(&0, 0).context("read COLLECTED")?;
         Ok(Self {
             flows4: HashTable::open(&pins.map("FLOWS4"))?,
             flows6: HashTable::open(&pins.map("FLOWS6"))?,
@@ -59,12 +63,12 @@ impl Collector {
             unusual: Array::try_from(Map::Array(data("UNUSUAL")?)).context("UNUSUAL")?,
             pressure: PerCpuArray::try_from(Map::PerCpuArray(data("PRESSURE")?))
                 .context("PRESSURE")?,
-            told: Array::try_from(Map::Array(data("COLLECTED")?)).context("COLLECTED")?,
+            told,
             census: Census::open(pins)?,
             timeouts: timeouts.in_ticks(),
             pause: (timeouts.shortest() / 2).clamp(FASTEST, SLOWEST),
-            removed: 0,
-            evicted: 0,
+            removed: before.removed,
+            evicted: before.evicted,
         })
     }
 

@@ -176,12 +176,37 @@ const BY_BACKEND: [&str; 5] = ["BACKENDS", "BACKEND_STATS", "CONDITIONS", "HANDS
 /// Hash tables by where backends answer: there are new ones before the old ones go.
 const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
 
+/// What is known of sockets of this machine.
+const OF_LOCAL_CLIENTS: [&str; 3] = ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"];
+
 /// Entries of a map that nobody uses.
 const NO_ROOM: u32 = 16;
 
+/// Maps that hold nothing beyond one packet's way through the programs, or that nobody else is to read: a
+/// run that takes over makes its own, as other programs may use them in other ways.
+const OF_A_RUN: [&str; 7] =
+    ["PROGRAMS", "SCRATCH", "KEPT", "DRAFT", "FRAGMENTED", "EVENTS", "AYA_LOGS"];
+
+/// Maps of which a flag says how many entries they have, and how many that is.
+pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
+    let mut sizes = vec![("FLOWS4", options.flows), ("FLOWS6", options.flows)];
+    // Id 0 is never used.
+    sizes.extend(BY_BACKEND.map(|name| (name, options.backends + 1)));
+    sizes.extend(BY_ENDPOINT.map(|name| (name, 2 * options.backends)));
+    if cookie(options) == 0 {
+        sizes.extend(OF_LOCAL_CLIENTS.map(|name| (name, NO_ROOM)));
+    }
+    sizes
+}
+
+/// The number of the network namespace whose clients count as local: 0, which is none's, unless we can tell.
+fn cookie(options: Options) -> u64 {
+    if options.local { local::netns_cookie().unwrap_or_default() } else { 0 }
+}
+
 /// Loads all programs that see packets, with all maps pinned, and fills the tail-call table. A map that is pinned
-/// already is used as it is.
-pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
+/// already is used as it is, unless it is among those that are to be made `anew` beside it.
+pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(coded(
             Exit::Failure,
@@ -190,23 +215,14 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
     }
     // 0 turns every log statement into dead code, which the kernel removes.
     let log_level = if options.log { aya_log::Level::Debug as u8 } else { 0 };
-    // Of no network namespace unless we can tell, and room for nobody where it is not needed.
-    let netns_cookie = if options.local { local::netns_cookie().unwrap_or_default() } else { 0 };
+    let netns_cookie = cookie(options);
     let mut loader = EbpfLoader::new();
-    if netns_cookie == 0 {
-        for map in ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"] {
-            loader.map_max_entries(map, NO_ROOM);
-        }
-    }
-    for name in BY_BACKEND {
-        // Id 0 is never used.
-        loader.map_max_entries(name, options.backends + 1);
-    }
-    for name in BY_ENDPOINT {
-        loader.map_max_entries(name, 2 * options.backends);
+    for (name, entries) in sizes(options) {
+        loader.map_max_entries(name, entries);
     }
     for name in MAPS {
-        loader.map_pin_path(name, pins.map(name));
+        let is_own = OF_A_RUN.contains(&name) || anew.contains(&name);
+        loader.map_pin_path(name, if is_own { pins.map_of_run(name) } else { pins.map(name) });
     }
     let timeouts = MapCell(options.timeouts.in_ticks());
     let flood_limit = options.syn_flood.unwrap_or_else(|| default_syn_flood(options.flows));
@@ -215,8 +231,6 @@ pub(super) fn load(options: Options, pins: &pins::Folder) -> Result<Ebpf> {
         .override_global("TIMEOUTS", &timeouts, true)
         .override_global("FLOOD_LIMIT", &flood_limit, true)
         .override_global("HOST_NETNS_COOKIE", &netns_cookie, true)
-        .map_max_entries("FLOWS4", options.flows)
-        .map_max_entries("FLOWS6", options.flows)
         .load(OBJECT)
         .exit(Exit::Kernel, "make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)")?;
     // Before anything is attached; the others are rarely needed, and take the verifier a while.

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -15,7 +15,7 @@ use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, Progr
 use rustix::net::{AddressFamily, SocketType};
 use samport_common::local::{Chosen, Dialled, SocketKey};
 
-use super::attach::Attachment;
+use super::attach::{self, Attachment};
 use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
@@ -53,7 +53,7 @@ pub(super) struct Local {
 
 /// Attaches the hooks, or says in one line why they are not to be had here: samport works without.
 pub(super) fn attach_if_possible(ebpf: &mut Ebpf, pins: &pins::Folder) -> Option<Local> {
-    attach(ebpf, pins)
+    attach_all(ebpf, pins)
         .inspect_err(|error| {
             tracing::warn!(
                 "clients on this machine itself are not served: {error:#} (--no-local does without)"
@@ -62,7 +62,7 @@ pub(super) fn attach_if_possible(ebpf: &mut Ebpf, pins: &pins::Folder) -> Option
         .ok()
 }
 
-fn attach(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
+fn attach_all(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
     if netns_cookie().is_err() {
         bail!(NO_COOKIE);
     }
@@ -72,16 +72,29 @@ fn attach(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
     // What is remembered must be forgotten again.
     let closing = program::<CgroupSock>(ebpf, "samport_close")?;
     closing.load().map_err(load::explain).context("load samport_close")?;
-    let id = closing.attach(&cgroup, MODE);
-    let link = id.and_then(|id| closing.take_link(id)).map_err(|e| why_not(e, "sock_release"))?;
-    attached.push(pin(link.try_into(), pins, "sock_release")?);
+    let hook = "sock_release";
+    let taken = attach::take_over(&pins.local_link(hook), closing.fd()?.as_fd())?;
+    attached.push(taken.map_or_else(
+        || {
+            let id = closing.attach(&cgroup, MODE);
+            let link = id.and_then(|id| closing.take_link(id)).map_err(|e| why_not(e, hook))?;
+            pin(link.try_into(), pins, hook)
+        },
+        Ok,
+    )?);
     for hook in HOOKS {
         let name = format!("samport_{hook}");
         let program = program::<CgroupSockAddr>(ebpf, &name)?;
         program.load().map_err(load::explain).with_context(|| format!("load {name}"))?;
-        let id = program.attach(&cgroup, MODE);
-        let link = id.and_then(|id| program.take_link(id)).map_err(|e| why_not(e, hook))?;
-        attached.push(pin(link.try_into(), pins, hook)?);
+        let taken = attach::take_over(&pins.local_link(hook), program.fd()?.as_fd())?;
+        attached.push(taken.map_or_else(
+            || {
+                let id = program.attach(&cgroup, MODE);
+                let link = id.and_then(|id| program.take_link(id)).map_err(|e| why_not(e, hook))?;
+                pin(link.try_into(), pins, hook)
+            },
+            Ok,
+        )?);
     }
     let sockets = Sockets::open().inspect_err(cannot_close).ok();
     Ok(Local { attached, peers: typed(ebpf, "LOCAL_PEERS")?, sockets })

@@ -1,6 +1,7 @@
 //! The maps, typed, and written in the forms `samport-common` gives.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
@@ -148,6 +149,59 @@ impl Maps {
     pub(super) fn verdicts(&self) -> Result<Vec<u64>> {
         sums(&self.verdicts)
     }
+
+    /// Every backend there ever was, by its index.
+    pub(super) fn all_backends(&self) -> Result<Vec<Backend>> {
+        self.backends.iter().map(|value| Ok(value?.0)).collect()
+    }
+
+    pub(super) fn all_owners(&self) -> Result<Vec<(Source, Owners)>> {
+        let (v4, v6) = (entries(&self.owners4)?, entries(&self.owners6)?);
+        let source = |(endpoint, protocol, value)| (Source { endpoint, protocol }, value);
+        Ok(v4.into_iter().chain(v6).map(source).collect())
+    }
+
+    pub(super) fn all_frontends(&self) -> Result<Vec<((IpAddr, Listen), Service)>> {
+        let (v4, v6) = (entries(&self.services4)?, entries(&self.services6)?);
+        let place = |(at, protocol, value): (SocketAddr, Protocol, Service)| {
+            ((at.ip(), Listen { port: at.port(), protocol, addr: None }), value)
+        };
+        Ok(v4.into_iter().chain(v6).map(place).collect())
+    }
+
+    pub(super) fn all_ports(&self) -> Result<BTreeSet<Listen>> {
+        let mut open = BTreeSet::new();
+        for (index, word) in (0u32..).zip(self.ports.iter()) {
+            let word = word?;
+            let bits = (0..64).filter(|bit| word >> bit & 1 != 0);
+            open.extend(bits.map(|bit| listen_of(index * 64 + bit)));
+        }
+        Ok(open)
+    }
+}
+
+/// The port a bit of `PORTS` stands for: see [`port_bit`].
+fn listen_of(bit: u32) -> Listen {
+    let port = u16::try_from(bit & 0xffff).unwrap_or(u16::MAX);
+    if bit == port_bit(Protocol::Tcp, port) { Listen::tcp(port) } else { Listen::udp(port) }
+}
+
+fn entries<A, V>(map: &Hash<A, V>) -> Result<Vec<(SocketAddr, Protocol, V)>>
+where
+    A: Address + Into<IpAddr>,
+    V: IntoBytes + FromBytes + Immutable + Copy + 'static,
+{
+    let mut entries = Vec::new();
+    for entry in map {
+        let (MapCell(key), MapCell(value)) = entry?;
+        let endpoint =
+            SocketAddr::new(key.endpoint.addr.into(), u16::from_be_bytes(key.endpoint.port));
+        // Nobody has written others.
+        if let Some(protocol) = Protocol::from_number(key.protocol) {
+            entries.push((endpoint, protocol, value));
+        }
+    }
+    Ok(entries)
 }
 
 /// Sets a value to its default on every CPU.

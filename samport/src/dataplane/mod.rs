@@ -4,6 +4,7 @@
 mod allowed;
 mod attach;
 mod batch;
+mod carry;
 mod census;
 pub mod clean;
 mod collect;
@@ -18,6 +19,8 @@ mod maps;
 pub mod pins;
 pub mod program_run;
 mod survey;
+mod syscall;
+mod takeover;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -45,7 +48,8 @@ pub use survey::{Tcx, at_tcx, can_serve_local_clients, name_of_program};
 pub use xdp::XdpMode;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the
-/// kernel and from bpffs, unless it was told to [keep](Dataplane::keep) them.
+/// kernel and from bpffs, unless it was told to [keep](Dataplane::keep) them, or has taken over from
+/// another samport and not [settled](Dataplane::settle_in) yet.
 pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
@@ -56,6 +60,8 @@ pub struct Dataplane {
     ebpf: Ebpf,
     hook: Hook,
     pins: pins::Folder,
+    /// What is there was there before us, and stays if we fail.
+    is_guest: bool,
 }
 
 impl Dataplane {
@@ -64,13 +70,25 @@ impl Dataplane {
     /// are empty so far.
     pub fn open(instance: &Instance, options: Options) -> Result<Self> {
         let pins = pins::Folder::create(instance)?;
-        let mut ebpf = load::load(options, &pins)?;
+        let mut dataplane = Self::load(options, pins, &[])?;
+        dataplane.serve_local_clients(options);
+        Ok(dataplane)
+    }
+
+    fn load(options: Options, pins: pins::Folder, anew: &[&str]) -> Result<Self> {
+        let mut ebpf = load::load(options, &pins, anew)?;
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
-        let local = if options.local { local::attach_if_possible(&mut ebpf, &pins) } else { None };
         let shields = options.xdp.map(|mode| xdp::Shields::new(&mut ebpf, mode)).transpose()?;
-        let (attached, hook) = (BTreeMap::new(), options.hook);
-        Ok(Self { attached, local, shields, maps, allowed, ebpf, hook, pins })
+        let (attached, local, hook) = (BTreeMap::new(), None, options.hook);
+        let is_guest = false;
+        Ok(Self { attached, local, shields, maps, allowed, ebpf, hook, pins, is_guest })
+    }
+
+    fn serve_local_clients(&mut self, options: Options) {
+        if options.local {
+            self.local = local::attach_if_possible(&mut self.ebpf, &self.pins);
+        }
     }
 
     /// Whether clients on the machine itself are served.
@@ -139,14 +157,21 @@ impl Dataplane {
     fn attach(&mut self, role: Role, ifindex: u32) -> Result<()> {
         let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
         self.attached.insert((role, ifindex), attachment);
-        // In front of the program at tc, which must be there to take what is left to it.
-        if let (Role::Forward, Some(shields)) = (role, &mut self.shields)
-            && let Err(error) = shields.attach(&mut self.ebpf, &self.pins, ifindex)
-        {
+        if let Err(error) = self.shield(role, ifindex) {
             self.attached.remove(&(role, ifindex));
             return Err(error);
         }
         Ok(())
+    }
+
+    /// In front of the program at tc, which must be there to take what is left to it.
+    fn shield(&mut self, role: Role, ifindex: u32) -> Result<()> {
+        match (role, &mut self.shields) {
+            (Role::Forward, Some(shields)) if !shields.is_on(ifindex) => {
+                shields.attach(&mut self.ebpf, &self.pins, ifindex)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is attached by netlink filters, which no pin shows: for the record that `clean` reads.
@@ -184,7 +209,17 @@ impl Dataplane {
 
     /// Leaves everything in the kernel, working on without us.
     pub fn keep(mut self) {
-        self.pins.keep();
+        self.let_go();
+    }
+
+    /// From now on all that is there is ours, and goes when we go.
+    pub fn settle_in(&mut self) {
+        self.is_guest = false;
+        self.pins.keep(false);
+    }
+
+    fn let_go(&mut self) {
+        self.pins.keep(true);
         if let Some(shields) = self.shields.take() {
             shields.keep();
         }
@@ -193,6 +228,14 @@ impl Dataplane {
         }
         if let Some(local) = self.local.take() {
             local.keep();
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        if self.is_guest {
+            self.let_go();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Names in bpffs: `/sys/fs/bpf/samport/INSTANCE/` holds every map and every link, so that traffic
 //! goes on when the process is killed, and so that everything can be found and removed afterwards.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,9 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// frees what nothing else holds.
 pub struct Folder {
     path: PathBuf,
-    keep: bool,
+    on_drop: OnDrop,
+    /// Which of the runs that share the folder this is.
+    run: u32,
 }
 
 impl Folder {
@@ -31,7 +34,8 @@ impl Folder {
         ensure_mounted()?;
         let path = Path::new(ROOT).join(instance.name());
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
-        Ok(Self { path, keep: false })
+        let last = names_in(&path).iter().filter_map(|pin| run_of(pin)).max().unwrap_or(0);
+        Ok(Self { path, on_drop: OnDrop::Remove, run: last + 1 })
     }
 
     /// Where a map is pinned.
@@ -39,39 +43,127 @@ impl Folder {
         self.path.join(format!("map_{name}"))
     }
 
+    /// Where a map is pinned that is this run's alone.
+    pub(super) fn map_of_run(&self, name: &str) -> PathBuf {
+        self.path.join(format!("map_run{}_{name}", self.run))
+    }
+
+    /// Removes what is other runs' alone: nothing uses it any more.
+    pub(super) fn end_other_runs(&self) -> Result<()> {
+        for pin in names_in(&self.path) {
+            if run_of(&pin).is_some_and(|run| run != self.run) {
+                let pin = self.path.join(pin);
+                fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a map that is this run's alone into the place of the one all runs know.
+    pub(super) fn replace_map(&self, name: &str) -> Result<()> {
+        let (from, to) = (self.map_of_run(name), self.map(name));
+        fs::rename(&from, &to)
+            .with_context(|| format!("rename {} to {}", from.display(), to.display()))
+    }
+
+    /// The links that are pinned.
+    pub(super) fn links(&self) -> Vec<Link> {
+        names_in(&self.path).iter().filter_map(|pin| Link::read(pin)).collect()
+    }
+
+    /// Removes a link's pin: what it holds is detached.
+    pub(super) fn remove_link(&self, link: &Link) -> Result<()> {
+        let pin = self.path.join(link.to_string());
+        fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))
+    }
+
     /// Where a link is pinned.
     pub(super) fn link(&self, role: Role, ifindex: u32) -> PathBuf {
-        let role = match role {
-            Role::Forward => "forward",
-            Role::Reverse => "reverse",
-            Role::Device => "device",
-            Role::Egress => "egress",
-            Role::Inside => "inside",
-        };
-        self.path.join(format!("link_{role}_{ifindex}"))
+        self.path.join(Link::Device(role, ifindex).to_string())
     }
 
     /// Where the link of a hook for local clients is pinned.
     pub(super) fn local_link(&self, hook: &str) -> PathBuf {
-        self.path.join(format!("link_local_{hook}"))
+        self.path.join(Link::Local(hook.to_owned()).to_string())
     }
 
     /// Where the link of a device's XDP program is pinned.
     pub(super) fn xdp_link(&self, ifindex: u32) -> PathBuf {
-        self.path.join(format!("link_xdp_{ifindex}"))
+        self.path.join(Link::Xdp(ifindex).to_string())
     }
 
-    /// Leaves the pins behind.
-    pub(super) fn keep(&mut self) {
-        self.keep = true;
+    /// Leaves the pins behind, or does not.
+    pub(super) fn keep(&mut self, keep: bool) {
+        self.on_drop = if keep { OnDrop::Keep } else { OnDrop::Remove };
     }
+
+    /// Leaves behind what was there before this run.
+    pub(super) fn keep_others(&mut self) {
+        self.on_drop = OnDrop::RemoveRun;
+    }
+}
+
+/// What becomes of the folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum OnDrop {
+    Remove,
+    RemoveRun,
+    Keep,
+}
+
+/// A link, by the name of its pin.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Link {
+    /// At tc.
+    Device(Role, u32),
+    /// In front of it.
+    Xdp(u32),
+    /// A hook for local clients.
+    Local(String),
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(role, ifindex) => write!(f, "link_{}_{ifindex}", role.name()),
+            Self::Xdp(ifindex) => write!(f, "link_xdp_{ifindex}"),
+            Self::Local(hook) => write!(f, "link_local_{hook}"),
+        }
+    }
+}
+
+impl Link {
+    fn read(pin: &str) -> Option<Self> {
+        let (kind, of) = pin.strip_prefix("link_")?.split_once('_')?;
+        match kind {
+            "local" => Some(Self::Local(of.to_owned())),
+            "xdp" => Some(Self::Xdp(of.parse().ok()?)),
+            kind => {
+                let role = Role::ALL.into_iter().find(|role| role.name() == kind)?;
+                Some(Self::Device(role, of.parse().ok()?))
+            }
+        }
+    }
+}
+
+fn remove_run(folder: &Path, run: u32) -> io::Result<()> {
+    let pins = names_in(folder).into_iter().filter(|pin| run_of(pin) == Some(run));
+    pins.map(|pin| folder.join(pin)).try_for_each(fs::remove_file)
+}
+
+/// The run a pin is of, if it is one's alone.
+fn run_of(pin: &str) -> Option<u32> {
+    pin.strip_prefix("map_run")?.split_once('_')?.0.parse().ok()
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = remove(&self.path)
-        {
+        let removed = match self.on_drop {
+            OnDrop::Remove => remove(&self.path),
+            OnDrop::RemoveRun => remove_run(&self.path, self.run),
+            OnDrop::Keep => Ok(()),
+        };
+        if let Err(error) = removed {
             tracing::error!("{} could not be removed: {error}", self.path.display());
         }
     }
@@ -91,16 +183,23 @@ pub(super) fn open(pin: &Path) -> Result<MapData> {
 /// Names of the instances that have pins.
 #[must_use]
 pub fn instances() -> Vec<String> {
-    let entries = fs::read_dir(ROOT).into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+    names_in(Path::new(ROOT))
 }
 
 /// The pins of an instance.
 #[must_use]
 pub fn pins_of(instance: &str) -> Vec<String> {
-    let entries = fs::read_dir(Path::new(ROOT).join(instance)).into_iter().flatten().flatten();
+    names_in(&Path::new(ROOT).join(instance))
+}
+
+/// Gives the pins of an instance that nobody runs to another name.
+pub fn rename_instance(from: &str, to: &str) -> Result<()> {
+    let (from, to) = (Path::new(ROOT).join(from), Path::new(ROOT).join(to));
+    fs::rename(&from, &to).with_context(|| format!("rename {} to {}", from.display(), to.display()))
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
     names.sort();
     names

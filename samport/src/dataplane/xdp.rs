@@ -1,7 +1,7 @@
 //! The program where frames enter the machine, in front of the one at tc.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
@@ -11,7 +11,7 @@ use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode};
 use rustix::net::{AddressFamily, SocketType};
 use samport_common::layout::XdpDevice;
 
-use super::attach::{Attachment, device_name};
+use super::attach::{self, Attachment, device_name};
 use super::maps::{MapCell, typed};
 use super::{load, pins};
 use crate::exit::{Exit, coded};
@@ -73,6 +73,34 @@ impl Shields {
         self.devices.insert(ifindex, MapCell(value), 0).context("write XDP_DEVICES")?;
         self.mode = if generic { XdpMode::Generic } else { XdpMode::Native };
         Ok(())
+    }
+
+    /// Puts the program into the link that another samport has left on a device, if it sees the frames
+    /// this one is to see.
+    pub(super) fn take_over(
+        &mut self,
+        ebpf: &mut Ebpf,
+        pins: &pins::Folder,
+        ifindex: u32,
+    ) -> Result<bool> {
+        let Ok(MapCell(device)) = self.devices.get(&ifindex, 0) else { return Ok(false) };
+        let mode = if device.generic == 1 { XdpMode::Generic } else { XdpMode::Native };
+        if self.mode != XdpMode::Auto && self.mode != mode {
+            return Ok(false);
+        }
+        let program = load(ebpf)?.fd()?;
+        let taken = attach::take_over(&pins.xdp_link(ifindex), program.as_fd())?;
+        let is_taken = taken.is_some();
+        if let Some(attachment) = taken {
+            self.attached.insert(ifindex, attachment);
+            self.mode = mode;
+        }
+        Ok(is_taken)
+    }
+
+    /// Whether the program is on a device.
+    pub(super) fn is_on(&self, ifindex: u32) -> bool {
+        self.attached.contains_key(&ifindex)
     }
 
     /// The link, and whether it is generic.

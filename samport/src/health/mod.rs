@@ -38,6 +38,8 @@ pub fn target(candidate: &Candidate) -> Target {
 /// The health of all candidates.
 pub struct Health {
     watched: BTreeMap<Target, Watched>,
+    /// What another samport has found out, until we know better.
+    assumed: BTreeMap<(String, SocketAddr), Phase>,
     watches: u64,
     report: mpsc::UnboundedSender<Report>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -68,7 +70,8 @@ struct Report {
 impl Default for Health {
     fn default() -> Self {
         let (report, reports) = mpsc::unbounded_channel();
-        Self { watched: BTreeMap::new(), watches: 0, report, reports }
+        let (watched, assumed) = (BTreeMap::new(), BTreeMap::new());
+        Self { watched, assumed, watches: 0, report, reports }
     }
 }
 
@@ -86,6 +89,12 @@ impl Health {
                 Phase::Unhealthy => State::Unhealthy,
             },
         }
+    }
+
+    /// Takes a backend that serves already for healthy, or for unhealthy, until a check says otherwise.
+    pub fn assume(&mut self, id: String, endpoint: SocketAddr, healthy: bool) {
+        let phase = if healthy { Phase::Healthy } else { Phase::Unhealthy };
+        self.assumed.insert((id, endpoint), phase);
     }
 
     /// Why the candidate with this id and endpoint is unhealthy, if we have found out ourselves.
@@ -133,10 +142,11 @@ impl Health {
 
     fn watch(&mut self, candidate: &Candidate, check: &Check) -> Phase {
         let (target, name) = (target(candidate), &candidate.name);
+        let assumed = self.assumed.remove(&(target.0.clone(), target.1));
         let watched = self.watched.entry(target.clone()).or_insert_with(|| Watched {
             number: 0,
             check: check.clone(),
-            phase: Phase::Starting,
+            phase: assumed.unwrap_or(Phase::Starting),
             failure: None,
             alarm: Arc::default(),
             task: None,

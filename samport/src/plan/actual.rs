@@ -31,10 +31,13 @@ pub struct Actual {
 
 /// What may change of a backend while its id is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Marks {
-    pub(super) shared: bool,
-    pub(super) weight: u32,
-    pub(super) draining: bool,
+pub struct Marks {
+    /// Other services use the same endpoint.
+    pub shared: bool,
+    /// Its share relative to the others.
+    pub weight: u32,
+    /// It drains.
+    pub draining: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,6 +76,11 @@ impl Actual {
     /// The backends and their ids.
     pub fn backends(&self) -> impl Iterator<Item = (&BackendKey, BackendId)> {
         self.backends.iter().map(|(key, (id, _))| (key, *id))
+    }
+
+    /// The backends, and whether they drain.
+    pub fn standing(&self) -> impl Iterator<Item = (&BackendKey, bool)> {
+        self.backends.iter().map(|(key, (_, marks))| (key, marks.draining))
     }
 
     /// The id of a backend the kernel has.

@@ -8,6 +8,7 @@ use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 use samport_common::wire::protocol::Protocol;
+use serde::{Deserialize, Serialize};
 
 use crate::allow::Networks;
 use crate::groups::Group;
@@ -16,7 +17,7 @@ use crate::ports::Listen;
 use crate::table::{Recipe, Region};
 
 /// How packets get to a backend.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Route {
     /// Straight into the namespace behind a veth.
     Peer(Place),
@@ -144,7 +145,7 @@ pub struct Desired {
 }
 
 /// Where a program sits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Forward, at ingress of an interface clients come in by.
     Forward,
@@ -160,6 +161,22 @@ pub enum Role {
 }
 
 impl Role {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Forward, Self::Reverse, Self::Device, Self::Egress, Self::Inside];
+
+    /// A word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Reverse => "reverse",
+            Self::Device => "device",
+            Self::Egress => "egress",
+            Self::Inside => "inside",
+        }
+    }
+
     /// Whether packets of clients come in here.
     #[must_use]
     pub const fn is_entrance(self) -> bool {
@@ -303,7 +320,8 @@ impl Default for Policy {
 
 /// A service and the id a backend has in it.
 pub type Owner = (ServiceId, BackendId);
-pub(super) type Owners = BTreeMap<Source, Vec<Owner>>;
+/// Services and backends by the socket that answers for them.
+pub type Owners = BTreeMap<Source, Vec<Owner>>;
 
 /// Index into `BACKENDS` and how often it has been used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -5,6 +5,7 @@
 //! before a service points to it, and everything is taken away the other way round.
 
 mod actual;
+mod adopt;
 mod change;
 mod roll;
 
@@ -18,11 +19,12 @@ use samport_common::layout::{MAX_FRONTENDS, SHARED_BY, Scope};
 
 use crate::ports::Listen;
 use crate::table::{Recipe, Region, Tables};
-use actual::{Installed, Marks};
+use actual::Installed;
 use change::Owners;
 use roll::Roll;
 
-pub use actual::Actual;
+pub use actual::{Actual, Marks};
+pub use adopt::{Found, Ledger, Stray};
 pub use change::{
     BackendId, BackendKey, Change, Desired, Frontend, Owner, Policy, Role, Route, ServiceKey,
     Share, Source,

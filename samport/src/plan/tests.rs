@@ -296,7 +296,7 @@ fn table(changes: &[Change]) -> Vec<u32> {
 
 /// The kernel, as far as a packet can tell.
 #[derive(Default)]
-struct Model {
+pub(super) struct Model {
     slots: BTreeMap<u32, u32>,
     serving: BTreeMap<u32, BackendKey>,
     owners: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
@@ -305,7 +305,7 @@ struct Model {
 }
 
 impl Model {
-    fn apply(&mut self, change: &Change) {
+    pub(super) fn apply(&mut self, change: &Change) {
         match change {
             Change::SetBackend { key, id, .. } => {
                 self.serving.insert(id.index, key.clone());
@@ -351,7 +351,7 @@ impl Model {
     }
 
     /// Whatever a packet may be given to serves, and its replies come back.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         for ((_, listen), region) in &self.frontends {
             for slot in region.base..region.base + region.len {
                 let id = self.slots[&slot];
@@ -392,7 +392,7 @@ fn a_table_is_given_back_when_its_last_frontend_reads_another() {
     assert_eq!(actual.tables.find(read.len).unwrap().base, read.base);
 }
 
-fn wishes() -> impl Strategy<Value = Vec<Desired>> {
+pub(super) fn wishes() -> impl Strategy<Value = Vec<Desired>> {
     let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(80).at(VIP)];
     let backend = (1u8..12, prop::sample::select(listens), 0u32..4, any::<bool>());
     let backends = prop::collection::vec(backend, 0..10);

@@ -107,6 +107,10 @@ impl Recipe {
     pub const NOTHING: Self =
         Self { arrangement: Arrangement::Blocks, len: 0, members: Vec::new() };
 
+    /// What nobody remembers: every table follows from something else.
+    pub const UNKNOWN: Self =
+        Self { arrangement: Arrangement::Blocks, len: u32::MAX, members: Vec::new() };
+
     /// A table for this choice among these backends, of about `room` slots at most. A backend of weight
     /// 0 takes no part.
     #[must_use]

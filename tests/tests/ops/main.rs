@@ -13,6 +13,7 @@ mod metrics;
 mod operator;
 mod papers;
 mod status;
+mod takeover;
 
 use std::process::Output;
 

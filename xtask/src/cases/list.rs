@@ -21,16 +21,6 @@ pub struct Case {
     pub number: u8,
     pub kind: Kind,
     pub sentence: &'static str,
-    pub gap: Option<Gap>,
-}
-
-/// What is known to be missing, and which issue will bring it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Gap {
-    /// Why there is no test. To be removed when one comes.
-    Untested(&'static str),
-    /// What the tests there are do not show.
-    Partly(&'static str),
 }
 
 /// Cases that belong together.
@@ -40,22 +30,8 @@ pub struct Group {
 }
 
 const fn case(number: u8, kind: Kind, sentence: &'static str) -> Case {
-    Case { number, kind, sentence, gap: None }
+    Case { number, kind, sentence }
 }
-
-impl Case {
-    const fn untested(mut self, reason: &'static str) -> Self {
-        self.gap = Some(Gap::Untested(reason));
-        self
-    }
-
-    const fn partly(mut self, missing: &'static str) -> Self {
-        self.gap = Some(Gap::Partly(missing));
-        self
-    }
-}
-
-const NO_ADOPTION: &str = "a run after a killed one starts afresh";
 
 pub const GROUPS: &[Group] = &[
     Group {
@@ -171,11 +147,9 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "Operations",
         cases: &[
-            case(76, N, "SIGKILL: traffic goes on, the next run adopts, no flow is lost.")
-                .partly(NO_ADOPTION),
-            case(77, N, "An upgrade to another build: the same.").untested(NO_ADOPTION),
-            case(78, N, "Maps of an older layout are migrated or refused with words.")
-                .untested(NO_ADOPTION),
+            case(76, N, "SIGKILL: traffic goes on, the next run adopts, no flow is lost."),
+            case(77, N, "An upgrade to another build: the same."),
+            case(78, N, "Maps of an older layout are migrated or refused with words."),
             case(79, N, "Another tcx program on the hook: both run."),
             case(80, C, "A veth that is recreated is attached to again."),
             case(81, C, "dockerd restarts, events are lost: full resync, no gap in traffic."),

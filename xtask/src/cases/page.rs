@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::list::{self, Case, GROUPS, Gap};
+use super::list::{self, Case, GROUPS};
 use super::{Cover, Found};
 
 const INTRODUCTION: &str = "\
@@ -27,8 +27,8 @@ pub fn text(cover: &Cover) -> String {
             group.name
         );
         for case in group.cases {
-            let Case { number, kind, sentence, .. } = case;
-            let tests = tests(case, cover.get(number).map_or(&[], Vec::as_slice));
+            let Case { number, kind, sentence } = case;
+            let tests = tests(cover.get(number).map_or(&[], Vec::as_slice));
             let _ = writeln!(page, "| {number} | {kind:?} | {sentence} | {tests} |");
         }
     }
@@ -36,16 +36,12 @@ pub fn text(cover: &Cover) -> String {
 }
 
 /// The tests of one case, one a line of the table's cell.
-fn tests(case: &Case, found: &[Found]) -> String {
+fn tests(found: &[Found]) -> String {
     let link = |Found { name, file }: &Found| format!("[`{name}`](../{file})");
-    let mut lines: Vec<_> = found.iter().map(link).collect();
-    match case.gap {
-        Some(Gap::Untested(reason)) => lines.push(format!("no test yet: {reason}")),
-        Some(Gap::Partly(missing)) => lines.push(format!("not yet: {missing}")),
-        None if lines.is_empty() => lines.push("no test yet".to_owned()),
-        None => {}
+    if found.is_empty() {
+        return "no test yet".to_owned();
     }
-    lines.join("<br>")
+    found.iter().map(link).collect::<Vec<_>>().join("<br>")
 }
 
 #[cfg(test)]
@@ -53,24 +49,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_case_shows_its_tests_or_why_there_is_none() {
-        let case = |gap| Case { gap, ..*list::all().next().unwrap() };
+    fn a_case_shows_its_tests_or_that_there_is_none() {
         let found = |name: &str| Found { name: name.to_owned(), file: "tests/a.rs".to_owned() };
-        assert_eq!(tests(&case(None), &[]), "no test yet");
-        let untested = case(Some(Gap::Untested("not built")));
-        assert_eq!(tests(&untested, &[]), "no test yet: not built");
+        assert_eq!(tests(&[]), "no test yet");
         let one = "[`one`](../tests/a.rs)";
         let both = format!("{one}<br>[`two`](../tests/a.rs)");
-        assert_eq!(tests(&case(None), &[found("one"), found("two")]), both);
-        let partly = case(Some(Gap::Partly("IPv6")));
-        assert_eq!(tests(&partly, &[found("one")]), format!("{one}<br>not yet: IPv6"));
+        assert_eq!(tests(&[found("one"), found("two")]), both);
     }
 
     #[test]
     fn no_text_breaks_the_table() {
         for case in list::all() {
-            let cell = tests(case, &[]);
-            assert!(!case.sentence.contains(['|', '\n']) && !cell.contains(['|', '\n']), "{cell}");
+            assert!(!case.sentence.contains(['|', '\n']), "{}", case.sentence);
         }
     }
 }

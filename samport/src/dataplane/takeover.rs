@@ -1,0 +1,200 @@
+//! Taking over from a samport that was killed: its maps go on being used, and its links get our programs.
+//! No packet passes in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use samport_common::choose::Balance;
+use samport_common::flow::ServiceId;
+use samport_common::layout::{Backend, Life, Owners, Scope, Service, Slots, service};
+
+use super::pins::{self, Link};
+use super::{Dataplane, Options, attach, backend_value, carry};
+use crate::instance::{FilterRecord, Instance};
+use crate::plan::{
+    BackendId, BackendKey, Found, Frontend, Ledger, Marks, Owner, Policy, Role, Stray,
+};
+use crate::table::Region;
+
+impl Dataplane {
+    /// Loads the programs and puts them into the places of those that this instance has left. The maps
+    /// are used as they are; those that are to have another size are copied. If it fails, or is dropped
+    /// before it is told to [`settle_in`](Self::settle_in), what was there goes on working.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); and if what is in use has no room in the sizes wanted.
+    pub fn take_over(
+        instance: &Instance,
+        options: Options,
+        filters: &[FilterRecord],
+    ) -> Result<Self> {
+        let mut pins = pins::Folder::create(instance)?;
+        pins.keep_others();
+        let anew = carry::resized(options, &pins)?;
+        let mut dataplane = Self::load(options, pins, &anew)?;
+        carry::copy(&dataplane.pins, &anew)?;
+        dataplane.is_guest = true;
+        dataplane.pins.keep(true);
+        dataplane.take_links(filters)?;
+        dataplane.serve_local_clients(options);
+        // What has come into the old maps while they were copied.
+        carry::copy(&dataplane.pins, &anew)?;
+        for name in &anew {
+            dataplane.pins.replace_map(name)?;
+        }
+        dataplane.remove_unwanted_links()?;
+        dataplane.pins.end_other_runs()?;
+        Ok(dataplane)
+    }
+
+    fn take_links(&mut self, filters: &[FilterRecord]) -> Result<()> {
+        for link in self.pins.links() {
+            let Link::Device(role, ifindex) = link else { continue };
+            if self.hook == super::Hook::Tc {
+                self.take_place(role, ifindex)?;
+                self.pins.remove_link(&link)?;
+                continue;
+            }
+            let taken = attach::take_over_tcx(&mut self.ebpf, &self.pins, role, ifindex)?;
+            if let Some(attachment) = taken {
+                self.hook = super::Hook::Tcx;
+                self.attached.insert((role, ifindex), attachment);
+            }
+        }
+        for filter in filters {
+            if let Some(role) = filter.role
+                && attach::device_name(filter.ifindex).is_ok()
+            {
+                self.take_place(role, filter.ifindex)?;
+            }
+            attach::detach_filter(filter)?;
+        }
+        for link in self.pins.links() {
+            let (Link::Xdp(ifindex), Some(shields)) = (&link, &mut self.shields) else { continue };
+            if !shields.take_over(&mut self.ebpf, &self.pins, *ifindex)? {
+                self.pins.remove_link(&link)?;
+            }
+        }
+        let entrances: Vec<_> = self.attached.keys().copied().collect();
+        entrances.into_iter().try_for_each(|(role, ifindex)| self.shield(role, ifindex))
+    }
+
+    /// Attaches a program beside the one it is to replace, by another kind of hook.
+    fn take_place(&mut self, role: Role, ifindex: u32) -> Result<()> {
+        if self.attached.contains_key(&(role, ifindex)) {
+            return Ok(());
+        }
+        let at = (&mut self.ebpf, &self.pins);
+        let attachment = attach::attach(at.0, at.1, &mut self.hook, role, ifindex)?;
+        self.attached.insert((role, ifindex), attachment);
+        Ok(())
+    }
+
+    /// Removes the links of hooks that are not used any more.
+    fn remove_unwanted_links(&self) -> Result<()> {
+        let is_unwanted = |link: &Link| match link {
+            Link::Device(..) => false,
+            Link::Xdp(_) => self.shields.is_none(),
+            Link::Local(_) => self.local.is_none(),
+        };
+        let links = self.pins.links();
+        links
+            .iter()
+            .filter(|link| is_unwanted(link))
+            .try_for_each(|link| self.pins.remove_link(link))
+    }
+
+    /// What the maps say, and where programs sit.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn read_back(&self, ledger: &Ledger) -> Result<Found> {
+        let backends = self.maps.all_backends().context("read BACKENDS")?;
+        let mut known = BTreeMap::new();
+        let mut indices = BTreeSet::new();
+        for (key, id) in ledger.backends() {
+            if let Some(marks) = backends.get(id.index as usize).and_then(|b| marks(b, &key, id)) {
+                indices.insert(id.index);
+                known.insert(key, (id, marks));
+            }
+        }
+        let strays = (0..).zip(&backends).filter(|(index, backend)| {
+            Life::from_byte(backend.life).serves() && !indices.contains(index)
+        });
+        let strays = strays.map(|(index, one)| BackendId { index, generation: one.generation });
+        let owners = self.maps.all_owners().context("read OWNERS4 and OWNERS6")?;
+        let frontends = self.maps.all_frontends().context("read SERVICES4 and SERVICES6")?;
+        Ok(Found {
+            backends: known,
+            strays: strays.collect(),
+            generations: backends.iter().map(|backend| backend.generation).collect(),
+            owners: owners.into_iter().map(|(from, of)| (from, owners_of(&of))).collect(),
+            frontends: frontends
+                .into_iter()
+                .filter_map(|(place, value)| Some((place, frontend_of(value)?)))
+                .collect(),
+            allowed: self.allowed.all().context("read ALLOWED4 and ALLOWED6")?,
+            ports: self.maps.all_ports().context("read PORTS")?,
+            attached: self.attached.keys().copied().collect(),
+        })
+    }
+
+    /// Undoes what nobody knows the meaning of.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn undo(&mut self, stray: &Stray) -> Result<()> {
+        match stray {
+            Stray::Backend(id) => self.maps.retire_backend(id.index),
+            Stray::Allowed(service, net) => self.allowed.remove(*service, *net),
+        }
+        .with_context(|| format!("undo {stray:?}"))
+    }
+
+    /// Flows of all these backends that are open.
+    pub fn open_flows_of(&self, ids: impl Iterator<Item = BackendId>) -> Result<u64> {
+        ids.map(|id| self.open_flows(id.index)).sum()
+    }
+}
+
+/// What may change of a backend, if the kernel has just this one under this number, at work.
+fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Marks> {
+    let life = Life::from_byte(found.life);
+    let (weight, shared) = (found.weight, found.shared);
+    let expected = backend_value(key.endpoint, key.route, id);
+    let is_same = *found == Backend { weight, shared, life: found.life, ..expected };
+    (is_same && life.serves()).then_some(Marks {
+        shared: shared != 0,
+        weight,
+        draining: life == Life::Draining,
+    })
+}
+
+fn owners_of(value: &Owners) -> Vec<Owner> {
+    let owners = value.of.iter().take(value.len as usize);
+    owners
+        .filter_map(|owner| {
+            let id = BackendId { index: owner.backend, generation: owner.generation };
+            Some((ServiceId::new(owner.service)?, id))
+        })
+        .collect()
+}
+
+fn frontend_of(value: Service) -> Option<Frontend> {
+    let is = |bit: u32| value.flags & bit != 0;
+    let Slots { base, len } = Slots::from_bits(value.slots);
+    Some(Frontend {
+        id: ServiceId::new(value.id)?,
+        region: Region { base, len },
+        scope: Scope::from_byte(value.scope),
+        restricted: is(service::RESTRICTED),
+        shared: is(service::SHARED),
+        policy: Policy {
+            balance: Balance::from_byte(value.balance),
+            // The kernel has ticks, not the seconds they were made of: the value is written anew.
+            affinity: value.affinity_ticks,
+            failover: is(service::FAILOVER),
+            drop: is(service::DROP),
+        },
+    })
+}

@@ -1,0 +1,157 @@
+//! What is in the kernel, read back from it: a samport that was killed has left its maps and programs at
+//! work, and the next one goes on from there. Pure.
+//!
+//! The maps say what is in force. They do not say who a backend was, or which port of the command line a
+//! service stands for: that is in the [`Ledger`], which is written before any number of it is used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use samport_common::flow::ServiceId;
+use serde::{Deserialize, Serialize};
+
+use super::actual::{Actual, Installed, Marks};
+use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, Route, ServiceKey};
+use crate::ports::Listen;
+use crate::table::{Recipe, Region};
+
+/// Who is meant by the kernel's numbers. It may name more than the kernel has: changes that were about to
+/// be made.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Ledger {
+    services: Vec<NumberedService>,
+    backends: Vec<NumberedBackend>,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+struct NumberedService {
+    listen: Listen,
+    v6: bool,
+    id: u16,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+struct NumberedBackend {
+    index: u32,
+    generation: u32,
+    listen: Listen,
+    id: String,
+    endpoint: SocketAddr,
+    route: Route,
+}
+
+impl Ledger {
+    /// The numbers in use, and those that `changes` will use.
+    #[must_use]
+    pub fn of(actual: &Actual, changes: &[Change]) -> Self {
+        let services = actual.services.iter().map(|(key, installed)| NumberedService {
+            listen: key.listen,
+            v6: key.v6,
+            id: installed.id.get(),
+        });
+        let planned = changes.iter().filter_map(|change| match change {
+            Change::SetBackend { key, id, .. } => Some((key, *id)),
+            _ => None,
+        });
+        let backends = actual.backends().chain(planned).map(|(key, id)| NumberedBackend {
+            index: id.index,
+            generation: id.generation,
+            listen: key.listen,
+            id: key.id.clone(),
+            endpoint: key.endpoint,
+            route: key.route,
+        });
+        let backends: BTreeSet<_> = backends.collect();
+        Self { services: services.collect(), backends: backends.into_iter().collect() }
+    }
+
+    /// Whether all of another one's backends are in it.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let known: BTreeSet<_> = self.backends.iter().collect();
+        other.backends.iter().all(|one| known.contains(one)) && other.services == self.services
+    }
+
+    /// The backends and their numbers.
+    pub fn backends(&self) -> impl Iterator<Item = (BackendKey, BackendId)> {
+        self.backends.iter().map(|one| {
+            let NumberedBackend { index, generation, listen, id, endpoint, route } = one.clone();
+            (BackendKey { listen, id, endpoint, route }, BackendId { index, generation })
+        })
+    }
+
+    fn services(&self) -> impl Iterator<Item = (ServiceKey, ServiceId)> {
+        self.services.iter().filter_map(|one| {
+            Some((ServiceKey { listen: one.listen, v6: one.v6 }, ServiceId::new(one.id)?))
+        })
+    }
+}
+
+/// What the kernel's maps say.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Found {
+    /// Backends of the ledger that serve, just as it says.
+    pub backends: BTreeMap<BackendKey, (BackendId, Marks)>,
+    /// Numbers in use of which it does not know, or knows otherwise.
+    pub strays: Vec<BackendId>,
+    /// The generation of every number; as many as there is room for, and number 0.
+    pub generations: Vec<u32>,
+    /// Whose replies come from where.
+    pub owners: Owners,
+    /// What is served.
+    pub frontends: BTreeMap<(IpAddr, Listen), Frontend>,
+    /// Networks that are allowed.
+    pub allowed: BTreeSet<(ServiceId, IpNet)>,
+    /// Ports that are looked at.
+    pub ports: BTreeSet<Listen>,
+    /// Programs that sit on devices.
+    pub attached: BTreeSet<(Role, u32)>,
+}
+
+/// What nobody can make sense of any more, and has to be undone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stray {
+    /// A backend nobody knows.
+    Backend(BackendId),
+    /// A network that a service allows which nobody knows: the next one of that number must not inherit it.
+    Allowed(ServiceId, IpNet),
+}
+
+impl Actual {
+    /// Goes on from what was found in the kernel, and says what has to be undone.
+    #[must_use]
+    pub fn adopt(ledger: &Ledger, found: Found) -> (Self, Vec<Stray>) {
+        let Found { backends, strays, generations, owners, frontends, allowed, ports, attached } =
+            found;
+        let mut actual = Self { owners, ports, attached, generations, ..Self::with_room_for(0) };
+        let by_id: BTreeMap<ServiceId, ServiceKey> =
+            ledger.services().map(|(key, id)| (id, key)).collect();
+        for (id, key) in &by_id {
+            let region = frontends.values().find(|to| to.id == *id).map(|to| to.region);
+            let region = region.unwrap_or(Region::EMPTY);
+            // What the slots hold was not read: they are written anew.
+            let installed = Installed { id: *id, region, recipe: Recipe::UNKNOWN };
+            actual.services.insert(*key, installed);
+        }
+        for to in frontends.values() {
+            actual.tables.take(to.region);
+        }
+        actual.next_service = by_id.keys().next_back().map_or(0, |id| id.get() + 1);
+        actual.last_id = backends.values().map(|(id, _)| id.index).max().unwrap_or(0);
+        let mut unknown: Vec<_> = strays.into_iter().map(Stray::Backend).collect();
+        for (id, net) in allowed {
+            match by_id.get(&id) {
+                Some(service) => {
+                    actual.allowed.insert((*service, net));
+                }
+                None => unknown.push(Stray::Allowed(id, net)),
+            }
+        }
+        (actual.backends, actual.frontends) = (backends, frontends);
+        (actual, unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests;

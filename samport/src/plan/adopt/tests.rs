@@ -1,0 +1,128 @@
+use proptest::prelude::*;
+
+use super::super::tests::{Model, wishes};
+use super::super::{Desired, plan};
+use super::*;
+
+/// The kernel's maps, as far as who takes over reads them.
+#[derive(Default)]
+struct Kernel {
+    found: Found,
+    serving: BTreeMap<u32, (BackendKey, BackendId, Marks)>,
+}
+
+impl Kernel {
+    fn apply(&mut self, change: &Change) {
+        let found = &mut self.found;
+        match change {
+            Change::SetBackend { key, id, shared, weight, draining } => {
+                let marks = Marks { shared: *shared, weight: *weight, draining: *draining };
+                found.generations.resize(64, 0);
+                found.generations[id.index as usize] = id.generation;
+                self.serving.insert(id.index, (key.clone(), *id, marks));
+            }
+            Change::RetireBackend { id, .. } => drop(self.serving.remove(&id.index)),
+            Change::SetOwners { source, owners } => {
+                found.owners.insert(*source, owners.clone());
+            }
+            Change::RemoveOwners(source) => drop(found.owners.remove(source)),
+            Change::SetFrontend { addr, listen, to } => {
+                found.frontends.insert((*addr, *listen), *to);
+            }
+            Change::RemoveFrontend { addr, listen } => {
+                found.frontends.remove(&(*addr, *listen));
+            }
+            Change::Attach(role, on) => drop(found.attached.insert((*role, *on))),
+            Change::Detach(role, on) => drop(found.attached.remove(&(*role, *on))),
+            Change::OpenPort(listen) => drop(found.ports.insert(*listen)),
+            Change::ClosePort(listen) => drop(found.ports.remove(listen)),
+            Change::Allow { id, net, .. } => drop(found.allowed.insert((*id, *net))),
+            Change::Disallow { id, net, .. } => drop(found.allowed.remove(&(*id, *net))),
+            Change::WriteTable { .. } | Change::Settle => {}
+        }
+    }
+
+    /// As the maps are read with this ledger in hand.
+    fn read(&self, ledger: &Ledger) -> Found {
+        let mut found = self.found.clone();
+        found.generations.resize(64, 0);
+        let named: BTreeSet<_> = ledger.backends().collect();
+        for (key, id, marks) in self.serving.values() {
+            if named.contains(&(key.clone(), *id)) {
+                found.backends.insert(key.clone(), (*id, *marks));
+            } else {
+                found.strays.push(*id);
+            }
+        }
+        found
+    }
+}
+
+/// Everything that is in the kernel but for what the slots of tables follow from.
+fn but_tables(actual: &Actual) -> impl PartialEq + std::fmt::Debug + use<> {
+    let services: Vec<_> = actual.services.iter().map(|(key, one)| (*key, one.id)).collect();
+    let of_frontends = |(place, to): (&(IpAddr, Listen), &Frontend)| (*place, to.id, to.scope);
+    let frontends: Vec<_> = actual.frontends.iter().map(of_frontends).collect();
+    let Actual { backends, owners, ports, attached, generations, .. } = actual.clone();
+    (backends, owners, services, frontends, ports, attached, generations)
+}
+
+fn through_a_file(ledger: &Ledger) -> Ledger {
+    serde_json::from_str(&serde_json::to_string(ledger).unwrap()).unwrap()
+}
+
+fn make(changes: &[Change], actual: &mut Actual, kernel: &mut Kernel, model: &mut Model) {
+    for change in changes {
+        actual.record(change);
+        kernel.apply(change);
+        model.apply(change);
+        model.check();
+    }
+}
+
+proptest! {
+    /// Killed after any change whatever, the next one knows all that the one before knew, and goes on to
+    /// what is wanted without a packet that meets half a change.
+    #[test]
+    fn whoever_takes_over_goes_on_where_the_other_was_killed(
+        wishes in wishes(),
+        at in prop::collection::vec(any::<prop::sample::Index>(), 12),
+    ) {
+        let (mut actual, mut kernel) = (Actual::with_room_for(63), Kernel::default());
+        let mut model = Model::default();
+        for (desired, at) in wishes.iter().zip(at) {
+            let changes = plan(desired, &mut actual).unwrap();
+            let ledger = Ledger::of(&actual, &changes);
+            prop_assert!(ledger.covers(&Ledger::of(&actual, &[])));
+            let (made, _) = changes.split_at(at.index(changes.len() + 1));
+            make(made, &mut actual, &mut kernel, &mut model);
+            let (adopted, strays) = Actual::adopt(&through_a_file(&ledger), kernel.read(&ledger));
+            prop_assert_eq!(strays, vec![]);
+            prop_assert_eq!(but_tables(&adopted), but_tables(&actual));
+            let before = adopted.backends.clone();
+            actual = adopted;
+            let changes = plan(desired, &mut actual).unwrap();
+            make(&changes, &mut actual, &mut kernel, &mut model);
+            prop_assert_eq!(plan(desired, &mut actual).unwrap(), vec![]);
+            for (key, (id, _)) in before.iter().filter(|(key, _)| desired.backends.contains_key(key)) {
+                prop_assert_eq!(Some(*id), actual.id_of(key), "flows of {:?} are lost", key);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_no_ledger_names_is_undone() {
+    let id = BackendId { index: 3, generation: 9 };
+    let service = ServiceId::new(5).unwrap();
+    let net: IpNet = "10.0.0.0/8".parse().unwrap();
+    let found = Found {
+        strays: vec![id],
+        allowed: [(service, net)].into(),
+        generations: vec![0, 0, 0, 9],
+        ..Found::default()
+    };
+    let (mut actual, strays) = Actual::adopt(&Ledger::default(), found);
+    assert_eq!(strays, [Stray::Backend(id), Stray::Allowed(service, net)]);
+    assert_eq!(plan(&Desired::default(), &mut actual).unwrap(), vec![]);
+}
