@@ -6,7 +6,7 @@
 use crate::checksum;
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::packet::Packet;
+use crate::packet::{MAX_OFFSET, Packet};
 use crate::wire::tcp::Flags;
 use crate::wire::{ipv4, ipv6, protocol, tcp};
 
@@ -109,7 +109,9 @@ pub struct Reset<P: Family> {
 #[inline(always)]
 #[allow(clippy::many_single_char_names, reason = "the bytes of two numbers")]
 pub fn plan<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -> Option<Reset<P>> {
-    let Packet { l3, l4, source, destination, flags, .. } = *packet;
+    let Packet { source, destination, flags, .. } = *packet;
+    // They are below that anyway: older verifiers want it said where they have not seen it.
+    let (l3, l4) = (packet.l3 & MAX_OFFSET, packet.l4 & MAX_OFFSET);
     let (length_at, hops_at) = match P::CHECKSUM {
         Some(_) => (l3 + ipv4::TOTAL_LEN.start, l3 + ipv4::TTL_AND_PROTOCOL.start),
         None => (l3 + ipv6::PAYLOAD_LEN.start, l3 + ipv6::NEXT_HEADER_AND_HOPS.start),

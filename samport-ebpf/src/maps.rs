@@ -18,6 +18,7 @@ use samport_common::layout::{
     MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
     Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
 };
+use samport_common::packet::MAX_OFFSET;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
@@ -465,15 +466,18 @@ pub fn tell(event: &Event) {
 /// Each way through options and extension headers leaves another range for the offset of the TCP
 /// header, and the verifier would walk the rest of the program once for each of them: see
 /// docs/verifier.md. What was read from a map it knows nothing about, so the ways join here.
+///
+/// It is an offset and is masked as one: older verifiers (6.1) forget what a comparison says of a
+/// number that was put on the stack before it, but not what a mask says of it.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
-pub fn forget(number: usize) -> usize {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return usize::MAX };
+pub fn forget(offset: usize) -> usize {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return MAX_OFFSET };
     // SAFETY: this CPU's own word; volatile, or the compiler would remember what the verifier
     // should forget.
     unsafe {
-        scratch.write_volatile(number as u64);
-        scratch.read_volatile() as usize
+        scratch.write_volatile(offset as u64);
+        scratch.read_volatile() as usize & MAX_OFFSET
     }
 }
 
