@@ -106,7 +106,7 @@ fn act(cli: Cli) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match cli.verb {
-        Verb::Run(args) => runtime.block_on(run::run(*args, cli.verbose > 0)),
+        Verb::Run(args) => runtime.block_on(run::run(&args, cli.verbose > 0)),
         Verb::Status(args) => status::run(&args),
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
         Verb::Flows(args) => flows::run(&args),
