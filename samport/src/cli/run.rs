@@ -1,7 +1,7 @@
 //! `samport run`: balances until it is stopped, then leaves nothing behind.
 
-mod args;
 mod config;
+mod flags;
 mod names;
 mod said;
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use self::config::Config;
 use self::said::{say_goodbye, say_ready};
-use super::status;
+use super::{asked, status};
 use crate::api::{Server, Socket};
 use crate::dataplane::{self, Dataplane, clean};
 use crate::discovery;
@@ -24,13 +24,24 @@ use crate::privileges;
 use crate::reconcile::Reconciler;
 use crate::seat;
 
-pub use self::args::Args;
-pub(super) use self::args::parse;
+pub use self::flags::Flags;
+pub(super) use self::flags::parse;
 pub(super) use self::names::ProviderName;
 
+/// The verb's name.
+pub(super) const NAME: &str = "run";
+
+/// Options of `samport run`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    // Parsed again, with the configuration file.
+    #[command(flatten)]
+    _flags: Flags,
+}
+
 /// Runs until SIGINT, SIGTERM or SIGHUP.
-pub async fn run(args: &Args, log: bool) -> Result<()> {
-    let config = args.config(log)?;
+pub async fn run(_: &Args, log: bool) -> Result<()> {
+    let config = asked::configuration()?.flags.config(log)?;
     privileges::require()?;
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;

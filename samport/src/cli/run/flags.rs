@@ -1,4 +1,4 @@
-//! The flags of `samport run`, and whether they go together.
+//! What there is to say of a run, and whether it goes together.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,19 +21,16 @@ use crate::duration::read as time;
 use crate::exit::{Exit, coded};
 use crate::ports::PortSpec;
 
-/// Options of `samport run`.
+/// Options of `samport run` that a configuration file has keys for, and that file.
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub struct Flags {
+    /// Configuration file: TOML, its keys the names of these flags (docs/configuration.md). A flag counts
+    /// before its environment variable, and that before the file, which is followed as it changes.
+    #[arg(long, value_name = "PATH", env = "SAMPORT_CONFIG")]
+    pub(in crate::cli) config: Option<PathBuf>,
     /// Interface clients come in by; all its addresses are served, and followed as they change. This
-    /// machine's other addresses are served to its own containers.
-    #[arg(
-        short,
-        long,
-        required = true,
-        value_name = "IFACE",
-        env = "SAMPORT_IFACE",
-        value_delimiter = ','
-    )]
+    /// machine's other addresses are served to its own containers. There must be one.
+    #[arg(short, long, value_name = "IFACE", env = "SAMPORT_IFACE", value_delimiter = ',')]
     iface: Vec<String>,
     /// Port to serve, and the containers' port if it is another; TCP, unless it ends in /udp. With an
     /// address before it, like 198.51.100.7:80 or [2001:db8::7]:80, it is served there alone, and a port
@@ -41,7 +38,7 @@ pub struct Args {
     #[arg(short, long, value_name = "[ADDR:]PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
     port: Vec<PortSpec>,
     /// A backend that is given here and needs no Docker; several may be given.
-    #[arg(long, value_name = "IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
+    #[arg(long, value_name = "[NAME=]IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
     backend: Vec<StaticBackend>,
     /// Where backends come from [default: docker, or static with --backend, or file with --file]. Both
     /// docker and podman may be given.
@@ -102,9 +99,14 @@ pub struct Args {
     limits: Limits,
 }
 
-impl Args {
+impl Flags {
     /// What the flags ask for, as far as they go together. `log` says whether the kernel writes debug lines.
     pub(super) fn config(&self, log: bool) -> Result<Config> {
+        if self.iface.is_empty() {
+            let message = "no interface is given; say -i IFACE (--iface), SAMPORT_IFACE, or iface in the \
+                           configuration file";
+            return Err(coded(Exit::Usage, message));
+        }
         let providers = self.providers()?;
         self.check_ports()?;
         Ok(Config {
@@ -129,6 +131,17 @@ impl Args {
             },
             keep: self.keep,
         })
+    }
+
+    /// Whether they go together, and a run could go by them.
+    pub(in crate::cli) fn go_together(&self) -> Result<()> {
+        self.config(false).map(|_| ())
+    }
+
+    /// Whether a file alone, of which these are the values, goes together. One that names no interface is a
+    /// part of something: what is missing in it may be said elsewhere.
+    pub(in crate::cli) fn check(&self) -> Result<()> {
+        if self.iface.is_empty() { self.check_ports() } else { self.go_together() }
     }
 
     /// Where backends come from: one provider, or several engines.
