@@ -1,11 +1,15 @@
 //! The command line: one file a verb.
 
+mod asked;
 mod backends;
 mod balance;
 mod check;
 mod clean;
+mod config;
 mod connection;
 mod demo;
+mod effective;
+mod file;
 mod flows;
 mod health;
 mod healthcheck;
@@ -76,6 +80,8 @@ enum Verb {
     Check(check::Args),
     /// Whether samport answers and every service has a backend: for the HEALTHCHECK of its container.
     Healthcheck(healthcheck::Args),
+    /// Whether a configuration file is good, and what is in force.
+    Config(config::Args),
     /// Remove what a killed samport has left in the kernel.
     Clean(clean::Args),
     /// Show it at work between network namespaces, without Docker, and leave nothing behind.
@@ -91,7 +97,7 @@ enum Verb {
 /// Parses the command line, does what it says and gives the documented exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = asked::command_line();
     start_logging(&cli);
     match act(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -106,7 +112,7 @@ fn act(cli: Cli) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match cli.verb {
-        Verb::Run(args) => runtime.block_on(run::run(*args, cli.verbose > 0)),
+        Verb::Run(args) => runtime.block_on(run::run(&args, cli.verbose > 0)),
         Verb::Status(args) => status::run(&args),
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
         Verb::Flows(args) => flows::run(&args),
@@ -117,6 +123,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Wait(args) => runtime.block_on(wait::run(args)),
         Verb::Check(args) => runtime.block_on(check::run(args)),
         Verb::Healthcheck(args) => runtime.block_on(healthcheck::run(args)),
+        Verb::Config(args) => config::run(&args),
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => runtime.block_on(demo::run(args)),
         Verb::Completions(args) => {

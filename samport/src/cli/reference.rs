@@ -15,7 +15,8 @@ const HEAD: &str = "\
 # Commands and flags
 
 Made from the program itself by `SAMPORT_WRITE_REFERENCE=1 cargo test -p samport --lib reference`; a test fails
-when it is stale. A flag counts before its environment variable, and that before the default.
+when it is stale. A flag counts before its environment variable, that before the configuration file
+([configuration.md](configuration.md)), and that before the default.
 
 ";
 
@@ -34,9 +35,10 @@ fn the_reference_has_names_variables_defaults_and_values() {
     let page = page();
     for part in [
         "\n## samport run\n",
-        "| `-i`, `--iface <IFACE>` | `SAMPORT_IFACE` | required |",
+        "| `-i`, `--iface <IFACE>` | `SAMPORT_IFACE` | |",
         "| `--drain <TIME>` | `SAMPORT_DRAIN` | `30s` |",
         "`auto`, `peer`, `neigh`, `stack`",
+        "\n## samport config show\n",
         "\n## samport completions\n",
         "| `<DIR>` | | required |",
     ] {
@@ -49,13 +51,18 @@ fn page() -> String {
     command.build();
     let mut page = HEAD.to_owned();
     section(&mut page, "samport, and every command", &command, |_| true);
-    for verb in command.get_subcommands() {
-        let title = format!("samport {}", verb.get_name());
-        section(&mut page, &title, verb, |arg| !arg.is_global_set());
-    }
+    verbs(&mut page, "samport", &command);
     page.truncate(page.trim_end().len());
     page.push('\n');
     page
+}
+
+fn verbs(page: &mut String, of: &str, command: &Command) {
+    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        let title = format!("{of} {}", verb.get_name());
+        section(page, &title, verb, |arg| !arg.is_global_set());
+        verbs(page, &title, verb);
+    }
 }
 
 fn section(page: &mut String, title: &str, command: &Command, shown: impl Fn(&Arg) -> bool) {

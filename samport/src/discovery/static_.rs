@@ -13,9 +13,11 @@ use crate::health::spec::Config;
 use crate::model::{Candidate, Snapshot, Wishes};
 use crate::ports::{PortSpec, port};
 
-/// One `--backend IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// One `--backend [NAME=]IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StaticBackend {
+    /// What it is called, if not by its address.
+    pub name: Option<String>,
     /// Where it answers.
     pub address: Address,
     /// Its share relative to the others; 0 takes no new flows.
@@ -88,7 +90,12 @@ impl FromStr for StaticBackend {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (address, weight) = match text.split_once('@') {
+        let (name, rest) = match text.split_once('=') {
+            Some(("", _)) => bail!("backend {text:?}: give a name before the =, or no ="),
+            Some((name, rest)) => (Some(name.to_owned()), rest),
+            None => (None, text),
+        };
+        let (address, weight) = match rest.split_once('@') {
             Some((address, weight)) => (address, Some(weight)),
             None => (text, None),
         };
@@ -97,7 +104,8 @@ impl FromStr for StaticBackend {
             Some(Ok(weight)) => weight,
             Some(Err(_)) => bail!("weight of {text:?}: give a whole number from 0 up after the @"),
         };
-        Ok(Self { address: address.parse().with_context(|| format!("backend {text:?}"))?, weight })
+        let address = address.parse().with_context(|| format!("backend {text:?}"))?;
+        Ok(Self { name, address, weight })
     }
 }
 
@@ -124,7 +132,7 @@ fn snapshot(options: &Options, ports: &[PortSpec]) -> Result<Snapshot> {
             }
             snapshot.candidates.push(Candidate {
                 id: endpoint.to_string(),
-                name: backend.address.to_string(),
+                name: backend.name.clone().unwrap_or_else(|| backend.address.to_string()),
                 listen: spec.listen,
                 endpoint,
                 weight: backend.weight,
@@ -172,6 +180,19 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_may_have_a_name() {
+        let backends = ["web-1=10.0.0.2:9090@3", "10.0.0.3"].map(|text| text.parse().unwrap());
+        let snapshot = of(&backends, &[spec("80")]).unwrap();
+        let seen =
+            snapshot.candidates.iter().map(|c| (c.name.as_str(), c.endpoint.to_string(), c.weight));
+        let seen: Vec<_> = seen.collect();
+        assert_eq!(
+            seen,
+            [("10.0.0.3", "10.0.0.3:80".to_owned(), 1), ("web-1", "10.0.0.2:9090".to_owned(), 3)]
+        );
+    }
+
+    #[test]
     fn what_is_no_backend_is_refused_by_name() {
         for text in [
             "",
@@ -193,6 +214,9 @@ mod tests {
             "10.0.0.2@1@2",
             "1:2",
             "10.0.0.2/24",
+            "=10.0.0.2",
+            "web=",
+            "web=a=10.0.0.2",
         ] {
             let error = format!("{:#}", text.parse::<StaticBackend>().unwrap_err());
             assert!(error.contains(&format!("{text:?}")), "{error}");

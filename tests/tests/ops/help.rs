@@ -13,10 +13,11 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-pub const VERBS: [(&str, &[&str]); 16] = [
+pub const VERBS: [(&str, &[&str]); 18] = [
     (
         "run",
         &[
+            "--config",
             "-i, --iface",
             "-p, --port",
             "--backend",
@@ -56,6 +57,8 @@ pub const VERBS: [(&str, &[&str]); 16] = [
     ("weight", &["--instance", "--socket"]),
     ("balance", &["--instance", "--socket"]),
     ("wait", &["--healthy", "--timeout", "--instance", "--socket"]),
+    ("config check", &["<FILE>"]),
+    ("config show", &["-o, --output", "--config", "-i, --iface", "--drain"]),
     ("clean", &["--dry-run"]),
     ("demo", &["--backends", "--requests"]),
     ("check", &["-i, --iface", "-p, --port", "--provider", "--endpoint", "-o, --output"]),
@@ -67,7 +70,7 @@ pub const VERBS: [(&str, &[&str]); 16] = [
 #[test]
 fn help_of_every_verb_names_each_of_its_flags() {
     for (verb, flags) in VERBS {
-        let help = printed(&[verb, "--help"]);
+        let help = printed(&verb.split(' ').chain(["--help"]).collect::<Vec<_>>());
         for flag in flags.iter().chain(&["-q, --quiet", "-v, --verbose", "-h, --help"]) {
             assert!(help.contains(flag), "no {flag} in the help of {verb}:\n{help}");
         }
@@ -79,6 +82,7 @@ fn help_of_every_verb_names_each_of_its_flags() {
 fn help_names_every_verb_and_the_exit_codes() {
     let help = printed(&["--help"]);
     for (verb, _) in VERBS {
+        let verb = verb.split(' ').next().unwrap();
         assert!(help.contains(&format!("\n  {verb}")), "no {verb} in\n{help}");
     }
     for code in ["0 ok", "1 failure", "2 ", "3 ", "4 ", "5 ", "6 ", "7 "] {

@@ -34,7 +34,7 @@ fn every_command_has_a_manual_page() {
     assert!(status.success());
     let page = |name: &str| std::fs::read_to_string(folder.join(format!("{name}.1"))).unwrap();
     for (verb, flags) in crate::help::VERBS {
-        let page = page(&format!("samport-{verb}"));
+        let page = page(&format!("samport-{}", verb.replace(' ', "-")));
         assert!(page.contains(".SH SYNOPSIS"), "{page}");
         // roff has hyphens escaped.
         for flag in flags.iter().filter_map(|flag| flag.split_once("--")) {

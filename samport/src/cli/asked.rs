@@ -1,0 +1,84 @@
+//! What the program was asked for: the command line, the environment behind it, and the configuration
+//! file behind that.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Result;
+use clap::{ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches as _, Parser as _};
+
+use super::effective::Effective;
+use super::file::File;
+use super::{Cli, config, run};
+use crate::exit::{Exit, coded};
+
+/// A configuration: what `run` is asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// The flags with everything that is behind them.
+    pub(super) flags: run::Flags,
+    /// The same key by key, with who says so.
+    pub(super) effective: Vec<Effective>,
+    /// The file, if there is one.
+    pub(super) file: Option<File>,
+}
+
+/// Parses the command line without any file; wrong usage ends the program.
+pub(super) fn command_line() -> Cli {
+    Cli::parse_from(words())
+}
+
+/// Reads the configuration, as the command line of this process has it, anew.
+///
+/// # Errors
+/// [`Exit::Usage`] with line and column, if the file is not good.
+pub(super) fn configuration() -> Result<Asked> {
+    of(words())
+}
+
+/// The flags of `run`, alone.
+pub(super) fn flags() -> Command {
+    run::Flags::augment_args(Command::new("run"))
+}
+
+/// Reads a file that nobody uses yet.
+pub(super) fn check(path: &Path) -> Result<()> {
+    let file = File::read(path, &flags())?;
+    let matches = usage(
+        file.fill(flags().mut_args(|arg| arg.env(None::<&str>))).try_get_matches_from(["run"]),
+    )?;
+    run::Flags::from_arg_matches(&matches)?.check()
+}
+
+fn words() -> Vec<OsString> {
+    std::env::args_os().collect()
+}
+
+fn of(words: Vec<OsString>) -> Result<Asked> {
+    let first = usage(Cli::command().try_get_matches_from(words.clone()))?;
+    let (given, _) = of_run(&first)?;
+    let file = given.config.as_ref().map(|path| File::read(path, &flags())).transpose()?;
+    let mut command = Cli::command();
+    if let Some(file) = &file {
+        let filled = |one: Command| file.fill(one);
+        command = command
+            .mut_subcommand(run::NAME, filled)
+            .mut_subcommand(config::NAME, |one| one.mut_subcommand(config::SHOW, filled));
+    }
+    let matches = usage(command.try_get_matches_from(words))?;
+    let (merged, matches) = of_run(&matches)?;
+    Ok(Asked { flags: merged, effective: Effective::all(&flags(), matches, file.as_ref()), file })
+}
+
+/// The flags of `run`, of the verb that has them.
+fn of_run(matches: &ArgMatches) -> Result<(run::Flags, &ArgMatches)> {
+    let mut matches = matches;
+    while let Some((_, inner)) = matches.subcommand() {
+        matches = inner;
+    }
+    Ok((run::Flags::from_arg_matches(matches)?, matches))
+}
+
+fn usage<T>(parsed: Result<T, clap::Error>) -> Result<T> {
+    parsed.map_err(|error| coded(Exit::Usage, error.to_string().trim_end()))
+}

@@ -1,0 +1,178 @@
+//! `samport config`: whether a configuration file is good, and what is in force and why.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::asked::{self, Asked};
+use super::effective::{Effective, Kind, Source};
+use super::run::Flags;
+
+/// The verb's name.
+pub(super) const NAME: &str = "config";
+/// The name of the part that has `run`'s flags.
+pub(super) const SHOW: &str = "show";
+
+/// Options of `samport config`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum What {
+    /// Say whether a configuration file is good, and what is wrong with it where.
+    Check(CheckArgs),
+    /// Print what `samport run` with the same flags would go by, and who says so: flag, environment, file or
+    /// default.
+    Show(Box<ShowArgs>),
+}
+
+#[derive(clap::Args, Debug)]
+struct CheckArgs {
+    /// The file.
+    #[arg(env = "SAMPORT_CONFIG")]
+    file: PathBuf,
+}
+
+#[derive(clap::Args, Debug)]
+struct ShowArgs {
+    /// How to show it; what toml prints can be used as a configuration file.
+    #[arg(short, long, value_enum, default_value = "toml")]
+    output: Form,
+    // Parsed again, with the file.
+    #[command(flatten)]
+    _flags: Flags,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum Form {
+    Toml,
+    Json,
+}
+
+/// Looks at a file, or at everything that counts.
+pub fn run(args: &Args) -> Result<()> {
+    match &args.what {
+        What::Check(CheckArgs { file }) => {
+            asked::check(file)?;
+            println!("{} is good", file.display());
+        }
+        What::Show(show) => {
+            let asked = asked::configuration()?;
+            asked.flags.go_together()?;
+            match show.output {
+                Form::Toml => println!("{}", as_toml(&asked)),
+                Form::Json => println!("{:#}", as_json(&asked)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A line for each key, in columns; what is not set is a comment.
+fn as_toml(asked: &Asked) -> String {
+    let path = asked.file.as_ref().map(|file| file.path.as_path());
+    let lines: Vec<_> = asked.effective.iter().map(|one| (line(one), who(one, path))).collect();
+    let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
+    let lines: Vec<_> =
+        lines.into_iter().map(|(line, who)| format!("{line:<width$}  # {who}")).collect();
+    lines.join("\n")
+}
+
+fn line(one: &Effective) -> String {
+    let key = &one.key;
+    let words: Vec<_> = one.values.iter().map(|text| word(text)).collect();
+    match (one.kind, &words[..]) {
+        (Kind::List, [_, ..]) => format!("{key} = [{}]", words.join(", ")),
+        (Kind::List, []) if one.source == Source::Unset => format!("# {key} = []"),
+        (Kind::List, []) => format!("{key} = []"),
+        (Kind::Switch, _) => format!("{key} = {}", one.values.concat()),
+        (Kind::One, [one, ..]) => format!("{key} = {one}"),
+        (Kind::One, []) => format!("# {key} ="),
+    }
+}
+
+fn word(text: &str) -> String {
+    match text.parse::<u32>() {
+        Ok(number) if number.to_string() == text => text.to_owned(),
+        _ => toml::Value::String(text.to_owned()).to_string(),
+    }
+}
+
+fn who(one: &Effective, file: Option<&Path>) -> String {
+    match &one.source {
+        Source::Flag(name) | Source::Environment(name) => name.clone(),
+        Source::File(line) => place(file, *line),
+        Source::Default => "default".to_owned(),
+        Source::Unset => "not set".to_owned(),
+    }
+}
+
+fn place(file: Option<&Path>, line: usize) -> String {
+    file.map_or_else(String::new, |path| format!("{}:{line}", path.display()))
+}
+
+fn as_json(asked: &Asked) -> serde_json::Value {
+    let path = asked.file.as_ref().map(|file| file.path.as_path());
+    let one = |one: &Effective| {
+        let value = match one.kind {
+            Kind::List => json!(one.values),
+            Kind::One => json!(one.values.first()),
+            Kind::Switch => json!(one.values.first().is_some_and(|value| value == "true")),
+        };
+        let (source, place) = match &one.source {
+            Source::Flag(name) => ("flag", Some(name.clone())),
+            Source::Environment(name) => ("environment", Some(name.clone())),
+            Source::File(line) => ("file", Some(place(path, *line))),
+            Source::Default => ("default", None),
+            Source::Unset => ("unset", None),
+        };
+        (one.key.clone(), json!({ "value": value, "source": source, "at": place }))
+    };
+    let settings: serde_json::Map<_, _> = asked.effective.iter().map(one).collect();
+    json!({ "schema": 1, "file": path, "settings": settings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn effective(key: &str, kind: Kind, values: &[&str], source: Source) -> Effective {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        Effective { key: key.to_owned(), values, kind, source }
+    }
+
+    #[test]
+    fn a_line_is_toml_again() {
+        for (one, expected) in [
+            (
+                effective("port", Kind::List, &["80", "80:81/udp"], Source::Default),
+                "port = [80, \"80:81/udp\"]",
+            ),
+            (effective("allow", Kind::List, &[], Source::File(3)), "allow = []"),
+            (effective("allow", Kind::List, &[], Source::Unset), "# allow = []"),
+            (effective("keep", Kind::Switch, &["false"], Source::Default), "keep = false"),
+            (effective("drain", Kind::One, &["30s"], Source::Default), "drain = \"30s\""),
+            (effective("flows", Kind::One, &["0080"], Source::Default), "flows = \"0080\""),
+            (effective("metrics", Kind::One, &[], Source::Unset), "# metrics ="),
+        ] {
+            assert_eq!(line(&one), expected);
+        }
+    }
+
+    #[test]
+    fn who_says_so_is_named() {
+        let path = Some(Path::new("/etc/s.toml"));
+        for (source, expected) in [
+            (Source::Flag("--drain".into()), "--drain"),
+            (Source::Environment("SAMPORT_DRAIN".into()), "SAMPORT_DRAIN"),
+            (Source::File(7), "/etc/s.toml:7"),
+            (Source::Default, "default"),
+        ] {
+            assert_eq!(who(&effective("drain", Kind::One, &["1"], source), path), expected);
+        }
+    }
+}

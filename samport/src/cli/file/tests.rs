@@ -1,0 +1,103 @@
+use clap::{Args as _, FromArgMatches as _};
+
+use super::*;
+use crate::cli::run::Flags;
+
+fn command() -> Command {
+    Flags::augment_args(Command::new("run"))
+}
+
+fn file(text: &str) -> Result<File, String> {
+    let settings = settings(text, &command()).map_err(|fault| fault.shown(&"f", text))?;
+    Ok(File { path: "f".into(), settings })
+}
+
+/// What the flags' values are with a file and a command line, as `{:?}` shows all of them.
+fn merged(text: &str, flags: &[&str]) -> String {
+    let matches =
+        file(text).unwrap().fill(command()).try_get_matches_from([&["run"], flags].concat());
+    format!("{:?}", Flags::from_arg_matches(&matches.unwrap()).unwrap())
+}
+
+#[test]
+fn every_flag_has_a_key_and_every_key_a_flag() {
+    let command = command();
+    let flags = command.get_arguments().filter_map(Arg::get_long).count();
+    assert_eq!(keys(&command).count(), flags - [NO_KEY].len());
+    // Each of them can be said, and arrives where its flag's value does.
+    for (key, arg) in keys(&command) {
+        let value = match (key, arg.get_default_values()) {
+            _ if !arg.get_action().takes_values() => "true".to_owned(),
+            (_, [default]) => format!("{:?}", default.to_string_lossy()),
+            ("iface" | "endpoint" | "file" | "socket", _) => "'x'".to_owned(),
+            ("port" | "syn-flood", _) => "80".to_owned(),
+            ("backend" | "allow", _) => "'10.0.0.1'".to_owned(),
+            ("provider", _) => "'file'".to_owned(),
+            ("filter", _) => "'name=x'".to_owned(),
+            ("metrics", _) => "'127.0.0.1:9'".to_owned(),
+            (key, _) => panic!("what is a good value of {key}?"),
+        };
+        let flag = match value.trim_matches(['\'', '"']) {
+            "true" => format!("--{key}"),
+            value => format!("--{key}={value}"),
+        };
+        assert_eq!(merged(&format!("{key} = {value}"), &[]), merged("", &[&flag]));
+    }
+}
+
+#[test]
+fn a_flag_counts_before_the_file_and_a_list_replaces_a_list() {
+    let text = "port = [80, 81]\ndrain = '5s'\nno-local = true";
+    assert_eq!(
+        merged(text, &["-p", "90", "--drain=6"]),
+        merged("no-local = true", &["-p90", "--drain=6"])
+    );
+    assert_eq!(merged(text, &[]), merged("", &["-p80,81", "--drain=5s", "--no-local"]));
+    assert_eq!(merged("port = '80,81'", &[]), merged("", &["-p80", "-p81"]));
+    assert_eq!(merged("port = 80\nallow = []", &[]), merged("", &["-p80"]));
+}
+
+#[test]
+fn a_wrong_value_gets_the_flags_own_words_with_its_place() {
+    for (text, place, words) in [
+        ("iface = 'eth0'\nport = [\"80:x\"]", "f:2:9: ", "\"80:x\""),
+        ("port = [80, 65536]", "f:1:13: ", "from 1 to 65535"),
+        ("balance = 'fair'", "f:1:11: ", "least-conn"),
+        ("drain = 'soon'", "f:1:9: ", "30s or 2h5m"),
+        ("flows = 7", "f:1:9: ", "1024"),
+        ("allow = ['10.0.0.0/8', 'office']", "f:1:24: ", "office"),
+        ("connect-failover = true", "f:1:20: ", "takes a text"),
+        ("no-local = 'yes'", "f:1:12: ", "true or false"),
+        ("keep = 1", "f:1:8: ", "true or false"),
+        ("drain = [1]", "f:1:9: ", "one value, no list"),
+        ("[[backend]]\naddress = 'web-1'", "f:2:11: ", "\"web-1\" is no address"),
+    ] {
+        let fault = file(text).unwrap_err();
+        assert!(fault.starts_with(place) && fault.contains(words), "{fault}");
+        let key = text.split_once([' ', '\n']).unwrap().0;
+        assert!(!fault.lines().next().unwrap().contains("--"), "{key}: {fault}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_and_the_nearest_one_is_offered() {
+    for (text, place, words) in [
+        ("iface = 'eth0'\n  prot = 80", "f:2:3: unknown key \"prot\"", "did you mean \"port\"?"),
+        ("ifaces = ['eth0']", "f:1:1: ", "\"iface\""),
+        ("healht-rise = 1", "f:1:1: ", "\"health-rise\""),
+        ("zebra = 1", "f:1:1: ", "`samport run`'s flags"),
+        // One file says no other.
+        ("config = 'other'", "f:1:1: unknown key", "flags"),
+        ("help = true", "f:1:1: unknown key", ""),
+    ] {
+        let fault = file(text).unwrap_err();
+        assert!(fault.starts_with(place) && fault.contains(words), "{fault}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = File::read(Path::new("/nowhere/s.toml"), &command()).unwrap_err();
+    assert_eq!(crate::exit::code_of(&error), Exit::Usage);
+    assert!(error.to_string().contains("/nowhere/s.toml"), "{error:#}");
+}

@@ -1,0 +1,62 @@
+//! What a run is to do.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::allow::Networks;
+use crate::dataplane;
+use crate::discovery::Provider;
+use crate::plan::Policy;
+use crate::ports::{Listen, PortSpec};
+use crate::reconcile::Job;
+use crate::routes::Forward;
+
+/// What a run is to do, wherever that was said.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    /// Interfaces clients come in by.
+    pub(super) interfaces: Vec<String>,
+    /// Ports; empty if labels say which.
+    pub(super) ports: Vec<PortSpec>,
+    /// Where backends come from.
+    pub(super) providers: Vec<Provider>,
+    /// Who may use ports of which labels say nothing; empty for everybody.
+    pub(super) allow: Networks,
+    /// How packets get to backends.
+    pub(super) forward: Forward,
+    /// How long a backend keeps its flows when it is to take no new ones.
+    pub(super) drain: Duration,
+    /// How ports choose, as far as labels say nothing else.
+    pub(super) policy: Policy,
+    /// The control socket, if it is not where it would be.
+    pub(super) socket: Option<PathBuf>,
+    /// Where metrics are served.
+    pub(super) metrics: Option<SocketAddr>,
+    /// What can be chosen when the kernel programs are loaded.
+    pub(super) dataplane: dataplane::Options,
+    /// Whether everything stays at work in the kernel at the end.
+    pub(super) keep: bool,
+}
+
+impl Config {
+    /// The ports, without what is behind them.
+    pub(super) fn listens(&self) -> Vec<Listen> {
+        self.ports.iter().map(|port| port.listen).collect()
+    }
+
+    /// What the loop is to do, with its control socket there, in this network namespace.
+    pub(super) fn job(&self, socket: PathBuf, namespace: u64) -> Job {
+        Job {
+            interfaces: self.interfaces.clone(),
+            ports: self.ports.clone(),
+            allow: self.allow.clone(),
+            forward: self.forward,
+            drain: self.drain,
+            socket,
+            policy: self.policy,
+            max_backends: self.dataplane.backends,
+            namespace,
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What there is to say of a run, and whether it goes together.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use ipnet::IpNet;
+
+use super::config::Config;
+use super::names::{ForwardName, HookName, ProviderName, XdpModeName};
+use crate::allow;
+use crate::cli::balance::Balancing;
+use crate::cli::health::Health;
+use crate::cli::limits::Limits;
+use crate::dataplane;
+use crate::discovery::filter::{Filter, Filters};
+use crate::discovery::static_::StaticBackend;
+use crate::discovery::{Engine, Provider, docker, file, static_};
+use crate::duration::read as time;
+use crate::exit::{Exit, coded};
+use crate::ports::PortSpec;
+
+/// Options of `samport run` that a configuration file has keys for, and that file.
+#[derive(clap::Args, Debug)]
+pub struct Flags {
+    /// Configuration file: TOML, its keys the names of these flags (docs/configuration.md). A flag counts
+    /// before its environment variable, and that before the file, which is followed as it changes.
+    #[arg(long, value_name = "PATH", env = "SAMPORT_CONFIG")]
+    pub(in crate::cli) config: Option<PathBuf>,
+    /// Interface clients come in by; all its addresses are served, and followed as they change. This
+    /// machine's other addresses are served to its own containers. There must be one.
+    #[arg(short, long, value_name = "IFACE", env = "SAMPORT_IFACE", value_delimiter = ',')]
+    iface: Vec<String>,
+    /// Port to serve, and the containers' port if it is another; TCP, unless it ends in /udp. With an
+    /// address before it, like 198.51.100.7:80 or [2001:db8::7]:80, it is served there alone, and a port
+    /// without one on all other addresses. Without any, labels decide.
+    #[arg(short, long, value_name = "[ADDR:]PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    port: Vec<PortSpec>,
+    /// A backend that is given here and needs no Docker; several may be given.
+    #[arg(long, value_name = "[NAME=]IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
+    backend: Vec<StaticBackend>,
+    /// Where backends come from [default: docker, or static with --backend, or file with --file]. Both
+    /// docker and podman may be given.
+    #[arg(long, value_enum, env = "SAMPORT_PROVIDER", value_delimiter = ',')]
+    provider: Vec<ProviderName>,
+    /// The engine's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts
+    /// too, and CONTAINER_HOST for Podman.
+    #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
+    endpoint: Option<String>,
+    /// File of backends for --provider file; it is followed as it changes.
+    #[arg(long, value_name = "PATH", env = "SAMPORT_FILE")]
+    file: Option<PathBuf>,
+    /// Containers to serve: label=K[=V], name=GLOB, image=NAME or network=NAME. Without any, those
+    /// with a samport.* label. Filters of one kind are alternatives, different kinds all apply.
+    #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
+    filter: Vec<Filter>,
+    /// Network whose clients are served, if not everybody's are; an address alone is itself only. A
+    /// container's label samport.allow counts instead for the ports it serves. This machine's own
+    /// processes are always served.
+    #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
+    allow: Vec<IpNet>,
+    /// How packets get to backends: into the container's veth, by the neighbour table, through the
+    /// host's stack and firewall, or the fastest of them that works for each.
+    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
+    forward: ForwardName,
+    /// How the kernel programs are attached: tcx (Linux 6.6), tc filters, or what the kernel has. With
+    /// xdp another one is in front of them where frames enter the machine; see docs/xdp.md for when
+    /// that is worth it.
+    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
+    hook: HookName,
+    /// Which frames --hook xdp sees: the driver's own (native), what the stack makes of them (generic,
+    /// on every device), or native where the driver can.
+    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_XDP_MODE")]
+    xdp_mode: XdpModeName,
+    /// How long a backend that is leaving keeps its connections, at most: like 30s or 2h5m, or a number
+    /// of seconds.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, env = "SAMPORT_DRAIN")]
+    drain: Duration,
+    /// Leave clients on this machine itself alone: curl 127.0.0.1, or one of its own addresses.
+    #[arg(long, env = "SAMPORT_NO_LOCAL")]
+    no_local: bool,
+    /// Where the control socket is, by which `samport drain` and others talk to this samport; only root may.
+    /// [default: /run/samport/NAME.sock]
+    #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (docs/metrics.md). Whoever can reach it may
+    /// read them.
+    #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
+    metrics: Option<SocketAddr>,
+    /// On exit leave everything working in the kernel: the next run takes over without losing a connection,
+    /// `samport clean` removes it.
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    health: Health,
+    #[command(flatten)]
+    balancing: Balancing,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+impl Flags {
+    /// What the flags ask for, as far as they go together. `log` says whether the kernel writes debug lines.
+    pub(super) fn config(&self, log: bool) -> Result<Config> {
+        if self.iface.is_empty() {
+            let message = "no interface is given; say -i IFACE (--iface), SAMPORT_IFACE, or iface in the \
+                           configuration file";
+            return Err(coded(Exit::Usage, message));
+        }
+        let providers = self.providers()?;
+        self.check_ports()?;
+        Ok(Config {
+            interfaces: self.iface.clone(),
+            ports: self.port.clone(),
+            providers,
+            allow: self.allow.iter().copied().collect(),
+            forward: self.forward.into(),
+            drain: self.drain,
+            policy: self.balancing.policy(),
+            socket: self.socket.clone(),
+            metrics: self.metrics,
+            dataplane: dataplane::Options {
+                flows: self.limits.flows,
+                backends: self.limits.max_backends,
+                syn_flood: self.limits.syn_flood,
+                timeouts: self.limits.timeouts(),
+                hook: self.hook.into(),
+                xdp: (self.hook == HookName::Xdp).then(|| self.xdp_mode.into()),
+                log,
+                local: !self.no_local,
+            },
+            keep: self.keep,
+        })
+    }
+
+    /// Whether they go together, and a run could go by them.
+    pub(in crate::cli) fn go_together(&self) -> Result<()> {
+        self.config(false).map(|_| ())
+    }
+
+    /// Whether a file alone, of which these are the values, goes together. One that names no interface is a
+    /// part of something: what is missing in it may be said elsewhere.
+    pub(in crate::cli) fn check(&self) -> Result<()> {
+        if self.iface.is_empty() { self.check_ports() } else { self.go_together() }
+    }
+
+    /// Where backends come from: one provider, or several engines.
+    fn providers(&self) -> Result<Vec<Provider>> {
+        let names = match (&self.provider[..], &self.backend[..], &self.file) {
+            ([], [_, ..], _) => &[ProviderName::Static],
+            ([], [], Some(_)) => &[ProviderName::File],
+            ([], [], None) => &[ProviderName::Docker],
+            (given, ..) => given,
+        };
+        let usage = |message: &str| Err(coded(Exit::Usage, message));
+        if let [first, others @ ..] = names
+            && !others.is_empty()
+        {
+            if others.contains(first) || others.len() > 1 {
+                return usage("--provider is given twice with the same value");
+            }
+            if names.iter().any(|name| name.engine().is_none()) {
+                return usage("only --provider docker and --provider podman go together");
+            }
+            if self.endpoint.is_some() {
+                return usage(
+                    "--endpoint is of one engine; for two, say DOCKER_HOST and CONTAINER_HOST",
+                );
+            }
+        }
+        names.iter().map(|name| self.provider(*name)).collect()
+    }
+
+    /// One provider, and whether the flags that go with it are there.
+    fn provider(&self, name: ProviderName) -> Result<Provider> {
+        let usage = |message: &str| Err(coded(Exit::Usage, message));
+        if name != ProviderName::Static && !self.backend.is_empty() {
+            return usage("--backend goes with --provider static only");
+        }
+        if name != ProviderName::File && self.file.is_some() {
+            return usage("--file goes with --provider file only");
+        }
+        match name {
+            ProviderName::Static if self.backend.is_empty() => {
+                usage("--provider static needs at least one --backend IP:PORT")
+            }
+            ProviderName::Static | ProviderName::File if self.port.is_empty() => {
+                usage("without Docker's labels there must be a -p PORT")
+            }
+            ProviderName::Static => Ok(Provider::Static(static_::Options {
+                backends: self.backend.clone(),
+                health: self.health.config(),
+            })),
+            ProviderName::File => match &self.file {
+                Some(path) => Ok(Provider::File(file::Options {
+                    path: path.clone(),
+                    drain: self.drain,
+                    health: self.health.config(),
+                })),
+                None => usage("--provider file needs --file PATH"),
+            },
+            ProviderName::Docker | ProviderName::Podman => Ok(Provider::Docker(docker::Options {
+                engine: name.engine().unwrap_or(Engine::Docker),
+                endpoint: self.endpoint.clone(),
+                filters: Filters::new(self.filter.clone()),
+                health: self.health.config(),
+                drain: self.drain,
+            })),
+        }
+    }
+
+    /// No port may be served twice, no interface named twice.
+    fn check_ports(&self) -> Result<()> {
+        for (index, port) in self.port.iter().enumerate() {
+            if self.port[..index].iter().any(|other| other.listen == port.listen) {
+                let message =
+                    format!("port {} is given twice; a port has one service", port.listen);
+                return Err(coded(Exit::Usage, message));
+            }
+        }
+        for (index, iface) in self.iface.iter().enumerate() {
+            if self.iface[..index].contains(iface) {
+                return Err(coded(Exit::Usage, format!("interface {iface} is given twice")));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(in crate::cli) fn parse<T: std::str::FromStr<Err = anyhow::Error>>(
+    text: &str,
+) -> Result<T, String> {
+    text.parse().map_err(|error| format!("{error:#}"))
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    allow::network(text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,80 @@
+//! What may be said for `--provider`, `--forward`, `--hook` and `--xdp-mode`.
+
+use clap::ValueEnum;
+
+use crate::dataplane::{Hook, XdpMode};
+use crate::discovery::Engine;
+use crate::routes::Forward;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(in crate::cli) enum ProviderName {
+    Docker,
+    Podman,
+    Static,
+    File,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum ForwardName {
+    Auto,
+    Peer,
+    Neigh,
+    Stack,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum HookName {
+    Auto,
+    Tcx,
+    Tc,
+    Xdp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum XdpModeName {
+    Auto,
+    Native,
+    Generic,
+}
+
+impl ProviderName {
+    /// The engine, if it is one.
+    pub(in crate::cli) const fn engine(self) -> Option<Engine> {
+        match self {
+            Self::Docker => Some(Engine::Docker),
+            Self::Podman => Some(Engine::Podman),
+            Self::Static | Self::File => None,
+        }
+    }
+}
+
+impl From<ForwardName> for Forward {
+    fn from(name: ForwardName) -> Self {
+        match name {
+            ForwardName::Auto => Self::Auto,
+            ForwardName::Peer => Self::Peer,
+            ForwardName::Neigh => Self::Neighbour,
+            ForwardName::Stack => Self::Stack,
+        }
+    }
+}
+
+impl From<HookName> for Hook {
+    fn from(name: HookName) -> Self {
+        match name {
+            HookName::Auto | HookName::Xdp => Self::Auto,
+            HookName::Tcx => Self::Tcx,
+            HookName::Tc => Self::Tc,
+        }
+    }
+}
+
+impl From<XdpModeName> for XdpMode {
+    fn from(name: XdpModeName) -> Self {
+        match name {
+            XdpModeName::Auto => Self::Auto,
+            XdpModeName::Native => Self::Native,
+            XdpModeName::Generic => Self::Generic,
+        }
+    }
+}
