@@ -18,6 +18,7 @@ pub mod lab;
 mod listening;
 mod metrics;
 pub mod model;
+mod netdev;
 pub mod netlink;
 mod orders;
 pub mod plan;
