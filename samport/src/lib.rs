@@ -24,7 +24,7 @@ mod orders;
 pub mod plan;
 mod policy;
 pub mod ports;
-mod privileges;
+pub mod privileges;
 pub mod reconcile;
 pub mod routes;
 mod seat;

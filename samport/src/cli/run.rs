@@ -230,11 +230,17 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
     let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
     let metrics = metrics.map(|at| metrics::Server::start(at, source)).transpose()?;
     let server = Server::start(socket, &name, window, status::document)?;
+    privileges::settle();
     say_ready(args, &reconciler);
     Ok(Started { reconciler, snapshots, network, server, metrics })
 }
 
 impl Args {
+    /// Whether files are read that may be somebody else's.
+    pub(super) fn reads_files(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Where backends come from: one provider, or several engines.
     fn providers(&self) -> Result<Vec<Provider>> {
         let names = match (&self.provider[..], &self.backend[..], &self.file) {
