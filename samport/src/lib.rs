@@ -28,6 +28,7 @@ pub mod privileges;
 pub mod reconcile;
 pub mod routes;
 mod seat;
+mod service;
 pub mod siblings;
 pub mod site;
 pub mod sockets;

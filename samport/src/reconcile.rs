@@ -32,6 +32,7 @@ use crate::plan::{self, Actual, BackendKey, Change, Desired, Policy, Role, Route
 use crate::ports::{Listen, PortSpec};
 use crate::routes::{Forward, Routes};
 use crate::seat::Desk;
+use crate::service::Pulse;
 use crate::site;
 use records::{backend_record, starting_record};
 
@@ -172,9 +173,11 @@ impl Reconciler {
         tokio::pin!(stop);
         let mut failed = false;
         let mut said = String::new();
+        let mut pulse = Pulse::of_environment();
         loop {
+            pulse.beat(|| self.summary());
             let mut pending = None;
-            let pause = self.pause(failed);
+            let pause = self.pause(failed).min(pulse.rest());
             tokio::select! {
                 () = &mut stop => return,
                 request = self.desk.next() => pending = self.take(request),

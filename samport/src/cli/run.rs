@@ -33,7 +33,7 @@ use crate::ports::{Listen, PortSpec};
 use crate::privileges;
 use crate::reconcile::{Job, Reconciler};
 use crate::routes::Forward;
-use crate::seat;
+use crate::{seat, service};
 
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
@@ -163,7 +163,9 @@ pub async fn run(args: Args, log: bool) -> Result<()> {
         }
         started = start(&args, providers, log) => started?,
     };
+    service::ready();
     reconciler.run(snapshots, network, stop).await;
+    service::stopping();
     drop((server, metrics));
     let verdicts = reconciler.finish(args.keep)?;
     say_goodbye(&verdicts, args.keep);

@@ -13,6 +13,7 @@ mod metrics;
 mod operator;
 mod papers;
 mod privileges;
+mod service;
 mod status;
 
 use std::process::Output;
