@@ -15,6 +15,7 @@ mod networks;
 mod operator;
 mod overlay;
 mod podman;
+mod proxy;
 mod published;
 mod rolling;
 mod scale;
