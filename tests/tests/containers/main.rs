@@ -9,6 +9,7 @@ mod dockerd;
 mod drivers;
 mod filters;
 mod health;
+mod image;
 mod labels;
 mod life;
 mod networks;
