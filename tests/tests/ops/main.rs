@@ -11,6 +11,7 @@ mod instances;
 mod killed;
 mod metrics;
 mod operator;
+mod package;
 mod papers;
 mod privileges;
 mod service;
