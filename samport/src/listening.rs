@@ -51,7 +51,7 @@ pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
             "remove it from that container's `ports:`",
         ),
         Some((pid, name)) => (format!("{name} (pid {pid})"), "stop it"),
-        None => ("another process".to_owned(), "stop it"),
+        None => ("another process (`ss -lnptu` as root says which)".to_owned(), "stop it"),
     };
     let port = at.brief();
     Err(coded(

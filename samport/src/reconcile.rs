@@ -35,6 +35,7 @@ use crate::plan::{
 use crate::ports::{Listen, PortSpec};
 use crate::routes::{Forward, Routes};
 use crate::seat::Desk;
+use crate::service::Pulse;
 use crate::site;
 use records::{backend_record, starting_record};
 
@@ -178,9 +179,11 @@ impl Reconciler {
         tokio::pin!(stop);
         let mut failed = false;
         let mut said = String::new();
+        let mut pulse = Pulse::of_environment();
         loop {
+            pulse.beat(|| self.summary());
             let mut pending = None;
-            let pause = self.pause(failed);
+            let pause = self.pause(failed).min(pulse.rest());
             tokio::select! {
                 () = &mut stop => return,
                 request = self.desk.next() => pending = self.take(request),

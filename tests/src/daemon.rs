@@ -83,9 +83,34 @@ impl Daemon {
     /// The same with another build of it.
     #[must_use]
     pub fn start_binary(binary: &Path, namespace: &Namespace, args: &[&str]) -> Self {
-        let mut command = namespace.command(binary);
-        command.arg("run").args(args);
-        let daemon = Self::spawn(command, namespace);
+        let binary = [binary.to_str().expect("a path in UTF-8"), "run"];
+        Self::start_command(namespace, &[&binary, args].concat(), &[])
+    }
+
+    /// Starts `WRAPPER… samport run ARGS…`, like `setpriv --no-new-privs samport run …`, and waits until it is
+    /// ready.
+    #[must_use]
+    pub fn start_through(
+        namespace: &Namespace,
+        wrapper: &[&str],
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let binary = samport_binary();
+        let binary = [binary.to_str().expect("a path in UTF-8"), "run"];
+        Self::start_command(namespace, &[wrapper, &binary, args].concat(), environment)
+    }
+
+    /// Starts a command that becomes a `samport run`, and waits until it is ready.
+    #[must_use]
+    pub fn start_command(
+        namespace: &Namespace,
+        words: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut command = namespace.command(words[0]);
+        command.args(&words[1..]).envs(environment.iter().copied());
+        let daemon = Self::spawn(namespace, command);
         daemon.wait_for_line("ready: ", READY);
         daemon
     }
@@ -93,10 +118,10 @@ impl Daemon {
     fn launch_with(namespace: &Namespace, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = samport_command(namespace, &["run"]);
         command.args(args).envs(environment.iter().copied());
-        Self::spawn(command, namespace)
+        Self::spawn(namespace, command)
     }
 
-    fn spawn(command: Command, namespace: &Namespace) -> Self {
+    fn spawn(namespace: &Namespace, command: Command) -> Self {
         let process = Watched::spawn(command, None).unwrap_or_else(|e| panic!("{e:#}"));
         Self { process, clean: samport_command(namespace, &["clean"]), killed: false }
     }

@@ -13,6 +13,7 @@ pub mod frames;
 pub mod load;
 pub mod packet;
 pub mod podman;
+pub mod proxy;
 pub mod raw;
 pub mod served;
 pub mod socket;

@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod lint;
+mod package;
 mod run;
 mod setup;
 mod sh;
@@ -40,6 +41,7 @@ enum Verb {
     Bench(bench::Args),
     Lint(lint::Args),
     Fuzz(fuzz::Args),
+    Package(package::Args),
     Cases(cases::Args),
     Ci(ci::Args),
 }
@@ -64,6 +66,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Bench(args) => bench::verb(args),
         Verb::Lint(args) => lint::verb(args),
         Verb::Fuzz(args) => fuzz::verb(args),
+        Verb::Package(args) => package::verb(args),
         Verb::Cases(args) => cases::verb(args),
         Verb::Ci(args) => ci::verb(args),
     }

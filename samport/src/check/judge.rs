@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::frontends::{assign, is_link_local};
 use crate::netlink::Device;
 use crate::ports::Listen;
+use crate::privileges;
 use crate::reconcile::check_interfaces;
 
 /// The oldest kernel whose hooks and helpers samport's programs have all they need of.
@@ -61,7 +62,7 @@ fn basics(facts: &Facts) -> Vec<Finding> {
         )),
     }
     match &facts.privileges {
-        Ok(()) => well.push("CAP_BPF CAP_NET_ADMIN".to_owned()),
+        Ok(()) => well.push(privileges::needed()),
         Err(sentence) => {
             findings.push(Finding::said(Level::Failure(Exit::Privileges), sentence));
         }

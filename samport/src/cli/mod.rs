@@ -37,6 +37,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::discovery::Unreachable;
 use crate::exit::{Exit, code_of};
+use crate::privileges;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something
@@ -109,8 +110,15 @@ pub fn main() -> ExitCode {
 }
 
 fn act(cli: Cli) -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Threads inherit what they may do.
+    if let Verb::Run(_) = &cli.verb {
+        privileges::shed(asked::configuration()?.flags.reads_files())?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(privileges::narrow)
+        .enable_all()
+        .build()?;
     match cli.verb {
         Verb::Run(args) => runtime.block_on(run::run(&args, cli.verbose > 0)),
         Verb::Status(args) => status::run(&args),

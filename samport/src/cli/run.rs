@@ -22,8 +22,8 @@ use crate::model::Snapshot;
 use crate::netlink::Netlink;
 use crate::privileges;
 use crate::reconcile::Reconciler;
-use crate::seat;
 use crate::takeover;
+use crate::{seat, service};
 
 pub use self::flags::Flags;
 pub(super) use self::flags::parse;
@@ -55,7 +55,9 @@ pub async fn run(_: &Args, log: bool) -> Result<()> {
         }
         started = start(&config) => started?,
     };
+    service::ready();
     reconciler.run(snapshots, network, stop).await;
+    service::stopping();
     drop((server, metrics));
     let verdicts = reconciler.finish(config.keep)?;
     say_goodbye(&verdicts, config.keep);
@@ -114,6 +116,7 @@ async fn start(config: &Config) -> Result<Started> {
     let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
     let metrics = metrics.map(|at| metrics::Server::start(at, source)).transpose()?;
     let server = Server::start(socket, &name, window, status::document)?;
+    privileges::settle();
     say_ready(config, &reconciler);
     Ok(Started { reconciler, snapshots, network, server, metrics })
 }

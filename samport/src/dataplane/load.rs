@@ -233,8 +233,8 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
         .override_global("HOST_NETNS_COOKIE", &netns_cookie, true)
         .load(OBJECT)
         .exit(Exit::Kernel, "make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)")?;
-    // Before anything is attached; the others are rarely needed, and take the verifier a while.
-    for name in ["samport_forward", "samport_reverse"] {
+    // Before anything is attached. All of them: once we are ready we may load no more.
+    for name in PROGRAMS {
         classifier(&mut ebpf, name)?;
     }
     if let Some((name, _)) = ebpf.maps().find(|(name, _)| !is_listed(name)) {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 
 use anyhow::{Context as _, Result, bail};
@@ -111,10 +112,13 @@ impl Endpoint {
         }
     }
 
-    /// Whether the engine's processes are this machine's.
+    /// Whether the engine's processes are this machine's. Behind a loopback address is a proxy of its socket.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        matches!(self, Self::Unix(_))
+        let Self::Http(host) = self else { return true };
+        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
     }
 
     /// A client, which has not connected yet.
@@ -245,6 +249,20 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_behind_a_socket_or_a_loopback_address_is_this_machines() {
+        for (text, is_local) in [
+            ("unix:///var/run/docker.sock", true),
+            ("tcp://127.0.0.1:2375", true),
+            ("tcp://localhost:2375", true),
+            ("tcp://[::1]:2375", true),
+            ("tcp://192.0.2.1:2375", false),
+            ("tcp://engine.example:2375", false),
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().is_local(), is_local, "{text}");
+        }
+    }
 
     #[test]
     fn the_flag_beats_docker_host_and_that_beats_the_usual_socket() {

@@ -18,6 +18,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::standing::Standing;
@@ -71,14 +72,16 @@ impl TryFrom<String> for FileAddress {
 }
 
 /// Reads the file, which must be good, and follows it from then on.
-pub(super) fn start(
+pub(super) async fn start(
     options: Options,
     ports: Vec<PortSpec>,
     standing: Arc<Standing>,
 ) -> Result<watch::Receiver<Snapshot>> {
     // Watched before it is read: a change in between is not lost.
     let (wake, touches) = mpsc::channel(1);
-    let watcher = watch_folder(&options.path, wake)?;
+    let path = options.path.clone();
+    // Its thread inherits from the one that starts it, and is to have no more privileges than the others.
+    let watcher = spawn_blocking(move || watch_folder(&path, wake)).await??;
     let text = read(&options.path)?;
     let current = parse(&text, &ports, &options.health)
         .with_context(|| options.path.display().to_string())?;

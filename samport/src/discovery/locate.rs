@@ -1,26 +1,23 @@
-//! Finds how a container is connected to this machine by asking in the container's network namespace.
+//! Finds how a container is connected to this machine by what its network namespace looks like.
+//!
+//! The kernel lists another namespace's links to whoever may administer that namespace: nobody enters it, which
+//! would take far more power (CAP_SYS_ADMIN, and CAP_SYS_PTRACE to open it).
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::Handle;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use rustix::net::{AddressFamily, SocketType, socket};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::sync::oneshot;
+use rtnetlink::{Handle, new_connection_with_strict_check};
 
 use super::container::Attachment;
 use crate::model::{Place, Site};
+use crate::netdev;
 
 /// How a container is connected.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -47,7 +44,7 @@ impl Located {
 /// process is gone or not ours to look into.
 pub(super) async fn find(pid: u32, network: Attachment) -> Located {
     let began = Instant::now();
-    match in_own_thread(pid, network).await {
+    match look(pid, network).await {
         Ok(located) => {
             tracing::debug!("process {pid} is at {located:?}, found in {:?}", began.elapsed());
             located
@@ -59,90 +56,61 @@ pub(super) async fn find(pid: u32, network: Attachment) -> Located {
     }
 }
 
-/// A thread's namespace is its own, and it ends with the thread: nobody else may run on it.
-async fn in_own_thread(pid: u32, network: Attachment) -> Result<Located> {
-    let (sender, receiver) = oneshot::channel();
-    let task = move || {
-        // The receiver is gone if nobody waits any more.
-        let _ = sender.send(enter_and_ask(pid, network));
-    };
-    thread::Builder::new().name("locate".into()).spawn(task).context("start a thread")?;
-    receiver.await.context("the thread ended early")?
+async fn look(pid: u32, network: Attachment) -> Result<Located> {
+    // Only then is an address asked for in another namespace than one's own.
+    let (connection, handle, _) = new_connection_with_strict_check().context("open netlink")?;
+    let connection = tokio::spawn(connection);
+    let located = ask(&handle, pid, network).await;
+    connection.abort();
+    located
 }
 
-fn enter_and_ask(pid: u32, network: Attachment) -> Result<Located> {
-    let path = format!("/proc/{pid}/ns/net");
-    let theirs = File::open(&path).with_context(|| format!("open {path}"))?;
-    let ours = File::open("/proc/self/ns/net").context("open /proc/self/ns/net")?;
+async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> {
+    let theirs = number_of(handle, pid).await?;
+    let here = number_of(handle, std::process::id()).await?;
     let on_host = network.addresses().all(|addr| addr.is_unspecified());
-    match (theirs.metadata()?.ino() == ours.metadata()?.ino(), on_host) {
+    match (theirs == here, on_host) {
         (true, true) => return Ok(Located { site: Some(Site::Host), instead: None }),
         (true, false) => bail!("it is in our own network namespace"),
         (false, true) => bail!("the engine's host is another network namespace"),
         (false, false) => {}
     }
-    move_into_link_name_space(theirs.as_fd(), Some(LinkNameSpaceType::Network))
-        .with_context(|| format!("enter {path}"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(ask(network, ours.as_fd()))
-}
-
-async fn ask(network: Attachment, ours: BorrowedFd<'_>) -> Result<Located> {
-    let (connection, handle, _) = rtnetlink::new_connection().context("open netlink")?;
-    let connection = tokio::spawn(connection);
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.context("list links")?;
-    let addresses: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.context("list addresses")?;
-    let here = number_of(&handle, ours).await?;
-    connection.abort();
-    let mut located = judge(&links, &addresses, network, here);
+    let mut links = handle.link().get();
+    links.message_mut().attributes.push(LinkAttribute::IfNetnsId(theirs));
+    let links: Vec<LinkMessage> = links.execute().try_collect().await.context("list links")?;
+    let mut addresses = handle.address().get();
+    addresses.message_mut().attributes.push(AddressAttribute::TargetNetNsId(theirs));
+    let addresses = addresses.execute().try_collect::<Vec<AddressMessage>>().await;
+    let mut located = judge(&links, &addresses.context("list addresses")?, network, here);
     if let Some(Site::Veth(place)) = &mut located.site {
-        let link = links.iter().find(|link| mac(link) == Some(place.mac));
-        place.polls = link.and_then(name).is_some_and(|name| merges(&name).unwrap_or(false));
+        place.polls = netdev::takes_frames(place.ifindex).unwrap_or_else(|error| {
+            tracing::debug!("whether device {} takes bare frames: {error}", place.ifindex);
+            false
+        });
     }
     Ok(located)
 }
 
-/// Whether receive offload (GRO) is on for a device of this thread's network namespace: then a veth
-/// polls.
-fn merges(device: &str) -> Result<bool> {
-    /// `SIOCETHTOOL` in linux/sockios.h, `ETHTOOL_GGRO` in linux/ethtool.h.
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
-    const ETHTOOL_GGRO: u32 = 0x2b;
-    // `struct ethtool_value`: the command, and what it is about.
-    let mut value = [ETHTOOL_GGRO, 0];
-    // SAFETY: plain data, for which all zero is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if device.len() >= request.ifr_name.len() {
-        bail!("{device:?} is no name of a device");
+/// The number by which our namespace knows that of a process, its own too. It is given one if it has none.
+async fn number_of(handle: &Handle, pid: u32) -> Result<i32> {
+    /// The kernel is to choose it.
+    const ANY: i32 = -1;
+    if let Some(number) = known_number_of(handle, pid).await? {
+        return Ok(number);
     }
-    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: the request and what it points to live until the call has returned.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    if result < 0 {
-        return Err(std::io::Error::last_os_error()).context("ask for GRO");
-    }
-    let [_, on] = value;
-    Ok(on != 0)
+    let mut wish = NsidMessage::default();
+    wish.attributes.extend([NsidAttribute::Id(ANY), NsidAttribute::Pid(pid)]);
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNsId(wish));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let mut answers = handle.clone().request(request).context("number a namespace")?;
+    // What it says does not matter: another task may have been faster.
+    while answers.next().await.is_some() {}
+    known_number_of(handle, pid).await?.context("the kernel gives its namespace no number")
 }
 
-fn name(link: &LinkMessage) -> Option<String> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    })
-}
-
-/// The number by which this namespace's links name another namespace; `None` if they cannot.
-async fn number_of(handle: &Handle, namespace: BorrowedFd<'_>) -> Result<Option<i32>> {
+async fn known_number_of(handle: &Handle, pid: u32) -> Result<Option<i32>> {
     let mut question = NsidMessage::default();
-    let fd = u32::try_from(namespace.as_raw_fd()).context("a file descriptor")?;
-    question.attributes.push(NsidAttribute::Fd(fd));
+    question.attributes.push(NsidAttribute::Pid(pid));
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
     request.header.flags = NLM_F_REQUEST;
     let mut answers = handle.clone().request(request).context("ask for a namespace's number")?;
@@ -162,12 +130,12 @@ async fn number_of(handle: &Handle, namespace: BorrowedFd<'_>) -> Result<Option<
     Ok(None)
 }
 
-/// The container's connection, from its links and addresses; `here` is its number of our namespace.
+/// The container's connection, from its links and addresses; `here` is the number of our namespace.
 fn judge(
     links: &[LinkMessage],
     addresses: &[AddressMessage],
     network: Attachment,
-    here: Option<i32>,
+    here: i32,
 ) -> Located {
     let by_mac = links.iter().find(|link| network.mac.is_some() && mac(link) == network.mac);
     let by_address = || {
@@ -176,7 +144,7 @@ fn judge(
         links.iter().find(|link| link.header.index == message.header.index)
     };
     let Some(link) = by_mac.or_else(by_address) else { return Located::default() };
-    let leads_here = |link: &LinkMessage| here.is_some() && namespace(link) == here;
+    let leads_here = |link: &LinkMessage| namespace(link) == Some(here);
     let site = match kind(link) {
         Some(InfoKind::Veth) if leads_here(link) => place(link).map(Site::Veth),
         Some(InfoKind::MacVlan) if leads_here(link) => place(link).map(Site::Macvlan),
@@ -274,7 +242,7 @@ mod tests {
     /// The container's own network is that of link 1, by its MAC.
     fn of(links: &[LinkMessage]) -> Located {
         let network = Attachment { mac: Some([2, 0, 0, 0, 0, 1]), ..Attachment::default() };
-        judge(links, &[address(1, 1), address(2, 2)], network, Some(HERE))
+        judge(links, &[address(1, 1), address(2, 2)], network, HERE)
     }
 
     fn place(index: u32) -> Place {
@@ -297,7 +265,7 @@ mod tests {
     fn without_a_mac_the_link_is_found_by_its_address() {
         let network = Attachment { ipv4: Some([10, 0, 0, 2].into()), ..Attachment::default() };
         let links = [link(1, InfoKind::Veth, HERE), link(2, InfoKind::Veth, HERE)];
-        let found = judge(&links, &[address(1, 1), address(2, 2)], network, Some(HERE));
+        let found = judge(&links, &[address(1, 1), address(2, 2)], network, HERE);
         assert_eq!(found, at(Site::Veth(place(2))));
     }
 
@@ -307,7 +275,7 @@ mod tests {
             let mut link = link(1, InfoKind::Veth, HERE);
             link.attributes.remove(missing);
             let network = Attachment { ipv4: Some([10, 0, 0, 1].into()), ..Attachment::default() };
-            let found = judge(&[link], &[address(1, 1)], network, Some(HERE));
+            let found = judge(&[link], &[address(1, 1)], network, HERE);
             assert_eq!(found, Located::default(), "attribute {missing}");
         }
     }

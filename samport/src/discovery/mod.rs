@@ -66,7 +66,7 @@ async fn start(
 ) -> Result<watch::Receiver<Snapshot>> {
     match provider {
         Provider::Docker(options) => docker::start(options, ports, standing).await,
-        Provider::File(options) => file::start(options, ports, standing),
+        Provider::File(options) => file::start(options, ports, standing).await,
         Provider::Static(options) => {
             let snapshots = static_::start(&options, &ports)?;
             standing.synced();

@@ -38,6 +38,14 @@ impl Reconciler {
         }
         self.shown.clone_from(&desired.backends);
     }
+
+    /// How it is, in one line for a service manager.
+    pub(super) fn summary(&self) -> String {
+        let (all, active) = (self.shown.len(), State::Active);
+        let active = self.shown.values().filter(|share| share.state == active).count();
+        let plural = if all == 1 { "" } else { "s" };
+        format!("{all} backend{plural}, {active} active")
+    }
 }
 
 fn tell_of_name_and_weight(who: &str, before: Option<&Share>, now: &Share) {

@@ -106,6 +106,13 @@ impl Dockerd {
         self.try_cli(args).unwrap_or_else(|e| panic!("{e:#}"))
     }
 
+    /// Everything a container has said.
+    pub fn logs(&self, container: &str) -> String {
+        let output = self.command(docker_program()).args(["logs", container]).output();
+        let output = output.expect("start docker");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    }
+
     /// Runs `docker-compose ARGS…` in a folder that holds a `docker-compose.yml`.
     pub fn compose(&self, folder: &Path, args: &[&str]) -> String {
         let mut command = self.command("docker-compose");

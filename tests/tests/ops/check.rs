@@ -50,7 +50,7 @@ fn a_machine_that_is_well_gets_ok_and_0() {
     assert!(printed.lines().all(|line| line.starts_with("ok    ")), "{printed}");
     for part in [
         "kernel ",
-        " · tcx · CAP_BPF CAP_NET_ADMIN · bpffs",
+        " · tcx · CAP_BPF CAP_NET_ADMIN CAP_PERFMON · bpffs",
         "eth0: Ethernet, up,",
         "port 80 is free",
     ] {

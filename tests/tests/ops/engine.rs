@@ -65,8 +65,8 @@ fn a_docker_socket_that_may_not_be_opened_is_named() {
     let user = [
         "setpriv",
         "--reuid=65534",
-        "--inh-caps=+net_admin,+bpf",
-        "--ambient-caps=+net_admin,+bpf",
+        "--inh-caps=+net_admin,+bpf,+perfmon",
+        "--ambient-caps=+net_admin,+bpf,+perfmon",
     ];
     let endpoint = url(&path);
     let args = [&RUN[..], &[&endpoint]].concat();

@@ -11,7 +11,10 @@ mod instances;
 mod killed;
 mod metrics;
 mod operator;
+mod package;
 mod papers;
+mod privileges;
+mod service;
 mod status;
 mod takeover;
 

@@ -8,6 +8,7 @@ mod bpffs;
 mod fuzz;
 mod linker;
 mod lint;
+mod package;
 mod packages;
 mod rustc;
 
@@ -22,6 +23,7 @@ use clap::ValueEnum;
 pub use self::bpf::Toolchain;
 pub use self::fuzz::ensure as ensure_fuzzer;
 pub use self::lint::ensure as ensure_lint_tools;
+pub use self::package::ensure as ensure_packager;
 use self::packages::Apt;
 
 /// Find or install what building and running samport need

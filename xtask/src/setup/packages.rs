@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 14] = [
+const TOOLS: [Tool; 15] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -34,6 +34,7 @@ const TOOLS: [Tool; 14] = [
     tool("busybox", "busybox-static", "the image of the container tests"),
     tool("curl", "curl", "the requests of the container tests"),
     tool("iptables", "iptables", "the container tests and the comparisons"),
+    tool("systemd-analyze", "systemd", "the test of the Debian package"),
     tool(
         "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
         "python3-prometheus-client",

@@ -64,7 +64,7 @@ fn a_good_machine_gets_four_good_lines() {
     assert_eq!(
         lines(&well()),
         [
-            "ok    kernel 6.18 · BTF · tcx · CAP_BPF CAP_NET_ADMIN · bpffs · cgroup2",
+            "ok    kernel 6.18 · BTF · tcx · CAP_BPF CAP_NET_ADMIN CAP_PERFMON · bpffs · cgroup2",
             "ok    eth0: Ethernet, up, 198.51.100.7 2001:db8::7",
             "ok    port 80 is free",
             "ok    no firewall rules for what comes in",

@@ -134,6 +134,11 @@ impl Flags {
         })
     }
 
+    /// Whether files are read that may be somebody else's.
+    pub(in crate::cli) fn reads_files(&self) -> bool {
+        self.file.is_some() || self.config.is_some()
+    }
+
     /// Whether they go together, and a run could go by them.
     pub(in crate::cli) fn go_together(&self) -> Result<()> {
         self.config(false).map(|_| ())

@@ -89,7 +89,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(text: &str) -> Self {
+    async fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("backends.toml");
         fs::write(&path, text).unwrap();
@@ -98,6 +98,7 @@ impl Scene {
             ports(&["80"]),
             Standing::of("file"),
         )
+        .await
         .unwrap();
         Self { folder, snapshots }
     }
@@ -118,7 +119,7 @@ impl Scene {
 
 #[tokio::test]
 async fn a_backend_that_leaves_drains_and_then_goes() {
-    let mut scene = Scene::new(&(backend("10.0.0.2") + &backend("10.0.0.3")));
+    let mut scene = Scene::new(&(backend("10.0.0.2") + &backend("10.0.0.3"))).await;
     scene.rename_over(&backend("10.0.0.3"));
     assert_eq!(
         scene.next().await,
@@ -129,7 +130,7 @@ async fn a_backend_that_leaves_drains_and_then_goes() {
 
 #[tokio::test]
 async fn one_that_comes_back_is_ready_at_once() {
-    let mut scene = Scene::new(&backend("10.0.0.2"));
+    let mut scene = Scene::new(&backend("10.0.0.2")).await;
     scene.rename_over("");
     assert_eq!(scene.next().await, ["10.0.0.2 80>10.0.0.2:80 Draining"]);
     fs::write(scene.folder.path().join("backends.toml"), backend("10.0.0.2")).unwrap();
@@ -138,7 +139,7 @@ async fn one_that_comes_back_is_ready_at_once() {
 
 #[tokio::test]
 async fn a_bad_file_and_a_missing_file_change_nothing() {
-    let mut scene = Scene::new(&backend("10.0.0.2"));
+    let mut scene = Scene::new(&backend("10.0.0.2")).await;
     scene.rename_over("[[backend]]\naddress = 'x'\n");
     sleep(Duration::from_millis(50)).await;
     fs::remove_file(scene.folder.path().join("backends.toml")).unwrap();
@@ -155,15 +156,15 @@ async fn a_bad_file_and_a_missing_file_change_nothing() {
 async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("backends.toml");
-    let begin = |path: &Path| {
+    let begin = async |path: &Path| {
         let options = Options { path: path.to_owned(), drain: DRAIN, health: Config::default() };
-        format!("{:#}", start(options, ports(&["80"]), Standing::of("file")).unwrap_err())
+        format!("{:#}", start(options, ports(&["80"]), Standing::of("file")).await.unwrap_err())
     };
-    let error = begin(&path);
+    let error = begin(&path).await;
     assert!(error.contains("backends.toml") && error.contains("No such file"), "{error}");
     fs::write(&path, "[[backend]]\nx = 1\n").unwrap();
-    let error = begin(&path);
+    let error = begin(&path).await;
     assert!(error.contains("backends.toml") && error.contains("line 2, column 1"), "{error}");
-    let error = begin(Path::new("/nonexistent/backends.toml"));
+    let error = begin(Path::new("/nonexistent/backends.toml")).await;
     assert!(error.contains("/nonexistent"), "{error}");
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use samport_common::layout::BackendStats;
 use samport_common::verdict::Verdict;
 
@@ -99,4 +101,33 @@ fn who_is_not_in_the_kernel_yet_is_not_counted_and_strange_names_are_escaped() {
     let of_it: Vec<_> = text.lines().filter(|line| line.contains(name)).collect();
     assert_eq!(of_it.len(), State::ALL.len() + 1, "{text}");
     assert!(of_it.iter().all(|line| !line.contains("connections")), "{of_it:?}");
+}
+
+/// The Grafana dashboard asks for nothing that is not there, and leaves nothing out but the sums that come with a
+/// histogram.
+#[test]
+fn the_dashboard_shows_every_metric_and_no_other() {
+    let dashboard = include_str!("../../../../dist/grafana/samport.json");
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    let mut shown = BTreeSet::new();
+    names_in(&dashboard["panels"], &mut shown);
+    let text = of(sample()).unwrap();
+    let series = text.lines().filter(|line| !line.starts_with('#'));
+    let exported: BTreeSet<String> = series
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .filter(|name| !name.ends_with("_seconds_sum") && !name.ends_with("_seconds_count"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(shown, exported);
+}
+
+/// The names of metrics in all that is asked for.
+fn names_in(value: &serde_json::Value, found: &mut BTreeSet<String>) {
+    if let Some(asked) = value["expr"].as_str() {
+        let words = asked.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        found.extend(words.filter(|word| word.starts_with("samport_")).map(str::to_owned));
+    }
+    let parts = value.as_array().into_iter().flatten();
+    let fields = value.as_object().into_iter().flatten().map(|(_, field)| field);
+    parts.chain(fields).for_each(|part| names_in(part, found));
 }

@@ -1,0 +1,104 @@
+//! The systemd unit: its own command line with its own capabilities, and what samport tells a service manager.
+//! No systemd runs here; `systemd-analyze` reads the unit in the test of the package.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use samport::privileges::needed;
+use samport_tests::daemon::{Backends, Daemon};
+use samport_tests::load::ask;
+use samport_tests::served::TARGET;
+use samport_tests::traces::{assert_traces, traces};
+use samport_tests::{PATIENCE, eventually};
+
+use crate::lab;
+
+/// The unit's settings; one that is said twice has its last value.
+pub fn unit() -> BTreeMap<String, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist/samport.service");
+    let text = fs::read_to_string(path).unwrap();
+    let settings = text.lines().filter(|line| !line.starts_with('#'));
+    let settings = settings.filter_map(|line| line.split_once('='));
+    settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// What starts a program with the capabilities the unit gives.
+pub fn as_the_unit() -> [String; 4] {
+    let names = unit()["CapabilityBoundingSet"].to_lowercase();
+    let set = names.split(' ').map(|name| format!(",+{}", name.trim_start_matches("cap_")));
+    let set = set.collect::<String>();
+    [
+        "setpriv".to_owned(),
+        "--no-new-privs".to_owned(),
+        format!("--bounding-set=-all{set}"),
+        format!("--inh-caps=-all{set}"),
+    ]
+}
+
+#[test]
+fn the_unit_gives_the_capabilities_of_the_list() {
+    for setting in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+        assert_eq!(unit()[setting], needed(), "{setting}");
+    }
+}
+
+/// A place for a service manager's socket, and what has been said there.
+struct Manager {
+    socket: UnixDatagram,
+    folder: tempfile::TempDir,
+}
+
+impl Manager {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, folder }
+    }
+
+    /// The next thing that is said.
+    fn hear(&self) -> String {
+        let mut bytes = [0; 512];
+        let length = self.socket.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap().trim_end().to_owned()
+    }
+
+    /// Hears until this is said.
+    fn wait_for(&self, what: &str) {
+        eventually(&format!("samport says {what:?}"), || (self.hear() == what).then_some(()));
+    }
+}
+
+/// Ready is said when it is ready, signs of life are given for as long as it lives, and the end is announced.
+#[test]
+fn a_service_manager_is_told_how_it_is() {
+    let lab = lab(2);
+    let before = traces(lab.host());
+    let _servers = lab.serve(TARGET).unwrap();
+    let mut file = Backends::none();
+    file.add("web-1", lab.backends()[0].v4(TARGET));
+    let manager = Manager::new();
+    let socket = manager.folder.path().join("notify");
+    let command = &unit()["ExecStart"];
+    assert_eq!(command.split(' ').take(2).collect::<Vec<_>>(), ["/usr/bin/samport", "run"]);
+    let wrapper = as_the_unit();
+    let daemon = Daemon::start_through(
+        lab.host(),
+        &wrapper.each_ref().map(String::as_str),
+        &["-i", "eth0", "-p", "80:9090", "--file", file.path()],
+        &[("NOTIFY_SOCKET", socket.to_str().unwrap()), ("WATCHDOG_USEC", "600000")],
+    );
+    manager.wait_for("READY=1");
+    manager.wait_for("STATUS=1 backend, 1 active");
+    for _ in 0..3 {
+        manager.wait_for("WATCHDOG=1");
+    }
+    file.add("web-2", lab.backends()[1].v4(TARGET));
+    manager.wait_for("STATUS=2 backends, 2 active");
+    assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
+    daemon.stop();
+    manager.wait_for("STOPPING=1");
+    assert_traces(lab.host(), &before);
+}

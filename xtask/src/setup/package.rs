@@ -1,0 +1,34 @@
+//! cargo-deb, which only `package` needs.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::packages::{self, Apt};
+use crate::sh;
+
+const NAME: &str = "cargo-deb";
+const VERSION: &str = "3.8.0";
+
+/// The path of cargo-deb, installed if it is not there, and what tells it which libraries a program needs.
+pub fn ensure() -> Result<PathBuf> {
+    if sh::find("dpkg-shlibdeps").is_none() {
+        if !packages::can_install() {
+            bail!("a Debian package is made on Debian or Ubuntu: there is no dpkg-shlibdeps here");
+        }
+        Apt::default().install(&["dpkg-dev"], "to make a Debian package")?;
+    }
+    if let Some(file) = sh::find(NAME) {
+        return Ok(file);
+    }
+    let folder = super::cache()?.join(format!("{NAME}-{VERSION}"));
+    let file = folder.join("bin").join(NAME);
+    if !sh::is_program(&file) {
+        eprintln!("setup: building {NAME} {VERSION}, a minute: to make a Debian package");
+        let mut cargo = sh::cargo();
+        cargo.args(["install", NAME, "--version", VERSION, "--locked", "--force", "--root"]);
+        sh::run(cargo.arg(&folder))
+            .with_context(|| format!("no {NAME}; by hand: `cargo install {NAME}`"))?;
+    }
+    Ok(file)
+}
