@@ -220,7 +220,7 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
         drain: args.drain,
         socket: socket_path,
         policy: args.balancing.policy(),
-        max_backends: args.limits.max_backends,
+        limits: args.limits.record(args.drain),
         namespace,
     };
     let (desk, window) = seat::open();
@@ -385,7 +385,7 @@ fn say_goodbye(verdicts: &[u64], keep: bool) {
 }
 
 /// Resolves at the first signal that asks the program to end.
-fn stop_signal() -> Result<impl Future<Output = ()>> {
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;

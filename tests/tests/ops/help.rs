@@ -55,13 +55,13 @@ pub const VERBS: [(&str, &[&str]); 16] = [
     ("undrain", &["--instance", "--socket"]),
     ("weight", &["--instance", "--socket"]),
     ("balance", &["--instance", "--socket"]),
-    ("wait", &["--healthy", "--timeout", "--instance", "--socket"]),
-    ("clean", &["--dry-run"]),
+    ("wait", &["--healthy", "--timeout", "-o, --output", "--instance", "--socket"]),
+    ("clean", &["--dry-run", "-o, --output"]),
     ("demo", &["--backends", "--requests"]),
     ("check", &["-i, --iface", "-p, --port", "--provider", "--endpoint", "-o, --output"]),
     ("completions", &[]),
     ("man", &[]),
-    ("version", &[]),
+    ("version", &["-o, --output"]),
 ];
 
 #[test]

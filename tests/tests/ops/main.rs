@@ -12,6 +12,7 @@ mod killed;
 mod metrics;
 mod operator;
 mod papers;
+mod schemas;
 mod status;
 
 use std::process::Output;
