@@ -14,6 +14,7 @@ pub mod load;
 pub mod packet;
 pub mod podman;
 pub mod raw;
+pub mod screen;
 pub mod served;
 pub mod socket;
 pub mod traces;

@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod lint;
+mod pictures;
 mod run;
 mod setup;
 mod sh;
@@ -41,6 +42,7 @@ enum Verb {
     Lint(lint::Args),
     Fuzz(fuzz::Args),
     Cases(cases::Args),
+    Pictures(pictures::Args),
     Ci(ci::Args),
 }
 
@@ -65,6 +67,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Lint(args) => lint::verb(args),
         Verb::Fuzz(args) => fuzz::verb(args),
         Verb::Cases(args) => cases::verb(args),
+        Verb::Pictures(args) => pictures::verb(args),
         Verb::Ci(args) => ci::verb(args),
     }
 }

@@ -14,6 +14,7 @@ mod operator;
 mod papers;
 mod schemas;
 mod status;
+mod top;
 
 use std::process::Output;
 

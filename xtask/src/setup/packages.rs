@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 14] = [
+const TOOLS: [Tool; 15] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -33,6 +33,7 @@ const TOOLS: [Tool; 14] = [
     tool("runc", "runc", "the container tests"),
     tool("busybox", "busybox-static", "the image of the container tests"),
     tool("curl", "curl", "the requests of the container tests"),
+    tool("tmux", "tmux", "the tests of `samport top`"),
     tool("iptables", "iptables", "the container tests and the comparisons"),
     tool(
         "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
