@@ -13,7 +13,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-pub const VERBS: [(&str, &[&str]); 18] = [
+pub const VERBS: [(&str, &[&str]); 19] = [
     (
         "run",
         &[
@@ -50,21 +50,22 @@ pub const VERBS: [(&str, &[&str]); 18] = [
     ),
     ("status", &["-o, --output"]),
     ("backends", &["-o, --output", "--instance", "--socket"]),
+    ("top", &["--interval", "--instance", "--socket"]),
     ("flows", &["-o, --output", "--limit", "--follow", "--instance"]),
     ("healthcheck", &["--instance", "--socket"]),
     ("drain", &["--wait", "--timeout", "--instance", "--socket"]),
     ("undrain", &["--instance", "--socket"]),
     ("weight", &["--instance", "--socket"]),
     ("balance", &["--instance", "--socket"]),
-    ("wait", &["--healthy", "--timeout", "--instance", "--socket"]),
+    ("wait", &["--healthy", "--timeout", "-o, --output", "--instance", "--socket"]),
     ("config check", &["<FILE>"]),
     ("config show", &["-o, --output", "--config", "-i, --iface", "--drain"]),
-    ("clean", &["--dry-run"]),
+    ("clean", &["--dry-run", "-o, --output"]),
     ("demo", &["--backends", "--requests"]),
     ("check", &["-i, --iface", "-p, --port", "--provider", "--endpoint", "-o, --output"]),
     ("completions", &[]),
     ("man", &[]),
-    ("version", &[]),
+    ("version", &["-o, --output"]),
 ];
 
 #[test]

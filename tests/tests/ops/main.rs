@@ -14,9 +14,11 @@ mod operator;
 mod package;
 mod papers;
 mod privileges;
+mod schemas;
 mod service;
 mod status;
 mod takeover;
+mod top;
 
 use std::process::Output;
 

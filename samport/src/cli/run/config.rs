@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::allow::Networks;
 use crate::dataplane;
 use crate::discovery::Provider;
+use crate::instance::LimitsRecord;
 use crate::plan::Policy;
 use crate::ports::{Listen, PortSpec};
 use crate::reconcile::Job;
@@ -35,6 +36,8 @@ pub(super) struct Config {
     pub(super) metrics: Option<SocketAddr>,
     /// What can be chosen when the kernel programs are loaded.
     pub(super) dataplane: dataplane::Options,
+    /// The limits, as `status` tells them.
+    pub(super) limits: LimitsRecord,
     /// Whether everything stays at work in the kernel at the end.
     pub(super) keep: bool,
 }
@@ -55,7 +58,7 @@ impl Config {
             drain: self.drain,
             socket,
             policy: self.policy,
-            max_backends: self.dataplane.backends,
+            limits: self.limits,
             namespace,
         }
     }

@@ -130,6 +130,7 @@ impl Flags {
                 log,
                 local: !self.no_local,
             },
+            limits: self.limits.record(self.drain),
             keep: self.keep,
         })
     }
