@@ -77,7 +77,7 @@ pub const USES: [Use; 7] = [
         capability: FILES,
         until: Until::End,
         needed: false,
-        why: "with --file only: reads a file that only its owner may read",
+        why: "with --file or --config only: reads a file that only its owner may read",
     },
 ];
 

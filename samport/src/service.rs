@@ -68,13 +68,13 @@ mod tests {
     #[test]
     fn the_loop_rests_shorter_than_the_managers_patience() {
         let pulse = |patience| Pulse { patience, given: None, said: String::new() };
-        assert_eq!(pulse(Some(Duration::from_secs(60))).rest(), Duration::from_secs(20));
+        assert_eq!(pulse(Some(Duration::from_mins(1))).rest(), Duration::from_secs(20));
         assert_eq!(pulse(None).rest(), Duration::MAX);
     }
 
     #[test]
     fn a_sign_of_life_is_given_once_in_a_while() {
-        let patience = Some(Duration::from_secs(3_600));
+        let patience = Some(Duration::from_hours(1));
         let mut pulse = Pulse { patience, given: None, said: String::new() };
         pulse.beat(|| "1 backend".to_owned());
         let first = pulse.given.unwrap();

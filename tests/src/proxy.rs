@@ -94,10 +94,10 @@ impl Behind {
         let line = head.lines().next().unwrap_or_default();
         let allowed = self.allows(line);
         {
-            let mut heard = log.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             match &allowed {
-                Some(path) => drop(heard.passed.insert(path.clone())),
-                None => heard.refused.push(line.to_owned()),
+                Some(path) => drop(log.passed.insert(path.clone())),
+                None => log.refused.push(line.to_owned()),
             }
         }
         if allowed.is_none() {
@@ -105,9 +105,9 @@ impl Behind {
         }
         let mut engine = UnixStream::connect(&self.socket)?;
         let kept = head.lines().filter(|line| !line.to_lowercase().starts_with("connection:"));
-        let kept: String =
-            kept.take_while(|line| !line.is_empty()).map(|l| format!("{l}\r\n")).collect();
-        engine.write_all(format!("{kept}connection: close\r\n\r\n").as_bytes())?;
+        let kept: Vec<&str> = kept.take_while(|line| !line.is_empty()).collect();
+        let kept = kept.join("\r\n");
+        engine.write_all(format!("{kept}\r\nconnection: close\r\n\r\n").as_bytes())?;
         io::copy(&mut engine, &mut client)?;
         client.shutdown(Shutdown::Both)
     }

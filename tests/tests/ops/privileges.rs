@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use samport::privileges::{USES, Until};
-use samport_tests::Lab;
 use samport_tests::daemon::{Backends, Daemon};
-use samport_tests::load::{ask, get};
+use samport_tests::load::{Connection, ask, get};
 use samport_tests::served::{Served, TARGET};
-use samport_tests::traces::{assert_traces, traces};
+use samport_tests::traces::{assert_traces, traces, undisturbed};
+use samport_tests::{Lab, PATIENCE};
 
 use crate::{ended_with, lab};
 
@@ -124,7 +124,7 @@ fn with_the_capabilities_of_the_list_and_no_others_it_works() {
     let _servers = lab.serve(TARGET).unwrap();
     let mut file = Backends::none();
     file.add("web-1", lab.backends()[0].v4(TARGET));
-    for hook in ["tcx", "tc"] {
+    for hook in ["tcx", "tc", "xdp"] {
         let args = ["-i", "eth0", "-p", "80:9090", "--hook", hook, "--file", file.path()];
         let daemon = start_with_only(&lab, &needed(), &args);
         // It takes CAP_SETPCAP to make the bounding set smaller.
@@ -134,6 +134,31 @@ fn with_the_capabilities_of_the_list_and_no_others_it_works() {
         assert_eq!(ask(&lab, front, 10).of("web-1"), 10);
         assert_eq!(lab.host().run(|| get(front, "/")).unwrap().backend, "web-1");
         daemon.stop();
+        assert_traces(lab.host(), &before);
+    }
+}
+
+/// Case 76: what a killed one has left is taken over with these, too.
+#[test]
+fn with_the_capabilities_of_the_list_and_no_others_it_takes_over() {
+    let _undisturbed = undisturbed();
+    let lab = lab(1);
+    let before = traces(lab.host());
+    let _servers = lab.serve(TARGET).unwrap();
+    let backend = lab.backends()[0].v4(TARGET).to_string();
+    for hook in ["tcx", "tc", "xdp"] {
+        let args = ["-i", "eth0", "-p", "80:9090", "--hook", hook, "--backend", &backend];
+        let mut killed = start_with_only(&lab, &needed(), &args);
+        let mut kept = lab.client().run(|| Connection::open(lab.front(80))).unwrap();
+        kept.get("/").unwrap();
+        killed.kill9();
+        kept.get("/").unwrap();
+        let next = start_with_only(&lab, &needed(), &args);
+        killed.adopted();
+        next.wait_for_line("taking over from samport ", PATIENCE);
+        kept.get("/").unwrap_or_else(|e| panic!("--hook {hook}: the connection is lost: {e}"));
+        assert_no_complaint(&next);
+        next.stop();
         assert_traces(lab.host(), &before);
     }
 }
