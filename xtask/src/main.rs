@@ -14,6 +14,7 @@ mod run;
 mod setup;
 mod sh;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

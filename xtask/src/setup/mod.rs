@@ -23,6 +23,7 @@ pub use self::bpf::Toolchain;
 pub use self::fuzz::ensure as ensure_fuzzer;
 pub use self::lint::ensure as ensure_lint_tools;
 use self::packages::Apt;
+pub use self::packages::can_install;
 
 /// Find or install what building and running samport need
 ///
@@ -167,7 +168,7 @@ impl Need {
 }
 
 /// Samport's cache folder, which `samport/build.rs` works out in the same way.
-fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     let cache = match (env::var_os("SAMPORT_CACHE"), env::var_os("XDG_CACHE_HOME")) {
         (Some(cache), _) => PathBuf::from(cache),
         (None, Some(base)) => Path::new(&base).join("samport"),
