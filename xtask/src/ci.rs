@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::setup::{self, Level};
-use crate::{lint, test};
+use crate::{lint, test, vm};
 
-/// Everything a change has to pass: setup, lint and all tests, each timed
+/// The oldest kernel that every change is tested on, of Debian 12.
+const OLD_KERNEL: &str = "6.1";
+
+/// Everything a change has to pass: setup, lint, all tests, and some on Linux 6.1; each timed
 #[derive(clap::Args)]
 pub struct Args {}
 
@@ -21,7 +24,8 @@ pub fn verb(_: &Args) -> Result<ExitCode> {
     })?;
     let lint_failures = timed("lint", &mut times, || lint::run(&bpf))?;
     // The tests run also after a lint: one run then tells everything there is to repair.
-    let tests = timed("test", &mut times, || test::run(&[]))?;
+    let mut tests = timed("test", &mut times, || test::run(&[]))?;
+    tests.add(timed("kernel", &mut times, || vm::run(OLD_KERNEL, &[])));
 
     for failure in &lint_failures {
         eprintln!("error: {failure:#}");

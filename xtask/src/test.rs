@@ -3,13 +3,14 @@
 mod tally;
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use self::tally::Tally;
+pub use self::tally::Tally;
 use crate::setup::{self, Level};
-use crate::{build, sh};
+use crate::{build, sh, vm};
 
 /// Run all tests, or those whose name contains a FILTER, as root
 ///
@@ -20,25 +21,70 @@ pub struct Args {
     /// Part of a test's name; after `--`, also options of the test programs, such as --nocapture
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
+    /// Run those of a selection, or those that FILTER names, on this kernel instead, in a machine of
+    /// QEMU's (docs/kernels.md says which there are)
+    #[arg(long, value_name = "RELEASE")]
+    kernel: Option<String>,
 }
 
 /// What a run of the tests came to.
 pub struct Outcome {
     tally: Tally,
-    cargo: Result<()>,
+    /// What went wrong beside the tests.
+    errors: Vec<anyhow::Error>,
+}
+
+impl From<Tally> for Outcome {
+    fn from(tally: Tally) -> Self {
+        Self { tally, errors: Vec::new() }
+    }
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
     setup::ensure(Level::Test)?;
-    let outcome = run(&args.filters)?;
+    let outcome = match &args.kernel {
+        Some(release) => vm::run(release, &args.filters)?.into(),
+        None => run(&args.filters)?,
+    };
     Ok(if outcome.report() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What cargo is to make of the workspace: all but the BPF crate, which samport's build script
+/// builds. Always the same, so that nothing is compiled twice.
+fn cargo_test() -> Command {
+    let mut cargo = sh::cargo();
+    cargo.args(["test", "--workspace", "--exclude", "samport-ebpf"]);
+    cargo
+}
+
+/// Builds samport and these test programs; where cargo has left them.
+pub fn built(programs: impl Iterator<Item = &'static str>) -> Result<Vec<PathBuf>> {
+    sh::run(sh::cargo().args(["build", "--bins"]))?;
+    let mut cargo = cargo_test();
+    cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
+    for program in programs {
+        cargo.args(["--test", program]);
+    }
+    sh::echo(&cargo);
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    sh::succeeded(&cargo, output.status)?;
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let mut built: Vec<_> = messages.lines().filter_map(executable).collect();
+    built.push(build::binary(false)?);
+    Ok(built)
+}
+
+/// The program of one of cargo's messages, if it is about a test.
+fn executable(message: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    let is_test = message["profile"]["test"] == true;
+    is_test.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
 }
 
 /// Builds everything and runs the tests, their output passing through as it comes.
 pub fn run(filters: &[String]) -> Result<Outcome> {
-    let mut cargo = sh::cargo();
-    cargo.args(["test", "--workspace", "--exclude", "samport-ebpf", "--no-fail-fast", "--"]);
-    cargo.args(filters);
+    let mut cargo = cargo_test();
+    cargo.args(["--no-fail-fast", "--"]).args(filters);
     cargo.env("SAMPORT_REQUIRE_ROOT", "1").env("SAMPORT_BIN", build::binary(false)?);
     sh::run_tests_as_root(&mut cargo)?;
 
@@ -57,10 +103,18 @@ pub fn run(filters: &[String]) -> Result<Outcome> {
     }
     tally.end();
     let status = child.wait().context("wait for cargo")?;
-    Ok(Outcome { tally, cargo: sh::succeeded(&cargo, status) })
+    Ok(Outcome { tally, errors: sh::succeeded(&cargo, status).err().into_iter().collect() })
 }
 
 impl Outcome {
+    /// Adds what a run on another kernel came to.
+    pub fn add(&mut self, other: Result<Tally>) {
+        match other {
+            Ok(tally) => self.tally.add(tally),
+            Err(error) => self.errors.push(error),
+        }
+    }
+
     /// Prints the summary and returns whether everything passed.
     pub fn report(&self) -> bool {
         let Tally { passed, failed, ignored, .. } = self.tally;
@@ -73,10 +127,10 @@ impl Outcome {
         if passed + failed == 0 {
             eprintln!("error: no test ran");
         }
-        if let Err(error) = &self.cargo {
+        for error in &self.errors {
             eprintln!("error: {error:#}");
         }
         println!("{passed} passed, {failed} failed");
-        failed == 0 && ignored == 0 && passed > 0 && self.cargo.is_ok()
+        failed == 0 && ignored == 0 && passed > 0 && self.errors.is_empty()
     }
 }

@@ -15,6 +15,7 @@ mod given;
 mod health;
 mod identity;
 mod inside;
+mod kernels;
 mod listing;
 mod local;
 mod local_choice;

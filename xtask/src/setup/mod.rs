@@ -25,6 +25,7 @@ pub use self::fuzz::ensure as ensure_fuzzer;
 pub use self::lint::ensure as ensure_lint_tools;
 pub use self::package::ensure as ensure_packager;
 use self::packages::Apt;
+pub use self::packages::can_install;
 
 /// Find or install what building and running samport need
 ///
@@ -169,7 +170,7 @@ impl Need {
 }
 
 /// Samport's cache folder, which `samport/build.rs` works out in the same way.
-fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     let cache = match (env::var_os("SAMPORT_CACHE"), env::var_os("XDG_CACHE_HOME")) {
         (Some(cache), _) => PathBuf::from(cache),
         (None, Some(base)) => Path::new(&base).join("samport"),

@@ -37,6 +37,27 @@ impl Tally {
         self.close_unfinished();
     }
 
+    /// Puts this before the name of every failed test.
+    pub fn named(&mut self, prefix: &str) {
+        for name in &mut self.failures {
+            name.insert_str(0, prefix);
+        }
+    }
+
+    /// Counts a failure that no test program has told of.
+    pub fn failure(&mut self, name: String) {
+        self.failed += 1;
+        self.failures.push(name);
+    }
+
+    /// Adds another one's results to these.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.failures.extend(other.failures);
+    }
+
     /// The names of the failed tests, in the order they were printed.
     pub fn failures(&self) -> impl Iterator<Item = &str> {
         self.failures.iter().map(String::as_str)
@@ -45,8 +66,7 @@ impl Tally {
     /// A test program that crashed takes its tests with it: that has to count as a failure.
     fn close_unfinished(&mut self) {
         if self.running {
-            self.failed += 1;
-            self.failures.push("a test program ended before its result: see above".to_owned());
+            self.failure("a test program ended before its result: see above".to_owned());
         }
         self.running = false;
         self.listed = None;

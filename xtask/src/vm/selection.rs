@@ -1,0 +1,128 @@
+//! Which tests run on every kernel: what differs between kernels at least once, and no more, because
+//! software emulation is slow.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// Tests of one test program, by their full names.
+struct Chosen {
+    program: &'static str,
+    tests: &'static [&'static str],
+}
+
+const CHOSEN: [Chosen; 4] = [
+    Chosen {
+        program: "prog_run",
+        tests: &[
+            // Every program goes through this kernel's verifier.
+            "programs_stay_below_their_instruction_ceilings",
+            "fragments::fragments_in_order_follow_the_first_to_its_backend",
+            "icmp::an_error_about_a_clients_packet_is_translated_exactly_for_the_client",
+        ],
+    },
+    Chosen {
+        program: "netns",
+        tests: &[
+            "kernels::hook_auto_takes_the_best_that_the_kernel_has",
+            "kernels::hook_tcx_serves_or_is_refused_with_the_way_out_where_the_kernel_has_none",
+            // Clients of every kind, TCP and UDP, IPv4 and IPv6.
+            "matrix::everybody_is_served_by_tc_filters",
+            "forwarding::hook_tc_and_forward_neigh_go_together",
+            "xdp::generic_xdp_sends_into_the_containers",
+            "xdp::native_xdp_leaves_to_tc_what_the_containers_do_not_poll_for",
+            "local::the_other_end_of_a_connection_is_what_was_dialled",
+            "local::connections_of_the_host_to_a_backend_that_goes_are_ended",
+            "operator::a_drained_backend_gets_no_new_flow_keeps_its_old_ones_and_comes_back",
+            "listing::what_opens_and_closes_is_followed",
+        ],
+    },
+    Chosen {
+        program: "ops",
+        tests: &[
+            "killed::a_killed_samport_serves_by_filters_until_clean",
+            "cleanup::a_clean_exit_leaves_no_filter_and_no_qdisc",
+        ],
+    },
+    Chosen {
+        program: "demo",
+        tests: &["the_demo_is_fair_fails_no_request_and_leaves_nothing_behind"],
+    },
+];
+
+/// What runs in the machine.
+pub struct Selection {
+    /// A line for each test program: its name and its arguments.
+    pub script: String,
+    /// Tests that have to pass, by program and name; empty if that is not known before.
+    pub expected: BTreeSet<String>,
+}
+
+/// The test programs.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    CHOSEN.iter().map(|chosen| chosen.program)
+}
+
+impl Selection {
+    /// The tests whose names contain a filter; without any, those that are chosen for all kernels.
+    pub fn new(filters: &[String]) -> Self {
+        let mut selection = Self { script: String::new(), expected: BTreeSet::new() };
+        for Chosen { program, tests } in &CHOSEN {
+            let arguments = if filters.is_empty() {
+                selection.expected.extend(tests.iter().map(|test| (*test).to_owned()));
+                format!("--exact {}", tests.join(" "))
+            } else {
+                filters.join(" ")
+            };
+            let _ = writeln!(selection.script, "{program} --test-threads=1 {arguments}");
+        }
+        selection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::sh;
+
+    /// The file a test is in: `tests/netns/matrix.rs` for `matrix::…` of `netns`.
+    fn file_of(program: &str, test: &str) -> PathBuf {
+        let folder = sh::root().join("tests/tests");
+        match test.rsplit_once("::") {
+            Some((module, _)) => folder.join(program).join(module.replace("::", "/") + ".rs"),
+            None if folder.join(program).is_dir() => folder.join(program).join("main.rs"),
+            None => folder.join(format!("{program}.rs")),
+        }
+    }
+
+    #[test]
+    fn every_chosen_test_exists() {
+        for Chosen { program, tests } in CHOSEN {
+            for test in tests {
+                let file = file_of(program, test);
+                let source = fs::read_to_string(&file).unwrap_or_default();
+                let function = format!("fn {}()", test.rsplit("::").next().unwrap());
+                assert!(source.contains(&function), "{test} is not in {}", file.display());
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_filter_the_chosen_tests_are_named_and_have_to_pass() {
+        let selection = Selection::new(&[]);
+        let demo = "the_demo_is_fair_fails_no_request_and_leaves_nothing_behind";
+        assert!(selection.script.ends_with(&format!("demo --test-threads=1 --exact {demo}\n")));
+        assert!(selection.expected.contains(demo));
+    }
+
+    #[test]
+    fn filters_are_given_to_every_test_program() {
+        let selection = Selection::new(&["xdp::".to_owned(), "local".to_owned()]);
+        let lines: Vec<_> = selection.script.lines().collect();
+        assert_eq!(lines[0], "prog_run --test-threads=1 xdp:: local");
+        assert_eq!(lines.len(), CHOSEN.len());
+        assert!(selection.expected.is_empty());
+    }
+}
