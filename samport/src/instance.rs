@@ -65,6 +65,15 @@ pub struct Record {
     /// Its control socket.
     #[serde(default)]
     pub socket: PathBuf,
+    /// When it was started, in milliseconds since 1970.
+    #[serde(default)]
+    pub started_ms: u64,
+    /// How much it remembers, and for how long.
+    #[serde(default)]
+    pub limits: LimitsRecord,
+    /// Its services.
+    #[serde(default)]
+    pub services: Vec<ServiceRecord>,
     /// Netlink filters, which nothing else would find again.
     pub filters: Vec<FilterRecord>,
     /// Backends by the id the kernel counts them under.
@@ -75,6 +84,40 @@ pub struct Record {
     /// What the operator has ordered.
     #[serde(default)]
     pub orders: Orders,
+}
+
+/// What an instance was told to remember. All times are whole seconds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct LimitsRecord {
+    /// Flows, for IPv4 and for IPv6 each.
+    pub flows: u32,
+    /// Backends at a time.
+    pub max_backends: u32,
+    /// A TCP flow that is being opened.
+    pub tcp_syn_seconds: u64,
+    /// An open TCP flow.
+    pub tcp_seconds: u64,
+    /// A TCP flow both sides have closed.
+    pub tcp_fin_seconds: u64,
+    /// A TCP flow either side has reset.
+    pub tcp_rst_seconds: u64,
+    /// A UDP flow.
+    pub udp_seconds: u64,
+    /// A UDP flow nobody has answered.
+    pub udp_unanswered_seconds: u64,
+    /// The flows of a backend that leaves.
+    pub drain_seconds: u64,
+}
+
+/// A service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// What clients dial.
+    pub listen: Listen,
+    /// What its containers call it, if they do.
+    pub name: Option<String>,
+    /// How it chooses.
+    pub balance: String,
 }
 
 /// A tc filter of ours.

@@ -24,7 +24,7 @@ use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::draining::Drains;
 use crate::groups::Group;
 use crate::health::Health;
-use crate::instance::{self, BackendRecord, Instance, Record};
+use crate::instance::{self, BackendRecord, Instance, LimitsRecord, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
@@ -37,7 +37,7 @@ use crate::routes::{Forward, Routes};
 use crate::seat::Desk;
 use crate::service::Pulse;
 use crate::site;
-use records::{backend_record, starting_record};
+use records::{backend_record, milliseconds_since_1970, service_records, starting_record};
 
 pub(crate) use checks::check_interfaces;
 
@@ -67,8 +67,8 @@ pub struct Job {
     pub socket: PathBuf,
     /// How ports choose, as far as labels say nothing else.
     pub policy: Policy,
-    /// Most backends at a time.
-    pub max_backends: u32,
+    /// How much is remembered, and for how long.
+    pub limits: LimitsRecord,
     /// Inode of the network namespace.
     pub namespace: u64,
 }
@@ -95,6 +95,7 @@ pub struct Reconciler {
     /// Ports whose addresses inside of the machine another samport keeps.
     ceded: BTreeSet<Listen>,
     written: Record,
+    started_ms: u64,
 }
 
 impl Reconciler {
@@ -107,7 +108,7 @@ impl Reconciler {
         instance: Instance,
         desk: Desk,
     ) -> Self {
-        let actual = Actual::with_room_for(job.max_backends);
+        let actual = Actual::with_room_for(job.limits.max_backends);
         Self {
             job,
             netlink,
@@ -126,6 +127,7 @@ impl Reconciler {
             left_alone: BTreeSet::new(),
             ceded: BTreeSet::new(),
             written: Record::default(),
+            started_ms: milliseconds_since_1970(),
         }
     }
 
@@ -390,7 +392,7 @@ impl Reconciler {
             let port = listen.brief();
             bail!("at most {SHARED_BY} ports of the host lead to one of a container's; not {port}");
         }
-        let most = self.job.max_backends;
+        let most = self.job.limits.max_backends;
         if desired.backends.len() >= most as usize {
             bail!(
                 "this samport has room for {most} backends; --max-backends is how many there may be"
@@ -433,6 +435,9 @@ impl Reconciler {
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
             socket: self.job.socket.clone(),
+            started_ms: self.started_ms,
+            limits: self.job.limits,
+            services: service_records(desired, &self.desk.shown()),
             filters: self.dataplane.filters(),
             backends: self
                 .actual

@@ -84,12 +84,16 @@ impl View {
     /// What the record of an instance nobody runs still says.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
+        let service = |listen: Listen| {
+            let of = record.services.iter().find(|service| service.listen == listen);
+            of.and_then(|service| service.name.clone())
+        };
         let seated = |backend: &crate::instance::BackendRecord| {
             let endpoint = backend.endpoint.parse().ok()?;
             Some(Seated {
                 seat: Seat { listen: backend.port, id: String::new(), endpoint },
                 name: backend.name.clone(),
-                service: None,
+                service: service(backend.port),
                 group: None,
                 weight: backend.weight,
                 state: State::named(&backend.state)?,

@@ -11,7 +11,6 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use samport_common::choose::Balance;
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
@@ -35,7 +34,7 @@ pub struct Server {
 struct Office {
     instance: String,
     window: Window,
-    status: fn(&str) -> Result<Value>,
+    status: fn(&str) -> Result<words::Status>,
 }
 
 type Asked = State<Arc<Office>>;
@@ -46,7 +45,7 @@ impl Server {
         socket: Socket,
         instance: &str,
         window: Window,
-        status: fn(&str) -> Result<Value>,
+        status: fn(&str) -> Result<words::Status>,
     ) -> Result<Self> {
         let office = Arc::new(Office { instance: instance.to_owned(), window, status });
         let listener = socket.listener()?;
@@ -123,7 +122,7 @@ impl From<QueryRejection> for Fault {
     }
 }
 
-async fn status(State(office): Asked) -> Result<Json<Value>, Fault> {
+async fn status(State(office): Asked) -> Result<Json<words::Status>, Fault> {
     Ok(Json(aside(move || (office.status)(&office.instance)).await?))
 }
 

@@ -1,14 +1,24 @@
 //! What goes over the control socket, and what `-o json` prints. The names stay: scripts read them.
 
+mod lists;
+#[cfg(test)]
+mod schemas;
+mod status;
+
 use serde::{Deserialize, Serialize};
+
+pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
+pub use status::{FlowTable, Instance, InstanceBackend, Limits, MapUse, ServiceCount, Status};
 
 /// Version of all of it.
 pub const SCHEMA: u32 = 1;
 
 /// The answer to a question about backends, or to an order about some.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Backends {
-    /// [`SCHEMA`].
+    /// Version of this document.
+    #[cfg_attr(test, schemars(extend("const" = SCHEMA)))]
     pub schema: u32,
     /// Name of the instance.
     pub instance: String,
@@ -20,6 +30,7 @@ pub struct Backends {
 
 /// One backend of one service.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Backend {
     /// Like `80/tcp`.
     pub service: String,
@@ -36,14 +47,17 @@ pub struct Backend {
     /// Address and port it answers on.
     pub address: String,
     /// `starting`, `active`, `draining`, `unhealthy` or `down`.
+    #[cfg_attr(test, schemars(extend("enum" = schemas::STATES)))]
     pub state: String,
     /// Relative to the others of its service, or of its group.
     pub weight: u32,
     /// `peer`, `neigh`, `stack` or `macvlan`; null if the kernel does not have it.
     pub via: Option<String>,
     /// The part of new flows it should get, 0 to 1.
+    #[cfg_attr(test, schemars(range(min = 0, max = 1)))]
     pub share_expected: f64,
     /// The part of its service's flows it has got so far.
+    #[cfg_attr(test, schemars(range(min = 0, max = 1)))]
     pub share_actual: f64,
     /// It should take no new flows, but does: no other backend of its service is there.
     pub is_last: bool,
@@ -55,6 +69,7 @@ pub struct Backend {
 
 /// What the kernel counts of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Counters {
     /// Flows that are open now, if that is counted.
     pub open: Option<u64>,

@@ -1,9 +1,10 @@
 //! `samport backends`: each backend, how it is and what it has got.
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
 
 use super::connection::Connection;
+use super::output::{Output, print_json};
+use super::table::{Column, LEFT, RIGHT, number, table};
 use crate::api::left_behind;
 use crate::api::words::{Backend, Backends};
 use crate::dataplane::pins;
@@ -21,13 +22,6 @@ pub struct Args {
     connection: Connection,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Output {
-    Table,
-    Wide,
-    Json,
-}
-
 /// Shows the backends of a running samport; if none runs, of one that has left them in the kernel.
 pub async fn run(args: Args) -> Result<()> {
     let all = match ask(&args.connection).await {
@@ -38,9 +32,16 @@ pub async fn run(args: Args) -> Result<()> {
         asked => asked?,
     };
     match args.output {
-        Output::Json => println!("{:#}", serde_json::to_value(&all)?),
-        Output::Table => print_table(&all, &NARROW),
-        Output::Wide => print_table(&all, &[&NARROW[..], &WIDER[..]].concat()),
+        Output::Json => print_json(&all)?,
+        Output::Table => println!("{}", table(&all.backends, &NARROW)),
+        Output::Wide => println!("{}", table(&all.backends, &[&NARROW[..], &WIDER[..]].concat())),
+    }
+    if !all.running {
+        tracing::warn!(
+            "{}: no samport runs any more, the kernel works on with these as they were; `samport run` \
+             takes its place",
+            all.instance
+        );
     }
     Ok(())
 }
@@ -65,13 +66,7 @@ fn leftover(connection: &Connection) -> Result<Option<String>> {
     Ok(names.pop())
 }
 
-/// A column: its head, which way it is aligned, and what stands in it.
-type Column = (&'static str, CellAlignment, fn(&Backend) -> String);
-
-const LEFT: CellAlignment = CellAlignment::Left;
-const RIGHT: CellAlignment = CellAlignment::Right;
-
-const NARROW: [Column; 10] = [
+const NARROW: [Column<Backend>; 10] = [
     ("SERVICE", LEFT, service),
     ("BACKEND", LEFT, |one| one.name.clone()),
     ("ADDRESS", LEFT, |one| one.address.clone()),
@@ -84,7 +79,7 @@ const NARROW: [Column; 10] = [
     ("SYN-RTT p50/p99", RIGHT, round_trip),
 ];
 
-const WIDER: [Column; 6] = [
+const WIDER: [Column<Backend>; 6] = [
     ("GROUP", LEFT, group),
     ("VIA", LEFT, |one| one.via.clone().unwrap_or_else(|| "-".to_owned())),
     ("ID", LEFT, |one| one.id.chars().take(12).collect()),
@@ -93,33 +88,7 @@ const WIDER: [Column; 6] = [
     ("PACKETS IN", RIGHT, |one| number(one.counters.map(|counters| counters.packets_in))),
 ];
 
-fn print_table(all: &Backends, columns: &[Column]) {
-    if !all.running {
-        println!("{}: its process is gone, the kernel works on", all.instance);
-    }
-    println!("{}", table(&all.backends, columns));
-}
-
-fn table(backends: &[Backend], columns: &[Column]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(columns.iter().map(|(head, ..)| *head));
-    for backend in backends {
-        table.add_row(columns.iter().map(|(_, _, cell)| cell(backend)));
-    }
-    for (column, (_, alignment, _)) in table.column_iter_mut().zip(columns) {
-        column.set_cell_alignment(*alignment);
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
-}
-
-/// What is not known is a dash.
-fn number(number: Option<u64>) -> String {
-    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
-}
-
-fn state(one: &Backend) -> String {
+pub(super) fn state(one: &Backend) -> String {
     match one.drain_left_ms {
         Some(left) => format!("{} ({} s left)", one.state, left.div_ceil(1_000)),
         None if one.is_last => format!("{} (last)", one.state),
@@ -127,7 +96,7 @@ fn state(one: &Backend) -> String {
     }
 }
 
-fn share(one: &Backend) -> String {
+pub(super) fn share(one: &Backend) -> String {
     format!("{:.1}/{:.1} %", one.share_expected * 100.0, one.share_actual * 100.0)
 }
 
@@ -136,7 +105,7 @@ fn refusals(one: &Backend) -> String {
     format!("{}/{}", counters.refused, counters.silent)
 }
 
-fn round_trip(one: &Backend) -> String {
+pub(super) fn round_trip(one: &Backend) -> String {
     let times = one.counters.and_then(|counters| {
         Some(format!("{}/{} µs", counters.handshake_p50_us?, counters.handshake_p99_us?))
     });

@@ -1,10 +1,11 @@
 //! `samport check`: whether `samport run` would work here, and what it would get in the way of.
 
 use anyhow::Result;
-use serde_json::json;
 
-use super::output::Output;
+use super::output::{Output, print_json};
 use super::run::{ProviderName, parse};
+use super::table::{Column, LEFT, table, text};
+use crate::api::words::{self, SCHEMA};
 use crate::check::{Asked, Finding, Level, exit_of, gather, judge};
 use crate::discovery::Engine;
 use crate::exit::coded;
@@ -42,8 +43,9 @@ pub async fn run(args: Args) -> Result<()> {
         Asked { interfaces: args.iface, ports: args.port, engines, endpoint: args.endpoint };
     let findings = judge(&gather(asked).await?);
     match args.output {
+        Output::Json => print_json(&document(&findings))?,
         Output::Table => findings.iter().for_each(|finding| println!("{finding}")),
-        Output::Json => println!("{:#}", as_json(&findings)),
+        Output::Wide => println!("{}", table(&findings, &COLUMNS)),
     }
     match exit_of(&findings) {
         None => Ok(()),
@@ -51,16 +53,23 @@ pub async fn run(args: Args) -> Result<()> {
     }
 }
 
-fn as_json(findings: &[Finding]) -> serde_json::Value {
-    let lines: Vec<_> = findings.iter().map(as_json_line).collect();
-    json!({ "schema": 1, "ok": exit_of(findings).is_none(), "findings": lines })
+const COLUMNS: [Column<Finding>; 3] = [
+    ("LEVEL", LEFT, |one| one.level.name().to_owned()),
+    ("WHAT", LEFT, |one| one.what.clone()),
+    ("WAY OUT", LEFT, |one| text(one.way_out.clone())),
+];
+
+fn document(findings: &[Finding]) -> words::Check {
+    let ok = exit_of(findings).is_none();
+    words::Check { schema: SCHEMA, ok, findings: findings.iter().map(line).collect() }
 }
 
-fn as_json_line(finding: &Finding) -> serde_json::Value {
+fn line(finding: &Finding) -> words::Finding {
     let level = match finding.level {
         Level::Good => "ok",
         Level::Warning => "warn",
         Level::Failure(_) => "fail",
     };
-    json!({ "level": level, "what": finding.what, "way_out": finding.way_out })
+    let Finding { what, way_out, .. } = finding.clone();
+    words::Finding { level: level.to_owned(), what, way_out }
 }

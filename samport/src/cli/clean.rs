@@ -2,6 +2,9 @@
 
 use anyhow::Result;
 
+use super::output::{Output, print_json};
+use super::table::{Column, LEFT, RIGHT, number, table, text};
+use crate::api::words::{Cleaned, Cleaning, SCHEMA};
 use crate::dataplane::{clean, pins};
 use crate::instance::{self, Instance, Record};
 use crate::privileges;
@@ -12,6 +15,9 @@ pub struct Args {
     /// Only say what would be removed.
     #[arg(long)]
     dry_run: bool,
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
 }
 
 /// The way to an instance whose filters can only be removed from its own network namespace: devices
@@ -32,38 +38,103 @@ pub fn run(args: &Args) -> Result<()> {
     names.extend(instance::known());
     names.sort();
     names.dedup();
-    let mut found = false;
+    let mut cleaned = Vec::new();
     for name in names {
-        if instance::is_running(&name) {
-            println!("{name}: runs, left alone");
-            continue;
+        let one = clean_one(&name, args.dry_run)?;
+        if args.output == Output::Table {
+            println!("{}", line(&one));
         }
-        found = true;
-        let pins = pins::pins_of(&name);
-        let record = instance::read_record(&name).ok();
-        if let Some(elsewhere) = record.as_ref().and_then(filters_elsewhere) {
-            println!("{name}: has tc filters in another network namespace; {elsewhere}");
-            continue;
-        }
-        let here = instance::network_namespace()?;
-        let filters = match &record {
-            Some(record) if record.namespace == here => &record.filters[..],
-            _ => &[],
-        };
-        let what = format!("{} pins, {} tc filters", pins.len(), filters.len());
-        if args.dry_run {
-            println!("{name}: would remove {what}");
-            continue;
-        }
-        // Holding the lock while removing: nobody starts on top of it.
-        let claimed = Instance::claim(&name)?;
-        clean::remove_filters(filters)?;
-        clean::remove_pins(&name)?;
-        drop(claimed);
-        println!("{name}: removed {what}");
+        cleaned.push(one);
     }
-    if !found {
-        println!("nothing to clean");
+    match args.output {
+        Output::Json => print_json(&Cleaning { schema: SCHEMA, instances: cleaned })?,
+        Output::Wide if !cleaned.is_empty() => println!("{}", table(&cleaned, &COLUMNS)),
+        _ if cleaned.iter().all(|one| one.outcome == RUNNING) => println!("nothing to clean"),
+        _ => {}
     }
     Ok(())
+}
+
+const RUNNING: &str = "running";
+const ELSEWHERE: &str = "elsewhere";
+const WOULD_REMOVE: &str = "would-remove";
+const REMOVED: &str = "removed";
+
+fn clean_one(name: &str, dry_run: bool) -> Result<Cleaned> {
+    let found = |outcome: &str| Cleaned {
+        name: name.to_owned(),
+        outcome: outcome.to_owned(),
+        pins: pins::pins_of(name),
+        filters: 0,
+        way_out: None,
+    };
+    if instance::is_running(name) {
+        return Ok(found(RUNNING));
+    }
+    let record = instance::read_record(name).ok();
+    if let Some(elsewhere) = record.as_ref().and_then(filters_elsewhere) {
+        return Ok(Cleaned { way_out: Some(elsewhere), ..found(ELSEWHERE) });
+    }
+    let here = instance::network_namespace()?;
+    let filters = match &record {
+        Some(record) if record.namespace == here => &record.filters[..],
+        _ => &[],
+    };
+    let outcome = if dry_run { WOULD_REMOVE } else { REMOVED };
+    let cleaned = Cleaned { filters: filters.len(), ..found(outcome) };
+    if !dry_run {
+        // Holding the lock while removing: nobody starts on top of it.
+        let claimed = Instance::claim(name)?;
+        clean::remove_filters(filters)?;
+        clean::remove_pins(name)?;
+        drop(claimed);
+    }
+    Ok(cleaned)
+}
+
+const COLUMNS: [Column<Cleaned>; 5] = [
+    ("INSTANCE", LEFT, |one| one.name.clone()),
+    ("OUTCOME", LEFT, |one| one.outcome.clone()),
+    ("PINS", RIGHT, |one| number(u64::try_from(one.pins.len()).ok())),
+    ("FILTERS", RIGHT, |one| number(u64::try_from(one.filters).ok())),
+    ("WAY OUT", LEFT, |one| text(one.way_out.clone())),
+];
+
+fn line(one: &Cleaned) -> String {
+    let Cleaned { name, outcome, pins, filters, way_out } = one;
+    let what = format!("{} pins, {filters} tc filters", pins.len());
+    match outcome.as_str() {
+        RUNNING => format!("{name}: runs, left alone"),
+        ELSEWHERE => {
+            let way_out = way_out.as_deref().unwrap_or_default();
+            format!("{name}: has tc filters in another network namespace; {way_out}")
+        }
+        WOULD_REMOVE => format!("{name}: would remove {what}"),
+        _ => format!("{name}: removed {what}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_was_done_and_what_is_to_be_done() {
+        let one = |outcome: &str| Cleaned {
+            name: "eth0:80@1".into(),
+            outcome: outcome.into(),
+            pins: vec!["map_FLOWS4".into(), "link_forward_2".into()],
+            filters: 1,
+            way_out: Some("go there".into()),
+        };
+        for (outcome, said) in [
+            (RUNNING, "runs, left alone"),
+            (ELSEWHERE, "in another network namespace; go there"),
+            (WOULD_REMOVE, "would remove 2 pins, 1 tc filters"),
+            (REMOVED, "removed 2 pins, 1 tc filters"),
+        ] {
+            let line = line(&one(outcome));
+            assert!(line.starts_with("eth0:80@1: ") && line.ends_with(said), "{line}");
+        }
+    }
 }

@@ -44,6 +44,7 @@ pub struct Args {
 /// A flow, and what its backend is called.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Named {
+    instance: String,
     flow: OpenFlow,
     /// None if the backend is gone.
     backend: Option<String>,
@@ -72,10 +73,17 @@ fn once(args: &Args) -> Result<()> {
         flows.truncate(args.limit);
     }
     let text = match args.output {
-        Output::Json => format!("{:#}", show::document(&flows, total)),
-        Output::Table => show::table(&flows),
+        Output::Json => {
+            format!("{:#}", serde_json::to_value(show::document(&flows, total))?)
+        }
+        Output::Table | Output::Wide => show::table(&flows, args.output == Output::Wide),
     };
     writeln!(io::stdout(), "{text}")?;
+    for name in instances(args.instance.as_deref())? {
+        if !instance::is_running(&name) {
+            tracing::warn!("{name}: no samport runs any more, the kernel works on");
+        }
+    }
     if flows.len() < total {
         tracing::info!("{} of {total}; --limit 0 shows all", flows.len());
     }
@@ -90,8 +98,8 @@ fn follow(args: &Args) -> Result<()> {
         let now = changes::by_key(look(args.instance.as_deref())?);
         for change in changes::between(&before, &now) {
             let line = match args.output {
-                Output::Json => show::event(change).to_string(),
-                Output::Table => show::line(change),
+                Output::Json => serde_json::to_string(&show::event(change))?,
+                Output::Table | Output::Wide => show::line(change),
             };
             writeln!(io::stdout(), "{line}")?;
         }
@@ -143,7 +151,7 @@ fn of_instance(name: &str) -> Result<Vec<Named>> {
         record.backends.into_iter().map(|backend| (backend.id, backend.name)).collect();
     let with_name = |flow: OpenFlow| {
         let backend = flow.backend.and_then(|id| names.get(&id).cloned());
-        Named { flow, backend }
+        Named { instance: name.to_owned(), flow, backend }
     };
     Ok(flows.into_iter().map(with_name).collect())
 }

@@ -21,6 +21,9 @@ mod reference;
 mod run;
 mod status;
 mod steer;
+mod table;
+mod units;
+mod version;
 mod wait;
 
 use std::fmt;
@@ -92,7 +95,7 @@ enum Verb {
     /// Write manual pages of all commands.
     Man(papers::ManArgs),
     /// Version, and that of the kernel maps' layout.
-    Version,
+    Version(version::Args),
 }
 
 /// Parses the command line, does what it says and gives the documented exit code.
@@ -139,11 +142,7 @@ fn act(cli: Cli) -> Result<()> {
             Ok(())
         }
         Verb::Man(args) => papers::man(&args, Cli::command()),
-        Verb::Version => {
-            let layout = samport_common::layout::LAYOUT_VERSION;
-            println!("samport {} (map layout {layout})", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Verb::Version(args) => version::run(&args),
     }
 }
 

@@ -1,8 +1,21 @@
 //! How lists are shown.
 
-/// What `-o` takes where there is no wider table.
+use anyhow::Result;
+use serde::Serialize;
+
+/// What `-o` takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(super) enum Output {
+    /// For people.
     Table,
+    /// For people with broad screens: everything there is.
+    Wide,
+    /// For scripts: docs/schemas.
     Json,
+}
+
+/// Prints a document of ours.
+pub(super) fn print_json(document: &impl Serialize) -> Result<()> {
+    println!("{:#}", serde_json::to_value(document)?);
+    Ok(())
 }

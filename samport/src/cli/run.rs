@@ -122,7 +122,7 @@ async fn start(config: &Config) -> Result<Started> {
 }
 
 /// Resolves at the first signal that asks the program to end.
-fn stop_signal() -> Result<impl Future<Output = ()>> {
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;

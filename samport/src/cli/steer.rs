@@ -14,6 +14,7 @@ use crate::api::words::{self, Backend, Backends};
 use crate::duration::read as time;
 use crate::exit::{Exit, coded};
 use crate::model::State;
+use crate::orders::Order;
 
 /// Between two looks whether a backend has drained.
 const LOOK: Duration = Duration::from_millis(100);
@@ -71,9 +72,8 @@ pub struct BalanceArgs {
 /// Lets a backend drain.
 pub async fn drain(args: DrainArgs) -> Result<()> {
     let client = args.connection.client()?;
-    let path = format!("/v1/backends/{}/drain", escaped(&args.backend));
     let begin = Instant::now();
-    let drained: Backends = client.post(&path).await?;
+    let drained = carry_out(&client, &Order::Drain(args.backend)).await?;
     print_all(&drained);
     let last = drained.backends.iter().filter(|backend| backend.is_last);
     // Once, whatever number of addresses it has.
@@ -91,18 +91,15 @@ pub async fn drain(args: DrainArgs) -> Result<()> {
 
 /// Ends a drain.
 pub async fn undrain(args: UndrainArgs) -> Result<()> {
-    let path = format!("/v1/backends/{}/undrain", escaped(&args.backend));
-    let about: Backends = args.connection.client()?.post(&path).await?;
-    print_all(&about);
+    let client = args.connection.client()?;
+    print_all(&carry_out(&client, &Order::Undrain(args.backend)).await?);
     Ok(())
 }
 
 /// Gives a backend another weight.
 pub async fn weight(args: WeightArgs) -> Result<()> {
-    let path = format!("/v1/weights/{}", escaped(&args.backend));
-    let weight = words::Weight { weight: args.weight };
-    let about: Backends = args.connection.client()?.put(&path, &weight).await?;
-    print_all(&about);
+    let client = args.connection.client()?;
+    print_all(&carry_out(&client, &Order::Weight(args.backend, args.weight)).await?);
     Ok(())
 }
 
@@ -120,6 +117,24 @@ pub async fn balance(args: BalanceArgs) -> Result<()> {
         println!("{service} {}", balance.balance);
     }
     Ok(())
+}
+
+/// Has an order carried out: the backends it is about, as they are now.
+pub(super) async fn carry_out(client: &Client, order: &Order) -> Result<Backends> {
+    match order {
+        Order::Drain(name) => client.post(&format!("/v1/backends/{}/drain", escaped(name))).await,
+        Order::Undrain(name) => {
+            client.post(&format!("/v1/backends/{}/undrain", escaped(name))).await
+        }
+        Order::Weight(name, weight) => {
+            let body = words::Weight { weight: *weight };
+            client.put(&format!("/v1/weights/{}", escaped(name)), &body).await
+        }
+        Order::Balance(service, mode) => {
+            let body = words::Balance { balance: mode.name().to_owned() };
+            client.put(&format!("/v1/services/{}/balance", escaped(service)), &body).await
+        }
+    }
 }
 
 /// All services of an instance.

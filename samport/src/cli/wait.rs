@@ -6,6 +6,7 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::output::{Output, print_json};
 use crate::api::client::escaped;
 use crate::api::words::Health;
 use crate::duration::read as time;
@@ -25,6 +26,9 @@ pub struct Args {
     /// How long to wait at most, also for samport itself.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     timeout: Duration,
+    /// How to show what it has come to.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
     #[command(flatten)]
     connection: Connection,
 }
@@ -44,8 +48,11 @@ pub async fn run(args: Args) -> Result<()> {
             Err(error) => Err(error),
         };
         match &seen {
-            Ok(Health { ok: true, healthy, .. }) => {
-                println!("{healthy} healthy");
+            Ok(health @ Health { ok: true, healthy, .. }) => {
+                match args.output {
+                    Output::Json => print_json(health)?,
+                    Output::Table | Output::Wide => println!("{healthy} healthy"),
+                }
                 return Ok(());
             }
             Ok(_) => {}

@@ -16,6 +16,7 @@ mod load;
 mod local;
 mod logs;
 mod maps;
+pub mod memory;
 pub mod pins;
 pub mod program_run;
 mod survey;

@@ -1,12 +1,40 @@
 //! What is written down for `status` and `clean`.
 
-use crate::instance::BackendRecord;
+use std::time::SystemTime;
+
+use crate::instance::{BackendRecord, ServiceRecord};
 use crate::model::{Candidate, State};
-use crate::plan::{BackendKey, Share};
+use crate::plan::{BackendKey, Desired, Share};
+use crate::seat::View;
+
+/// The services, by the names their containers give them.
+pub(super) fn service_records(desired: &Desired, view: &View) -> Vec<ServiceRecord> {
+    let record = |listen| {
+        let policy = desired.policies.get(listen).copied().unwrap_or_default();
+        let mut named = view.backends.iter().filter(|one| one.seat.listen == *listen);
+        ServiceRecord {
+            listen: *listen,
+            name: named.find_map(|one| one.service.clone()),
+            balance: policy.balance.name().to_owned(),
+        }
+    };
+    desired.frontends.keys().map(record).collect()
+}
+
+/// The time of day.
+pub(super) fn milliseconds_since_1970() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// One that the kernel has.
 pub(super) fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -> BackendRecord {
-    let state = share.map_or(State::Draining, |share| share.state);
+    let state = match share {
+        // By its weight, or its group's.
+        Some(share) if share.state == State::Active && share.drains() => State::Draining,
+        Some(share) => share.state,
+        None => State::Draining,
+    };
     BackendRecord {
         id,
         name: share.map_or_else(String::new, |share| share.name.clone()),

@@ -56,15 +56,15 @@ pub const VERBS: [(&str, &[&str]); 18] = [
     ("undrain", &["--instance", "--socket"]),
     ("weight", &["--instance", "--socket"]),
     ("balance", &["--instance", "--socket"]),
-    ("wait", &["--healthy", "--timeout", "--instance", "--socket"]),
+    ("wait", &["--healthy", "--timeout", "-o, --output", "--instance", "--socket"]),
     ("config check", &["<FILE>"]),
     ("config show", &["-o, --output", "--config", "-i, --iface", "--drain"]),
-    ("clean", &["--dry-run"]),
+    ("clean", &["--dry-run", "-o, --output"]),
     ("demo", &["--backends", "--requests"]),
     ("check", &["-i, --iface", "-p, --port", "--provider", "--endpoint", "-o, --output"]),
     ("completions", &[]),
     ("man", &[]),
-    ("version", &[]),
+    ("version", &["-o, --output"]),
 ];
 
 #[test]

@@ -14,6 +14,7 @@ mod operator;
 mod package;
 mod papers;
 mod privileges;
+mod schemas;
 mod service;
 mod status;
 mod takeover;

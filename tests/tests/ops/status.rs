@@ -1,7 +1,7 @@
 //! `samport status` says what has happened.
 
 use samport_tests::daemon::samport;
-use samport_tests::load::ask;
+use samport_tests::load::{Load, ask};
 use samport_tests::served::{Served, Status, text};
 use samport_tests::{Lab, eventually};
 
@@ -92,22 +92,80 @@ fn clients_without_any_backend_are_refused_and_counted() {
     assert_eq!(served.status().verdict("no-backend-reset"), 2);
 }
 
-#[test]
-fn the_table_shows_backends_shares_and_verdicts() {
-    let mut served = Served::start(lab(2), &["--drain", "100"]);
-    assert_eq!(ask(&served.lab, served.fronts()[0], 20).total(), 20);
-    served.change(("-", "web-2", "draining"), |file| file.remove("web-2"));
+/// What `samport status` prints of the instance.
+fn printed(served: &Served, args: &[&str]) -> String {
     let name = text(&served.status().0, "name").to_owned();
-    let table = eventually("samport status", || {
-        let output = samport(served.lab.host(), &["status"]);
+    let all = eventually("samport status", || {
+        let output = samport(served.lab.host(), &[&["status"], args].concat());
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     });
-    let ours = table.split(&name).nth(1).unwrap_or_else(|| panic!("no {name} in\n{table}"));
-    for word in ["CONNECTIONS", "SHARE", "web-1", "172.30.0.10:9090", "active", "forward-peer"] {
-        assert!(ours.contains(word), "no {word} in\n{table}");
+    let ours = all.split(&name).nth(1).unwrap_or_else(|| panic!("no {name} in\n{all}"));
+    // Instances of other tests come after it.
+    ours.split("\n\n").next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn the_table_shows_services_rates_and_verdicts() {
+    let mut served = Served::start(lab(3), &["--drain", "100"]);
+    let load = Load::start(served.lab.client(), served.fronts()[0], 1);
+    served.change(("-", "web-2", "draining"), |file| file.remove("web-2"));
+    assert!(load.wait_for_more(20, samport_tests::PATIENCE));
+    let shown = printed(&served, &[]);
+    load.stop().assert_no_failure();
+    let line = |begin: &str| -> Vec<String> {
+        let line = shown.lines().find(|line| line.trim_start().starts_with(begin));
+        let line = line.unwrap_or_else(|| panic!("no {begin} in\n{shown}"));
+        line.split_whitespace().map(str::to_owned).collect()
+    };
+    let heads = ["SERVICE", "LISTEN", "BALANCE", "BACKENDS", "FLOWS", "CONN/S", "DROPS"];
+    assert_eq!(line("SERVICE"), heads);
+    let service = line("80 ");
+    let [listen, balance, backends] = [1, 2, 3].map(|at| service[at].as_str());
+    assert_eq!((listen, balance), ("eth0:80/tcp", "random"), "{shown}");
+    // The one that drains is there as long as it has connections.
+    assert!(["2/3", "2/2"].contains(&backends), "{shown}");
+    let [rate, drops] = [2, 1].map(|from_end| service[service.len() - from_end].as_str());
+    assert!(rate.parse::<f64>().unwrap() > 0.0, "{shown}");
+    assert_eq!(drops, "0", "{shown}");
+    assert!(line("forward-peer")[1].parse::<u32>().unwrap() > 0);
+}
+
+#[test]
+fn wide_shows_limits_and_memory_as_they_are() {
+    let options =
+        ["--flows", "2000", "--max-backends", "77", "--tcp-timeout", "90s", "--drain", "7"];
+    let served = Served::start(lab(1), &options);
+    let shown = printed(&served, &["-o", "wide"]);
+    for part in ["2000 flows of each family, 77 backends", "tcp 1m30s", "drain 7s", "FLOWS6"] {
+        assert!(shown.contains(part), "no {part:?} in\n{shown}");
     }
-    let web_2 = ours.lines().find(|line| line.contains("172.30.0.11:9090")).unwrap();
-    assert!(web_2.contains("draining"), "{web_2}");
+    let status = served.status().0;
+    assert_eq!(status["limits"]["tcp_syn_seconds"], 20);
+    let memory = |of: &serde_json::Value| of.as_u64().expect("a number of bytes");
+    let maps = status["maps"].as_array().expect("a list of maps");
+    let sum = maps.iter().map(|map| memory(&map["bytes"])).sum::<u64>();
+    assert_eq!(memory(&status["memory_bytes"]), sum);
+    let flows = maps.iter().find(|map| text(map, "name") == "FLOWS4").expect("a table of flows");
+    assert_eq!(flows["entries"], 2_000);
+    // A flow is more than its key.
+    assert!(memory(&flows["bytes"]) > 2_000 * 16, "{flows}");
+}
+
+#[test]
+fn a_service_counts_its_containers_by_state() {
+    let served = Served::start(lab(3), &["--drain", "100"]);
+    let services = || {
+        let status = served.status().0;
+        let [service] = &status["services"].as_array().expect("services")[..] else { panic!() };
+        ["backends", "active", "draining"].map(|key| service[key].as_u64().unwrap())
+    };
+    assert_eq!(services(), [3, 3, 0]);
+    let flow = samport_tests::served::wait_for_answer;
+    flow(&served.lab, served.fronts()[0]);
+    served.order(&["weight", "web-3", "0"]);
+    eventually("it counts as draining, or has drained", || {
+        [[3, 2, 1], [2, 2, 0]].contains(&services()).then_some(())
+    });
 }
 
 /// One instance that starts, ends or is broken hides no other.

@@ -3,60 +3,53 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
 use samport_common::conntrack::State;
-use serde_json::{Value, json};
 
+use super::super::table::{Column, LEFT, RIGHT, number, text};
+use super::super::units::time;
 use super::Named;
 use super::changes::Change;
-use crate::api::words::SCHEMA;
+use crate::api::words::{Event, Flow, Flows, SCHEMA};
 
-const HEADS: [&str; 8] =
-    ["PROTOCOL", "CLIENT", "DIALLED", "BACKEND", "ADDRESS", "STATE", "AGE", "IDLE"];
+const NARROW: [Column<Named>; 8] = [
+    ("PROTOCOL", LEFT, |one| one.flow.protocol.name().to_owned()),
+    ("CLIENT", LEFT, |one| one.flow.client.to_string()),
+    ("DIALLED", LEFT, |one| one.flow.dialled.to_string()),
+    ("BACKEND", LEFT, |one| text(one.backend.clone())),
+    ("ADDRESS", LEFT, |one| text(one.flow.endpoint.map(|endpoint| endpoint.to_string()))),
+    ("STATE", LEFT, |one| name(one.flow.state).to_owned()),
+    ("AGE", RIGHT, |one| one.flow.age.map_or_else(|| "> 73min".to_owned(), time)),
+    ("IDLE", RIGHT, |one| time(one.flow.idle)),
+];
 
-pub(super) fn table(flows: &[Named]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(HEADS);
-    for one in flows {
-        table.add_row(cells(one));
-    }
-    for (at, column) in table.column_iter_mut().enumerate() {
-        if at >= HEADS.len() - 2 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
-}
+const WIDER: [Column<Named>; 2] = [
+    ("INSTANCE", LEFT, |one| one.instance.clone()),
+    ("KERNEL ID", RIGHT, |one| number(one.flow.backend.map(u64::from))),
+];
 
-fn cells(one: &Named) -> [String; 8] {
-    let flow = &one.flow;
-    [
-        flow.protocol.name().to_owned(),
-        flow.client.to_string(),
-        flow.dialled.to_string(),
-        one.backend.clone().unwrap_or_else(|| "-".to_owned()),
-        flow.endpoint.map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string()),
-        name(flow.state).to_owned(),
-        flow.age.map_or_else(|| "> 73min".to_owned(), time),
-        time(flow.idle),
-    ]
+pub(super) fn table(flows: &[Named], wide: bool) -> String {
+    let columns = if wide { &[&NARROW[..], &WIDER[..]].concat() } else { &NARROW[..] };
+    super::super::table::table(flows, columns)
 }
 
 /// The document of a listing; `total` counts those that are left out too.
-pub(super) fn document(flows: &[Named], total: usize) -> Value {
-    let flows: Vec<_> = flows.iter().map(object).collect();
-    json!({ "schema": SCHEMA, "total": total, "flows": flows })
+pub(super) fn document(flows: &[Named], total: usize) -> Flows {
+    Flows { schema: SCHEMA, total, flows: flows.iter().map(object).collect() }
 }
 
-fn object(one: &Named) -> Value {
+fn object(one: &Named) -> Flow {
     let flow = &one.flow;
-    json!({
-        "protocol": flow.protocol.name(), "client": flow.client, "vip": flow.dialled,
-        "backend": one.backend, "address": flow.endpoint, "state": name(flow.state),
-        "age_ms": flow.age.map(milliseconds), "idle_ms": milliseconds(flow.idle),
-    })
+    Flow {
+        instance: one.instance.clone(),
+        protocol: flow.protocol.name().to_owned(),
+        client: flow.client,
+        vip: flow.dialled,
+        backend: one.backend.clone(),
+        address: flow.endpoint,
+        state: name(flow.state).to_owned(),
+        age_ms: flow.age.map(milliseconds),
+        idle_ms: milliseconds(flow.idle),
+    }
 }
 
 /// A change as a line.
@@ -73,15 +66,12 @@ pub(super) fn line(change: Change) -> String {
 }
 
 /// A change as a document of one line.
-pub(super) fn event(change: Change) -> Value {
+pub(super) fn event(change: Change) -> Event {
     let (event, one) = match change {
         Change::Opened(one) => ("opened", one),
         Change::Closed(one) => ("closed", one),
     };
-    let mut document = object(one);
-    document["schema"] = SCHEMA.into();
-    document["event"] = event.into();
-    document
+    Event { schema: SCHEMA, event: event.to_owned(), flow: object(one) }
 }
 
 const fn name(state: State) -> &'static str {
@@ -100,14 +90,6 @@ const fn name(state: State) -> &'static str {
     }
 }
 
-fn time(time: Duration) -> String {
-    match time.as_secs() {
-        seconds @ 0..60 => format!("{seconds}s"),
-        seconds @ 60..3_600 => format!("{}min", seconds / 60),
-        seconds => format!("{}h{:02}min", seconds / 3_600, seconds % 3_600 / 60),
-    }
-}
-
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -115,6 +97,8 @@ fn milliseconds(time: Duration) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use samport_common::wire::protocol::Protocol;
+
+    use serde_json::json;
 
     use super::*;
     use crate::dataplane::flows::OpenFlow;
@@ -130,7 +114,7 @@ pub(super) mod tests {
             age: Some(Duration::from_secs(125)),
             idle: Duration::from_millis(1_500),
         };
-        Named { flow, backend: Some("web-1".into()) }
+        Named { instance: "eth0:80@1".into(), flow, backend: Some("web-1".into()) }
     }
 
     #[test]
@@ -138,14 +122,19 @@ pub(super) mod tests {
         let mut gone = named("192.0.2.2:1000", "10.0.0.1:80");
         (gone.backend, gone.flow.endpoint, gone.flow.age) = (None, None, None);
         gone.flow.idle = Duration::from_mins(65);
-        let shown = table(&[named("192.0.2.1:1000", "10.0.0.1:8080"), gone]);
+        let shown = table(&[named("192.0.2.1:1000", "10.0.0.1:8080"), gone], true);
         let lines: Vec<Vec<_>> =
             shown.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[0], HEADS);
+        let heads = "PROTOCOL CLIENT DIALLED BACKEND ADDRESS STATE AGE IDLE INSTANCE KERNEL ID";
+        assert_eq!(lines[0].join(" "), heads);
         let first = ["tcp", "192.0.2.1:1000", "198.51.100.7:80", "web-1", "10.0.0.1:8080"];
-        assert_eq!(lines[1], [&first[..], &["established", "2min", "1s"]].concat(), "{shown}");
+        assert_eq!(
+            lines[1],
+            [&first[..], &["established", "2min", "1s", "eth0:80@1", "1"]].concat(),
+            "{shown}"
+        );
         assert_eq!(lines[2][3..5], ["-", "-"], "{shown}");
-        assert_eq!(lines[2][6..], [">", "73min", "1h05min"], "{shown}");
+        assert_eq!(lines[2][6..9], [">", "73min", "1h05min"], "{shown}");
     }
 
     #[test]
@@ -154,7 +143,7 @@ pub(super) mod tests {
         let said = "tcp 192.0.2.1:1000 → 198.51.100.7:80 → web-1 10.0.0.1:8080";
         assert_eq!(line(Change::Opened(&one)), format!("+ {said}"));
         assert_eq!(line(Change::Closed(&one)), format!("- {said}"));
-        let event = event(Change::Closed(&one));
+        let event = serde_json::to_value(event(Change::Closed(&one))).unwrap();
         for (key, value) in [
             ("schema", json!(1)),
             ("event", json!("closed")),
@@ -172,7 +161,6 @@ pub(super) mod tests {
     #[test]
     fn a_listing_says_how_many_there_are_in_all() {
         let document = document(&[named("192.0.2.1:1000", "10.0.0.1:80")], 3);
-        assert_eq!((&document["schema"], &document["total"]), (&json!(1), &json!(3)));
-        assert_eq!(document["flows"].as_array().map(Vec::len), Some(1));
+        assert_eq!((document.schema, document.total, document.flows.len()), (1, 3, 1));
     }
 }

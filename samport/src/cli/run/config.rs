@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::allow::Networks;
 use crate::dataplane;
 use crate::discovery::Provider;
+use crate::instance::LimitsRecord;
 use crate::plan::Policy;
 use crate::ports::{Listen, PortSpec};
 use crate::reconcile::Job;
@@ -55,8 +56,24 @@ impl Config {
             drain: self.drain,
             socket,
             policy: self.policy,
-            max_backends: self.dataplane.backends,
+            limits: self.limits(),
             namespace,
+        }
+    }
+
+    /// How much is remembered, and for how long: for `status`.
+    const fn limits(&self) -> LimitsRecord {
+        let dataplane::Options { flows, backends, timeouts, .. } = self.dataplane;
+        LimitsRecord {
+            flows,
+            max_backends: backends,
+            tcp_syn_seconds: timeouts.tcp_syn.as_secs(),
+            tcp_seconds: timeouts.tcp.as_secs(),
+            tcp_fin_seconds: timeouts.tcp_fin.as_secs(),
+            tcp_rst_seconds: timeouts.tcp_rst.as_secs(),
+            udp_seconds: timeouts.udp.as_secs(),
+            udp_unanswered_seconds: timeouts.udp_unanswered.as_secs(),
+            drain_seconds: self.drain.as_secs(),
         }
     }
 }
