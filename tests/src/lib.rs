@@ -15,6 +15,7 @@ pub mod packet;
 pub mod podman;
 pub mod proxy;
 pub mod raw;
+pub mod screen;
 pub mod served;
 pub mod socket;
 pub mod traces;

@@ -11,6 +11,7 @@ mod demo;
 mod fuzz;
 mod lint;
 mod package;
+mod pictures;
 mod run;
 mod setup;
 mod sh;
@@ -43,6 +44,7 @@ enum Verb {
     Fuzz(fuzz::Args),
     Package(package::Args),
     Cases(cases::Args),
+    Pictures(pictures::Args),
     Ci(ci::Args),
 }
 
@@ -68,6 +70,7 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Fuzz(args) => fuzz::verb(args),
         Verb::Package(args) => package::verb(args),
         Verb::Cases(args) => cases::verb(args),
+        Verb::Pictures(args) => pictures::verb(args),
         Verb::Ci(args) => ci::verb(args),
     }
 }

@@ -22,6 +22,7 @@ mod run;
 mod status;
 mod steer;
 mod table;
+mod top;
 mod units;
 mod version;
 mod wait;
@@ -68,6 +69,8 @@ enum Verb {
     Status(status::Args),
     /// Each backend: its state, its weight, and what it has got.
     Backends(backends::Args),
+    /// Services and backends on the screen, as they change; keys to drain and weigh them.
+    Top(top::Args),
     /// The connections that are open, each with its client and its backend.
     Flows(flows::Args),
     /// Give a backend no new connections, and let it finish those it has.
@@ -126,6 +129,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Run(args) => runtime.block_on(run::run(&args, cli.verbose > 0)),
         Verb::Status(args) => status::run(&args),
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
+        Verb::Top(args) => runtime.block_on(top::run(args)),
         Verb::Flows(args) => flows::run(&args),
         Verb::Drain(args) => runtime.block_on(steer::drain(args)),
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),

@@ -13,7 +13,7 @@ fn printed(args: &[&str]) -> String {
 }
 
 /// Every verb, and the flags it has.
-pub const VERBS: [(&str, &[&str]); 18] = [
+pub const VERBS: [(&str, &[&str]); 19] = [
     (
         "run",
         &[
@@ -50,6 +50,7 @@ pub const VERBS: [(&str, &[&str]); 18] = [
     ),
     ("status", &["-o, --output"]),
     ("backends", &["-o, --output", "--instance", "--socket"]),
+    ("top", &["--interval", "--instance", "--socket"]),
     ("flows", &["-o, --output", "--limit", "--follow", "--instance"]),
     ("healthcheck", &["--instance", "--socket"]),
     ("drain", &["--wait", "--timeout", "--instance", "--socket"]),

@@ -18,6 +18,7 @@ mod schemas;
 mod service;
 mod status;
 mod takeover;
+mod top;
 
 use std::process::Output;
 

@@ -33,6 +33,7 @@ const TOOLS: [Tool; 15] = [
     tool("runc", "runc", "the container tests"),
     tool("busybox", "busybox-static", "the image of the container tests"),
     tool("curl", "curl", "the requests of the container tests"),
+    tool("tmux", "tmux", "the tests of `samport top`"),
     tool("iptables", "iptables", "the container tests and the comparisons"),
     tool("systemd-analyze", "systemd", "the test of the Debian package"),
     tool(
