@@ -6,7 +6,6 @@ use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, MAX_BACKENDS};
 
 use crate::dataplane::Timeouts;
 pub(super) use crate::duration::read as time;
-use crate::instance::LimitsRecord;
 
 /// Shortest time-out: the kernel programs' clock is no finer.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -61,21 +60,6 @@ impl Limits {
             tcp_rst: self.tcp_rst_timeout,
             udp: self.udp_timeout,
             udp_unanswered: self.udp_unanswered_timeout,
-        }
-    }
-
-    /// All of them, for `status`.
-    pub(super) const fn record(&self, drain: Duration) -> LimitsRecord {
-        LimitsRecord {
-            flows: self.flows,
-            max_backends: self.max_backends,
-            tcp_syn_seconds: self.tcp_syn_timeout.as_secs(),
-            tcp_seconds: self.tcp_timeout.as_secs(),
-            tcp_fin_seconds: self.tcp_fin_timeout.as_secs(),
-            tcp_rst_seconds: self.tcp_rst_timeout.as_secs(),
-            udp_seconds: self.udp_timeout.as_secs(),
-            udp_unanswered_seconds: self.udp_unanswered_timeout.as_secs(),
-            drain_seconds: drain.as_secs(),
         }
     }
 }

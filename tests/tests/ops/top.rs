@@ -118,6 +118,8 @@ fn orders_are_given_with_a_yes_and_not_with_a_no() {
     screen.wait_for("weight of web-2: 3 rather than 1? y/n");
     screen.press("y");
     eventually("it has weight 3", || (weights(&served, "web-2") == [3, 3]).then_some(()));
+    // What came of an order is said when it has.
+    screen.wait_for("web-2: active, weight 3");
     screen.wait_for("60.0/");
     screen.press("-");
     screen.wait_for("weight of web-2: 2 rather than 3? y/n");

@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 16] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),

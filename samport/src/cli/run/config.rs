@@ -36,8 +36,6 @@ pub(super) struct Config {
     pub(super) metrics: Option<SocketAddr>,
     /// What can be chosen when the kernel programs are loaded.
     pub(super) dataplane: dataplane::Options,
-    /// The limits, as `status` tells them.
-    pub(super) limits: LimitsRecord,
     /// Whether everything stays at work in the kernel at the end.
     pub(super) keep: bool,
 }
@@ -58,8 +56,24 @@ impl Config {
             drain: self.drain,
             socket,
             policy: self.policy,
-            limits: self.limits,
+            limits: self.limits(),
             namespace,
+        }
+    }
+
+    /// How much is remembered, and for how long: for `status`.
+    const fn limits(&self) -> LimitsRecord {
+        let dataplane::Options { flows, backends, timeouts, .. } = self.dataplane;
+        LimitsRecord {
+            flows,
+            max_backends: backends,
+            tcp_syn_seconds: timeouts.tcp_syn.as_secs(),
+            tcp_seconds: timeouts.tcp.as_secs(),
+            tcp_fin_seconds: timeouts.tcp_fin.as_secs(),
+            tcp_rst_seconds: timeouts.tcp_rst.as_secs(),
+            udp_seconds: timeouts.udp.as_secs(),
+            udp_unanswered_seconds: timeouts.udp_unanswered.as_secs(),
+            drain_seconds: self.drain.as_secs(),
         }
     }
 }

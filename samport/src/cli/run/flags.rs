@@ -130,7 +130,6 @@ impl Flags {
                 log,
                 local: !self.no_local,
             },
-            limits: self.limits.record(self.drain),
             keep: self.keep,
         })
     }
