@@ -26,8 +26,9 @@ fn the_reference_is_what_the_program_says() {
     if std::env::var_os(WRITE).is_some() {
         fs::write(PAGE, &page).unwrap();
     }
-    let stale = format!("{PAGE} is stale: {WRITE}=1 cargo test -p samport --lib reference");
-    assert_eq!(fs::read_to_string(PAGE).unwrap_or_default(), page, "{stale}");
+    // No diff of the whole: what it says is nothing to act on.
+    let is_fresh = fs::read_to_string(PAGE).unwrap_or_default() == page;
+    assert!(is_fresh, "{PAGE} is stale: {WRITE}=1 cargo test -p samport --lib reference");
 }
 
 #[test]

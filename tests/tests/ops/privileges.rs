@@ -20,8 +20,8 @@ fn needed() -> Vec<String> {
 
 /// What starts a program with these capabilities and no way to others.
 fn only(capabilities: &[String]) -> [String; 3] {
-    let set = capabilities.iter().map(|one| format!(",+{one}")).collect::<String>();
-    ["setpriv".to_owned(), format!("--bounding-set=-all{set}"), format!("--inh-caps=-all{set}")]
+    let set = capabilities.join(",+");
+    ["setpriv".to_owned(), format!("--bounding-set=-all,+{set}"), format!("--inh-caps=-all,+{set}")]
 }
 
 /// The masks of all threads of a process, by what /proc calls them.
