@@ -110,7 +110,7 @@ fn the_dashboard_shows_every_metric_and_no_other() {
     let dashboard = include_str!("../../../../dist/grafana/samport.json");
     let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
     let mut shown = BTreeSet::new();
-    names_in(&dashboard["panels"], &mut shown);
+    names_in(&dashboard, &mut shown);
     let text = of(sample()).unwrap();
     let series = text.lines().filter(|line| !line.starts_with('#'));
     let exported: BTreeSet<String> = series
@@ -123,7 +123,7 @@ fn the_dashboard_shows_every_metric_and_no_other() {
 
 /// The names of metrics in all that is asked for.
 fn names_in(value: &serde_json::Value, found: &mut BTreeSet<String>) {
-    if let Some(asked) = value["expr"].as_str() {
+    for asked in [&value["expr"], &value["query"]].into_iter().filter_map(|asked| asked.as_str()) {
         let words = asked.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         found.extend(words.filter(|word| word.starts_with("samport_")).map(str::to_owned));
     }
