@@ -10,6 +10,7 @@ pub mod discovery;
 mod draining;
 mod duration;
 pub mod exit;
+mod follow;
 mod frontends;
 pub mod groups;
 pub mod health;

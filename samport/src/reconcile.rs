@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use samport_common::layout::{LAYOUT_VERSION, SHARED_BY};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::allow::{self, Networks};
 use crate::dataplane::{Dataplane, Events, XdpMode};
@@ -57,20 +57,36 @@ pub struct Job {
     pub interfaces: Vec<String>,
     /// Ports; empty if labels say which.
     pub ports: Vec<PortSpec>,
-    /// Who may use ports of which labels say nothing; empty for everybody.
-    pub allow: Networks,
     /// How packets get to backends.
     pub forward: Forward,
-    /// How long a backend keeps its flows when it is to take no new ones.
-    pub drain: Duration,
     /// The control socket.
     pub socket: PathBuf,
-    /// How ports choose, as far as labels say nothing else.
-    pub policy: Policy,
+    /// What holds as far as labels say nothing else.
+    pub rules: Rules,
     /// How much is remembered, and for how long.
     pub limits: LimitsRecord,
     /// Inode of the network namespace.
     pub namespace: u64,
+}
+
+/// What may be changed while it runs.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Who may use ports of which labels say nothing; empty for everybody.
+    pub allow: Networks,
+    /// How long a backend keeps its flows when it is to take no new ones.
+    pub drain: Duration,
+    /// How ports choose.
+    pub policy: Policy,
+}
+
+/// Other rules for a run.
+#[derive(Debug)]
+pub struct NewRules {
+    /// The rules.
+    pub rules: Rules,
+    /// Told when the kernel has them; dropped if that does not work at once.
+    pub done: oneshot::Sender<()>,
 }
 
 /// The state of a run.
@@ -176,6 +192,7 @@ impl Reconciler {
         &mut self,
         mut snapshots: watch::Receiver<Snapshot>,
         mut network: watch::Receiver<u64>,
+        mut rules: mpsc::Receiver<NewRules>,
         stop: impl Future<Output = ()>,
     ) {
         tokio::pin!(stop);
@@ -184,12 +201,16 @@ impl Reconciler {
         let mut pulse = Pulse::of_environment();
         loop {
             pulse.beat(|| self.summary());
-            let mut pending = None;
+            let (mut pending, mut changed) = (None, None);
             let pause = self.pause(failed).min(pulse.rest());
             tokio::select! {
                 () = &mut stop => return,
                 request = self.desk.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
+                Some(change) = rules.recv() => {
+                    self.job.rules = change.rules;
+                    changed = Some(change.done);
+                }
                 Ok(()) = network.changed() => tokio::time::sleep(NETLINK_PAUSE).await,
                 () = self.health.changed() => {}
                 failure = suspects::next(&mut self.events) => {
@@ -203,6 +224,10 @@ impl Reconciler {
             let outcome = self.sync(&snapshot).await;
             if let Some(pending) = pending {
                 pending.answer(&outcome);
+            }
+            if let (Some(done), true) = (changed, outcome.is_ok()) {
+                // Who has gone away meanwhile does not want to know.
+                let _ = done.send(());
             }
             failed = match outcome {
                 Ok(()) => {
@@ -372,7 +397,7 @@ impl Reconciler {
         }
         self.settle_fronts(&mut desired, devices);
         let ports = desired.frontends.keys();
-        desired.allowed = allow::allowed(ports, &self.job.allow, &snapshot.candidates);
+        desired.allowed = allow::allowed(ports, &self.job.rules.allow, &snapshot.candidates);
         desired
     }
 

@@ -72,3 +72,9 @@ impl Effective {
         keys(command).map(one).collect()
     }
 }
+
+/// The keys whose values differ.
+pub(super) fn changed<'a>(old: &'a [Effective], new: &[Effective]) -> Vec<&'a str> {
+    let pairs = old.iter().zip(new);
+    pairs.filter(|(old, new)| old.values != new.values).map(|(old, _)| old.key.as_str()).collect()
+}

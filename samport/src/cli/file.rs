@@ -24,6 +24,8 @@ const ALIKE: f64 = 0.6;
 pub(super) struct File {
     /// Where it is.
     pub(super) path: PathBuf,
+    /// What it says.
+    pub(super) text: String,
     settings: Vec<Setting>,
 }
 
@@ -58,7 +60,7 @@ impl File {
         let text = text.exit(Exit::Usage, format!("read the configuration {}", path.display()))?;
         let settings = settings(&text, command)
             .map_err(|fault| coded(Exit::Usage, fault.shown(&path.display(), &text)))?;
-        Ok(Self { path: path.to_owned(), settings })
+        Ok(Self { path: path.to_owned(), text, settings })
     }
 
     /// The line that says something of a flag.

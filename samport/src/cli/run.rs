@@ -1,15 +1,18 @@
 //! `samport run`: balances until it is stopped, then leaves nothing behind.
 
 mod config;
+mod effect;
 mod flags;
 mod names;
+mod reload;
 mod said;
 
 use anyhow::Result;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::config::Config;
+use self::reload::{Reins, Reloader};
 use self::said::{say_goodbye, say_ready};
 use super::{asked, status};
 use crate::api::{Server, Socket};
@@ -21,7 +24,7 @@ use crate::metrics;
 use crate::model::Snapshot;
 use crate::netlink::Netlink;
 use crate::privileges;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{NewRules, Reconciler};
 use crate::takeover;
 use crate::{seat, service};
 
@@ -40,14 +43,16 @@ pub struct Args {
     _flags: Flags,
 }
 
-/// Runs until SIGINT, SIGTERM or SIGHUP.
+/// Runs until SIGINT or SIGTERM; SIGHUP has the configuration read again.
 pub async fn run(_: &Args, log: bool) -> Result<()> {
-    let config = asked::configuration()?.flags.config(log)?;
+    let asked = asked::configuration()?;
+    let config = asked.flags.config(log)?;
     privileges::require()?;
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    let Started { mut reconciler, snapshots, network, server, metrics } = tokio::select! {
+    let hang_up = signal(SignalKind::hangup())?;
+    let Started { mut reconciler, snapshots, network, server, rules, reins } = tokio::select! {
         biased;
         () = &mut stop => {
             tracing::info!("stopped before it was ready; the machine is as it was before");
@@ -56,11 +61,18 @@ pub async fn run(_: &Args, log: bool) -> Result<()> {
         started = start(&config) => started?,
     };
     service::ready();
-    reconciler.run(snapshots, network, stop).await;
+    let mut reloader = Reloader::new(asked, config, hang_up, reins).await;
+    tokio::select! {
+        () = reconciler.run(snapshots, network, rules, stop) => {}
+        never = reloader.follow() => match never {},
+    }
     service::stopping();
-    drop((server, metrics));
-    let verdicts = reconciler.finish(config.keep)?;
-    say_goodbye(&verdicts, config.keep);
+    drop(server);
+    let keep = reloader.config().keep;
+    // The metrics' server with it.
+    drop(reloader);
+    let verdicts = reconciler.finish(keep)?;
+    say_goodbye(&verdicts, keep);
     Ok(())
 }
 
@@ -70,7 +82,8 @@ struct Started {
     snapshots: watch::Receiver<Snapshot>,
     network: watch::Receiver<u64>,
     server: Server,
-    metrics: Option<metrics::Server>,
+    rules: mpsc::Receiver<NewRules>,
+    reins: Reins,
 }
 
 /// Everything up to the line that says "ready". Whatever was done is undone if this fails, or is
@@ -83,8 +96,9 @@ async fn start(config: &Config) -> Result<Started> {
     let (netlink, network) = Netlink::connect()?;
     // Before it is asked who listens on our ports: it may be us.
     let metrics = config.metrics.map(metrics::listen).transpose()?;
+    let (terms_in, terms) = watch::channel(config.terms.clone());
     let (snapshots, providers) =
-        discovery::start_all(config.providers.clone(), &config.ports).await?;
+        discovery::start_all(config.providers.clone(), &config.ports, &terms).await?;
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
     listening::refuse_taken(&ports)?;
@@ -114,23 +128,23 @@ async fn start(config: &Config) -> Result<Started> {
     }
     reconciler.start(&first).await?;
     let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
-    let metrics = metrics.map(|at| metrics::Server::start(at, source)).transpose()?;
+    let metrics = metrics.map(|at| metrics::Server::start(at, source.clone())).transpose()?;
     let server = Server::start(socket, &name, window, status::document)?;
     privileges::settle();
     say_ready(config, &reconciler);
-    Ok(Started { reconciler, snapshots, network, server, metrics })
+    let (rules_in, rules) = mpsc::channel(1);
+    let reins = Reins { terms: terms_in, rules: rules_in, metrics, source };
+    Ok(Started { reconciler, snapshots, network, server, rules, reins })
 }
 
 /// Resolves at the first signal that asks the program to end.
 pub(super) fn stop_signal() -> Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            _ = hang_up.recv() => {}
         }
     })
 }

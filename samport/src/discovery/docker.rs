@@ -20,16 +20,16 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Terms;
 use super::container::{ContainerView, Policy, offer};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events;
-use super::filter::Filters;
 use super::inspect;
+use super::leaving::Leaving;
 use super::locate::{self, Located};
 use super::published;
 use super::standing::Standing;
 use super::world::{Answer, Outcome, Task, World};
-use crate::health::spec::Config;
 use crate::model::Snapshot;
 use crate::ports::PortSpec;
 
@@ -41,18 +41,12 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const INSPECTIONS: usize = 32;
 
 /// What the provider is to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Options {
     /// Whose containers.
     pub engine: Engine,
     /// `--endpoint`, as given.
     pub endpoint: Option<String>,
-    /// `--filter`s.
-    pub filters: Filters,
-    /// `--health`.
-    pub health: Config,
-    /// How long a container that was sent its stop signal and does not stop is kept draining.
-    pub drain: Duration,
 }
 
 /// What the background tasks tell the watcher.
@@ -76,12 +70,13 @@ type Inbox = mpsc::UnboundedSender<Message>;
 pub(super) async fn start(
     options: Options,
     ports: Vec<PortSpec>,
+    terms: watch::Receiver<Terms>,
     standing: Arc<Standing>,
 ) -> Result<watch::Receiver<Snapshot>> {
     let engine = options.engine;
     let variable = std::env::var(engine.variable()).ok();
     let endpoint = Endpoint::find(engine, options.endpoint.as_deref(), variable.as_deref())?;
-    let policy = Arc::new(Policy { ports, filters: options.filters, health: options.health });
+    let policy = Arc::new(policy(ports, &terms.borrow()));
     let (inbox, messages) = mpsc::unbounded_channel();
     let (snapshots, receiver) = watch::channel(Snapshot::default());
     let opened = Session::open(&endpoint, 1, &inbox).await;
@@ -90,7 +85,8 @@ pub(super) async fn start(
     let mut watcher = Watcher {
         engine,
         endpoint,
-        drain: options.drain,
+        terms,
+        leaving: Leaving::default(),
         world: World::new(Arc::clone(&policy)),
         policy,
         session,
@@ -169,10 +165,17 @@ async fn forward(client: Docker, session: u64, inbox: Inbox) {
     let _ = inbox.send(Message::Lost { session, why });
 }
 
+/// What containers are judged by.
+fn policy(ports: Vec<PortSpec>, terms: &Terms) -> Policy {
+    Policy { ports, filters: terms.filters.clone(), health: terms.health.clone() }
+}
+
 struct Watcher {
     engine: Engine,
     endpoint: Endpoint,
-    drain: Duration,
+    terms: watch::Receiver<Terms>,
+    /// Candidates that are meant no longer, on the terms that hold now.
+    leaving: Leaving,
     policy: Arc<Policy>,
     world: World,
     session: Session,
@@ -199,10 +202,36 @@ impl Watcher {
         }
     }
 
-    /// Waits for one message and acts on it.
+    /// Waits for one thing to happen and acts on it.
     async fn step(&mut self) {
-        // We hold a sender ourselves: there is always another message.
-        let Some(message) = self.messages.recv().await else { return };
+        tokio::select! {
+            // We hold a sender ourselves: there is always another message.
+            Some(message) = self.messages.recv() => self.take(message).await,
+            Ok(()) = self.terms.changed() => self.take_terms(),
+            () = self.leaving.next() => {}
+        }
+        self.leaving.pass(Instant::now());
+        let world = &self.world;
+        self.leaving.keep_only(|candidate| world.runs(&candidate.id));
+    }
+
+    /// Whom the new terms do not mean any more drains.
+    fn take_terms(&mut self) {
+        let terms = self.terms.borrow_and_update().clone();
+        let policy = Arc::new(policy(self.policy.ports.clone(), &terms));
+        if policy == self.policy {
+            return;
+        }
+        self.policy = Arc::clone(&policy);
+        let before = self.world.snapshot().candidates;
+        for task in self.world.go_by(policy) {
+            self.carry_out(task);
+        }
+        let after = self.world.snapshot().candidates;
+        self.leaving.replace(before, &after, Instant::now() + terms.drain);
+    }
+
+    async fn take(&mut self, message: Message) {
         let task = match message {
             Message::Event(event) => {
                 self.standing.happened();
@@ -224,7 +253,8 @@ impl Watcher {
     }
 
     fn publish(&self) {
-        super::publish(&self.snapshots, self.world.snapshot());
+        let candidates = self.leaving.and(&self.world.snapshot().candidates);
+        super::publish(&self.snapshots, Snapshot { candidates });
     }
 
     fn adopt(&mut self, running: Vec<ContainerSummary>) {
@@ -267,7 +297,7 @@ impl Watcher {
         let inbox = self.inbox.clone();
         match task {
             Task::AwaitDrain { id, number, drain } => {
-                let drain = drain.unwrap_or(self.drain);
+                let drain = drain.unwrap_or(self.terms.borrow().drain);
                 tokio::spawn(async move {
                     sleep(drain).await;
                     let _ = inbox.send(Message::DrainIsOver { id, number });

@@ -11,36 +11,21 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use notify::event::{AccessKind, AccessMode};
-use notify::{EventKind, RecursiveMode, Watcher as _};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::Terms;
+use super::leaving::Leaving;
 use super::standing::Standing;
 use super::static_::Address;
 use crate::allow::Networks;
+use crate::follow::Followed;
 use crate::health::spec::Config;
-use crate::model::{Candidate, Condition, Snapshot, Wishes};
+use crate::model::{Candidate, Snapshot, Wishes};
 use crate::ports::{Listen, PortSpec};
-
-/// Writers touch a file several times in a row; this long after the first touch it is read.
-const SETTLE: Duration = Duration::from_millis(5);
-
-/// What the file provider is to do.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The file.
-    pub path: PathBuf,
-    /// How long a backend that has left the file is still offered, as draining.
-    pub drain: Duration,
-    /// `--health`.
-    pub health: Config,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,61 +58,31 @@ impl TryFrom<String> for FileAddress {
 
 /// Reads the file, which must be good, and follows it from then on.
 pub(super) async fn start(
-    options: Options,
+    path: PathBuf,
     ports: Vec<PortSpec>,
+    terms: watch::Receiver<Terms>,
     standing: Arc<Standing>,
 ) -> Result<watch::Receiver<Snapshot>> {
     // Watched before it is read: a change in between is not lost.
-    let (wake, touches) = mpsc::channel(1);
-    let path = options.path.clone();
-    // Its thread inherits from the one that starts it, and is to have no more privileges than the others.
-    let watcher = spawn_blocking(move || watch_folder(&path, wake)).await??;
-    let text = read(&options.path)?;
-    let current = parse(&text, &ports, &options.health)
-        .with_context(|| options.path.display().to_string())?;
+    let watch = Followed::start(&path).await?;
+    let text = read(&path)?;
+    let current =
+        parse(&text, &ports, &terms.borrow().health).with_context(|| path.display().to_string())?;
     let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone() });
     standing.synced();
     let follower = Follower {
-        options,
+        path,
         ports,
+        terms,
         text,
         unreadable: false,
         current,
-        leaving: Vec::new(),
+        leaving: Leaving::default(),
         sender,
         standing,
     };
-    tokio::spawn(async move {
-        follower.follow(touches).await;
-        drop(watcher);
-    });
+    tokio::spawn(follower.follow(watch));
     Ok(receiver)
-}
-
-/// Watches the folder, not the file: editors and deployments put a new file in the old one's place.
-fn watch_folder(path: &Path, wake: mpsc::Sender<()>) -> Result<notify::RecommendedWatcher> {
-    let folder = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| changes(event.kind)) {
-            // A full channel already says that there is something to read.
-            let _ = wake.try_send(());
-        }
-    })?;
-    watcher
-        .watch(folder, RecursiveMode::NonRecursive)
-        .with_context(|| format!("watch {} for changes", folder.display()))?;
-    Ok(watcher)
-}
-
-/// Whether a file may have changed. Reading it is an event too, and would wake us forever.
-fn changes(kind: EventKind) -> bool {
-    match kind {
-        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
-        _ => true,
-    }
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -186,40 +141,43 @@ fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
 }
 
 struct Follower {
-    options: Options,
+    path: PathBuf,
     ports: Vec<PortSpec>,
+    terms: watch::Receiver<Terms>,
     /// The last text read, good or bad: what is bad is complained about once.
     text: String,
     /// Whether it could not be read the last time, which is told once too.
     unreadable: bool,
     current: Vec<Candidate>,
-    /// Candidates that have left the file, and until when they are offered.
-    leaving: Vec<(Candidate, Instant)>,
+    /// Candidates that have left the file.
+    leaving: Leaving,
     sender: watch::Sender<Snapshot>,
     standing: Arc<Standing>,
 }
 
 impl Follower {
-    async fn follow(mut self, mut touches: mpsc::Receiver<()>) {
+    async fn follow(mut self, mut followed: Followed) {
         loop {
-            let next_leave = self.leaving.iter().map(|(_, until)| *until).min();
             tokio::select! {
                 () = self.sender.closed() => return,
-                touch = touches.recv() => match touch {
-                    Some(()) => {
-                        sleep(SETTLE).await;
-                        self.reread();
-                    }
-                    None => return,
-                },
-                () = sleep_until(next_leave.unwrap_or_else(Instant::now)), if next_leave.is_some() => {}
+                () = followed.touched() => self.reread(),
+                Ok(()) = self.terms.changed() => self.judge_anew(),
+                () = self.leaving.next() => {}
             }
             self.publish(Instant::now());
         }
     }
 
+    /// Whose health is known by something else now.
+    fn judge_anew(&mut self) {
+        let health = self.terms.borrow_and_update().health.clone();
+        for candidate in &mut self.current {
+            candidate.condition = health.of_listed(candidate.listen.protocol);
+        }
+    }
+
     fn reread(&mut self) {
-        let text = match read(&self.options.path) {
+        let text = match read(&self.path) {
             Ok(text) => text,
             // Between an editor's unlink and its rename there is no file for a moment: if it stays
             // away, that is no reason to take backends out of service.
@@ -239,7 +197,8 @@ impl Follower {
             return;
         }
         self.standing.happened();
-        match parse(&text, &self.ports, &self.options.health) {
+        let health = self.terms.borrow().health.clone();
+        match parse(&text, &self.ports, &health) {
             Ok(candidates) => {
                 self.standing.synced();
                 self.replace(candidates, Instant::now());
@@ -248,7 +207,7 @@ impl Follower {
                 self.standing.lost();
                 tracing::error!(
                     "{}: {}; its backends stay as they were",
-                    self.options.path.display(),
+                    self.path.display(),
                     format!("{error:#}").trim_end()
                 );
             }
@@ -257,25 +216,14 @@ impl Follower {
     }
 
     fn replace(&mut self, candidates: Vec<Candidate>, now: Instant) {
-        let until = now + self.options.drain;
+        let until = now + self.terms.borrow().drain;
         let old = std::mem::replace(&mut self.current, candidates);
-        self.leaving.extend(
-            old.into_iter().map(|candidate| {
-                (Candidate { condition: Condition::Draining, ..candidate }, until)
-            }),
-        );
-        let current = &self.current;
-        self.leaving.retain(|(old, _)| {
-            !current.iter().any(|new| (new.listen, new.endpoint) == (old.listen, old.endpoint))
-        });
+        self.leaving.replace(old, &self.current, until);
     }
 
     fn publish(&mut self, now: Instant) {
-        self.leaving.retain(|(_, until)| *until > now);
-        let leaving = self.leaving.iter().map(|(candidate, _)| candidate);
-        let mut candidates: Vec<_> = self.current.iter().chain(leaving).cloned().collect();
-        super::sort(&mut candidates);
-        super::publish(&self.sender, Snapshot { candidates });
+        self.leaving.pass(now);
+        super::publish(&self.sender, Snapshot { candidates: self.leaving.and(&self.current) });
     }
 }
 

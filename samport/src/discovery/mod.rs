@@ -13,18 +13,24 @@ pub mod static_;
 
 mod events;
 mod inspect;
+mod leaving;
 mod locate;
 mod look;
 mod published;
 mod standing;
 mod world;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::select_all;
 use tokio::sync::watch;
 
+use self::filter::Filters;
+use self::static_::StaticBackend;
+use crate::health::spec::Config;
 use crate::model::{Candidate, Snapshot};
 use crate::ports::PortSpec;
 
@@ -33,14 +39,27 @@ pub use look::{Seen, look};
 pub use standing::Standing;
 
 /// Where backends come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Provider {
     /// The containers of an engine.
     Docker(docker::Options),
     /// A file that is followed.
-    File(file::Options),
-    /// The command line.
-    Static(static_::Options),
+    File(PathBuf),
+    /// The configuration.
+    Static,
+}
+
+/// What may be changed of providers while they run. Each of them goes by what concerns it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Terms {
+    /// The `--backend` list.
+    pub backends: Vec<StaticBackend>,
+    /// `--filter`s.
+    pub filters: Filters,
+    /// `--health`.
+    pub health: Config,
+    /// How long a backend keeps its flows that is offered no longer, or was sent its stop signal.
+    pub drain: Duration,
 }
 
 impl Provider {
@@ -49,7 +68,7 @@ impl Provider {
         match self {
             Self::Docker(options) => options.engine.provider(),
             Self::File(_) => "file",
-            Self::Static(_) => "static",
+            Self::Static => "static",
         }
     }
 }
@@ -62,13 +81,14 @@ impl Provider {
 async fn start(
     provider: Provider,
     ports: Vec<PortSpec>,
+    terms: watch::Receiver<Terms>,
     standing: Arc<Standing>,
 ) -> Result<watch::Receiver<Snapshot>> {
     match provider {
-        Provider::Docker(options) => docker::start(options, ports, standing).await,
-        Provider::File(options) => file::start(options, ports, standing).await,
-        Provider::Static(options) => {
-            let snapshots = static_::start(&options, &ports)?;
+        Provider::Docker(options) => docker::start(options, ports, terms, standing).await,
+        Provider::File(path) => file::start(path, ports, terms, standing).await,
+        Provider::Static => {
+            let snapshots = static_::start(ports, terms)?;
             standing.synced();
             Ok(snapshots)
         }
@@ -80,14 +100,27 @@ async fn start(
 pub async fn start_all(
     providers: Vec<Provider>,
     ports: &[PortSpec],
+    terms: &watch::Receiver<Terms>,
 ) -> Result<(watch::Receiver<Snapshot>, Vec<Arc<Standing>>)> {
     let (mut sources, mut standings) = (Vec::new(), Vec::new());
     for provider in providers {
         let standing = Standing::of(provider.name());
-        sources.push(start(provider, ports.to_vec(), Arc::clone(&standing)).await?);
+        let source = start(provider, ports.to_vec(), terms.clone(), Arc::clone(&standing));
+        sources.push(source.await?);
         standings.push(standing);
     }
     Ok((join(sources), standings))
+}
+
+/// Whether providers that run could go by these terms.
+///
+/// # Errors
+/// A backend that is given twice.
+pub fn check(providers: &[Provider], ports: &[PortSpec], terms: &Terms) -> Result<()> {
+    if providers.contains(&Provider::Static) {
+        static_::check(ports, terms)?;
+    }
+    Ok(())
 }
 
 /// One source for several.

@@ -1,4 +1,4 @@
-//! `--backend`: backends that are given and do not change.
+//! `--backend`: backends that are given, and change with the configuration only.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,9 +7,11 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::Terms;
+use super::leaving::Leaving;
 use crate::allow::Networks;
-use crate::health::spec::Config;
 use crate::model::{Candidate, Snapshot, Wishes};
 use crate::ports::{PortSpec, port};
 
@@ -22,15 +24,6 @@ pub struct StaticBackend {
     pub address: Address,
     /// Its share relative to the others; 0 takes no new flows.
     pub weight: u32,
-}
-
-/// What the static provider is to do.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The `--backend` list.
-    pub backends: Vec<StaticBackend>,
-    /// `--health`.
-    pub health: Config,
 }
 
 /// An address with or without a port.
@@ -97,7 +90,7 @@ impl FromStr for StaticBackend {
         };
         let (address, weight) = match rest.split_once('@') {
             Some((address, weight)) => (address, Some(weight)),
-            None => (text, None),
+            None => (rest, None),
         };
         let weight = match weight.map(str::parse) {
             None => 1,
@@ -110,21 +103,66 @@ impl FromStr for StaticBackend {
 }
 
 /// Offers the backends behind every port, for as long as anyone listens.
-pub(super) fn start(options: &Options, ports: &[PortSpec]) -> Result<watch::Receiver<Snapshot>> {
+pub(super) fn start(
+    ports: Vec<PortSpec>,
+    terms: watch::Receiver<Terms>,
+) -> Result<watch::Receiver<Snapshot>> {
     if ports.is_empty() {
         bail!("nothing says on which port the backends are served; give -p PORT");
     }
-    let (sender, receiver) = watch::channel(snapshot(options, ports)?);
-    // A dropped sender would look like a provider that has ended.
-    tokio::spawn(async move { sender.closed().await });
+    let first = snapshot(&terms.borrow(), &ports)?;
+    let current = first.candidates.clone();
+    let (sender, receiver) = watch::channel(first);
+    let offer = Offer { ports, terms, current, leaving: Leaving::default(), sender };
+    tokio::spawn(offer.follow());
     Ok(receiver)
 }
 
-fn snapshot(options: &Options, ports: &[PortSpec]) -> Result<Snapshot> {
+/// Whether backends could be offered on these terms.
+pub(super) fn check(ports: &[PortSpec], terms: &Terms) -> Result<()> {
+    snapshot(terms, ports).map(|_| ())
+}
+
+struct Offer {
+    ports: Vec<PortSpec>,
+    terms: watch::Receiver<Terms>,
+    current: Vec<Candidate>,
+    leaving: Leaving,
+    sender: watch::Sender<Snapshot>,
+}
+
+impl Offer {
+    async fn follow(mut self) {
+        loop {
+            tokio::select! {
+                () = self.sender.closed() => return,
+                Ok(()) = self.terms.changed() => self.renew(),
+                () = self.leaving.next() => {}
+            }
+            self.leaving.pass(Instant::now());
+            let candidates = self.leaving.and(&self.current);
+            super::publish(&self.sender, Snapshot { candidates });
+        }
+    }
+
+    fn renew(&mut self) {
+        let terms = self.terms.borrow_and_update().clone();
+        match snapshot(&terms, &self.ports) {
+            Ok(Snapshot { candidates }) => {
+                let old = std::mem::replace(&mut self.current, candidates);
+                self.leaving.replace(old, &self.current, Instant::now() + terms.drain);
+            }
+            // Whoever sends terms has checked them.
+            Err(error) => tracing::error!("{error:#}; the backends stay as they were"),
+        }
+    }
+}
+
+fn snapshot(terms: &Terms, ports: &[PortSpec]) -> Result<Snapshot> {
     let mut seen = BTreeSet::new();
     let mut snapshot = Snapshot::default();
     for spec in ports {
-        for backend in &options.backends {
+        for backend in &terms.backends {
             let endpoint = backend.address.endpoint(*spec);
             if !seen.insert((spec.listen, endpoint)) {
                 let port = spec.listen.brief();
@@ -137,7 +175,7 @@ fn snapshot(options: &Options, ports: &[PortSpec]) -> Result<Snapshot> {
                 endpoint,
                 weight: backend.weight,
                 drain: None,
-                condition: options.health.of_listed(spec.listen.protocol),
+                condition: terms.health.of_listed(spec.listen.protocol),
                 allow: Networks::new(),
                 wishes: Wishes::default(),
                 place: None,
@@ -151,6 +189,8 @@ fn snapshot(options: &Options, ports: &[PortSpec]) -> Result<Snapshot> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn spec(text: &str) -> PortSpec {
@@ -158,8 +198,8 @@ mod tests {
     }
 
     fn of(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> {
-        let options = Options { backends: backends.to_vec(), health: Config::default() };
-        snapshot(&options, ports)
+        let terms = Terms { backends: backends.to_vec(), ..Terms::default() };
+        snapshot(&terms, ports)
     }
 
     #[test]
@@ -181,14 +221,14 @@ mod tests {
 
     #[test]
     fn a_backend_may_have_a_name() {
-        let backends = ["web-1=10.0.0.2:9090@3", "10.0.0.3"].map(|text| text.parse().unwrap());
+        let backends = ["web-1=10.0.0.2:9090@3", "a=10.0.0.3"].map(|text| text.parse().unwrap());
         let snapshot = of(&backends, &[spec("80")]).unwrap();
         let seen =
             snapshot.candidates.iter().map(|c| (c.name.as_str(), c.endpoint.to_string(), c.weight));
         let seen: Vec<_> = seen.collect();
         assert_eq!(
             seen,
-            [("10.0.0.3", "10.0.0.3:80".to_owned(), 1), ("web-1", "10.0.0.2:9090".to_owned(), 3)]
+            [("a", "10.0.0.3:80".to_owned(), 1), ("web-1", "10.0.0.2:9090".to_owned(), 3)]
         );
     }
 
@@ -251,5 +291,34 @@ mod tests {
         let backends = ["10.0.0.2", "10.0.0.2:80"].map(|text| text.parse().unwrap());
         let error = of(&backends, &[spec("80")]).unwrap_err().to_string();
         assert!(error.contains("10.0.0.2:80 is given twice"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_is_taken_out_drains_before_it_goes() {
+        let backends = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
+        let drain = Duration::from_millis(50);
+        let first =
+            Terms { backends: backends(&["10.0.0.2", "10.0.0.3"]), drain, ..Terms::default() };
+        let (change, terms) = watch::channel(first);
+        let mut snapshots = start(vec![spec("80")], terms).unwrap();
+        let mut next = async |change: &mut dyn FnMut()| {
+            change();
+            snapshots.changed().await.unwrap();
+            let seen = snapshots.borrow_and_update();
+            let one = |c: &Candidate| format!("{} {:?} {}", c.name, c.condition, c.weight);
+            seen.candidates.iter().map(one).collect::<Vec<_>>()
+        };
+        let seen =
+            next(&mut || change.send_modify(|terms| terms.backends = backends(&["10.0.0.3@2"])))
+                .await;
+        assert_eq!(seen, ["10.0.0.2 Draining 1", "10.0.0.3 Ready 2"]);
+        assert_eq!(next(&mut || {}).await, ["10.0.0.3 Ready 2"]);
+    }
+
+    #[test]
+    fn terms_with_a_backend_twice_are_refused() {
+        let backends = ["10.0.0.2", "10.0.0.2:80"].map(|text| text.parse().unwrap()).to_vec();
+        let terms = Terms { backends, ..Terms::default() };
+        assert!(check(&[spec("80")], &terms).unwrap_err().to_string().contains("given twice"));
     }
 }

@@ -83,6 +83,32 @@ impl World {
         Self { policy, containers: BTreeMap::new(), numbers: 0, told: BTreeMap::new() }
     }
 
+    /// Judges containers by another policy from now on. Where one is was asked only if it was offered: who is
+    /// newly offered, or in another network, is asked first.
+    pub(super) fn go_by(&mut self, policy: Arc<Policy>) -> Vec<Task> {
+        let old = std::mem::replace(&mut self.policy, policy);
+        let mut ask = Vec::new();
+        for (id, container) in &mut self.containers {
+            let network = |policy: &Policy| {
+                let offer = offer(container.view.as_ref()?, policy).ok()?;
+                (!offer.candidates.is_empty()).then_some(offer.network)
+            };
+            let (was, is) = (network(&old), network(&self.policy));
+            if is.is_none() || was != is {
+                ask.push(id.clone());
+            }
+            if is.is_some() && was != is {
+                container.view = None;
+            }
+        }
+        ask.into_iter().map(|id| self.ask(id)).collect()
+    }
+
+    /// Whether a container runs, as far as is known.
+    pub(super) fn runs(&self, id: &str) -> bool {
+        self.containers.contains_key(id)
+    }
+
     /// Takes over the list of running containers. Those that are missing from it are gone; the
     /// others stay as they are until they are answered.
     pub(super) fn listed(&mut self, running: Vec<String>) -> Vec<Task> {

@@ -25,7 +25,7 @@ use sample::Sample;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What every scrape is made from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Source {
     /// Name of the instance.
     pub instance: String,

@@ -55,7 +55,7 @@ impl Reconciler {
 
     /// Takes those out that have drained.
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
-        let (orders, limit) = (&self.orders, self.job.drain);
+        let (orders, limit) = (&self.orders, self.job.rules.drain);
         let ending = |candidate: &Candidate, share: &Share| {
             // Active and draining all the same: its weight, or its group's, is 0.
             let is_ordered = orders.drains(candidate) || share.state == State::Active;

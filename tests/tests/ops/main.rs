@@ -3,6 +3,7 @@
 mod bad_input;
 mod check;
 mod cleanup;
+mod config;
 mod engine;
 mod foreign;
 mod healthcheck;

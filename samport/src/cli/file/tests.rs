@@ -9,7 +9,7 @@ fn command() -> Command {
 
 fn file(text: &str) -> Result<File, String> {
     let settings = settings(text, &command()).map_err(|fault| fault.shown(&"f", text))?;
-    Ok(File { path: "f".into(), settings })
+    Ok(File { path: "f".into(), text: text.to_owned(), settings })
 }
 
 /// What the flags' values are with a file and a command line, as `{:?}` shows all of them.
@@ -100,4 +100,30 @@ fn a_file_that_cannot_be_read_is_named() {
     let error = File::read(Path::new("/nowhere/s.toml"), &command()).unwrap_err();
     assert_eq!(crate::exit::code_of(&error), Exit::Usage);
     assert!(error.to_string().contains("/nowhere/s.toml"), "{error:#}");
+}
+
+#[test]
+fn the_example_has_every_key_with_its_default() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/samport.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(file(&text).unwrap().settings.is_empty(), "all of it is commented");
+    let is_key = |line: &&str| line.contains(" = ") || line.starts_with("[[");
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|line| !line.starts_with(' '));
+    let live: Vec<&str> = lines.filter(is_key).collect();
+    let File { settings, .. } = file(&live.join("\n")).unwrap();
+    let command = command();
+    let mut named: Vec<_> = settings.iter().map(|setting| setting.key.as_str()).collect();
+    let mut known: Vec<_> = keys(&command).map(|(key, _)| key).collect();
+    for (key, arg) in keys(&command) {
+        let setting = settings.iter().find(|setting| setting.key == key).unwrap();
+        if let [default] = arg.get_default_values() {
+            assert_eq!(setting.values, [default.to_string_lossy()], "{key}");
+        }
+    }
+    named.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(named, known);
 }

@@ -2,15 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::allow::Networks;
 use crate::dataplane;
-use crate::discovery::Provider;
+use crate::discovery::{Provider, Terms};
 use crate::instance::LimitsRecord;
 use crate::plan::Policy;
 use crate::ports::{Listen, PortSpec};
-use crate::reconcile::Job;
+use crate::reconcile::{Job, Rules};
 use crate::routes::Forward;
 
 /// What a run is to do, wherever that was said.
@@ -22,12 +21,12 @@ pub(super) struct Config {
     pub(super) ports: Vec<PortSpec>,
     /// Where backends come from.
     pub(super) providers: Vec<Provider>,
+    /// What of them may be changed while they run.
+    pub(super) terms: Terms,
     /// Who may use ports of which labels say nothing; empty for everybody.
     pub(super) allow: Networks,
     /// How packets get to backends.
     pub(super) forward: Forward,
-    /// How long a backend keeps its flows when it is to take no new ones.
-    pub(super) drain: Duration,
     /// How ports choose, as far as labels say nothing else.
     pub(super) policy: Policy,
     /// The control socket, if it is not where it would be.
@@ -46,16 +45,25 @@ impl Config {
         self.ports.iter().map(|port| port.listen).collect()
     }
 
+    /// What the loop goes by as far as labels say nothing else.
+    pub(super) fn rules(&self) -> Rules {
+        Rules { allow: self.allow.clone(), drain: self.terms.drain, policy: self.policy }
+    }
+
+    /// Takes over what may be changed while it runs.
+    pub(super) fn take(&mut self, new: Self) {
+        let Self { terms, allow, policy, metrics, keep, .. } = new;
+        *self = Self { terms, allow, policy, metrics, keep, ..self.clone() };
+    }
+
     /// What the loop is to do, with its control socket there, in this network namespace.
     pub(super) fn job(&self, socket: PathBuf, namespace: u64) -> Job {
         Job {
             interfaces: self.interfaces.clone(),
             ports: self.ports.clone(),
-            allow: self.allow.clone(),
             forward: self.forward,
-            drain: self.drain,
             socket,
-            policy: self.policy,
+            rules: self.rules(),
             limits: self.limits(),
             namespace,
         }
@@ -73,7 +81,7 @@ impl Config {
             tcp_rst_seconds: timeouts.tcp_rst.as_secs(),
             udp_seconds: timeouts.udp.as_secs(),
             udp_unanswered_seconds: timeouts.udp_unanswered.as_secs(),
-            drain_seconds: self.drain.as_secs(),
+            drain_seconds: self.terms.drain.as_secs(),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::cli::limits::Limits;
 use crate::dataplane;
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
-use crate::discovery::{Engine, Provider, docker, file, static_};
+use crate::discovery::{Engine, Provider, Terms, docker};
 use crate::duration::read as time;
 use crate::exit::{Exit, coded};
 use crate::ports::PortSpec;
@@ -114,9 +114,14 @@ impl Flags {
             interfaces: self.iface.clone(),
             ports: self.port.clone(),
             providers,
+            terms: Terms {
+                backends: self.backend.clone(),
+                filters: Filters::new(self.filter.clone()),
+                health: self.health.config(),
+                drain: self.drain,
+            },
             allow: self.allow.iter().copied().collect(),
             forward: self.forward.into(),
-            drain: self.drain,
             policy: self.balancing.policy(),
             socket: self.socket.clone(),
             metrics: self.metrics,
@@ -193,24 +198,14 @@ impl Flags {
             ProviderName::Static | ProviderName::File if self.port.is_empty() => {
                 usage("without Docker's labels there must be a -p PORT")
             }
-            ProviderName::Static => Ok(Provider::Static(static_::Options {
-                backends: self.backend.clone(),
-                health: self.health.config(),
-            })),
+            ProviderName::Static => Ok(Provider::Static),
             ProviderName::File => match &self.file {
-                Some(path) => Ok(Provider::File(file::Options {
-                    path: path.clone(),
-                    drain: self.drain,
-                    health: self.health.config(),
-                })),
+                Some(path) => Ok(Provider::File(path.clone())),
                 None => usage("--provider file needs --file PATH"),
             },
             ProviderName::Docker | ProviderName::Podman => Ok(Provider::Docker(docker::Options {
                 engine: name.engine().unwrap_or(Engine::Docker),
                 endpoint: self.endpoint.clone(),
-                filters: Filters::new(self.filter.clone()),
-                health: self.health.config(),
-                drain: self.drain,
             })),
         }
     }

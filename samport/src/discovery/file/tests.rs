@@ -1,4 +1,7 @@
 use std::fs;
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::*;
 
@@ -83,8 +86,13 @@ fn errors_name_line_and_column_or_the_backend() {
     }
 }
 
+fn terms() -> Terms {
+    Terms { drain: DRAIN, ..Terms::default() }
+}
+
 struct Scene {
     folder: tempfile::TempDir,
+    change: watch::Sender<Terms>,
     snapshots: watch::Receiver<Snapshot>,
 }
 
@@ -93,14 +101,10 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("backends.toml");
         fs::write(&path, text).unwrap();
-        let snapshots = start(
-            Options { path, drain: DRAIN, health: Config::default() },
-            ports(&["80"]),
-            Standing::of("file"),
-        )
-        .await
-        .unwrap();
-        Self { folder, snapshots }
+        let (change, terms) = watch::channel(terms());
+        let started = start(path, ports(&["80"]), terms, Standing::of("file"));
+        let snapshots = started.await.unwrap();
+        Self { folder, change, snapshots }
     }
 
     /// Puts a new file in the old one's place, as careful writers do.
@@ -157,8 +161,9 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("backends.toml");
     let begin = async |path: &Path| {
-        let options = Options { path: path.to_owned(), drain: DRAIN, health: Config::default() };
-        format!("{:#}", start(options, ports(&["80"]), Standing::of("file")).await.unwrap_err())
+        let (_change, terms) = watch::channel(terms());
+        let started = start(path.to_owned(), ports(&["80"]), terms, Standing::of("file"));
+        format!("{:#}", started.await.unwrap_err())
     };
     let error = begin(&path).await;
     assert!(error.contains("backends.toml") && error.contains("No such file"), "{error}");
@@ -167,4 +172,17 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     assert!(error.contains("backends.toml") && error.contains("line 2, column 1"), "{error}");
     let error = begin(Path::new("/nonexistent/backends.toml")).await;
     assert!(error.contains("/nonexistent"), "{error}");
+}
+
+#[tokio::test]
+async fn other_terms_change_how_its_backends_are_checked() {
+    let mut scene = Scene::new(&backend("10.0.0.2")).await;
+    let health = Config { source: "tcp".parse().unwrap(), ..Config::default() };
+    scene.change.send_modify(|terms| terms.health = health.clone());
+    scene.snapshots.changed().await.unwrap();
+    let conditions = |snapshot: &Snapshot| {
+        snapshot.candidates.iter().map(|one| one.condition.clone()).collect::<Vec<_>>()
+    };
+    let tcp = health.of_listed(samport_common::wire::protocol::Protocol::Tcp);
+    assert_eq!(conditions(&scene.snapshots.borrow()), [tcp]);
 }

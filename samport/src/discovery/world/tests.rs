@@ -156,6 +156,23 @@ fn health_counts_at_once_too() {
 }
 
 #[test]
+fn other_filters_leave_some_out_and_ask_where_newcomers_are() {
+    let mut scene = Scene::with(&["1", "2"]);
+    assert!(matches!(scene.event("1", Event::Signalled(15)), Some(Task::AwaitDrain { .. })));
+    let all = Arc::clone(&scene.0.policy);
+    let filters = super::super::filter::Filters::new(vec!["name=web-1".parse().unwrap()]);
+    let asked = scene.0.go_by(Arc::new(Policy { filters, ..(*all).clone() }));
+    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining");
+    let asked: Vec<_> = asked.into_iter().map(|task| question(task).id).collect();
+    assert_eq!(asked, ["2"], "who is not meant any more may be told why");
+    let mut asked = scene.0.go_by(all);
+    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining", "where web-2 is, nobody has asked");
+    let asked = question(asked.remove(0));
+    scene.answer(asked, view("2"));
+    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining, web-2 10.0.0.2 Ready");
+}
+
+#[test]
 fn events_of_strangers_ask_nothing() {
     let mut scene = Scene::new();
     for event in [Event::Changed, Event::Paused(true), Event::Died, Event::Signalled(15)] {

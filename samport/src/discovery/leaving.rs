@@ -1,0 +1,48 @@
+//! Candidates that are offered no longer, because somebody has changed what is wanted: they keep their
+//! connections for the time to drain.
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::model::{Candidate, Condition};
+
+/// Those that are leaving, and until when they are offered as draining.
+#[derive(Default)]
+pub(super) struct Leaving(Vec<(Candidate, Instant)>);
+
+impl Leaving {
+    /// Takes all of `old` that are not in `new` any more; who is back leaves no longer.
+    pub(super) fn replace(&mut self, old: Vec<Candidate>, new: &[Candidate], until: Instant) {
+        let leave = |candidate| (Candidate { condition: Condition::Draining, ..candidate }, until);
+        self.0.extend(old.into_iter().map(leave));
+        let is_in = |old: &Candidate| {
+            new.iter().any(|new| (new.listen, new.endpoint) == (old.listen, old.endpoint))
+        };
+        self.0.retain(|(old, _)| !is_in(old));
+    }
+
+    /// Forgets those whose time is over.
+    pub(super) fn pass(&mut self, now: Instant) {
+        self.0.retain(|(_, until)| *until > now);
+    }
+
+    /// Forgets all but these.
+    pub(super) fn keep_only(&mut self, mut wanted: impl FnMut(&Candidate) -> bool) {
+        self.0.retain(|(candidate, _)| wanted(candidate));
+    }
+
+    /// What is offered: those that stay, and those that leave.
+    pub(super) fn and(&self, staying: &[Candidate]) -> Vec<Candidate> {
+        let leaving = self.0.iter().map(|(candidate, _)| candidate);
+        let mut candidates: Vec<_> = staying.iter().chain(leaving).cloned().collect();
+        super::sort(&mut candidates);
+        candidates
+    }
+
+    /// Waits until the time of one is over; for ever, if there is none.
+    pub(super) async fn next(&self) {
+        match self.0.iter().map(|(_, until)| *until).min() {
+            Some(until) => sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Files that are followed as they change.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+/// Writers touch a file several times in a row; this long after the first touch it is read.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// A file that may change, or another one in its folder.
+pub struct Followed {
+    touches: mpsc::Receiver<()>,
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Followed {
+    /// Follows a file from now on.
+    ///
+    /// # Errors
+    /// When its folder cannot be watched.
+    pub async fn start(path: &Path) -> Result<Self> {
+        let (wake, touches) = mpsc::channel(1);
+        let path = path.to_owned();
+        // Its thread inherits from the one that starts it, and is to have no more privileges than the others.
+        let watcher = spawn_blocking(move || watch_folder(&path, wake)).await??;
+        Ok(Self { touches, _watcher: watcher })
+    }
+
+    /// Waits until it may have changed, and whoever changes it has probably finished.
+    pub async fn touched(&mut self) {
+        match self.touches.recv().await {
+            Some(()) => sleep(SETTLE).await,
+            // The watcher has ended, and nothing will be seen any more.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Watches the folder, not the file: editors and deployments put a new file in the old one's place.
+fn watch_folder(path: &Path, wake: mpsc::Sender<()>) -> Result<notify::RecommendedWatcher> {
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| changes(event.kind)) {
+            // A full channel already says that there is something to read.
+            let _ = wake.try_send(());
+        }
+    })?;
+    watcher
+        .watch(folder, RecursiveMode::NonRecursive)
+        .with_context(|| format!("watch {} for changes", folder.display()))?;
+    Ok(watcher)
+}
+
+/// Whether a file may have changed. Reading it is an event too, and would wake us forever.
+fn changes(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
+}
