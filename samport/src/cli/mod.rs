@@ -9,6 +9,7 @@ mod demo;
 mod flows;
 mod health;
 mod healthcheck;
+mod here;
 mod limits;
 mod output;
 mod papers;
@@ -17,6 +18,7 @@ mod reference;
 mod run;
 mod status;
 mod steer;
+mod trace;
 mod wait;
 
 use std::fmt;
@@ -62,6 +64,8 @@ enum Verb {
     Backends(backends::Args),
     /// The connections that are open, each with its client and its backend.
     Flows(flows::Args),
+    /// What becomes of single packets, as it happens.
+    Trace(trace::Args),
     /// Give a backend no new connections, and let it finish those it has.
     Drain(steer::DrainArgs),
     /// Give a drained backend new connections again.
@@ -110,6 +114,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Status(args) => status::run(&args),
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
         Verb::Flows(args) => flows::run(&args),
+        Verb::Trace(args) => runtime.block_on(trace::run(args)),
         Verb::Drain(args) => runtime.block_on(steer::drain(args)),
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),
         Verb::Weight(args) => runtime.block_on(steer::weight(args)),

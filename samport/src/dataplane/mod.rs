@@ -18,6 +18,7 @@ mod maps;
 pub mod pins;
 pub mod program_run;
 mod survey;
+pub mod traces;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ use samport_common::layout::{
 use crate::instance::{FilterRecord, Instance};
 use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::wire_forms::wide;
+
+pub(crate) use attach::device_name;
 
 pub use attach::Hook;
 pub use collect::Collector;
