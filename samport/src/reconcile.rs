@@ -19,7 +19,7 @@ use samport_common::layout::SHARED_BY;
 use tokio::sync::watch;
 
 use crate::allow::{self, Networks};
-use crate::dataplane::{Dataplane, Events, XdpMode};
+use crate::dataplane::{Dataplane, Events, Timeouts, XdpMode};
 use crate::draining::Drains;
 use crate::groups::Group;
 use crate::health::Health;
@@ -65,6 +65,8 @@ pub struct Job {
     pub policy: Policy,
     /// Most backends at a time.
     pub max_backends: u32,
+    /// How long flows are remembered.
+    pub timeouts: Timeouts,
     /// Inode of the network namespace.
     pub namespace: u64,
 }
@@ -419,6 +421,7 @@ impl Reconciler {
             inside: self.kept_inside(desired),
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
+            timeouts: Some(self.job.timeouts.in_ticks().0),
             socket: self.job.socket.clone(),
             filters: self.dataplane.filters(),
             backends: self

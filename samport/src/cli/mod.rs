@@ -6,6 +6,7 @@ mod check;
 mod clean;
 mod connection;
 mod demo;
+mod explain;
 mod flows;
 mod health;
 mod healthcheck;
@@ -64,6 +65,8 @@ enum Verb {
     Backends(backends::Args),
     /// The connections that are open, each with its client and its backend.
     Flows(flows::Args),
+    /// What would become of a packet, and why.
+    Explain(explain::Args),
     /// What becomes of single packets, as it happens.
     Trace(trace::Args),
     /// Give a backend no new connections, and let it finish those it has.
@@ -114,6 +117,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Status(args) => status::run(&args),
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
         Verb::Flows(args) => flows::run(&args),
+        Verb::Explain(args) => runtime.block_on(explain::run(args)),
         Verb::Trace(args) => runtime.block_on(trace::run(args)),
         Verb::Drain(args) => runtime.block_on(steer::drain(args)),
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),

@@ -221,6 +221,7 @@ async fn start(args: &Args, providers: Vec<Provider>, log: bool) -> Result<Start
         socket: socket_path,
         policy: args.balancing.policy(),
         max_backends: args.limits.max_backends,
+        timeouts: args.limits.timeouts(),
         namespace,
     };
     let (desk, window) = seat::open();

@@ -4,6 +4,7 @@ mod bad_input;
 mod check;
 mod cleanup;
 mod engine;
+mod explain;
 mod foreign;
 mod healthcheck;
 mod help;

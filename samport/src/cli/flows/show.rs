@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use samport_common::conntrack::State;
 use serde_json::{Value, json};
 
 use super::Named;
@@ -38,7 +37,7 @@ fn cells(one: &Named) -> [String; 8] {
         flow.dialled.to_string(),
         one.backend.clone().unwrap_or_else(|| "-".to_owned()),
         flow.endpoint.map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string()),
-        name(flow.state).to_owned(),
+        flow.state.name().to_owned(),
         flow.age.map_or_else(|| "> 73min".to_owned(), time),
         time(flow.idle),
     ]
@@ -54,7 +53,7 @@ fn object(one: &Named) -> Value {
     let flow = &one.flow;
     json!({
         "protocol": flow.protocol.name(), "client": flow.client, "vip": flow.dialled,
-        "backend": one.backend, "address": flow.endpoint, "state": name(flow.state),
+        "backend": one.backend, "address": flow.endpoint, "state": flow.state.name(),
         "age_ms": flow.age.map(milliseconds), "idle_ms": milliseconds(flow.idle),
     })
 }
@@ -84,22 +83,6 @@ pub(super) fn event(change: Change) -> Value {
     document
 }
 
-const fn name(state: State) -> &'static str {
-    match state {
-        State::Closed => "closed",
-        State::SynSent => "syn-sent",
-        State::SynReceived => "syn-received",
-        State::Established => "established",
-        State::ClientFinished => "client-finished",
-        State::BackendFinished => "backend-finished",
-        State::Finished => "finished",
-        State::Reset => "reset",
-        State::Unanswered => "unanswered",
-        State::Answered => "answered",
-        State::Failed => "failed",
-    }
-}
-
 fn time(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..60 => format!("{seconds}s"),
@@ -114,6 +97,7 @@ fn milliseconds(time: Duration) -> u64 {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use samport_common::conntrack::State;
     use samport_common::wire::protocol::Protocol;
 
     use super::*;
