@@ -2,6 +2,7 @@
 //! remove it. The only folder that names aya.
 
 mod allowed;
+pub mod answers;
 mod attach;
 mod batch;
 mod carry;
@@ -22,6 +23,7 @@ pub mod program_run;
 mod survey;
 mod syscall;
 mod takeover;
+pub mod traces;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -37,6 +39,8 @@ use samport_common::layout::{
 use crate::instance::{FilterRecord, Instance};
 use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::wire_forms::wide;
+
+pub(crate) use attach::device_name;
 
 pub use attach::Hook;
 pub use collect::Collector;

@@ -6,6 +6,7 @@ mod choice;
 mod churn;
 mod collector;
 mod datagrams;
+mod explain;
 mod failover;
 mod flood;
 mod flows;
@@ -28,6 +29,7 @@ mod paths;
 mod refusals;
 mod routes;
 mod timeouts;
+mod trace;
 mod transfer;
 mod xdp;
 

@@ -65,6 +65,7 @@ impl Config {
             socket,
             rules: self.rules(),
             limits: self.limits(),
+            timeouts: self.dataplane.timeouts,
             namespace,
         }
     }
