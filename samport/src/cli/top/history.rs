@@ -88,20 +88,21 @@ impl History {
         };
 
         let flows: BTreeMap<_, _> =
-            before.services.iter().map(|one| (one.service.as_str(), one.flows)).collect();
-        self.services.retain(|name, _| after.services.iter().any(|one| one.service == *name));
-        for service in &after.services {
-            let rates = self.services.entry(service.service.clone()).or_default();
-            rates.push_back(growth(flows.get(service.service.as_str()), service.flows));
-            if rates.len() > KEPT_RATES {
-                rates.pop_front();
-            }
-        }
-        let flows: BTreeMap<_, _> =
             old.backends.iter().map(|one| (Key::from(one), total(one))).collect();
         let rate_of =
             |one: &Backend| (Key::from(one), growth(flows.get(&Key::from(one)), total(one)));
         self.backends = new.backends.iter().map(rate_of).collect();
+
+        self.services.retain(|name, _| after.services.iter().any(|one| one.service == *name));
+        for service in &after.services {
+            // Of its backends: what one that leaves takes along is no decrease.
+            let ours = self.backends.iter().filter(|(key, _)| key.0 == service.service);
+            let rates = self.services.entry(service.service.clone()).or_default();
+            rates.push_back(ours.fold(0.0, |sum, (_, rate)| sum + rate));
+            if rates.len() > KEPT_RATES {
+                rates.pop_front();
+            }
+        }
         let rate_of = |(name, count): (&String, &u64)| {
             (name.clone(), growth(before.verdicts.get(name), *count))
         };
@@ -214,8 +215,15 @@ mod tests {
     fn a_services_rate_is_that_of_its_backends() {
         let mut history = History::beginning_with(documents(&[backend("web-1", 10)]), seconds(0));
         history.add(documents(&[backend("web-1", 20), backend("web-2", 10)]), seconds(2));
-        assert_eq!(history.rate_of("80/tcp"), Some(10.0));
-        assert_eq!(history.rate().to_string(), "10");
+        assert_eq!(
+            (history.rate_of("80/tcp"), history.rate().to_string()),
+            (Some(5.0), "5".into())
+        );
+        history.add(documents(&[backend("web-1", 24), backend("web-2", 20)]), seconds(4));
+        assert_eq!(history.rate_of("80/tcp"), Some(7.0));
+        // What has come before goes with who goes: that is no decrease.
+        history.add(documents(&[backend("web-2", 30)]), seconds(6));
+        assert_eq!(history.rate_of("80/tcp"), Some(5.0));
     }
 
     #[test]
