@@ -29,5 +29,6 @@ pub mod local;
 pub mod packet;
 pub mod reset;
 pub mod rewrite;
+pub mod trace;
 pub mod verdict;
 pub mod wire;

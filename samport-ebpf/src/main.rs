@@ -31,6 +31,7 @@ mod skb;
 mod sockaddr;
 mod standing;
 mod thorough;
+mod trace;
 mod xdp;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -172,7 +173,7 @@ macro_rules! run_apart {
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
         };
-        leave(&resolve(&$skb, done))
+        leave(&$skb, &resolve(&$skb, done))
     }};
 }
 
@@ -193,7 +194,7 @@ fn resolve(skb: &Skb, done: Done) -> Outcome {
 #[inline(always)]
 fn end(skb: &Skb, name: &str, done: Done) -> i32 {
     let outcome = resolve(skb, done);
-    let action = leave(&outcome);
+    let action = leave(skb, &outcome);
     debug!(skb.context(), "{}: {}", name, outcome.verdict.name());
     action
 }
@@ -311,6 +312,15 @@ pub fn samport_reset(ctx: TcContext) -> i32 {
     run_apart!(skb, reset::run)
 }
 
+/// Tells whoever watches of a packet that leaves, and says what the program before has said. By tail call.
+#[classifier]
+pub fn samport_trace(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    let (verdict, action) = skb.handed_over_end();
+    trace::tell(&skb, verdict);
+    action
+}
+
 /// The frame's `EtherType`. What carries a VLAN tag belongs to a VLAN device above the one we are
 /// attached to, unless the tag carries only a priority.
 #[inline(always)]
@@ -329,13 +339,17 @@ fn ether_type(skb: &Skb) -> Result<[u8; 2], Verdict> {
 /// Counts the verdict and turns it into what the kernel is told. A packet we let pass goes on to
 /// the next program on the hook, as if we were not there.
 #[inline(always)]
-fn leave(outcome: &Outcome) -> i32 {
+fn leave(skb: &Skb, outcome: &Outcome) -> i32 {
     maps::count(outcome.verdict);
-    match outcome.verdict.action() {
+    let action = match outcome.verdict.action() {
         Action::Pass => TC_ACT_UNSPEC,
         Action::Redirect => outcome.redirect,
         Action::Drop => TC_ACT_SHOT,
+    };
+    if skb.is_traced() {
+        trace::end(skb, outcome.verdict, action);
     }
+    action
 }
 
 /// A local client connects over IPv4.
@@ -396,8 +410,7 @@ pub fn samport_close(ctx: SockContext) -> i32 {
 #[inline(always)]
 fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
     if let Some(verdict) = local::dial::<H>(sock, call) {
-        maps::sockets::count_in_call(verdict);
-        debug!(sock.context(), "local: {}", verdict.name());
+        leave_call::<H>(sock, verdict);
     }
     GO_ON
 }
@@ -405,10 +418,19 @@ fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
 #[inline(always)]
 fn restore<H: Hook>(sock: &SockAddr, named: Named) -> i32 {
     if let Some(verdict) = local::restore::<H>(sock, named) {
-        maps::sockets::count_in_call(verdict);
-        debug!(sock.context(), "local: {}", verdict.name());
+        leave_call::<H>(sock, verdict);
     }
     GO_ON
+}
+
+/// Counts the verdict of a system call.
+#[inline(always)]
+fn leave_call<H: Hook>(sock: &SockAddr, verdict: Verdict) {
+    maps::sockets::count_in_call(verdict);
+    if trace::is_watched() {
+        trace::tell_of_call::<H>(sock.context().sock_addr, verdict as u32);
+    }
+    debug!(sock.context(), "local: {}", verdict.name());
 }
 
 #[cfg(target_arch = "bpf")]

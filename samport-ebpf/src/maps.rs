@@ -2,6 +2,7 @@
 //! set by the loader before the maps are made.
 
 pub mod sockets;
+pub mod traces;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::macros::map;

@@ -8,9 +8,11 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use samport_common::frame::Frame;
 use samport_common::packet::MAX_OFFSET;
+use samport_common::verdict::Verdict;
 
 use crate::context::{Context, Seat};
 use crate::maps;
+use crate::trace;
 
 /// What is made linear when a driver has left headers outside of the linear part.
 const PULL_LEN: u32 = 256;
@@ -51,7 +53,32 @@ impl Skb {
         unsafe {
             (*self.0.skb.skb).cb[0] = seat as u32;
             (*self.0.skb.skb).cb[1] = 0;
+            (*self.0.skb.skb).cb[3] = trace::begin(self.0.skb.skb);
         }
+    }
+
+    /// Whether the packet was kept as it came, to tell of it.
+    #[inline(always)]
+    pub fn is_traced(&self) -> bool {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).cb[3] != 0 }
+    }
+
+    /// Tells the program that tells of the packet what has become of it.
+    #[inline(always)]
+    pub fn hand_over_end(&self, verdict: Verdict, action: i32) {
+        // SAFETY: as in `sit`.
+        unsafe {
+            (*self.0.skb.skb).cb[2] = verdict as u32;
+            (*self.0.skb.skb).cb[4] = action.cast_unsigned();
+        }
+    }
+
+    /// What [`Self::hand_over_end`] was given: the verdict's number, and the action.
+    #[inline(always)]
+    pub fn handed_over_end(&self) -> (u32, i32) {
+        // SAFETY: as in `sit`.
+        unsafe { ((*self.0.skb.skb).cb[2], (*self.0.skb.skb).cb[4].cast_signed()) }
     }
 
     /// Takes note of a draw that was in vain, for the program that is called.

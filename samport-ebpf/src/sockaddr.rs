@@ -61,6 +61,15 @@ impl SockAddr {
         (port as u16).to_ne_bytes()
     }
 
+    /// The socket's own port, network order; 0 if it has none yet.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a port has 16 bits")]
+    pub fn own_port(&self) -> [u8; 2] {
+        // SAFETY: as in `word`.
+        let port = unsafe { word(&raw const (*self.sk()).src_port) };
+        (port as u16).to_be_bytes()
+    }
+
     /// The device the socket is tied to, or 0.
     #[inline(always)]
     pub fn device(&self) -> u32 {

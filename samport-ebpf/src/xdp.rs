@@ -9,7 +9,7 @@ use samport_common::checksum;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame;
 use samport_common::layout::{Backend, Via, XdpDevice};
-use samport_common::packet::MAX_OFFSET;
+use samport_common::packet::{MAX_OFFSET, Packet};
 use samport_common::rewrite::{self, End, Rewrite};
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
@@ -20,6 +20,7 @@ use crate::choice::Trouble;
 use crate::context::{Context, Seat};
 use crate::forward;
 use crate::maps::{self, Tables};
+use crate::trace;
 
 /// A packet at XDP.
 pub struct Xdp {
@@ -57,7 +58,9 @@ fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
     let word = match forward::choose::<P, _>(xdp, Seat::Interface, &packet) {
         Ok(word) => word,
         // The rest is counted, and told to the log, where skbs are.
-        Err(Trouble::Verdict(Verdict::NotAllowed)) => return Some(Verdict::NotAllowed),
+        Err(Trouble::Verdict(Verdict::NotAllowed)) => {
+            return Some(told::<P>(xdp, &packet, Verdict::NotAllowed, 0));
+        }
         Err(Trouble::Verdict(_) | Trouble::Crowded) => return None,
     };
     let backend = maps::backend(word.backend())?;
@@ -67,13 +70,22 @@ fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(&packet, End::Destination, to);
     if send::<P>(xdp, &plan, backend).is_none() {
-        return Some(Verdict::RewriteFailed);
+        return Some(told::<P>(xdp, &packet, Verdict::RewriteFailed, 0));
     }
     maps::count_backend(word.backend(), |stats| {
         stats.packets_in += 1;
         stats.bytes_in += u64::from(xdp.len());
     });
-    Some(Verdict::ForwardXdp)
+    Some(told::<P>(xdp, &packet, Verdict::ForwardXdp, word.backend()))
+}
+
+/// The verdict, after whoever watches was told of it.
+#[inline(always)]
+fn told<P: Tables>(xdp: &Xdp, packet: &Packet<P::Addr>, verdict: Verdict, backend: u32) -> Verdict {
+    if trace::is_watched() {
+        trace::tell_of_frame::<P>(packet, verdict as u32, backend, xdp.ifindex, xdp.len());
+    }
+    verdict
 }
 
 /// Whether a frame of this device can be redirected to the backend's veth: an skb always, a bare

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::here;
 use super::output::Output;
 use crate::dataplane::flows::{OpenFlow, open_flows};
 use crate::dataplane::pins;
-use crate::exit::{Exit, coded};
 use crate::instance;
 use crate::privileges;
 
@@ -79,7 +79,8 @@ fn once(args: &Args) -> Result<()> {
         Output::Table | Output::Wide => show::table(&flows, args.output == Output::Wide),
     };
     writeln!(io::stdout(), "{text}")?;
-    for name in instances(args.instance.as_deref())? {
+    // Unless they have ended meanwhile.
+    for name in here::instances(args.instance.as_deref()).unwrap_or_default() {
         if !instance::is_running(&name) {
             tracing::warn!("{name}: no samport runs any more, the kernel works on");
         }
@@ -110,18 +111,10 @@ fn follow(args: &Args) -> Result<()> {
 /// The flows of the instances that are meant.
 ///
 /// # Errors
-/// [`Exit::Unreachable`] if there is none, running or left behind.
+/// [`crate::exit::Exit::Unreachable`] if there is none, running or left behind.
 fn look(meant: Option<&str>) -> Result<Vec<Named>> {
-    let names = instances(meant)?;
-    if names.is_empty() {
-        let message = match meant {
-            Some(name) => format!("no samport {name} runs or has left anything"),
-            None => "samport does not run in this network namespace".to_owned(),
-        };
-        return Err(coded(Exit::Unreachable, message));
-    }
     let mut flows = Vec::new();
-    for name in names {
+    for name in here::instances(meant)? {
         match of_instance(&name) {
             Ok(more) => flows.extend(more),
             // It has ended meanwhile.
@@ -130,18 +123,6 @@ fn look(meant: Option<&str>) -> Result<Vec<Named>> {
         }
     }
     Ok(flows)
-}
-
-fn instances(meant: Option<&str>) -> Result<Vec<String>> {
-    let here = instance::network_namespace()?;
-    let is_here =
-        |name: &str| instance::read_record(name).is_ok_and(|record| record.namespace == here);
-    let mut names = pins::instances();
-    names.retain(|name| match meant {
-        Some(meant) => name == meant,
-        None => is_here(name),
-    });
-    Ok(names)
 }
 
 fn of_instance(name: &str) -> Result<Vec<Named>> {

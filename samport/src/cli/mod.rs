@@ -13,6 +13,7 @@ mod file;
 mod flows;
 mod health;
 mod healthcheck;
+mod here;
 mod limits;
 mod output;
 mod papers;
@@ -23,6 +24,7 @@ mod status;
 mod steer;
 mod table;
 mod top;
+mod trace;
 mod units;
 mod version;
 mod wait;
@@ -73,6 +75,8 @@ enum Verb {
     Top(top::Args),
     /// The connections that are open, each with its client and its backend.
     Flows(flows::Args),
+    /// What becomes of single packets, as it happens.
+    Trace(trace::Args),
     /// Give a backend no new connections, and let it finish those it has.
     Drain(steer::DrainArgs),
     /// Give a drained backend new connections again.
@@ -131,6 +135,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
         Verb::Top(args) => runtime.block_on(top::run(args)),
         Verb::Flows(args) => flows::run(&args),
+        Verb::Trace(args) => runtime.block_on(trace::run(args)),
         Verb::Drain(args) => runtime.block_on(steer::drain(args)),
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),
         Verb::Weight(args) => runtime.block_on(steer::weight(args)),

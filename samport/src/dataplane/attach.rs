@@ -239,7 +239,7 @@ pub(super) fn detach_filter(filter: &FilterRecord) -> Result<()> {
 }
 
 /// The name of a device in this network namespace.
-pub(super) fn device_name(ifindex: u32) -> Result<String> {
+pub(crate) fn device_name(ifindex: u32) -> Result<String> {
     let socket =
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
             .context("open a socket")?;

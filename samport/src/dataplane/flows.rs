@@ -104,7 +104,7 @@ impl Reader {
 }
 
 /// The kernel programs' clock.
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
@@ -136,15 +136,15 @@ const fn protocol_of(state: State) -> Protocol {
     }
 }
 
-fn v4(endpoint: Endpoint<[u8; 4]>) -> SocketAddr {
+pub(super) fn v4(endpoint: Endpoint<[u8; 4]>) -> SocketAddr {
     (Ipv4Addr::from(endpoint.addr), u16::from_be_bytes(endpoint.port)).into()
 }
 
-fn v6(endpoint: Endpoint<[u8; 16]>) -> SocketAddr {
+pub(super) fn v6(endpoint: Endpoint<[u8; 16]>) -> SocketAddr {
     (Ipv6Addr::from(endpoint.addr), u16::from_be_bytes(endpoint.port)).into()
 }
 
-fn wide(addr: [u8; 16], port: [u8; 2]) -> SocketAddr {
+pub(super) fn wide(addr: [u8; 16], port: [u8; 2]) -> SocketAddr {
     (Ipv6Addr::from(addr).to_canonical(), u16::from_be_bytes(port)).into()
 }
 

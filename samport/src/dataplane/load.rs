@@ -76,7 +76,7 @@ impl Timeouts {
     }
 
     /// As the kernel counts them.
-    pub(super) fn in_ticks(&self) -> conntrack::Timeouts {
+    pub(crate) fn in_ticks(&self) -> conntrack::Timeouts {
         let of = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
         conntrack::Timeouts::new(&conntrack::Seconds {
             syn: of(self.tcp_syn),
@@ -100,7 +100,7 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
 /// Every program that sees packets.
-pub(super) const PROGRAMS: [&str; 14] = [
+pub(super) const PROGRAMS: [&str; 15] = [
     "samport_forward",
     "samport_bridge",
     "samport_inside",
@@ -115,6 +115,7 @@ pub(super) const PROGRAMS: [&str; 14] = [
     "samport_later",
     "samport_reset",
     "samport_refused",
+    "samport_trace",
 ];
 
 /// Those that others call, and where in `PROGRAMS`.
@@ -131,7 +132,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 37] = [
+const MAPS: [&str; 43] = [
     "PORTS",
     "SERVICES4",
     "SERVICES6",
@@ -168,6 +169,12 @@ const MAPS: [&str; 37] = [
     "LOST",
     "HANDSHAKES",
     "EVENTS",
+    "TRACE_WATCH",
+    "TRACES",
+    "TRACE_LOST",
+    "TRACE_KEPT",
+    "TRACE_DRAFT",
+    "TRACERS",
     "AYA_LOGS",
 ];
 
@@ -241,15 +248,22 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
         bail!("map {name} would not be pinned; it is missing in MAPS");
     }
     for (index, name) in CALLED {
-        let called = classifier(&mut ebpf, name)?
-            .fd()
-            .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
-            .with_context(|| format!("get {name}"))?;
-        let map = ebpf.map_mut("PROGRAMS").context("the object has no map PROGRAMS")?;
-        let mut programs = ProgramArray::try_from(map).context("PROGRAMS is no program array")?;
-        programs.set(index, &called, 0).context("fill PROGRAMS")?;
+        put(&mut ebpf, "PROGRAMS", index, name)?;
     }
+    put(&mut ebpf, "TRACERS", 0, "samport_trace")?;
     Ok(ebpf)
+}
+
+/// Puts a program where others call it.
+fn put(ebpf: &mut Ebpf, array: &str, index: u32, name: &str) -> Result<()> {
+    let called = classifier(ebpf, name)?
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+        .with_context(|| format!("get {name}"))?;
+    let map = ebpf.map_mut(array).with_context(|| format!("the object has no map {array}"))?;
+    let mut programs =
+        ProgramArray::try_from(map).with_context(|| format!("{array} is another type"))?;
+    programs.set(index, &called, 0).with_context(|| format!("fill {array}"))
 }
 
 /// Whether a map is pinned; the compiler's own data sections need not be.

@@ -22,6 +22,7 @@ pub mod program_run;
 mod survey;
 mod syscall;
 mod takeover;
+pub mod traces;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ use samport_common::layout::{
 use crate::instance::{FilterRecord, Instance};
 use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::wire_forms::wide;
+
+pub(crate) use attach::device_name;
 
 pub use attach::Hook;
 pub use collect::Collector;

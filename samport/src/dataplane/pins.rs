@@ -169,10 +169,16 @@ impl Drop for Folder {
     }
 }
 
+/// Where an instance's pins are.
+#[must_use]
+pub fn folder_of(instance: &str) -> PathBuf {
+    Path::new(ROOT).join(instance)
+}
+
 /// Where an instance's map is pinned.
 #[must_use]
 pub fn map_of(instance: &str, map: &str) -> PathBuf {
-    Path::new(ROOT).join(instance).join(format!("map_{map}"))
+    folder_of(instance).join(format!("map_{map}"))
 }
 
 /// Opens a pinned map.

@@ -28,6 +28,7 @@ mod paths;
 mod refusals;
 mod routes;
 mod timeouts;
+mod trace;
 mod transfer;
 mod xdp;
 

@@ -150,6 +150,26 @@ impl Bench {
             .unwrap();
     }
 
+    /// What its maps are pinned under.
+    pub fn name(&self) -> &str {
+        self.instance.name()
+    }
+
+    /// Serves an address to clients of allowed networks only, of which there are none.
+    pub fn restrict(&mut self, vip: &str) {
+        let vip: SocketAddr = vip.parse().unwrap();
+        let to = Frontend {
+            id: service(vip.port(), vip.is_ipv6()),
+            region: Region { base: 0, len: 2 },
+            scope: Scope::Everybody,
+            restricted: true,
+            shared: false,
+            policy: Policy::default(),
+        };
+        let (addr, listen) = (vip.ip(), Listen::tcp(vip.port()));
+        self.dataplane.apply(&Change::SetFrontend { addr, listen, to }).unwrap();
+    }
+
     pub fn set_frontend(&mut self, vip: &str, base: u32, len: u32) {
         self.with_policy(vip, base, len, Policy::default());
     }

@@ -9,6 +9,7 @@ mod model;
 mod modes;
 mod refusals;
 mod rewrite;
+mod traces;
 
 use bench::{Bench, CLIENT, CLIENT6, VIP, VIP6};
 use samport::dataplane::program_run;
@@ -88,7 +89,7 @@ fn frames_for_other_machines_pass() {
 /// other kernels and compilers add must fit in between.
 #[test]
 fn programs_stay_below_their_instruction_ceilings() {
-    const CEILINGS: [(&str, u32); 14] = [
+    const CEILINGS: [(&str, u32); 15] = [
         ("samport_forward", 100_000),
         ("samport_bridge", 100_000),
         ("samport_inside", 100_000),
@@ -103,6 +104,7 @@ fn programs_stay_below_their_instruction_ceilings() {
         ("samport_later", 100_000),
         ("samport_reset", 30_000),
         ("samport_refused", 100_000),
+        ("samport_trace", 100_000),
     ];
     let mut bench = Bench::with_local_clients();
     let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();
