@@ -74,6 +74,24 @@ impl State {
         !matches!(self, Self::Closed | Self::Finished | Self::Reset | Self::Failed)
     }
 
+    /// The name users know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::SynSent => "syn-sent",
+            Self::SynReceived => "syn-received",
+            Self::Established => "established",
+            Self::ClientFinished => "client-finished",
+            Self::BackendFinished => "backend-finished",
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::Unanswered => "unanswered",
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+        }
+    }
+
     /// The byte a map holds.
     #[must_use]
     #[inline(always)]

@@ -10,6 +10,7 @@ pub mod discovery;
 mod draining;
 mod duration;
 pub mod exit;
+pub mod explain;
 mod follow;
 mod frontends;
 pub mod groups;

@@ -9,6 +9,7 @@ mod config;
 mod connection;
 mod demo;
 mod effective;
+mod explain;
 mod file;
 mod flows;
 mod health;
@@ -75,6 +76,8 @@ enum Verb {
     Top(top::Args),
     /// The connections that are open, each with its client and its backend.
     Flows(flows::Args),
+    /// What would become of a packet, and why.
+    Explain(explain::Args),
     /// What becomes of single packets, as it happens.
     Trace(trace::Args),
     /// Give a backend no new connections, and let it finish those it has.
@@ -135,6 +138,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Backends(args) => runtime.block_on(backends::run(args)),
         Verb::Top(args) => runtime.block_on(top::run(args)),
         Verb::Flows(args) => flows::run(&args),
+        Verb::Explain(args) => runtime.block_on(explain::run(args)),
         Verb::Trace(args) => runtime.block_on(trace::run(args)),
         Verb::Drain(args) => runtime.block_on(steer::drain(args)),
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),

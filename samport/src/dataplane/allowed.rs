@@ -81,7 +81,7 @@ fn network<D: aya::Pod>(
 
 /// The service's number in network order, then the address: all of the first and `prefix_len` bits of
 /// the second count.
-fn key<const ADDR: usize, const DATA: usize>(
+pub(super) fn key<const ADDR: usize, const DATA: usize>(
     service: ServiceId,
     addr: [u8; ADDR],
     prefix_len: u8,

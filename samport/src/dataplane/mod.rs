@@ -2,6 +2,7 @@
 //! remove it. The only folder that names aya.
 
 mod allowed;
+pub mod answers;
 mod attach;
 mod batch;
 mod carry;

@@ -6,6 +6,7 @@ mod choice;
 mod churn;
 mod collector;
 mod datagrams;
+mod explain;
 mod failover;
 mod flood;
 mod flows;

@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use samport_common::conntrack::State;
-
 use super::super::table::{Column, LEFT, RIGHT, number, text};
 use super::super::units::time;
 use super::Named;
@@ -17,7 +15,7 @@ const NARROW: [Column<Named>; 8] = [
     ("DIALLED", LEFT, |one| one.flow.dialled.to_string()),
     ("BACKEND", LEFT, |one| text(one.backend.clone())),
     ("ADDRESS", LEFT, |one| text(one.flow.endpoint.map(|endpoint| endpoint.to_string()))),
-    ("STATE", LEFT, |one| name(one.flow.state).to_owned()),
+    ("STATE", LEFT, |one| one.flow.state.name().to_owned()),
     ("AGE", RIGHT, |one| one.flow.age.map_or_else(|| "> 73min".to_owned(), time)),
     ("IDLE", RIGHT, |one| time(one.flow.idle)),
 ];
@@ -46,7 +44,7 @@ fn object(one: &Named) -> Flow {
         vip: flow.dialled,
         backend: one.backend.clone(),
         address: flow.endpoint,
-        state: name(flow.state).to_owned(),
+        state: flow.state.name().to_owned(),
         age_ms: flow.age.map(milliseconds),
         idle_ms: milliseconds(flow.idle),
     }
@@ -74,28 +72,13 @@ pub(super) fn event(change: Change) -> Event {
     Event { schema: SCHEMA, event: event.to_owned(), flow: object(one) }
 }
 
-const fn name(state: State) -> &'static str {
-    match state {
-        State::Closed => "closed",
-        State::SynSent => "syn-sent",
-        State::SynReceived => "syn-received",
-        State::Established => "established",
-        State::ClientFinished => "client-finished",
-        State::BackendFinished => "backend-finished",
-        State::Finished => "finished",
-        State::Reset => "reset",
-        State::Unanswered => "unanswered",
-        State::Answered => "answered",
-        State::Failed => "failed",
-    }
-}
-
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use samport_common::conntrack::State;
     use samport_common::wire::protocol::Protocol;
 
     use serde_json::json;

@@ -1,0 +1,132 @@
+//! `samport explain`: what would become of a packet, and why. It goes by what is in the kernel, whether
+//! samport runs or not, and changes nothing there.
+
+mod gather;
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, anyhow};
+use samport_common::wire::protocol::Protocol;
+
+use super::here;
+use super::output::Output;
+use crate::exit::{Exit, coded};
+use crate::explain::{self, Question};
+use crate::privileges;
+
+/// Options of `samport explain`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The client's address and port, like 203.0.113.9:51022 or [2001:db8::9]:51022. It may be this machine
+    /// itself, or a container.
+    #[arg(value_name = "CLIENT:PORT", value_parser = end)]
+    client: SocketAddr,
+    /// What it dials, like 198.51.100.7:80, or 198.51.100.7:53/udp.
+    #[arg(value_name = "HOST:PORT", value_parser = Dialled::parse)]
+    dialled: Dialled,
+    /// Over UDP rather than TCP.
+    #[arg(long)]
+    udp: bool,
+    /// How to show it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    /// Name of the instance, as `samport status` shows it; needed if several in this network namespace
+    /// serve that address and port.
+    #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
+    instance: Option<String>,
+}
+
+/// An address and port, and the protocol if it is said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Dialled {
+    at: SocketAddr,
+    protocol: Option<Protocol>,
+}
+
+impl Dialled {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (place, protocol) = match text.rsplit_once('/') {
+            Some((place, "tcp")) => (place, Some(Protocol::Tcp)),
+            Some((place, "udp")) => (place, Some(Protocol::Udp)),
+            Some((_, other)) => {
+                return Err(format!("{other:?} cannot be balanced; say tcp or udp"));
+            }
+            None => (text, None),
+        };
+        Ok(Self { at: end(place)?, protocol })
+    }
+}
+
+fn end(text: &str) -> Result<SocketAddr, String> {
+    let like = "give one like 198.51.100.7:80 or [2001:db8::7]:80";
+    let at: SocketAddr =
+        text.parse().map_err(|_| format!("{text:?} is no address and port; {like}"))?;
+    if at.port() == 0 {
+        return Err(format!("{text:?} has no port; {like}"));
+    }
+    Ok(SocketAddr::new(at.ip().to_canonical(), at.port()))
+}
+
+/// Explains.
+pub async fn run(args: Args) -> Result<()> {
+    let question = args.question()?;
+    privileges::require()?;
+    let names = here::instances(args.instance.as_deref())?;
+    let facts = gather::gather(question, &names).await?;
+    let explanation = explain::explain(facts);
+    match args.output {
+        Output::Json => println!("{:#}", explain::document(&explanation)),
+        Output::Table | Output::Wide => println!("{}", explain::lines(&explanation)),
+    }
+    Ok(())
+}
+
+impl Args {
+    fn question(&self) -> Result<Question> {
+        let Dialled { at: dialled, protocol } = self.dialled;
+        let usage = |message: String| Err(coded(Exit::Usage, message));
+        if self.client.is_ipv4() != dialled.is_ipv4() {
+            return usage(format!(
+                "{} and {dialled} are of different families; give two of IPv4 or two of IPv6",
+                self.client
+            ));
+        }
+        let protocol = match (protocol, self.udp) {
+            (Some(Protocol::Tcp), true) => return usage("/tcp and --udp contradict".to_owned()),
+            (_, true) => Protocol::Udp,
+            (said, false) => said.unwrap_or(Protocol::Tcp),
+        };
+        Ok(Question { client: self.client, dialled, protocol })
+    }
+}
+
+/// Why none of several instances is meant.
+fn ambiguous(names: &[String]) -> anyhow::Error {
+    let names = names.join(", ");
+    coded(Exit::Usage, anyhow!("several serve that; say which with --instance: {names}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_addresses_with_ports() {
+        assert_eq!(end("192.0.2.1:80").unwrap().to_string(), "192.0.2.1:80");
+        assert_eq!(end("[::ffff:192.0.2.1]:80").unwrap().to_string(), "192.0.2.1:80");
+        for wrong in ["192.0.2.1", "web:80", "2001:db8::7:80", "192.0.2.1:0", "192.0.2.1:99999", ""]
+        {
+            let said = end(wrong).unwrap_err();
+            assert!(said.contains(&format!("{wrong:?}")) && said.contains("like"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_may_follow_the_port() {
+        let of = |text| Dialled::parse(text).map(|dialled| dialled.protocol);
+        assert_eq!(of("192.0.2.1:80"), Ok(None));
+        assert_eq!(of("[2001:db8::7]:53/udp"), Ok(Some(Protocol::Udp)));
+        assert_eq!(of("192.0.2.1:80/tcp"), Ok(Some(Protocol::Tcp)));
+        assert!(of("192.0.2.1:80/sctp").unwrap_err().contains("tcp or udp"));
+    }
+}
