@@ -62,9 +62,6 @@ pub struct Record {
     /// Whether clients on the machine itself are served.
     #[serde(default)]
     pub local: bool,
-    /// Ticks without a packet after which flows count as closed, by the numbers of their states.
-    #[serde(default)]
-    pub timeouts: Option<[u32; 16]>,
     /// Its control socket.
     #[serde(default)]
     pub socket: PathBuf,

@@ -20,7 +20,7 @@ use samport_common::layout::{LAYOUT_VERSION, SHARED_BY};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::allow::{self, Networks};
-use crate::dataplane::{Dataplane, Events, Timeouts, XdpMode};
+use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::draining::Drains;
 use crate::groups::Group;
 use crate::health::Health;
@@ -65,8 +65,6 @@ pub struct Job {
     pub rules: Rules,
     /// How much is remembered, and for how long.
     pub limits: LimitsRecord,
-    /// How long flows are remembered, as the kernel has it.
-    pub timeouts: Timeouts,
     /// Inode of the network namespace.
     pub namespace: u64,
 }
@@ -461,7 +459,6 @@ impl Reconciler {
             inside: self.kept_inside(desired),
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
-            timeouts: Some(self.job.timeouts.in_ticks().0),
             socket: self.job.socket.clone(),
             started_ms: self.started_ms,
             limits: self.job.limits,

@@ -79,7 +79,8 @@ fn once(args: &Args) -> Result<()> {
         Output::Table | Output::Wide => show::table(&flows, args.output == Output::Wide),
     };
     writeln!(io::stdout(), "{text}")?;
-    for name in here::instances(args.instance.as_deref())? {
+    // Unless they have ended meanwhile.
+    for name in here::instances(args.instance.as_deref()).unwrap_or_default() {
         if !instance::is_running(&name) {
             tracing::warn!("{name}: no samport runs any more, the kernel works on");
         }

@@ -14,8 +14,9 @@ use super::ambiguous;
 use crate::dataplane::answers::Answers;
 use crate::dataplane::pins;
 use crate::explain::{Door, Entry, Facts, Found, Member, Question, Remembered};
-use crate::instance::{self, BackendRecord, Record};
+use crate::instance::{self, BackendRecord, FilterRecord, LimitsRecord, Record};
 use crate::netlink::{Devices, Netlink};
+use crate::plan::Role;
 use crate::ports::Listen;
 use crate::wire_forms::wide;
 
@@ -42,7 +43,7 @@ pub(super) async fn gather(question: Question, names: &[String]) -> Result<Facts
         None => None,
     };
     let served = if found.is_some() { Vec::new() } else { known.served(&one)? };
-    let timeouts = one.record.timeouts.map_or_else(|| Timeouts::new(&Seconds::DEFAULT), Timeouts);
+    let timeouts = timeouts(&one.record.limits);
     Ok(Facts {
         question,
         instance: one.name.to_owned(),
@@ -76,6 +77,22 @@ fn choose(mut all: Vec<Instance<'_>>) -> Result<Instance<'_>> {
         return Err(ambiguous(&names));
     }
     all.into_iter().next().ok_or_else(|| ambiguous(&[]))
+}
+
+/// When flows count as closed. Who knows nothing of limits had none but these.
+fn timeouts(limits: &LimitsRecord) -> Timeouts {
+    if *limits == LimitsRecord::default() {
+        return Timeouts::new(&Seconds::DEFAULT);
+    }
+    let of = |seconds: u64| u32::try_from(seconds).unwrap_or(u32::MAX);
+    Timeouts::new(&Seconds {
+        syn: of(limits.tcp_syn_seconds),
+        established: of(limits.tcp_seconds),
+        finished: of(limits.tcp_fin_seconds),
+        reset: of(limits.tcp_rst_seconds),
+        udp_unanswered: of(limits.udp_unanswered_seconds),
+        udp: of(limits.udp_seconds),
+    })
 }
 
 /// Whether an address is this machine's own.
@@ -162,7 +179,11 @@ fn ingresses(name: &str, record: &Record) -> BTreeSet<u32> {
     let pins = pins::pins_of(name)
         .into_iter()
         .filter_map(|pin| links.iter().find_map(|link| pin.strip_prefix(link)?.parse().ok()));
-    let filters = record.filters.iter().filter(|filter| !filter.egress);
+    let knows = |filter: &&FilterRecord| match filter.role {
+        Some(role) => matches!(role, Role::Forward | Role::Inside | Role::Reverse),
+        None => !filter.egress,
+    };
+    let filters = record.filters.iter().filter(knows);
     pins.chain(filters.map(|filter| filter.ifindex)).collect()
 }
 
@@ -214,7 +235,11 @@ impl Gathering<'_> {
         }
         let others = others(record, listen, self.at.is_ipv6(), |id| slots.contains(&id));
         let turn = answers.turn(id)?;
-        let name = listen.to_string();
+        let called = record.services.iter().find(|one| one.listen == listen);
+        let name = match called.and_then(|one| one.name.as_ref()) {
+            Some(name) => format!("{name} {listen}"),
+            None => listen.to_string(),
+        };
         Ok(Some(Found {
             service,
             listen,

@@ -65,7 +65,6 @@ impl Config {
             socket,
             rules: self.rules(),
             limits: self.limits(),
-            timeouts: self.dataplane.timeouts,
             namespace,
         }
     }
