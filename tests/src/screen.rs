@@ -1,5 +1,6 @@
 //! A terminal that tests type into and read, by tmux.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use samport::lab::{Namespace, output_of};
 use tempfile::TempDir;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, eventually};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -96,8 +97,12 @@ impl Screen {
         pid.trim().parse().unwrap_or_else(|_| panic!("{pid:?} is no process id"))
     }
 
-    /// Panics unless its shell takes commands, and shows what they print.
+    /// Panics unless what runs on it ends, and its shell takes commands and shows what they print.
     pub fn assert_usable(&self) {
+        // What is typed before that is not the shell's.
+        let children = format!("/proc/{0}/task/{0}/children", self.pid());
+        let is_alone = || fs::read_to_string(&children).is_ok_and(|pids| pids.trim().is_empty());
+        eventually("the shell is alone", || is_alone().then_some(()));
         self.enter("echo usable-$((6*7))");
         self.wait_for("usable-42");
     }
