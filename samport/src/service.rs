@@ -9,6 +9,14 @@ pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// What is to be done is being read again; [`ready`] says when that is over.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!("what time it is cannot be told: {error}"),
+    }
+}
+
 /// The end has begun.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);

@@ -15,7 +15,7 @@ use samport_tests::{Lab, eventually};
 use crate::lab;
 use crate::service::{as_the_unit, unit};
 
-const CONFIGURATION: &str = "/etc/default/samport";
+const CONFIGURATION: &str = "/etc/samport/samport.toml";
 const UNIT: &str = "/usr/lib/systemd/system/samport.service";
 
 /// The package as it is installed; purged when dropped, whatever has happened.
@@ -84,12 +84,12 @@ fn ours() -> BTreeSet<PathBuf> {
     found
 }
 
-fn start(lab: &Lab, backend: &str) -> Daemon {
+/// The unit's own command line, with its own capabilities.
+fn start(lab: &Lab) -> Daemon {
     let wrapper = as_the_unit();
     let mut command: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     let line = unit()["ExecStart"].clone();
     command.extend(line.split(' '));
-    command.extend(["-i", "eth0", "-p", "80:9090", "--backend", backend]);
     Daemon::start_command(lab.host(), &command, &[])
 }
 
@@ -129,19 +129,20 @@ fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
     let verify = verify.args(["verify", "--man=no", UNIT]).output().unwrap();
     assert!(verify.status.success(), "{}", words(&verify));
 
-    let backend = lab.backends()[0].v4(TARGET).to_string();
-    let daemon = start(&lab, &backend);
+    let backend = lab.backends()[0].v4(TARGET);
+    let mine = format!(
+        "iface = [\"eth0\"]\nport = [\"80:9090\"]\nprovider = [\"static\"]\n\n[[backend]]\naddress = \"{backend}\"\n"
+    );
+    fs::write(CONFIGURATION, &mine).unwrap();
+    let daemon = start(&lab);
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
-
-    let mine = "SAMPORT_IFACE=eth0\n";
-    fs::write(CONFIGURATION, mine).unwrap();
     dpkg(&["--install", second.to_str().unwrap()]);
     assert!(version().unwrap().contains("-2 "), "{:?}", version());
     assert_eq!(fs::read_to_string(CONFIGURATION).unwrap(), mine);
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
     daemon.stop();
     assert_traces(lab.host(), &before);
-    let daemon = start(&lab, &backend);
+    let daemon = start(&lab);
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
     daemon.stop();
 

@@ -13,6 +13,8 @@ use samport_tests::served::TARGET;
 use samport_tests::traces::{assert_traces, traces};
 use samport_tests::{PATIENCE, eventually};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::lab;
 
 /// The unit's settings; one that is said twice has its last value.
@@ -65,13 +67,15 @@ impl Manager {
         String::from_utf8(bytes[..length].to_vec()).unwrap().trim_end().to_owned()
     }
 
-    /// Hears until this is said.
+    /// Hears until this is said, if only as the first of several lines.
     fn wait_for(&self, what: &str) {
-        eventually(&format!("samport says {what:?}"), || (self.hear() == what).then_some(()));
+        let is_said = || self.hear().lines().next() == Some(what);
+        eventually(&format!("samport says {what:?}"), || is_said().then_some(()));
     }
 }
 
-/// Ready is said when it is ready, signs of life are given for as long as it lives, and the end is announced.
+/// Ready is said when it is ready, signs of life are given for as long as it lives, and a reload and the end are
+/// announced.
 #[test]
 fn a_service_manager_is_told_how_it_is() {
     let lab = lab(2);
@@ -81,13 +85,15 @@ fn a_service_manager_is_told_how_it_is() {
     file.add("web-1", lab.backends()[0].v4(TARGET));
     let manager = Manager::new();
     let socket = manager.folder.path().join("notify");
+    let config = manager.folder.path().join("samport.toml");
+    fs::write(&config, "iface = [\"eth0\"]\nport = [\"80:9090\"]\n").unwrap();
     let command = &unit()["ExecStart"];
-    assert_eq!(command.split(' ').take(2).collect::<Vec<_>>(), ["/usr/bin/samport", "run"]);
+    assert_eq!(command, "/usr/bin/samport run --config /etc/samport/samport.toml");
     let wrapper = as_the_unit();
     let daemon = Daemon::start_through(
         lab.host(),
         &wrapper.each_ref().map(String::as_str),
-        &["-i", "eth0", "-p", "80:9090", "--file", file.path()],
+        &["--config", config.to_str().unwrap(), "--file", file.path()],
         &[("NOTIFY_SOCKET", socket.to_str().unwrap()), ("WATCHDOG_USEC", "600000")],
     );
     manager.wait_for("READY=1");
@@ -98,6 +104,11 @@ fn a_service_manager_is_told_how_it_is() {
     file.add("web-2", lab.backends()[1].v4(TARGET));
     manager.wait_for("STATUS=2 backends, 2 active");
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
+    // The unit's ExecReload.
+    let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::HUP).unwrap();
+    manager.wait_for("RELOADING=1");
+    manager.wait_for("READY=1");
     daemon.stop();
     manager.wait_for("STOPPING=1");
     assert_traces(lab.host(), &before);

@@ -17,6 +17,7 @@ use crate::discovery::{self, Terms};
 use crate::follow::Followed;
 use crate::metrics;
 use crate::reconcile::{NewRules, Rules};
+use crate::service;
 
 /// What may be changed of a run, and where it goes.
 pub(super) struct Reins {
@@ -120,10 +121,12 @@ impl Reloader {
     }
 
     async fn reload(&mut self) {
+        service::reloading();
         match self.try_reload().await {
             Ok(changes) => changes.say(),
             Err(error) => tracing::error!("{error:#}\nthe configuration stays as it was"),
         }
+        service::ready();
     }
 
     /// Nothing is done before everything is known to be good.
