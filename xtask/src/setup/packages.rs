@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 14] = [
+const TOOLS: [Tool; 16] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -34,6 +34,8 @@ const TOOLS: [Tool; 14] = [
     tool("busybox", "busybox-static", "the image of the container tests"),
     tool("curl", "curl", "the requests of the container tests"),
     tool("iptables", "iptables", "the container tests and the comparisons"),
+    tool("xz", "xz-utils", "the modules of the kernels to test on"),
+    tool("zstd", "zstd", "the modules of the kernels to test on"),
     tool(
         "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
         "python3-prometheus-client",
