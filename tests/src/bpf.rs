@@ -202,7 +202,7 @@ fn info_of(object: &OwnedFd, map_ids: &mut [u32]) -> io::Result<Attr> {
     Ok(info)
 }
 
-/// Ids of the programs on a tcx hook of a device, in their order.
+/// Ids of the programs on a tcx hook of a device, in their order; none where the kernel has no tcx.
 pub fn programs_on(namespace: &Namespace, device: &str, hook: Hook) -> Vec<u32> {
     let mut ids = [0u32; HOOK_LIMIT];
     let found = namespace.run(|| {
@@ -215,7 +215,10 @@ pub fn programs_on(namespace: &Namespace, device: &str, hook: Hook) -> Vec<u32> 
         bpf(BPF_PROG_QUERY, &mut attr)?;
         Ok::<_, io::Error>(word(&attr, 24))
     });
-    let count = found.unwrap_or_else(|e| panic!("ask for the programs on {device}: {e}"));
+    let count = match found {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => 0,
+        found => found.unwrap_or_else(|e| panic!("ask for the programs on {device}: {e}")),
+    };
     ids[..usize::try_from(count).unwrap_or(0)].to_vec()
 }
 

@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 16] = [
+const TOOLS: [Tool; 18] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -36,6 +36,8 @@ const TOOLS: [Tool; 16] = [
     tool("tmux", "tmux", "the tests of `samport top`"),
     tool("iptables", "iptables", "the container tests and the comparisons"),
     tool("systemd-analyze", "systemd", "the test of the Debian package"),
+    tool("xz", "xz-utils", "the modules of the kernels to test on"),
+    tool("zstd", "zstd", "the modules of the kernels to test on"),
     tool(
         "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
         "python3-prometheus-client",

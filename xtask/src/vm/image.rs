@@ -41,9 +41,9 @@ pub fn make(folder: &Path, kernel: &Path, programs: &[PathBuf], script: &str) ->
     }
     copy_plugins(&root)?;
     copy_libraries(&root)?;
-    let order = Modules::below(&kernel.join("lib/modules"))
-        .copy(&modules::WANTED, &root.join("modules"))?;
-    write(&root.join("modules/order"), &(order.join("\n") + "\n"))?;
+    let order = Modules::below(kernel).copy(&modules::WANTED, &root.join("modules"))?;
+    let order: String = order.iter().map(|module| format!("{module}\n")).collect();
+    write(&root.join("modules/order"), &order)?;
     write(&root.join("script"), script)?;
     let init = root.join("init");
     write(&init, INIT)?;

@@ -49,8 +49,10 @@ impl Report {
         if !self.ended {
             self.wrong.push("it has not come to its end".to_owned());
         }
+        // What has failed is a failure already.
+        self.passed.extend(self.tally.failures().map(str::to_owned));
         let missing = expected.difference(&self.passed);
-        self.wrong.extend(missing.map(|test| format!("{test} has not passed")));
+        self.wrong.extend(missing.map(|test| format!("{test} has not run")));
         let name = format!("on Linux {release}: ");
         self.tally.named(&name);
         for what in self.wrong {
@@ -100,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_did_not_run_is_no_pass() {
-        let missing = ["it has not booted", "it has not come to its end", "a::b has not passed"];
+        let missing = ["it has not booted", "it has not come to its end", "a::b has not run"];
         let missing = missing.map(|what| format!("on Linux 6.1: {what}"));
         assert_eq!(judged(""), (0, missing.to_vec()));
     }
@@ -112,7 +114,14 @@ mod tests {
 
     #[test]
     fn a_chosen_test_that_did_not_run_is_no_pass() {
-        assert_eq!(failures_without("test a::b ... ok\n"), ["on Linux 6.1: a::b has not passed"]);
+        assert_eq!(failures_without("test a::b ... ok\n"), ["on Linux 6.1: a::b has not run"]);
+    }
+
+    #[test]
+    fn a_test_that_failed_is_one_failure() {
+        let failed = GOOD.replace("... ok", "... FAILED").replace("1 passed; 0", "0 passed; 1");
+        let failed = failed.replace("\n\ntest result", "\n\nfailures:\n    a::b\n\ntest result");
+        assert_eq!(judged(&failed), (0, vec!["on Linux 6.1: a::b".to_owned()]));
     }
 
     #[test]

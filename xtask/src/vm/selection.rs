@@ -16,8 +16,6 @@ const CHOSEN: [Chosen; 4] = [
         tests: &[
             // Every program goes through this kernel's verifier.
             "programs_stay_below_their_instruction_ceilings",
-            "fragments::fragments_in_order_follow_the_first_to_its_backend",
-            "icmp::an_error_about_a_clients_packet_is_translated_exactly_for_the_client",
         ],
     },
     Chosen {
@@ -29,7 +27,6 @@ const CHOSEN: [Chosen; 4] = [
             "matrix::everybody_is_served_by_tc_filters",
             "forwarding::hook_tc_and_forward_neigh_go_together",
             "xdp::generic_xdp_sends_into_the_containers",
-            "xdp::native_xdp_leaves_to_tc_what_the_containers_do_not_poll_for",
             "local::the_other_end_of_a_connection_is_what_was_dialled",
             "local::connections_of_the_host_to_a_backend_that_goes_are_ended",
             "operator::a_drained_backend_gets_no_new_flow_keeps_its_old_ones_and_comes_back",
