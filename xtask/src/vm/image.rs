@@ -42,7 +42,7 @@ pub fn make(folder: &Path, kernel: &Path, programs: &[PathBuf], script: &str) ->
     copy_plugins(&root)?;
     copy_libraries(&root)?;
     let order = Modules::below(kernel).copy(&modules::WANTED, &root.join("modules"))?;
-    let order: String = order.iter().map(|module| format!("{module}\n")).collect();
+    let order = order.join("\n") + "\n";
     write(&root.join("modules/order"), &order)?;
     write(&root.join("script"), script)?;
     let init = root.join("init");
