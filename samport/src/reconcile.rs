@@ -208,6 +208,7 @@ impl Reconciler {
                 request = self.desk.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
                 Some(change) = rules.recv() => {
+                    self.job.limits.drain_seconds = change.rules.drain.as_secs();
                     self.job.rules = change.rules;
                     changed = Some(change.done);
                 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use samport_tests::daemon::{Daemon, samport_binary};
+use samport_tests::daemon::{Daemon, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{LISTEN, TARGET};
 use samport_tests::traces::{assert_traces, traces};
@@ -220,9 +220,14 @@ fn a_good_change_is_applied_and_a_bad_one_refused_under_load() {
 #[test]
 fn what_waits_for_the_next_start_is_named_and_the_rest_applied() {
     let set = Configured::start(&["web-1", "web-2"], "");
-    let more = "allow = ['203.0.113.0/24']\nflows = 2048\nhook = 'tc'";
+    let more = "allow = ['203.0.113.0/24']\ndrain = '7s'\nflows = 2048\nhook = 'tc'";
     set.change(&["web-1", "web-2"], more, "hook, flows: takes effect at the next start");
-    set.daemon.wait_for_line("configuration applied: allow", PATIENCE);
+    set.daemon.wait_for_line("configuration applied: allow, drain", PATIENCE);
+    // What is shown is what is in force.
+    let status = samport(set.lab.host(), &["status", "-o", "json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let limits = &status["instances"][0]["limits"];
+    assert_eq!((&limits["drain_seconds"], &limits["flows"]), (&7.into(), &131_072.into()));
     // Whom --allow leaves out gets no answer at all.
     let refused = set.lab.client().run(|| Connection::open(set.front()).is_err());
     assert!(refused, "a client that is not allowed is served");
