@@ -172,19 +172,11 @@ fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Tells of a frame at XDP: as it came, and the backend it was sent to, 0 for none.
+/// Drafts what is told of a frame at XDP: as it came, and the backend it was sent to, 0 for none. Apart from
+/// the telling: before Linux 6.x counted more finely, the stacks of both did not fit beside the caller's.
 #[inline(never)]
-pub fn tell_of_frame<P: Tables>(
-    packet: &Packet<P::Addr>,
-    verdict: u32,
-    backend: u32,
-    ifindex: u32,
-    len: u32,
-) -> u32 {
-    let (Some(watch), Some(draft)) = (watch(), traces::traced()) else { return 0 };
-    if !watch.wants_verdict(verdict) {
-        return 0;
-    }
+pub fn draft_frame<P: Tables>(packet: &Packet<P::Addr>, backend: u32) -> u32 {
+    let Some(draft) = traces::traced() else { return 0 };
     *draft = Traced::default();
     trace::set::<P>(&mut draft.came, packet);
     trace::set::<P>(&mut draft.left, packet);
@@ -194,7 +186,17 @@ pub fn tell_of_frame<P: Tables>(
         draft.left.destination = backend.addr;
         draft.left.destination_port = backend.port;
     }
-    submit(watch, verdict, Seen::Xdp as u32, ifindex, len);
+    0
+}
+
+/// Tells of the frame that was drafted.
+#[inline(never)]
+pub fn tell_of_frame(verdict: u32, ifindex: u32, len: u32) -> u32 {
+    if let Some(watch) = watch()
+        && watch.wants_verdict(verdict)
+    {
+        submit(watch, verdict, Seen::Xdp as u32, ifindex, len);
+    }
     0
 }
 

@@ -83,7 +83,8 @@ fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
 #[inline(always)]
 fn told<P: Tables>(xdp: &Xdp, packet: &Packet<P::Addr>, verdict: Verdict, backend: u32) -> Verdict {
     if trace::is_watched() {
-        trace::tell_of_frame::<P>(packet, verdict as u32, backend, xdp.ifindex, xdp.len());
+        trace::draft_frame::<P>(packet, backend);
+        trace::tell_of_frame(verdict as u32, xdp.ifindex, xdp.len());
     }
     verdict
 }

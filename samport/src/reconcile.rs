@@ -39,7 +39,7 @@ use crate::service::Pulse;
 use crate::site;
 use records::{backend_record, milliseconds_since_1970, service_records, starting_record};
 
-pub(crate) use checks::check_interfaces;
+pub(crate) use checks::{check_families, check_interfaces};
 
 /// Address and link changes come in bursts.
 const NETLINK_PAUSE: Duration = Duration::from_millis(10);
@@ -155,7 +155,7 @@ impl Reconciler {
         let devices = self.netlink.devices().await?;
         check_interfaces(&self.job.interfaces, &devices)?;
         let (first, _) = site::settle(snapshot, &devices, &self.job.interfaces);
-        checks::check_families(&self.job.interfaces, &first, &devices)?;
+        check_families(&self.job.interfaces, &first, &devices)?;
         let ports: Vec<_> = self.job.ports.iter().map(|port| port.listen).collect();
         for (listen, addr) in listening::on_loopback(&ports) {
             tracing::info!("{addr} port {} stays with the host's own server", listen.brief());

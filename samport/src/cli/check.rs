@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::output::{Output, print_json};
 use super::run::{ProviderName, parse};
 use super::table::{Column, LEFT, table, text};
+use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::words::{self, SCHEMA};
 use crate::check::{Asked, Finding, Level, exit_of, gather, judge};
 use crate::discovery::Engine;
@@ -44,13 +45,25 @@ pub async fn run(args: Args) -> Result<()> {
     let findings = judge(&gather(asked).await?);
     match args.output {
         Output::Json => print_json(&document(&findings))?,
-        Output::Table => findings.iter().for_each(|finding| println!("{finding}")),
+        Output::Table => findings.iter().for_each(print),
         Output::Wide => println!("{}", table(&findings, &COLUMNS)),
     }
     match exit_of(&findings) {
         None => Ok(()),
         Some(exit) => Err(coded(exit, "`samport run` would not work here; see what has failed")),
     }
+}
+
+/// A line, with its first word coloured.
+fn print(finding: &Finding) {
+    let style = match finding.level {
+        Level::Good => GOOD,
+        Level::Warning => DOUBTFUL,
+        Level::Failure(_) => BAD,
+    };
+    let line = finding.to_string();
+    let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+    anstream::println!("{style}{word}{style:#} {rest}");
 }
 
 const COLUMNS: [Column<Finding>; 3] = [

@@ -34,7 +34,8 @@ use std::fmt;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
+use clap::builder::styling::{AnsiColor, Style};
+use clap::{ArgAction, ColorChoice, CommandFactory as _, Parser, Subcommand};
 use tracing::{Event, Level, Subscriber};
 use tracing_log::NormalizeEvent as _;
 use tracing_subscriber::EnvFilter;
@@ -50,6 +51,11 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something
 or a check failed, 5 missing privileges, 6 a port or hook is taken, 7 timeout.";
 
+/// What is wrong, what may be, and what is right; without colours they are stripped on the way out.
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
+const GOOD: Style = AnsiColor::Green.on_default();
+
 /// Several containers behind one port of this machine, balanced in the kernel, without a proxy.
 #[derive(Parser, Debug)]
 #[command(name = "samport", version, after_help = AFTER_HELP, max_term_width = 100)]
@@ -60,6 +66,9 @@ struct Cli {
     /// Also what goes on inside, the kernel's verdict on every packet included.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+    /// Colours: on a terminal (auto; not if NO_COLOR is set), always, or never.
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    color: ColorChoice,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -112,6 +121,12 @@ enum Verb {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = asked::command_line();
+    match cli.color {
+        // As anstream finds it by the environment and the terminal.
+        ColorChoice::Auto => {}
+        ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
+        ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
+    }
     start_logging(&cli);
     match act(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -173,7 +188,7 @@ fn start_logging(cli: &Cli) {
     };
     let filter = EnvFilter::try_from_env("SAMPORT_LOG").unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(anstream::stderr)
         .with_env_filter(filter)
         .event_format(Plain)
         .init();
@@ -194,8 +209,8 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         match *event.normalized_metadata().as_ref().unwrap_or(event.metadata()).level() {
-            Level::ERROR => write!(writer, "error: ")?,
-            Level::WARN => write!(writer, "warning: ")?,
+            Level::ERROR => write!(writer, "{BAD}error:{BAD:#} ")?,
+            Level::WARN => write!(writer, "{DOUBTFUL}warning:{DOUBTFUL:#} ")?,
             Level::INFO => {}
             Level::DEBUG | Level::TRACE => {
                 // aya's lines come through the log crate; this is where they really come from.

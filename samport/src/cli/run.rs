@@ -1,6 +1,7 @@
 //! `samport run`: balances until it is stopped, then leaves nothing behind.
 
 mod config;
+mod dry;
 mod effect;
 mod flags;
 mod names;
@@ -41,13 +42,20 @@ pub struct Args {
     // Parsed again, with the configuration file.
     #[command(flatten)]
     _flags: Flags,
+    /// Only say what a run would serve, by which backends and how, and what would keep it from doing so:
+    /// nothing is loaded, attached or written.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Runs until SIGINT or SIGTERM; SIGHUP has the configuration read again.
-pub async fn run(_: &Args, log: bool) -> Result<()> {
+pub async fn run(args: &Args, log: bool) -> Result<()> {
     let asked = asked::configuration()?;
     let config = asked.flags.config(log)?;
     privileges::require()?;
+    if args.dry_run {
+        return dry::run(&config).await;
+    }
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;
     tokio::pin!(stop);

@@ -31,7 +31,7 @@ pub(crate) fn check_interfaces(names: &[String], devices: &Devices) -> Result<()
 /// Backends must have something of their family to stand behind. One that has not is named; if that
 /// is all of them, the run makes no sense. (A container with addresses of both families may well
 /// stand behind an interface with one.)
-pub(super) fn check_families(
+pub(crate) fn check_families(
     names: &[String],
     snapshot: &Snapshot,
     devices: &Devices,

@@ -4,6 +4,7 @@ mod bad_input;
 mod check;
 mod cleanup;
 mod config;
+mod dry_run;
 mod engine;
 mod explain;
 mod foreign;
