@@ -5,6 +5,7 @@ mod check;
 mod cleanup;
 mod config;
 mod engine;
+mod errors;
 mod explain;
 mod foreign;
 mod healthcheck;
