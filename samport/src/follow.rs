@@ -44,6 +44,8 @@ impl Followed {
 
 /// Watches the folder, not the file: editors and deployments put a new file in the old one's place.
 fn watch_folder(path: &Path, wake: mpsc::Sender<()>) -> Result<notify::RecommendedWatcher> {
+    // The watcher's own words name neither the file nor the trouble.
+    std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?;
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

@@ -181,6 +181,7 @@ mod tests {
         assert!(endpoints.is_empty() && notes.contains("macvlan network is on eth0"), "{notes}");
     }
 
+    /// Case 87: rootless Podman, seen by where its containers' interfaces end.
     #[test]
     fn what_cannot_be_reached_is_named() {
         for (site, expected) in [(Site::Ipvlan, "ipvlan"), (Site::Elsewhere, "rootless Podman")] {

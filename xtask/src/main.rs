@@ -11,6 +11,8 @@ mod demo;
 mod fuzz;
 mod lint;
 mod package;
+#[cfg(test)]
+mod papers;
 mod pictures;
 mod run;
 mod setup;

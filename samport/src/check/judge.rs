@@ -15,6 +15,9 @@ use crate::reconcile::check_interfaces;
 /// The oldest kernel whose hooks and helpers samport's programs have all they need of.
 const OLDEST: (u16, u8) = (5, 14);
 
+/// The oldest kernel they are known to load on: an older one's verifier may refuse them.
+const KNOWN: (u16, u8) = (6, 1);
+
 /// Some way in which `samport run` would fail.
 const FAILED: Level = Level::Failure(Exit::Kernel);
 
@@ -41,6 +44,12 @@ fn basics(facts: &Facts) -> Vec<Finding> {
         Ok((major, minor)) if (*major, *minor) < OLDEST => findings.push(Finding::said(
             FAILED,
             &format!("kernel {major}.{minor} is too old; Linux 5.14 or newer is needed"),
+        )),
+        Ok((major, minor)) if (*major, *minor) < KNOWN => findings.push(Finding::warning(
+            format!(
+                "kernel {major}.{minor} may refuse samport's programs; 6.1 is known to take them"
+            ),
+            "if `samport run` says so, take a newer one",
         )),
         Ok((major, minor)) => well.push(format!("kernel {major}.{minor}")),
         Err(sentence) => findings.push(Finding::said(Level::Warning, sentence)),

@@ -9,6 +9,8 @@ mod config;
 mod connection;
 mod demo;
 mod effective;
+#[cfg(test)]
+mod examples;
 mod explain;
 mod file;
 mod flows;

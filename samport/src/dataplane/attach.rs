@@ -150,6 +150,13 @@ pub(super) fn attach(
             }
             result => {
                 *hook = Hook::Tcx;
+                if result.as_ref().is_err_and(is_full) {
+                    let message = format!(
+                        "{device} has as many programs at tcx as the kernel allows (`bpftool net show dev \
+                         {device}` lists them); remove one, or use --hook tc"
+                    );
+                    return result.exit(Exit::Conflict, message);
+                }
                 return result.with_context(|| format!("attach {program} to {device}"));
             }
         }
@@ -177,10 +184,17 @@ fn attach_tcx(
 
 /// Whether the kernel refused because it does not know tcx.
 fn lacks_tcx(error: &anyhow::Error) -> bool {
+    was_refused(error, libc::EINVAL)
+}
+
+/// Whether the kernel refused because the hook takes no more programs.
+fn is_full(error: &anyhow::Error) -> bool {
+    was_refused(error, libc::ERANGE)
+}
+
+fn was_refused(error: &anyhow::Error, errno: i32) -> bool {
     match error.downcast_ref::<ProgramError>() {
-        Some(ProgramError::SyscallError(error)) => {
-            error.io_error.raw_os_error() == Some(libc::EINVAL)
-        }
+        Some(ProgramError::SyscallError(error)) => error.io_error.raw_os_error() == Some(errno),
         _ => false,
     }
 }

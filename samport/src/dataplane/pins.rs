@@ -6,11 +6,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use rustix::mount::MountFlags;
 
-use crate::exit::{Coded as _, Exit};
+use crate::exit::{Coded as _, Exit, coded};
 use crate::instance::Instance;
 use crate::plan::Role;
 
@@ -261,7 +261,11 @@ fn ensure_mounted() -> Result<()> {
     match bpffs() {
         Bpffs::Mounted => return Ok(()),
         Bpffs::NotMounted => {}
-        Bpffs::NoPlace(why) => bail!("there is no place for bpffs: {why}"),
+        Bpffs::NoPlace(why) => {
+            let message =
+                format!("there is no place for bpffs ({why}); mount sysfs, on a kernel with BPF");
+            return Err(coded(Exit::Kernel, message));
+        }
     }
     tracing::info!("mounting bpffs at {BPFFS}; it stays mounted");
     rustix::mount::mount("bpf", BPFFS, "bpf", MountFlags::empty(), None)

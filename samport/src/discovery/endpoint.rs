@@ -6,8 +6,10 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use bollard::{API_DEFAULT_VERSION, Docker};
+
+use crate::exit::{Coded as _, Exit};
 
 /// Who is asked for containers. Podman's service speaks Docker's API.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,8 +82,8 @@ impl Endpoint {
     /// Takes `--endpoint`, else the engine's environment variable, else its usual socket.
     pub fn find(engine: Engine, flag: Option<&str>, variable: Option<&str>) -> Result<Self> {
         match (flag, variable.filter(|text| !text.is_empty())) {
-            (Some(text), _) => Self::parse(text).context("--endpoint"),
-            (None, Some(text)) => Self::parse(text).context(engine.variable()),
+            (Some(text), _) => Self::parse(text).exit(Exit::Usage, "--endpoint"),
+            (None, Some(text)) => Self::parse(text).exit(Exit::Usage, engine.variable()),
             (None, None) => Self::parse(engine.usual()),
         }
     }

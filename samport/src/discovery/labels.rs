@@ -219,6 +219,7 @@ mod tests {
         assert_eq!(read, Labels { weight: 1, ..Labels::default() });
     }
 
+    /// Case 87: two services on one port and protocol among them.
     #[test]
     fn wrong_values_are_refused_by_name() {
         for (key, value, way_out) in [

@@ -8,7 +8,7 @@ use crate::{
     wait_until_serving,
 };
 
-/// Case 81: dockerd is killed and started again, and no request fails meanwhile; what starts
+/// Cases 81 and 87: dockerd is killed and started again, and no request fails meanwhile; what starts
 /// afterwards is found, and what has ended while nobody told us is found out.
 #[test]
 fn a_killed_dockerd_is_not_noticed_by_clients_and_what_it_missed_is_caught_up_with() {

@@ -115,7 +115,7 @@ fn groups_have_their_share_however_many_are_in_them() {
     samport.stop();
 }
 
-/// Containers of one port that disagree on how it chooses are named, and the first one's word holds.
+/// Case 87: containers of one port that disagree on how it chooses are named, and the first one's word holds.
 #[test]
 fn containers_that_disagree_about_their_port_are_named() {
     let docker = engine();

@@ -46,7 +46,7 @@ fn xdp_drops_who_is_not_allowed() {
     }
 }
 
-/// A device takes one XDP program: somebody else's is named and stays.
+/// Case 87: a device takes one XDP program: somebody else's is named and stays.
 #[test]
 fn another_xdp_program_is_in_the_way() {
     let served = served(&["--xdp-mode", "generic"]);

@@ -11,7 +11,7 @@ use samport_tests::served::Served;
 use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
 use samport_tests::{Lab, PATIENCE};
 
-use crate::{ended, lab};
+use crate::{ended, ended_with, lab};
 
 /// A clean exit: no program, link, map, qdisc, pin or record left.
 fn assert_ends_clean(options: &[&str]) {
@@ -108,7 +108,7 @@ fn an_unknown_second_interface_leaves_nothing() {
     assert_traces(lab.host(), &before);
 }
 
-/// Case 85: an error after the first interface has been attached to: the second one's hook is full.
+/// Cases 85 and 87: an error after the first interface has been attached to: the second one's hook is full.
 #[test]
 fn a_full_hook_on_the_second_interface_leaves_nothing_on_the_first() {
     let lab = lab(1);
@@ -125,7 +125,8 @@ fn a_full_hook_on_the_second_interface_leaves_nothing_on_the_first() {
 
     let _last = Foreign::attach(host, "eth1");
     let before = traces(host);
-    ended(host, &[&["run"], &args[..]].concat()).assert(1, &["eth1"]);
+    ended(host, &[&["run"], &args[..]].concat())
+        .assert(6, &["eth1 has as many programs", "--hook tc"]);
     assert_traces(host, &before);
 }
 
@@ -144,6 +145,18 @@ fn where_bpffs_is_missing_it_is_mounted() {
     child.wait_for_line("ready", PATIENCE).unwrap();
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
     assert!(child.stop().unwrap().success(), "{}", child.said());
+}
+
+/// Case 87: no bpffs and no place for it: the kernel lacks something, and nothing is attached.
+#[test]
+fn where_there_is_no_place_for_bpffs_it_says_so() {
+    let lab = lab(1);
+    let before = traces(lab.host());
+    let script = "mount -t tmpfs none /sys/fs && exec \"$@\"";
+    let wrapper = ["unshare", "-m", "sh", "-c", script, "sh"];
+    let args = ["run", "-i", "eth0", "-p", "80", "--backend", "172.30.0.10", "--no-local"];
+    ended_with(lab.host(), &wrapper, &args).assert(4, &["no place for bpffs", "mount sysfs"]);
+    assert_traces(lab.host(), &before);
 }
 
 /// `--keep` leaves everything working, and `clean` removes it.

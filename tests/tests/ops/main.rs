@@ -6,6 +6,7 @@ mod cleanup;
 mod config;
 mod dry_run;
 mod engine;
+mod errors;
 mod explain;
 mod foreign;
 mod healthcheck;

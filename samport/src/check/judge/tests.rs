@@ -76,7 +76,8 @@ fn a_good_machine_gets_four_good_lines() {
 fn an_old_kernel_fails_and_one_without_tcx_is_fine() {
     let failed = Some(Exit::Kernel);
     assert_said(|f| f.kernel = Ok((5, 13)), "FAIL  kernel 5.13 ", "is needed", failed);
-    assert_eq!(about(|f| f.kernel = Ok((5, 14))).0, [""; 0]);
+    assert_said(|f| f.kernel = Ok((5, 15)), "warn  kernel 5.15 may", "take a newer one", None);
+    assert_eq!(about(|f| f.kernel = Ok((6, 1))).0, [""; 0]);
     let mut old = well();
     old.tcx = Tcx::Absent;
     assert!(lines(&old)[0].contains(" · clsact (no tcx"), "{:?}", lines(&old));

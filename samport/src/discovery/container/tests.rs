@@ -214,6 +214,7 @@ fn the_network_is_clear_or_asked_for() {
     assert!(error.contains("samport.network=\"side\"") && error.contains("back, front"), "{error}");
 }
 
+/// Case 87: `network: none` and rootless Podman among them.
 #[test]
 fn what_cannot_be_served_is_said_with_a_way_out() {
     type Change = fn(&mut ContainerView);
