@@ -20,6 +20,7 @@ mod here;
 mod limits;
 mod output;
 mod papers;
+mod patience;
 #[cfg(test)]
 mod reference;
 mod run;

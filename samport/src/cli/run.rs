@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use self::config::Config;
 use self::reload::{Reins, Reloader};
 use self::said::{say_goodbye, say_ready};
+use super::patience::Patience;
 use super::{asked, status};
 use crate::api::{Server, Socket};
 use crate::dataplane::{self, Dataplane};
@@ -117,6 +118,7 @@ async fn start(config: &Config) -> Result<Started> {
     instance.keep(before.is_some());
     let socket_path = config.socket.clone().unwrap_or_else(|| instance.socket());
     let socket = Socket::bind(&socket_path)?;
+    let loading = Patience::with("the kernel looks at the programs");
     let mut dataplane = match &before {
         Some(record) => Dataplane::take_over(&instance, config.dataplane, &record.filters)?,
         None => Dataplane::open(&instance, config.dataplane)?,
@@ -134,6 +136,7 @@ async fn start(config: &Config) -> Result<Started> {
     if let Some(record) = before {
         reconciler.adopt(record)?;
     }
+    drop(loading);
     reconciler.start(&first).await?;
     let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
     let metrics = metrics.map(|at| metrics::Server::start(at, source.clone())).transpose()?;

@@ -9,6 +9,7 @@ use samport_common::choose::Balance;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::patience::Progress;
 use crate::api::client::{Client, escaped};
 use crate::api::words::{self, Backend, Backends};
 use crate::duration::read as time;
@@ -165,6 +166,7 @@ async fn wait_until_down(client: &Client, drained: &[Backend], deadline: Instant
         let key = |one: &Backend| (one.service.clone(), one.id.clone(), one.address.clone());
         drained.iter().any(|other| key(other) == key(one))
     };
+    let mut progress = Progress::new();
     loop {
         let all: Backends = client.get("/v1/backends").await?;
         let mut left = all.backends.iter().filter(|one| is_meant(one));
@@ -175,6 +177,11 @@ async fn wait_until_down(client: &Client, drained: &[Backend], deadline: Instant
         if Instant::now() >= deadline {
             return Err(coded(Exit::Timeout, format!("still there: {}", about(first))));
         }
+        let open = first.counters.and_then(|counters| counters.open);
+        progress.tell(|| match open {
+            Some(open) => format!("{} {}: {open} open …", first.name, first.address),
+            None => format!("{} {} …", first.name, first.address),
+        });
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::output::{Output, print_json};
+use super::patience::Progress;
 use crate::api::client::escaped;
 use crate::api::words::Health;
 use crate::duration::read as time;
@@ -42,6 +43,7 @@ pub async fn run(args: Args) -> Result<()> {
         }
         None => format!("/v1/health?healthy={}", args.healthy),
     };
+    let mut progress = Progress::new();
     loop {
         let seen = match args.connection.client() {
             Ok(client) => client.look::<Health>(&path).await,
@@ -66,6 +68,10 @@ pub async fn run(args: Args) -> Result<()> {
             let message = format!("{healthy} of {wanted} are healthy after {:?}", args.timeout);
             return Err(coded(Exit::Timeout, message));
         }
+        progress.tell(|| match &seen {
+            Ok(Health { healthy, wanted, .. }) => format!("{healthy} of {wanted} are healthy …"),
+            Err(error) => format!("{error:#}; waiting for it …"),
+        });
         tokio::time::sleep(LOOK).await;
     }
 }

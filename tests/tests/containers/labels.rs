@@ -115,7 +115,8 @@ fn groups_have_their_share_however_many_are_in_them() {
     samport.stop();
 }
 
-/// Case 87: containers of one port that disagree on how it chooses are named, and the first one's word holds.
+/// Case 87: containers of one port that disagree on how it chooses are named, and the first one's word holds:
+/// before the flag's, too.
 #[test]
 fn containers_that_disagree_about_their_port_are_named() {
     let docker = engine();
@@ -123,7 +124,7 @@ fn containers_that_disagree_about_their_port_are_named() {
         let label = format!("--label=samport.balance={balance}");
         docker.run_server(name, &["--label=samport.port=80", &label]);
     }
-    let samport = start_samport(&docker, &["-p", "80:9090"]);
+    let samport = start_samport(&docker, &["-p", "80:9090", "--balance", "maglev"]);
     for name in ["first", "second"] {
         wait_until_serving(&samport, 0, name);
     }

@@ -125,6 +125,9 @@ fn what_takes_too_long_has_an_exit_code_of_its_own() {
     let served = Served::start(lab(2), &["--drain", "1000"]);
     let host = served.lab.host();
     ended(host, &["wait", "--healthy", "3", "--timeout", "0"]).assert(7, &["2 of 3"]);
+    // Who waits for longer than a second is told how far it is.
+    let words = ["2 of 3 are healthy …", "2 of 3 are healthy after 3s"];
+    ended(host, &["wait", "--healthy", "3", "--timeout", "3s"]).assert(7, &words);
     // Nobody else takes what is new once both drain: neither ever goes down.
     served.order(&["drain", "web-1"]);
     ended(host, &["drain", "web-2", "--wait", "--timeout", "0"]).assert(7, &["web-2", "no other"]);
