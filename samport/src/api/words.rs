@@ -1,6 +1,7 @@
 //! What goes over the control socket, and what `-o json` prints. The names stay: scripts read them.
 
 mod lists;
+mod packets;
 #[cfg(test)]
 mod schemas;
 mod status;
@@ -8,6 +9,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 
 pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
+pub use packets::{Entry, Explained, OfFlow, PassedOver, TracedPacket, Way};
 pub use status::{FlowTable, Instance, InstanceBackend, Limits, MapUse, ServiceCount, Status};
 
 /// Version of all of it.

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 use samport_common::wire::protocol::Protocol;
 
 use super::here;
-use super::output::Output;
+use super::output::{Output, print_json};
 use crate::exit::{Exit, coded};
 use crate::explain::{self, Question};
 use crate::privileges;
@@ -75,7 +75,7 @@ pub async fn run(args: Args) -> Result<()> {
     let facts = gather::gather(question, &names).await?;
     let explanation = explain::explain(facts);
     match args.output {
-        Output::Json => println!("{:#}", explain::document(&explanation)),
+        Output::Json => print_json(&explain::document(&explanation))?,
         Output::Table | Output::Wide => println!("{}", explain::lines(&explanation)),
     }
     Ok(())

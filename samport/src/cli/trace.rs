@@ -113,7 +113,10 @@ impl Shower {
             }
         }
         let text = match self.output {
-            Output::Json => show::document(traced, &self.clock, &self.names).to_string(),
+            Output::Json => {
+                let document = show::document(traced, &self.clock, &self.names);
+                serde_json::to_string(&document)?
+            }
             Output::Table | Output::Wide => show::line(traced, &self.clock, &self.names),
         };
         writeln!(io::stdout(), "{text}")

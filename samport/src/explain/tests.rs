@@ -97,7 +97,7 @@ fn assert_leaves(facts: Facts, verdict: Verdict, words: &[&str]) {
     let explanation = explain(facts);
     assert_eq!(explanation.fate, Fate::Leaves(verdict), "{}", lines(&explanation));
     assert_says(&explanation, words);
-    assert_eq!(document(&explanation)["verdict"], verdict.name());
+    assert_eq!(document(&explanation).verdict.as_deref(), Some(verdict.name()));
 }
 
 fn assert_says(explanation: &Explanation, words: &[&str]) {
@@ -296,7 +296,7 @@ fn a_device_without_a_program_is_named() {
 
 #[test]
 fn the_document_has_every_candidate_with_its_share() {
-    let document = document(&explain(facts()));
+    let document = serde_json::to_value(document(&explain(facts()))).unwrap();
     assert_eq!(document["schema"], 1);
     assert_eq!((&document["fate"], &document["because"]), (&"forward".into(), &"random".into()));
     let first = &document["backends"][0];

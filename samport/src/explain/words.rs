@@ -5,10 +5,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use samport_common::conntrack::TICK_SHIFT;
 use samport_common::layout::{Life, Via};
 use samport_common::verdict::{Action, Verdict};
-use serde_json::{Value, json};
 
 use super::{Because, Entry, Explanation, Fate, Found, Member};
-use crate::api::words::SCHEMA;
+use crate::api::words::{self, Explained, SCHEMA};
 use crate::model::State;
 
 /// Backends of which each gets a line, at most; JSON has all.
@@ -229,9 +228,8 @@ fn passed_over(explanation: &Explanation) -> Vec<(String, String)> {
 
 /// The document for scripts.
 #[must_use]
-pub fn document(explanation: &Explanation) -> Value {
+pub fn document(explanation: &Explanation) -> Explained {
     let facts = &explanation.facts;
-    let question = facts.question;
     let found = facts.found.as_ref();
     let (fate, verdict) = match &explanation.fate {
         Fate::Unseen => ("unseen", None),
@@ -241,63 +239,78 @@ pub fn document(explanation: &Explanation) -> Value {
                 Action::Drop => "drop",
                 Action::Redirect => "reset",
             };
-            (fate, Some(verdict.name()))
+            (fate, Some(verdict.name().to_owned()))
         }
         Fate::Goes(..) => ("forward", None),
     };
     let (because, flow) = match &explanation.fate {
         Fate::Goes(Because::Flow(state, idle), _) => {
-            (Some("flow"), json!({ "state": state.name(), "idle_s": idle }))
+            let flow = words::OfFlow { state: state.name().to_owned(), idle_s: *idle };
+            (Some("flow"), Some(flow))
         }
-        Fate::Goes(Because::Affinity, _) => (Some("affinity"), Value::Null),
-        Fate::Goes(Because::Choice(balance), _) => (Some(balance.name()), Value::Null),
-        Fate::Unseen | Fate::Leaves(_) => (None, Value::Null),
+        Fate::Goes(Because::Affinity, _) => (Some("affinity"), None),
+        Fate::Goes(Because::Choice(balance), _) => (Some(balance.name()), None),
+        Fate::Unseen | Fate::Leaves(_) => (None, None),
     };
-    let passed: Vec<_> = passed_over(explanation)
-        .into_iter()
-        .map(|(name, why)| json!({ "name": name, "why": why }))
-        .collect();
-    let next = explanation.next.and_then(|id| found?.members.get(&id)).map(|one| &one.name);
-    json!({
-        "schema": SCHEMA, "instance": facts.instance, "client": question.client,
-        "dialled": question.dialled, "protocol": question.protocol.name(),
-        "entry": entry_document(&facts.entry), "service": found.map(|found| &found.name),
-        "allowed": found.map(|found| found.allowed), "fate": fate, "verdict": verdict,
-        "because": because, "flow": flow, "backends": backends(explanation), "next": next,
-        "passed_over": passed, "notes": explanation.notes, "served": facts.served,
-    })
-}
-
-fn entry_document(entry: &Entry) -> Value {
-    match entry {
-        Entry::Call(served) => json!({ "kind": "local", "served": served }),
-        Entry::Device(door) => {
-            let kind = if door.is_outer { "interface" } else { "inside" };
-            json!({ "kind": kind, "device": door.name, "hook": door.hook })
-        }
-        Entry::Nowhere(device) => json!({ "kind": "none", "device": device }),
+    let passed_over = passed_over(explanation).into_iter();
+    let next = explanation.next.and_then(|id| found?.members.get(&id));
+    Explained {
+        schema: SCHEMA,
+        instance: facts.instance.clone(),
+        client: facts.question.client,
+        dialled: facts.question.dialled,
+        protocol: facts.question.protocol.name().to_owned(),
+        entry: entry_document(&facts.entry),
+        service: found.map(|found| found.name.clone()),
+        allowed: found.map(|found| found.allowed),
+        fate: fate.to_owned(),
+        verdict,
+        because: because.map(str::to_owned),
+        flow,
+        backends: backends(explanation),
+        next: next.map(|member| member.name.clone()),
+        passed_over: passed_over.map(|(name, why)| words::PassedOver { name, why }).collect(),
+        notes: explanation.notes.clone(),
+        served: facts.served.clone(),
     }
 }
 
-fn backends(explanation: &Explanation) -> Vec<Value> {
+fn entry_document(entry: &Entry) -> words::Entry {
+    let (kind, device, hook) = match entry {
+        Entry::Call(served) => ("local", None, served.then(|| "cgroup".to_owned())),
+        Entry::Device(door) => {
+            let kind = if door.is_outer { "interface" } else { "inside" };
+            (kind, Some(door.name.clone()), Some(door.hook.clone()))
+        }
+        Entry::Nowhere(device) => ("none", device.clone(), None),
+    };
+    words::Entry { kind: kind.to_owned(), device, hook }
+}
+
+fn backends(explanation: &Explanation) -> Vec<words::Way> {
     let (Some(found), Fate::Goes(_, to)) = (&explanation.facts.found, &explanation.fate) else {
         return Vec::new();
     };
     let is_call = matches!(explanation.facts.entry, Entry::Call(_));
     let one = |(id, share): &(u32, f64)| {
         let member = found.members.get(id)?;
-        let (via, verdict, skips) = match Via::from_byte(member.known.backend.via) {
+        let (via, verdict, skips_netfilter) = match Via::from_byte(member.known.backend.via) {
             _ if is_call => ("socket", Verdict::LocalForward, false),
             Via::Peer => ("peer", Verdict::ForwardPeer, true),
             Via::Neighbour => ("neigh", Verdict::ForwardNeighbour, true),
             Via::Child => ("macvlan", Verdict::ForwardChild, true),
             Via::Stack => ("stack", Verdict::ForwardStack, false),
         };
-        Some(json!({
-            "name": member.name, "address": address(member).to_string(), "state": member.state,
-            "share": share, "via": via, "device": member.device, "verdict": verdict.name(),
-            "skips_netfilter": skips,
-        }))
+        Some(words::Way {
+            name: member.name.clone(),
+            address: address(member),
+            state: member.state.clone(),
+            share: *share,
+            via: via.to_owned(),
+            device: member.device.clone(),
+            verdict: verdict.name().to_owned(),
+            skips_netfilter,
+        })
     };
     to.iter().filter_map(one).collect()
 }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use samport_tests::daemon::samport;
+use samport::lab::Watched;
+use samport_tests::daemon::{samport, samport_command};
 use samport_tests::load::{Connection, ask};
 use samport_tests::served::Served;
 use samport_tests::traces::undisturbed;
-use samport_tests::{Lab, eventually};
+use samport_tests::{Lab, PATIENCE, eventually};
 use serde_json::Value;
 
 use crate::lab;
@@ -55,6 +56,26 @@ fn what_a_running_samport_says_is_described() {
         assert_described(name, &document(&served.lab, &[name]));
     }
     assert_described("clean", &document(&served.lab, &["clean", "--dry-run"]));
+    for (client, dialled) in [
+        ("192.0.2.2:20000", "192.0.2.1:80"),
+        ("192.0.2.2:20000", "192.0.2.1:81"),
+        ("127.0.0.1:20000", "127.0.0.1:80"),
+    ] {
+        assert_described("explain", &document(&served.lab, &["explain", client, dialled]));
+    }
+    let front_again = served.fronts()[1];
+    let args = ["trace", "--count", "4", "-o", "json"];
+    let tracer = Watched::spawn(samport_command(served.lab.host(), &args), None).unwrap();
+    tracer.wait_for_line("tracing ", PATIENCE).unwrap();
+    assert_eq!(ask(&served.lab, front_again, 1).total(), 1);
+    let packets = eventually("four packets are told of", || {
+        let lines = tracer.lines();
+        let told = lines.iter().filter_map(|line| serde_json::from_str(&line.text).ok());
+        Some(told.collect::<Vec<Value>>()).filter(|told| told.len() == 4)
+    });
+    for packet in packets {
+        assert_described("trace", &packet);
+    }
     assert_described("check", &document(&served.lab, &["check", "-i", "eth0", "-p", "80"]));
 }
 

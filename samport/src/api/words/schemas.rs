@@ -6,7 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 
-use super::{Backends, Check, Cleaning, Flows, Status, Version};
+use super::{Backends, Check, Cleaning, Explained, Flows, Status, TracedPacket, Version};
 use crate::model::State;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/schemas");
@@ -51,6 +51,8 @@ fn the_schemas_are_those_of_what_is_printed() {
         ("check", schema::<Check>("check")),
         ("clean", schema::<Cleaning>("clean")),
         ("version", schema::<Version>("version")),
+        ("explain", schema::<Explained>("explain")),
+        ("trace", schema::<TracedPacket>("trace")),
     ] {
         let path = Path::new(FOLDER).join(format!("{name}.schema.json"));
         if std::env::var_os(WRITE).is_some() {

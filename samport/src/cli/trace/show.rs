@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr};
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use rustix::time::{ClockId, clock_gettime};
 use samport_common::trace::{Ends, Seen, Traced};
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::protocol;
 use samport_common::wire::tcp::Flags;
-use serde_json::{Value, json};
 
-use crate::api::words::SCHEMA;
+use crate::api::words::{SCHEMA, TracedPacket};
 use crate::instance::Record;
 
 /// What backends are called, by where they answer.
@@ -71,9 +70,7 @@ impl Clock {
     }
 
     fn utc(&self, at_ns: u64) -> String {
-        let at = self.at(at_ns);
-        let to_ms = TimestampRound::new().smallest(Unit::Millisecond).mode(RoundMode::Trunc);
-        at.round(to_ms).unwrap_or(at).to_string()
+        self.at(at_ns).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
     }
 }
 
@@ -122,7 +119,7 @@ fn talk(traced: &Traced, names: &Names) -> String {
 }
 
 /// The document of a packet.
-pub(super) fn document(traced: &Traced, clock: &Clock, names: &Names) -> Value {
+pub(super) fn document(traced: &Traced, clock: &Clock, names: &Names) -> TracedPacket {
     let (came, left) = (&traced.came, &traced.left);
     let verdict = verdict(traced);
     let action = match verdict.action() {
@@ -130,16 +127,23 @@ pub(super) fn document(traced: &Traced, clock: &Clock, names: &Names) -> Value {
         Action::Redirect => "redirect",
         Action::Drop => "drop",
     };
-    json!({
-        "schema": SCHEMA, "time": clock.utc(traced.at_ns), "verdict": verdict.name(),
-        "action": action, "seen": seen_name(traced), "device": device(traced),
-        "protocol": (came.protocol != 0).then(|| protocol_name(came.protocol)),
-        "flags": (came.protocol == protocol::TCP && !is_call(traced))
-            .then(|| flags(Flags(came.flags))),
-        "source": source_of(came), "destination": destination_of(came),
-        "left_source": source_of(left), "left_destination": destination_of(left),
-        "backend": backend(traced, names), "bytes": traced.len,
-    })
+    let has_flags = came.protocol == protocol::TCP && !is_call(traced);
+    TracedPacket {
+        schema: SCHEMA,
+        time: clock.utc(traced.at_ns),
+        verdict: verdict.name().to_owned(),
+        action: action.to_owned(),
+        seen: seen_name(traced).to_owned(),
+        device: device(traced),
+        protocol: (came.protocol != 0).then(|| protocol_name(came.protocol)),
+        flags: has_flags.then(|| flags(Flags(came.flags))),
+        source: source_of(came),
+        destination: destination_of(came),
+        left_source: source_of(left),
+        left_destination: destination_of(left),
+        backend: backend(traced, names).map(str::to_owned),
+        bytes: traced.len,
+    }
 }
 
 /// The name of the backend that a packet went to, or came from.
@@ -248,6 +252,8 @@ fn place(traced: &Traced) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::wire_forms::wide;
 
@@ -340,7 +346,7 @@ mod tests {
         passed.at_ns = 61_234_567_890;
         let text = line(&passed, &clock, &names());
         assert!(text.starts_with("02:01:02.234 not-ours"), "{text}");
-        let document = document(&passed, &clock, &names());
+        let document = serde_json::to_value(document(&passed, &clock, &names())).unwrap();
         for (key, value) in [
             ("schema", json!(1)),
             ("time", json!("1970-01-01T00:01:02.234Z")),
