@@ -6,11 +6,12 @@ use samport::dataplane::traces::Tracer;
 use samport::plan::Policy;
 use samport_common::choose::Balance;
 use samport_common::trace::{Ends, Traced, Watch};
-use samport_common::verdict::Verdict;
+use samport_common::verdict::{Action, Verdict};
 use samport_tests::frames::{datagram, fragments, icmp, quote};
 use samport_tests::packet::Segment;
 
 use crate::bench::{BACKENDS, Bench, CLIENT, CLIENT6, DEVICE, VIP, VIP_443, VIP6, at_host};
+use crate::{DROP, GO_ON, REDIRECT};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -46,8 +47,14 @@ impl Tracing {
     /// Runs a program; what is told of it, after the verdict was counted and nothing else happened.
     fn told(&mut self, program: &str, frame: &[u8]) -> (Verdict, Traced) {
         self.tracer.renew().unwrap();
-        let (_, counted) = self.bench.run(program, frame);
+        let (ran, counted) = self.bench.run(program, frame);
         let [verdict] = counted[..] else { panic!("{counted:?}") };
+        let action = match verdict.action() {
+            Action::Pass => GO_ON,
+            Action::Redirect => REDIRECT,
+            Action::Drop => DROP,
+        };
+        assert_eq!(ran.action, action, "{}: who tells changes nothing", verdict.name());
         let traced = self.tracer.take().unwrap_or_else(|| panic!("{}: nothing", verdict.name()));
         assert!(self.tracer.take().is_none(), "one packet is told of once");
         assert_eq!(traced.verdict, verdict as u8);
@@ -229,7 +236,7 @@ fn what_cannot_be_told_is_counted() {
     let runner = bench.runner("samport_forward");
     for _ in 0..PACKETS {
         tracer.renew().unwrap();
-        assert_eq!(runner.run(&other, DEVICE).unwrap().action, crate::GO_ON);
+        assert_eq!(runner.run(&other, DEVICE).unwrap().action, GO_ON);
     }
     let mut told = 0;
     while tracer.take().is_some() {
