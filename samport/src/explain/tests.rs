@@ -191,12 +191,15 @@ fn hashes_lead_to_one_backend() {
         })
     };
     for balance in [Balance::Maglev, Balance::SourceHash] {
-        let facts = by(balance);
-        let hash =
-            crate::dataplane::answers::hash(facts.question.client, balance == Balance::Maglev);
-        let slot = samport_common::choose::slot(hash, 3).unwrap() as usize;
-        let expected = format!("web-{}", slot + 1);
-        assert_goes(facts, &[&expected], &[&format!("new, {} → {expected}", balance.name())]);
+        for port in 51_000..51_010 {
+            let mut facts = by(balance);
+            facts.question.client.set_port(port);
+            let client = facts.question.client;
+            let hash = crate::dataplane::answers::hash(client, balance == Balance::Maglev);
+            let slot = samport_common::choose::slot(hash, 3).unwrap() as usize;
+            let expected = format!("web-{}", slot + 1);
+            assert_goes(facts, &[&expected], &[&format!("new, {} → {expected}", balance.name())]);
+        }
     }
 }
 
