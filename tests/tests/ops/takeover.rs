@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use samport_tests::PATIENCE;
 use samport_tests::daemon::{Daemon, samport, samport_binary};
@@ -54,8 +54,12 @@ fn taken_over(mut served: Served, binary: &Path, options: &[&str]) -> Served {
     Served { daemon, file, servers, lab }
 }
 
-/// The same program, which says that it is of another version.
+/// A build with another version number: the one `SAMPORT_OTHER_BUILD` names, or the same program, which says
+/// that it is of another version.
 fn of_another_version(folder: &Path) -> PathBuf {
+    if let Some(path) = std::env::var_os("SAMPORT_OTHER_BUILD") {
+        return path.into();
+    }
     let (before, after) = (env!("CARGO_PKG_VERSION"), "9.9.9");
     assert_eq!(before.len(), after.len(), "so that nothing else moves");
     let mut bytes = fs::read(samport_binary()).expect("read samport");
@@ -68,6 +72,13 @@ fn of_another_version(folder: &Path) -> PathBuf {
     fs::write(&path, bytes).expect("write another samport");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make it executable");
     path
+}
+
+/// The version a program says it is of.
+fn version_of(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").output().expect("start samport");
+    let said = String::from_utf8(output.stdout).expect("text");
+    said.split_whitespace().nth(1).expect("a version").to_owned()
 }
 
 fn find(text: &[u8], word: &[u8]) -> Option<usize> {
@@ -84,6 +95,8 @@ fn assert_taken_over(rounds: usize, options: &[&str]) {
     let _undisturbed = undisturbed();
     let folder = tempfile::tempdir().unwrap();
     let programs = [of_another_version(folder.path()), samport_binary()];
+    let versions = programs.each_ref().map(|program| version_of(program));
+    assert_ne!(versions[0], versions[1]);
     let lab = lab(3);
     let before = traces(lab.host());
     let mut served = Served::start(lab, options);
@@ -96,8 +109,7 @@ fn assert_taken_over(rounds: usize, options: &[&str]) {
         let line = served.daemon.wait_for_line("taking over from samport ", PATIENCE);
         assert!(line.text.contains("6 backends"), "{}", line.text);
         kept.assert_answered(&format!("round {round}"));
-        let version = if round % 2 == 0 { "9.9.9" } else { env!("CARGO_PKG_VERSION") };
-        assert_eq!(text(&served.status().0, "version"), version);
+        assert_eq!(text(&served.status().0, "version"), versions[round % 2]);
     }
     for load in loads {
         assert!(load.wait_for_more(20, PATIENCE));
