@@ -232,6 +232,8 @@ impl Drop for Instance {
         if let Ok(record) = read_record(&self.name) {
             remove_socket(&record);
         }
+        // Whatever the record says, or if it cannot be read.
+        remove_dead_socket(&self.socket());
         let _ = fs::remove_file(record_path(&self.name));
         let _ = fs::remove_file(lock_path(&self.name));
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
@@ -242,10 +244,14 @@ impl Drop for Instance {
 
 /// Removes the control socket a record names. It may be gone, or be another instance's, already.
 pub fn remove_socket(record: &Record) {
-    let metadata = fs::symlink_metadata(&record.socket);
+    remove_dead_socket(&record.socket);
+}
+
+fn remove_dead_socket(path: &Path) {
+    let metadata = fs::symlink_metadata(path);
     let is_socket = metadata.is_ok_and(|metadata| metadata.file_type().is_socket());
-    if is_socket && UnixStream::connect(&record.socket).is_err() {
-        let _ = fs::remove_file(&record.socket);
+    if is_socket && UnixStream::connect(path).is_err() {
+        let _ = fs::remove_file(path);
     }
 }
 

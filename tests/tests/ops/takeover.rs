@@ -315,8 +315,10 @@ fn maps_of_another_layout_are_refused_with_words_and_work_on() {
 #[test]
 fn a_record_that_cannot_be_read_is_refused_with_words() {
     let _undisturbed = undisturbed();
-    let (_served, output) = refused(|record| fs::write(record, "{").unwrap(), &[]);
+    let (served, output) = refused(|record| fs::write(record, "{").unwrap(), &[]);
     assert_said(&output, 1, &["cannot be read", "samport clean"]);
+    assert!(samport(served.lab.host(), &["clean"]).status.success());
+    assert_traces(served.lab.host(), &BTreeSet::new());
 }
 
 #[test]
