@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::api::words::Limits;
 use crate::exit::{Exit, coded};
 use crate::orders::Orders;
 use crate::plan::{Ledger, Role};
@@ -70,7 +71,7 @@ pub struct Record {
     pub started_ms: u64,
     /// How much it remembers, and for how long.
     #[serde(default)]
-    pub limits: LimitsRecord,
+    pub limits: Limits,
     /// Its services.
     #[serde(default)]
     pub services: Vec<ServiceRecord>,
@@ -84,29 +85,6 @@ pub struct Record {
     /// What the operator has ordered.
     #[serde(default)]
     pub orders: Orders,
-}
-
-/// What an instance was told to remember. All times are whole seconds.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct LimitsRecord {
-    /// Flows, for IPv4 and for IPv6 each.
-    pub flows: u32,
-    /// Backends at a time.
-    pub max_backends: u32,
-    /// A TCP flow that is being opened.
-    pub tcp_syn_seconds: u64,
-    /// An open TCP flow.
-    pub tcp_seconds: u64,
-    /// A TCP flow both sides have closed.
-    pub tcp_fin_seconds: u64,
-    /// A TCP flow either side has reset.
-    pub tcp_rst_seconds: u64,
-    /// A UDP flow.
-    pub udp_seconds: u64,
-    /// A UDP flow nobody has answered.
-    pub udp_unanswered_seconds: u64,
-    /// The flows of a backend that leaves.
-    pub drain_seconds: u64,
 }
 
 /// A service.

@@ -20,11 +20,12 @@ use samport_common::layout::{LAYOUT_VERSION, SHARED_BY};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::allow::{self, Networks};
+use crate::api::words::Limits;
 use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::draining::Drains;
 use crate::groups::Group;
 use crate::health::Health;
-use crate::instance::{self, BackendRecord, Instance, LimitsRecord, Record};
+use crate::instance::{self, BackendRecord, Instance, Record};
 use crate::listening;
 use crate::model::{Candidate, Condition, Site, Snapshot, State};
 use crate::netlink::{Devices, Netlink};
@@ -64,7 +65,7 @@ pub struct Job {
     /// What holds as far as labels say nothing else.
     pub rules: Rules,
     /// How much is remembered, and for how long.
-    pub limits: LimitsRecord,
+    pub limits: Limits,
     /// Inode of the network namespace.
     pub namespace: u64,
 }

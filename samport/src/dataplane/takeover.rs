@@ -84,8 +84,7 @@ impl Dataplane {
         if self.attached.contains_key(&(role, ifindex)) {
             return Ok(());
         }
-        let at = (&mut self.ebpf, &self.pins);
-        let attachment = attach::attach(at.0, at.1, &mut self.hook, role, ifindex)?;
+        let attachment = attach::attach(&mut self.ebpf, &self.pins, &mut self.hook, role, ifindex)?;
         self.attached.insert((role, ifindex), attachment);
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use super::packages::{self, Apt};
 use crate::sh;
@@ -19,17 +19,5 @@ pub fn ensure() -> Result<PathBuf> {
         }
         Apt::default().install(&["g++"], "to build libFuzzer")?;
     }
-    if let Some(file) = sh::find(NAME) {
-        return Ok(file);
-    }
-    let folder = super::cache()?.join(format!("{NAME}-{VERSION}"));
-    let file = folder.join("bin").join(NAME);
-    if !sh::is_program(&file) {
-        eprintln!("setup: building {NAME} {VERSION}, half a minute: to fuzz");
-        let mut cargo = sh::cargo();
-        cargo.args(["install", NAME, "--version", VERSION, "--locked", "--force", "--root"]);
-        sh::run(cargo.arg(&folder))
-            .with_context(|| format!("no {NAME}; by hand: `cargo install {NAME}`"))?;
-    }
-    Ok(file)
+    super::cargo_tool(NAME, VERSION, "half a minute: to fuzz")
 }

@@ -26,6 +26,7 @@ pub use self::lint::ensure as ensure_lint_tools;
 pub use self::package::ensure as ensure_packager;
 use self::packages::Apt;
 pub use self::packages::can_install;
+use crate::sh;
 
 /// Find or install what building and running samport need
 ///
@@ -167,6 +168,24 @@ impl Need {
     fn missing(name: &str, remedy: &str) -> Self {
         Self { name: name.to_owned(), state: Err(remedy.to_owned()) }
     }
+}
+
+/// The path of a program that cargo builds, at this version if it has to be built into the cache. `cost` says how
+/// long that takes, and what for.
+fn cargo_tool(name: &str, version: &str, cost: &str) -> Result<PathBuf> {
+    if let Some(file) = sh::find(name) {
+        return Ok(file);
+    }
+    let folder = cache()?.join(format!("{name}-{version}"));
+    let file = folder.join("bin").join(name);
+    if !sh::is_program(&file) {
+        eprintln!("setup: building {name} {version}, {cost}");
+        let mut cargo = sh::cargo();
+        cargo.args(["install", name, "--version", version, "--locked", "--force", "--root"]);
+        sh::run(cargo.arg(&folder))
+            .with_context(|| format!("no {name}; by hand: `cargo install {name}`"))?;
+    }
+    Ok(file)
 }
 
 /// Samport's cache folder, which `samport/build.rs` works out in the same way.

@@ -11,10 +11,11 @@ use samport_common::layout::{Backend, Life, Service, Slots, Via, service};
 use samport_common::wire::protocol::Protocol;
 
 use super::ambiguous;
+use crate::api::words::Limits;
 use crate::dataplane::answers::Answers;
 use crate::dataplane::pins;
 use crate::explain::{Door, Entry, Facts, Found, Member, Question, Remembered};
-use crate::instance::{self, BackendRecord, FilterRecord, LimitsRecord, Record};
+use crate::instance::{self, BackendRecord, FilterRecord, Record};
 use crate::netlink::{Devices, Netlink};
 use crate::plan::Role;
 use crate::ports::Listen;
@@ -80,8 +81,8 @@ fn choose(mut all: Vec<Instance<'_>>) -> Result<Instance<'_>> {
 }
 
 /// When flows count as closed. Who knows nothing of limits had none but these.
-fn timeouts(limits: &LimitsRecord) -> Timeouts {
-    if *limits == LimitsRecord::default() {
+fn timeouts(limits: &Limits) -> Timeouts {
+    if *limits == Limits::default() {
         return Timeouts::new(&Seconds::DEFAULT);
     }
     let of = |seconds: u64| u32::try_from(seconds).unwrap_or(u32::MAX);

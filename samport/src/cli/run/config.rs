@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::allow::Networks;
+use crate::api::words::Limits;
 use crate::dataplane;
 use crate::discovery::{Provider, Terms};
-use crate::instance::LimitsRecord;
 use crate::plan::Policy;
 use crate::ports::{Listen, PortSpec};
 use crate::reconcile::{Job, Rules};
@@ -70,9 +70,9 @@ impl Config {
     }
 
     /// How much is remembered, and for how long: for `status`.
-    const fn limits(&self) -> LimitsRecord {
+    const fn limits(&self) -> Limits {
         let dataplane::Options { flows, backends, timeouts, .. } = self.dataplane;
-        LimitsRecord {
+        Limits {
             flows,
             max_backends: backends,
             tcp_syn_seconds: timeouts.tcp_syn.as_secs(),

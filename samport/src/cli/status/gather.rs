@@ -6,10 +6,10 @@ use anyhow::Result;
 use samport_common::layout::BackendStats;
 use samport_common::verdict::{Action, Verdict};
 
-use crate::api::words::{FlowTable, Instance, InstanceBackend, Limits, MapUse, ServiceCount};
+use crate::api::words::{FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::memory;
-use crate::instance::{self, BackendRecord, LimitsRecord, Record, ServiceRecord};
+use crate::instance::{self, BackendRecord, Record, ServiceRecord};
 use crate::model::State;
 
 /// A backend and what the kernel has counted of it.
@@ -41,7 +41,7 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         drops: drops.map(|(_, count)| count).sum(),
         verdicts: verdicts().map(|(verdict, count)| (verdict.name().to_owned(), *count)).collect(),
         flow_table: flow_table(&counters.flows),
-        limits: limits(&record.limits),
+        limits: record.limits,
         memory_bytes: maps.iter().map(|map| map.bytes).sum(),
         maps,
         pid: record.pid,
@@ -122,20 +122,6 @@ const fn flow_table(flows: &Flows) -> FlowTable {
         inserted: flows.inserted,
         expired: flows.expired,
         evicted: flows.evicted,
-    }
-}
-
-const fn limits(record: &LimitsRecord) -> Limits {
-    Limits {
-        flows: record.flows,
-        max_backends: record.max_backends,
-        tcp_syn_seconds: record.tcp_syn_seconds,
-        tcp_seconds: record.tcp_seconds,
-        tcp_fin_seconds: record.tcp_fin_seconds,
-        tcp_rst_seconds: record.tcp_rst_seconds,
-        udp_seconds: record.udp_seconds,
-        udp_unanswered_seconds: record.udp_unanswered_seconds,
-        drain_seconds: record.drain_seconds,
     }
 }
 
