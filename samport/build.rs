@@ -1,4 +1,5 @@
-//! Compiles `samport-ebpf` for the kernel and leaves the object in `OUT_DIR/samport-ebpf`.
+//! Compiles `samport-ebpf` for the kernel and leaves the object in `OUT_DIR/samport-ebpf`, and what it
+//! is measured with in `OUT_DIR/samport-harness`.
 //!
 //! Which toolchain does it is what `cargo xtask setup` found, kept in a file of two lines
 //! (`toolchain=…`, `linker=…`) in samport's cache folder; `SAMPORT_BPF_TOOLCHAIN` and
@@ -15,7 +16,9 @@ use aya_build::{Package, Toolchain};
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     // include_bytes! needs a file even when the build is skipped.
-    fs::write(out.join("samport-ebpf"), b"").context("write an empty BPF object")?;
+    for object in ["samport-ebpf", "samport-harness"] {
+        fs::write(out.join(object), b"").context("write an empty BPF object")?;
+    }
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let ebpf = root.join("samport-ebpf");

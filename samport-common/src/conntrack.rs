@@ -279,6 +279,25 @@ pub const fn step(state: State, flags: Flags, sender: Sender) -> State {
     }
 }
 
+/// Whether a packet, of either side, goes on in a flow whose handshake is behind it, whatever it does to
+/// the flow: nearly all do. There is nothing then to decide but the next state, by [`step`].
+///
+/// For UDP, of a flow that is not over.
+#[must_use]
+#[inline(always)]
+pub const fn goes_on(state: State, flags: Flags) -> bool {
+    match state {
+        State::SynReceived
+        | State::Established
+        | State::ClientFinished
+        | State::BackendFinished
+        | State::Finished
+        | State::Reset
+        | State::Answered => !flags.syn(),
+        State::Closed | State::SynSent | State::Unanswered | State::Failed => false,
+    }
+}
+
 /// What to do with a client's packet, given what is known of its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {

@@ -52,6 +52,12 @@ pub trait Family: Copy + 'static {
     /// What replacing `from` by `to` adds to a ones' complement sum.
     fn difference(from: &Self::Addr, to: &Self::Addr) -> u32;
 
+    /// The sum of an address's words, folded.
+    fn sum(addr: &Self::Addr) -> u16;
+
+    /// Its own of two values, of which the first is for IPv4.
+    fn of_two<T: Copy>(both: [T; 2]) -> T;
+
     /// Whether an ICMP type is an error that quotes the packet it is about.
     fn is_icmp_error(kind: u8) -> bool;
 }
@@ -98,6 +104,16 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn sum(addr: &[u8; 4]) -> u16 {
+        crate::checksum::sum(addr)
+    }
+
+    #[inline(always)]
+    fn of_two<T: Copy>([v4, _]: [T; 2]) -> T {
+        v4
+    }
+
+    #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
         icmp::is_error(kind)
     }
@@ -133,6 +149,16 @@ impl Family for V6 {
     #[inline(always)]
     fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
         crate::checksum::difference(from, to)
+    }
+
+    #[inline(always)]
+    fn sum(addr: &[u8; 16]) -> u16 {
+        crate::checksum::sum(addr)
+    }
+
+    #[inline(always)]
+    fn of_two<T: Copy>([_, v6]: [T; 2]) -> T {
+        v6
     }
 
     #[inline(always)]

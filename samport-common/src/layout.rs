@@ -5,6 +5,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::family::Address;
+use crate::flow::ServiceId;
 use crate::wire::protocol::Protocol;
 
 /// Version of every key and value layout together. A change to any of them raises it.
@@ -30,8 +31,16 @@ pub mod program {
     pub const REFUSED: u32 = 7;
     /// `samport_open`: forward, opening a flow that `samport_crowded` has looked for.
     pub const OPEN: u32 = 8;
+    /// `samport_choose`: forward, what is no packet of an open flow, or a service's that has no shortcut.
+    pub const CHOOSE: u32 = 9;
+    /// `samport_answer`: reverse, likewise.
+    pub const ANSWER: u32 = 10;
+    /// `samport_forward6`: forward, IPv6.
+    pub const FORWARD6: u32 = 11;
+    /// `samport_reverse6`: reverse, IPv6.
+    pub const REVERSE6: u32 = 12;
     /// Length of the array.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 13;
 }
 
 /// Words of `PORTS`: one bit for each of the 65,536 ports of TCP, then of UDP.
@@ -47,6 +56,57 @@ pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
     };
     base + port as u32
 }
+
+/// Value of `SHORTCUTS`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Shortcut {
+    /// What all frontends on this port belong to: a [`Stands`].
+    pub listens: [u16; 2],
+    /// What all backends that answer from this port belong to: a [`Stands`].
+    pub answers: [u16; 2],
+}
+
+/// What a port stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stands {
+    /// Nothing of ours.
+    ForNone,
+    /// One service: packets of its open flows need no other look-up of it.
+    For(ServiceId),
+    /// Only the hash tables can tell.
+    ForSeveral,
+}
+
+impl Stands {
+    /// As a map holds it: 0, one more than the service's id, or the largest number.
+    #[must_use]
+    pub const fn encode(self) -> u16 {
+        match self {
+            Self::ForNone => 0,
+            Self::For(service) => service.get() + 1,
+            Self::ForSeveral => u16::MAX,
+        }
+    }
+
+    /// Total decoder: a number that is none is [`Stands::ForSeveral`], with which nothing is lost.
+    #[must_use]
+    #[inline(always)]
+    pub const fn decode(number: u16) -> Self {
+        match number.checked_sub(1) {
+            None => Self::ForNone,
+            Some(id) => match ServiceId::new(id) {
+                Some(service) => Self::For(service),
+                None => Self::ForSeveral,
+            },
+        }
+    }
+}
+
+/// Entries of `SHORTCUTS`.
+pub const SHORTCUTS: u32 = 2 * 65_536;
 
 /// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.
 pub const MAX_BACKENDS: u32 = 16_384;
@@ -455,6 +515,7 @@ pub mod unusual {
     pub const FLOOD: u32 = 2;
 }
 
+const _: () = assert!(size_of::<Shortcut>() == 8);
 const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Backend>() == 40);

@@ -24,6 +24,7 @@ pub mod failover;
 pub mod family;
 pub mod flow;
 pub mod frame;
+pub mod harness;
 pub mod layout;
 pub mod local;
 pub mod packet;

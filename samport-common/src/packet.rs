@@ -20,6 +20,8 @@ pub struct Layers<A> {
     pub destination: A,
     /// Which part of a datagram the packet is.
     pub part: Part,
+    /// Bytes from `l4` to the end of the IP packet, by the IP header; 0 if that does not say.
+    pub length: u16,
 }
 
 /// Which part of a datagram a packet is.
@@ -50,6 +52,8 @@ pub struct Packet<A: Address> {
     pub flags: tcp::Flags,
     /// All of a datagram, or its first fragment.
     pub part: Part,
+    /// Bytes of transport header and payload, by the IP header; 0 if that does not say.
+    pub length: u16,
 }
 
 /// Above every offset of a header that is looked at: twice, for the packet that an ICMP error
@@ -215,6 +219,7 @@ pub fn parse_error<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<IcmpError<
         destination: Endpoint { addr: inner.destination, port: [d0, d1] },
         flags: tcp::Flags(0),
         part: inner.part,
+        length: inner.length,
     };
     Ok(IcmpError { l3: L3, icmp, reporter: outer.source, told: outer.destination, quoted })
 }
@@ -252,6 +257,7 @@ fn transport<A: Address, F: Frame + ?Sized>(
         destination: Endpoint { addr: layers.destination, port: [d0, d1] },
         flags,
         part: layers.part,
+        length: layers.length,
     })
 }
 
@@ -290,10 +296,10 @@ pub(crate) fn ipv4_layers<F: Frame + ?Sized>(
         Part::Later(id)
     };
     // 0 is a packet too large for the field, merged by receive offload (BIG TCP).
-    let total = usize::from(u16::from_be_bytes([t0, t1]));
+    let total = u16::from_be_bytes([t0, t1]);
     // Of a later fragment nothing but the header is known.
     let least = if matches!(part, Part::Later(_)) { 0 } else { least };
-    if total != 0 && total < header_len + least {
+    if total != 0 && usize::from(total) < header_len + least {
         return Err(Verdict::Malformed);
     }
     Ok(Layers {
@@ -302,6 +308,7 @@ pub(crate) fn ipv4_layers<F: Frame + ?Sized>(
         source: [s0, s1, s2, s3],
         destination: [d0, d1, d2, d3],
         part,
+        length: total.saturating_sub(u16::from(version_ihl & 0x0f) * 4),
     })
 }
 
@@ -323,15 +330,16 @@ pub(crate) fn ipv6_layers<F: Frame + ?Sized>(
         Some(_) => (first, next, Part::Whole),
         None => skip_extensions(frame, first, next)?,
     };
+    // 0 is a jumbogram or a packet merged by receive offload.
+    let payload = usize::from(u16::from_be_bytes([p0, p1]));
     if !matches!(part, Part::Later(_)) {
         let least = least_len(proto, protocol::ICMP6).ok_or(Verdict::OtherProtocol)?;
-        // 0 is a jumbogram or a packet merged by receive offload.
-        let payload = usize::from(u16::from_be_bytes([p0, p1]));
         if payload != 0 && payload + first < l4 + least {
             return Err(Verdict::Malformed);
         }
     }
-    Ok(Layers { l4, protocol: proto, source, destination, part })
+    let length = u16::try_from((payload + first).saturating_sub(l4)).unwrap_or(0);
+    Ok(Layers { l4, protocol: proto, source, destination, part, length })
 }
 
 /// Walks the extension headers from `offset` on: where the transport header begins, its protocol,

@@ -46,6 +46,8 @@ pub struct Rewrite<P: Family> {
     pub zero_is_none: bool,
     /// Change of the port; for the transport checksum. 0 when the port stays.
     pub port_difference: u32,
+    /// The sum of the pseudo-header before the change, in 16 bits; [`UNKNOWN`] added if it is not known.
+    pub pseudo_header: u32,
 }
 
 /// A change of an ICMP error: one endpoint of the packet it quotes, and the other end of its own.
@@ -58,6 +60,10 @@ pub struct IcmpRewrite<P: Family> {
     /// Where ICMP's checksum stands.
     pub checksum_at: usize,
 }
+
+/// In [`Rewrite::pseudo_header`]. A number and no option: that would be one more thing that the verifier
+/// does not know to go with another.
+const UNKNOWN: u32 = 1 << 16;
 
 impl<P: Family> Readdress<P> {
     /// The same change with its offsets bounded in a way that the verifier sees, for a plan about a
@@ -79,6 +85,14 @@ impl<P: Family> Rewrite<P> {
         self.ip = self.ip.bounded();
         self.port_at &= MAX_OFFSET;
         self.l4_checksum_at &= MAX_OFFSET;
+        self
+    }
+
+    /// The same change of a packet whose other end was changed since it was planned.
+    #[must_use]
+    #[inline(always)]
+    pub fn after_another(mut self) -> Self {
+        self.pseudo_header = UNKNOWN;
         self
     }
 }
@@ -114,6 +128,10 @@ pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>
     };
     let port_difference =
         if from.port == to.port { 0 } else { checksum::difference(&from.port, &to.port) };
+    let (source, destination) = (P::sum(&packet.source.addr), P::sum(&packet.destination.addr));
+    let protocol = packet.protocol.number();
+    let sum = checksum::pseudo_header(source, destination, protocol, packet.length);
+    let pseudo_header = u32::from(sum) | if packet.length == 0 { UNKNOWN } else { 0 };
     Rewrite {
         ip: readdress(packet.l3, end, from.addr, to.addr),
         port_at: packet.l4 + port_offset,
@@ -121,6 +139,7 @@ pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>
         l4_checksum_at: packet.l4 + checksum_offset,
         zero_is_none,
         port_difference,
+        pseudo_header,
     }
 }
 
@@ -213,6 +232,15 @@ pub fn apply_error<P: Family>(frame: &mut [u8], rewrite: &IcmpRewrite<P>) -> Opt
     Some(())
 }
 
+/// Whether the transport checksum before a rewrite may be one that a device, or offload further on, is
+/// still to finish. If it is none for sure, [`updated`] is right; otherwise only the kernel can tell.
+#[must_use]
+#[inline(always)]
+pub fn may_be_unfinished<P: Family>(rewrite: &Rewrite<P>, field: [u8; 2]) -> bool {
+    let [low, high, unknown, _] = rewrite.pseudo_header.to_le_bytes();
+    unknown != 0 || checksum::is_unfinished(field, u16::from_le_bytes([low, high]))
+}
+
 /// The transport checksum after a rewrite.
 #[must_use]
 #[inline(always)]
@@ -297,6 +325,53 @@ mod tests {
         fn a_rewritten_v6_frame_equals_one_built_anew(client in v6(), vip in v6(), backend in v6(), payload in prop::collection::vec(any::<u8>(), 0..64)) {
             check::<V6>(client, vip, backend, &payload)?;
         }
+    }
+
+    /// The sum of the pseudo-header, from its bytes: what a sender leaves for a device to finish.
+    fn unfinished(frame: &[u8], v6: bool) -> [u8; 2] {
+        let ip = &frame[ethernet::LEN..];
+        let mut bytes = if v6 { ip[8..40].to_vec() } else { ip[12..20].to_vec() };
+        let l4 = if v6 { 40 } else { 20 };
+        bytes.extend([0, 6]);
+        bytes.extend(u16::try_from(ip.len() - l4).unwrap().to_be_bytes());
+        checksum::compute(&bytes, 0).map(|byte| !byte)
+    }
+
+    proptest! {
+        /// A checksum that may be unfinished is never taken for one that is finished. The other way round
+        /// costs time, and is rare.
+        #[test]
+        fn what_is_unfinished_is_known(client in v4(), vip in v4(), client6 in v6(), vip6 in v6(), payload in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut frame = build::<V4>(client, vip, &payload);
+            let field = unfinished(&frame, false);
+            frame[50..52].copy_from_slice(&field);
+            let packet = parse::<V4, _>(&frame[..]).unwrap();
+            for end in [End::Source, End::Destination] {
+                prop_assert!(may_be_unfinished(&plan::<V4>(&packet, end, vip), field));
+                // Of the two forms of zero, senders may leave either.
+                if field == [0; 2] || field == [0xff; 2] {
+                    prop_assert!(may_be_unfinished(&plan::<V4>(&packet, end, vip), field.map(|byte| !byte)));
+                }
+                let other = (u16::from_ne_bytes(field) ^ 0x0100).to_ne_bytes();
+                prop_assert!(!may_be_unfinished(&plan::<V4>(&packet, end, vip), other));
+                prop_assert!(may_be_unfinished(&plan::<V4>(&packet, end, vip).after_another(), other));
+            }
+            let mut frame = build::<V6>(client6, vip6, &payload);
+            let field = unfinished(&frame, true);
+            frame[70..72].copy_from_slice(&field);
+            let packet = parse::<V6, _>(&frame[..]).unwrap();
+            prop_assert!(may_be_unfinished(&plan::<V6>(&packet, End::Source, vip6), field));
+        }
+    }
+
+    #[test]
+    fn a_packet_whose_length_is_not_known_may_always_be_unfinished() {
+        let end = |last| Endpoint { addr: [10, 0, 0, last], port: [0, 80] };
+        let mut frame = build::<V4>(end(1), end(2), b"");
+        frame[16..18].copy_from_slice(&[0, 0]);
+        let packet = parse::<V4, _>(&frame[..]).unwrap();
+        let rewrite = plan::<V4>(&packet, End::Destination, end(3));
+        assert!((0..=u16::MAX).all(|field| may_be_unfinished(&rewrite, field.to_ne_bytes())));
     }
 
     #[test]

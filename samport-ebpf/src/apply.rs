@@ -86,6 +86,19 @@ pub fn parse_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Asi
     unsafe { apart::result::<Packet<P::Addr>>(number) }
 }
 
+/// [`parse`] in a function of its own.
+#[inline(always)]
+pub fn parse_whole_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
+    let number = parse_whole_and_keep::<P>(skb.pointer_to_context());
+    // SAFETY: it is of such a packet.
+    unsafe { apart::result::<Packet<P::Addr>>(number) }
+}
+
+#[inline(never)]
+fn parse_whole_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
+    apart::number(parse::<P, _>(&Skb::new(TcContext::new(ctx))))
+}
+
 #[inline(never)]
 fn parse_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
@@ -96,21 +109,51 @@ fn parse_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
 
 /// Applies a rewrite. `None` if the packet is shorter than its plan or the kernel refuses.
 ///
-/// Everything but the transport checksum is written directly; that one goes through the kernel's
-/// helper and comes last, because the helper invalidates every pointer into the packet.
+/// Everything is written directly, but for a transport checksum that may have to be finished still, by
+/// a device or by offload further on: that the kernel's helper knows. It comes last, because it
+/// invalidates every pointer into the packet, and costs as much as all the rest together.
 #[inline(always)]
 pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>) -> Option<()> {
     address(skb, &rewrite.ip)?;
     skb.write(rewrite.port_at, rewrite.port)?;
-    let zero_is_none = rewrite.zero_is_none;
-    let of_address = Covers { pseudo_header: true, zero_is_none };
-    skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.ip.addr_difference, of_address)?;
-    settle_device_sum(skb, &rewrite.ip);
-    if rewrite.port_difference != 0 {
-        let of_port = Covers { pseudo_header: false, zero_is_none };
-        skb.update_l4_checksum(rewrite.l4_checksum_at, rewrite.port_difference, of_port)?;
+    let field = skb.read(rewrite.l4_checksum_at)?;
+    if !rewrite::may_be_unfinished(rewrite, field) {
+        skb.write(rewrite.l4_checksum_at, rewrite::updated(rewrite, field))?;
+        if P::CHECKSUM.is_some() {
+            // Two checksums have made up for the new address, where one would have.
+            skb.update_device_sum(0xffff ^ rewrite.ip.addr_difference);
+        }
+        return Some(());
     }
-    Some(())
+    let flags = u64::from(rewrite.zero_is_none) << 16 | u64::from(P::CHECKSUM.is_none()) << 17;
+    let done = settle(
+        skb.pointer_to_context(),
+        rewrite.l4_checksum_at as u64 | flags,
+        rewrite.ip.addr_difference,
+        rewrite.port_difference,
+    );
+    if done == 0 { None } else { Some(()) }
+}
+
+/// Settles a transport checksum of which only the kernel knows whether it is finished. `what` is its
+/// offset, bit 16 for one of which zero means none, bit 17 for IPv6. 1 if it was done, 0 if not.
+#[inline(never)]
+#[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
+fn settle(ctx: *mut __sk_buff, what: u64, of_address: u32, of_port: u32) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    let (at, zero_is_none) = (what as usize & 0xffff, what & 1 << 16 != 0);
+    let covers = Covers { pseudo_header: true, zero_is_none };
+    if skb.update_l4_checksum(at, of_address, covers).is_none() {
+        return 0;
+    }
+    if what & 1 << 17 != 0 {
+        skb.settle_device_sum(of_address);
+    }
+    let covers = Covers { pseudo_header: false, zero_is_none };
+    if of_port != 0 && skb.update_l4_checksum(at, of_port, covers).is_none() {
+        return 0;
+    }
+    1
 }
 
 /// Applies the new address of a later fragment.
@@ -153,7 +196,8 @@ pub fn apply_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, difference: u
     if P::ICMP_COVERS_ADDRESSES {
         let of_address = Covers { pseudo_header: true, ..plain };
         skb.update_l4_checksum(rewrite.checksum_at, rewrite.outer.addr_difference, of_address)?;
-        settle_device_sum(skb, &rewrite.outer);
+        // Only ICMP over IPv6 covers the addresses.
+        skb.settle_device_sum(rewrite.outer.addr_difference);
     }
     skb.update_l4_checksum(rewrite.checksum_at, difference, plain)
 }
@@ -174,15 +218,5 @@ pub fn write_address(skb: &Skb, at: usize, bytes: &[u8]) -> Option<()> {
     match bytes {
         [a, b, c, d] => skb.write(at, [*a, *b, *c, *d]),
         bytes => skb.write::<16>(at, *bytes.first_chunk()?),
-    }
-}
-
-/// The checksum helper takes the address for covered by a header checksum, as it is in IPv4: in IPv6
-/// it has taken the difference out of the device's sum, where address and transport checksum had
-/// already made up for each other.
-#[inline(always)]
-fn settle_device_sum<P: Family>(skb: &Skb, change: &Readdress<P>) {
-    if P::CHECKSUM.is_none() {
-        skb.update_device_sum(change.addr_difference);
     }
 }

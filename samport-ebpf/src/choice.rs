@@ -57,7 +57,7 @@ impl Opening {
 
     /// What a flow begins with that goes to this backend.
     #[inline(always)]
-    fn word(&self, id: u32, backend: &Backend) -> FlowWord {
+    fn word(&self, id: u32, backend: &'static Backend) -> FlowWord {
         FlowWord::new(id, backend.generation, State::first(self.protocol, self.flags))
     }
 
@@ -133,7 +133,7 @@ pub fn draw_thoroughly<P: Tables>(
 /// Whether a backend may get packets that come in here. One that was taken down since this table was
 /// written may not: the next table is on its way. A macvlan child is reached from its own interface only.
 #[inline(always)]
-fn may_get(id: u32, backend: &Backend, opening: &Opening) -> bool {
+fn may_get(id: u32, backend: &'static Backend, opening: &Opening) -> bool {
     Life::from_byte(backend.life).serves()
         && (!matches!(Via::from_byte(backend.via), Via::Child)
             || backend.ifindex == opening.way.ifindex())
@@ -362,7 +362,11 @@ fn settle<P: Tables>(
 /// Whether the client's port already talks to this backend's endpoint through another service: the
 /// backend would see two connections with the same four numbers, and so would we in its replies.
 #[inline(always)]
-fn is_claimed<P: Tables>(client: Endpoint<P::Addr>, opening: &Opening, backend: &Backend) -> bool {
+fn is_claimed<P: Tables>(
+    client: Endpoint<P::Addr>,
+    opening: &Opening,
+    backend: &'static Backend,
+) -> bool {
     let key = EndpointKey::new(maps::endpoint::<P>(backend), opening.protocol.number());
     let Some(owners) = P::owners(&key) else {
         return false;

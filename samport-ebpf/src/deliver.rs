@@ -12,7 +12,7 @@ use crate::skb::{self, Skb};
 
 /// Counts a packet for a backend and sends it there.
 #[inline(always)]
-pub fn to_backend(skb: &Skb, id: u32, backend: &Backend) -> Outcome {
+pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
     maps::count_backend(id, |stats| {
         stats.packets_in += 1;
         stats.bytes_in += u64::from(skb.len());

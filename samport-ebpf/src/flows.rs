@@ -11,6 +11,7 @@ use samport_common::packet::Packet;
 use samport_common::wire::tcp::Flags;
 
 use crate::atomic;
+use crate::bytes;
 use crate::maps::{self, Insert, Tables};
 use crate::standing;
 
@@ -182,7 +183,9 @@ impl Entry {
     pub fn vip<P: Tables>(self) -> Endpoint<P::Addr> {
         // SAFETY: written once, before the entry became visible; map memory as in `word`.
         let flow = unsafe { &*self.pointer() };
-        Endpoint { addr: P::narrow(&flow.vip), port: flow.port }
+        // SAFETY: likewise.
+        let vip = unsafe { bytes::load(flow.vip.as_ptr() as usize) };
+        Endpoint { addr: P::narrow(&vip), port: flow.port }
     }
 }
 
@@ -213,6 +216,12 @@ pub fn count_insert() {
 #[inline(always)]
 pub fn find<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
     P::flow(key).and_then(Entry::new)
+}
+
+/// [`find`] for packets that are in a hurry.
+#[inline(always)]
+pub fn find_at_once<P: Tables>(key: FlowKey<P::Addr>) -> Option<Entry> {
+    P::flow_at_once(key).and_then(Entry::new)
 }
 
 /// The entry under a key in the table of a flood.

@@ -5,8 +5,8 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Decision, Known, Openers, Sender, State};
 use samport_common::failover;
 use samport_common::family::Address;
-use samport_common::flow::{ClientWay, EndpointKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Life, Scope, Service, program, service};
+use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{Backend, Life, Scope, Service, Stands, program, service};
 use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
@@ -24,17 +24,71 @@ use crate::maps::{self, Insert, Tables};
 use crate::skb::{Skb, Unserved};
 use crate::{Done, Outcome};
 
-/// Finds the packet's backend and sends it there: one look, one draw, enough for nearly every packet.
+/// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
+/// every packet. The others are [`choose_one`]'s, in a program of its own that is not in these ones' way.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
-    let packet = match apply::parse::<P, _>(skb) {
+    match apply::parse::<P, _>(skb) {
+        Ok(packet) => follow_on::<P>(skb, seat, &packet),
+        Err(aside) => step_aside(aside),
+    }
+}
+
+/// [`run`] with a parser that has a stack of its own: IPv6 needs it.
+#[inline(always)]
+pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
+    match apply::parse_whole_apart::<P>(skb) {
+        Ok(packet) => follow_on::<P>(skb, skb.seat(), packet),
+        Err(aside) => step_aside(aside),
+    }
+}
+
+#[inline(always)]
+fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done {
+    if !maps::is_listened_on(packet.protocol, packet.destination.port) {
+        return Verdict::NotOurs.into();
+    }
+    match go_on::<P, _>(skb, seat, packet) {
+        Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on)),
+        // What passes by on its way to another machine's port is dismissed here.
+        None if service_of::<P>(packet).is_none() => Verdict::NotOurs.into(),
+        None => Done::GoOn(program::CHOOSE),
+    }
+}
+
+/// Finds the packet's backend and sends it there: one look, one draw.
+#[inline(always)]
+pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
+    let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
         Err(aside) => return step_aside(aside),
     };
-    match choose::<P, _>(skb, seat, &packet) {
-        Ok(word) => Done::Outcome(send::<P>(skb, &packet, word.backend())),
-        Err(Trouble::Verdict(verdict)) => give_up(skb, verdict),
-        Err(Trouble::Crowded) => Done::GoOn(program::CROWDED),
+    let chosen = choose_by_number::<P>(skb.pointer_to_context(), packet);
+    if chosen & (CROWDED | REFUSED) == 0 {
+        #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+        return Done::Outcome(send_apart::<P>(skb, packet, chosen as u32));
+    }
+    if chosen & CROWDED != 0 {
+        return Done::GoOn(program::CROWDED);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+    let verdict = Verdict::from_number(chosen as u32).unwrap_or(Verdict::BackendUnset);
+    give_up(skb, verdict)
+}
+
+/// Bits of what [`choose_by_number`] returns.
+const REFUSED: u64 = 1 << 32;
+const CROWDED: u64 = 1 << 33;
+
+/// [`choose`] in a function of its own: the backend's number, or [`REFUSED`] and the verdict's, or
+/// [`CROWDED`].
+#[inline(never)]
+fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
+    let skb = Skb::new(TcContext::new(ctx));
+    match choose::<P, _>(&skb, skb.seat(), packet) {
+        Ok(word) => u64::from(word.backend()),
+        Err(Trouble::Verdict(verdict)) => REFUSED | verdict as u64,
+        Err(Trouble::Crowded) => CROWDED,
     }
 }
 
@@ -99,26 +153,103 @@ pub fn choose<P: Tables, C: Context>(
     if opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick) {
         return Err(Trouble::Crowded);
     }
-    let place = match judged {
-        Some((entry, word)) => Place::Entry(entry, word),
+    let place = match own {
+        Some(entry) => Place::Entry(entry, judged),
         None => Place::Lane(Lane::FIRST, Insert::New),
     };
     Ok(choice::store::<P, C>(context, packet, place, &opening, chosen)?)
 }
 
-/// Finds the service a packet is for, and whether it may be.
+/// The flow of a packet that just goes on with it. Whatever is otherwise in any way is left to the
+/// long way, which says the same of such a packet.
+///
+/// Who opened the flow was allowed to; a service that allows only some has no shortcut, because they
+/// may be others by now. Only the flow's own device counts, because not every device leads to every
+/// frontend.
+#[inline(always)]
+pub fn go_on<P: Tables, C: Context>(
+    context: &C,
+    seat: Seat,
+    packet: &Packet<P::Addr>,
+) -> Option<GoingOn> {
+    let service = match maps::listens::<P>(packet.protocol, packet.destination.port) {
+        Stands::For(service) => service,
+        Stands::ForNone | Stands::ForSeveral => return None,
+    };
+    let entry = flows::find_at_once::<P>(FlowKey::new(packet.source, service, Lane::FIRST))?;
+    let word = entry.word();
+    if entry.vip::<P>() != packet.destination
+        || entry.way() != way_of(context, seat)
+        || !conntrack::goes_on(word.state(), packet.flags)
+        || (seat != Seat::Container && !context.is_for_host())
+    {
+        return None;
+    }
+    let backend = maps::backend(word.backend())?;
+    // A backend that has dialled itself is another thing to be told from others by.
+    if !serves_in(word, backend) || maps::endpoint::<P>(backend).addr == packet.source.addr {
+        return None;
+    }
+    let now_tick = flows::now_tick();
+    // A datagram that comes too late begins another flow.
+    if packet.protocol == Protocol::Udp && entry.is_over(word, now_tick) {
+        return None;
+    }
+    let next = conntrack::step(word.state(), packet.flags, Sender::Client);
+    pass(entry, word, next, packet.flags, now_tick);
+    Some(GoingOn { id: word.backend(), backend })
+}
+
+/// Where a packet of an open flow goes.
+pub struct GoingOn {
+    pub id: u32,
+    pub backend: &'static Backend,
+}
+
+/// Rewrites a packet of an open flow for its backend and sends it off.
+#[inline(always)]
+fn send_on<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, on: &GoingOn) -> Outcome {
+    let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(on.backend));
+    if apply::apply(skb, &plan.bounded()).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    deliver::to_backend(skb, on.id, on.backend)
+}
+
+/// Takes note of a client's packet in its flow.
+#[inline(always)]
+fn pass(entry: Entry, word: FlowWord, next: State, flags: Flags, now_tick: u32) {
+    if matches!(word.state(), State::SynReceived) && !matches!(next, State::SynReceived) {
+        flood::ends();
+    }
+    entry.advance(word, next, flags, Sender::Client);
+    entry.touch(now_tick);
+}
+
+/// How replies get to who sends packets that come in here.
+#[inline(always)]
+fn way_of<C: Context>(context: &C, seat: Seat) -> ClientWay {
+    match seat {
+        Seat::Container => ClientWay::into_container(context.ifindex()),
+        _ => ClientWay::out_of(context.ifindex()),
+    }
+}
+
+/// The service that a packet is for.
+#[inline(always)]
+fn service_of<P: Tables>(packet: &Packet<P::Addr>) -> Option<&'static Service> {
+    P::service(&EndpointKey::new(packet.destination, packet.protocol.number()))
+}
+
+/// Finds the service a packet is for, and whether it may be. That its port is one of ours was asked
+/// before.
 #[inline(always)]
 pub fn classify<P: Tables, C: Context>(
     context: &C,
     seat: Seat,
     packet: &Packet<P::Addr>,
 ) -> Result<Opening, Verdict> {
-    let protocol = packet.protocol;
-    if !maps::is_listened_on(protocol, packet.destination.port) {
-        return Err(Verdict::NotOurs);
-    }
-    let key = EndpointKey::new(packet.destination, protocol.number());
-    let service = P::service(&key).ok_or(Verdict::NotOurs)?;
+    let service = service_of::<P>(packet).ok_or(Verdict::NotOurs)?;
     if !may_dial(Scope::from_byte(service.scope), seat) {
         return Err(Verdict::NotOurs);
     }
@@ -142,16 +273,12 @@ pub fn opening_of<A: Address, C: Context>(
 ) -> Result<Opening, Verdict> {
     let protocol = packet.protocol;
     let id = ServiceId::new(service.id).ok_or(Verdict::BackendUnset)?;
-    let way = match seat {
-        Seat::Container => ClientWay::into_container(context.ifindex()),
-        _ => ClientWay::out_of(context.ifindex()),
-    };
     Ok(Opening {
         service,
         id,
         protocol,
         flags: packet.flags,
-        way,
+        way: way_of(context, seat),
         now_tick: flows::now_tick(),
         attempt: context.attempt(),
     })
@@ -167,8 +294,10 @@ pub fn may_dial(scope: Scope, seat: Seat) -> bool {
 pub enum Next {
     /// Goes on in it, to this backend.
     Follow(FlowWord),
-    /// Opens it; over this entry, if what stands there is still what was judged to be over.
-    Open(Option<(Entry, FlowWord)>),
+    /// Opens it; over its entry, if what stands there is still this word, which was judged to be over.
+    /// All zero without an entry, which is no flow's word: an option would be one more thing that the
+    /// verifier does not know to go with another.
+    Open(FlowWord),
     /// Asks again, because this flow's backend keeps silent: it goes to another, if there is one.
     Ask(FlowWord),
 }
@@ -186,7 +315,7 @@ pub fn follow<C: Context>(
     let Some(entry) = own else {
         return match conntrack::decide(None, protocol, flags, openers) {
             Decision::Refuse(verdict) => Err(verdict),
-            Decision::Choose | Decision::Stay(_) => Ok(Next::Open(None)),
+            Decision::Choose | Decision::Stay(_) => Ok(Next::Open(FlowWord::from_bits(0))),
         };
     };
     let word = entry.word();
@@ -197,18 +326,14 @@ pub fn follow<C: Context>(
     };
     match conntrack::decide(Some(known), protocol, flags, openers) {
         Decision::Refuse(verdict) => Err(verdict),
-        Decision::Choose => Ok(Next::Open(Some((entry, word)))),
+        Decision::Choose => Ok(Next::Open(word)),
         Decision::Stay(State::SynSent)
             if opening.fails_over() && failover::is_silent(word.state(), flags, entry.age()) =>
         {
             Ok(Next::Ask(word))
         }
         Decision::Stay(state) => {
-            if matches!(word.state(), State::SynReceived) && !matches!(state, State::SynReceived) {
-                flood::ends();
-            }
-            entry.advance(word, state, flags, Sender::Client);
-            entry.touch(opening.now_tick);
+            pass(entry, word, state, flags, opening.now_tick);
             // Replies follow the client when it comes in by another device.
             entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
             Ok(Next::Follow(word))
@@ -219,9 +344,12 @@ pub fn follow<C: Context>(
 /// Whether the backend a flow was opened to still takes its packets.
 #[inline(always)]
 pub fn serves(word: FlowWord) -> bool {
-    maps::backend(word.backend()).is_some_and(|backend| {
-        Life::from_byte(backend.life).serves() && backend.generation == word.generation()
-    })
+    maps::backend(word.backend()).is_some_and(|backend| serves_in(word, backend))
+}
+
+#[inline(always)]
+fn serves_in(word: FlowWord, backend: &'static Backend) -> bool {
+    Life::from_byte(backend.life).serves() && backend.generation == word.generation()
 }
 
 /// Rewrites the packet for a backend and sends it off.
@@ -242,7 +370,7 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
             addr: packet.destination.addr,
             port: packet.source.port,
         };
-        let plan = rewrite::plan::<P>(packet, End::Source, disguised).bounded();
+        let plan = rewrite::plan::<P>(packet, End::Source, disguised).bounded().after_another();
         if apply::apply(skb, &plan).is_none() {
             return Verdict::RewriteFailed.into();
         }

@@ -15,6 +15,7 @@
 mod affinity;
 mod apply;
 mod atomic;
+mod bytes;
 mod choice;
 mod context;
 mod deliver;
@@ -40,6 +41,7 @@ use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
+use samport_common::layout::program;
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
@@ -141,12 +143,13 @@ impl From<Verdict> for Done {
     }
 }
 
-/// Runs the function of the packet's family and ends.
+/// Runs the function for IPv4 and ends; IPv6 goes on in another program. Both together need more than
+/// the 512 bytes of stack there are, and neither is in the other's way.
 macro_rules! run {
-    ($skb:ident, $name:literal, $module:ident::$function:ident $(, $seat:expr)?) => {{
+    ($skb:ident, $name:literal, $module:ident::$function:ident, $seat:expr, $six:expr) => {{
         let done = match ether_type(&$skb) {
-            Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb $(, $seat)?),
-            Ok(V6::ETHER_TYPE) => $module::$function::<V6>(&$skb $(, $seat)?),
+            Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb, $seat),
+            Ok(V6::ETHER_TYPE) => Done::GoOn($six),
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
         };
@@ -154,8 +157,8 @@ macro_rules! run {
     }};
 }
 
-/// [`run`] with a function of its own for each family, because both together need more than the 512
-/// bytes of stack there are. For the same reason there is no line in the log.
+/// [`run`] with a function of its own for each family, for programs that are not in a hurry. They have no
+/// stack left for a line in the log.
 macro_rules! run_apart {
     ($skb:ident, $module:ident::$function:ident) => {{
         #[inline(never)]
@@ -204,7 +207,7 @@ fn end(skb: &Skb, name: &str, done: Done) -> i32 {
 pub fn samport_forward(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Interface);
-    run!(skb, "forward", forward::run, Seat::Interface)
+    run!(skb, "forward", forward::run, Seat::Interface, program::FORWARD6)
 }
 
 /// Client to backend, where frames enter the machine: what goes into containers, and the allow-list.
@@ -218,14 +221,28 @@ pub fn samport_xdp(ctx: XdpContext) -> u32 {
 pub fn samport_bridge(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Bridge);
-    run!(skb, "bridge", forward::run, Seat::Bridge)
+    run!(skb, "bridge", forward::run, Seat::Bridge, program::FORWARD6)
 }
 
 /// Client to backend, for what a backend's container sends that is no reply. By tail call.
 #[classifier]
 pub fn samport_inside(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run!(skb, "inside", forward::run, Seat::Container)
+    run!(skb, "inside", forward::run, Seat::Container, program::FORWARD6)
+}
+
+/// Client to backend over IPv6, from any seat. By tail call.
+#[classifier]
+pub fn samport_forward6(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    leave(&skb, &resolve(&skb, forward::run_wide::<V6>(&skb)))
+}
+
+/// Client to backend, for what is no packet of an open flow. By tail call.
+#[classifier]
+pub fn samport_choose(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, forward::choose_one)
 }
 
 /// Client to backend, for first fragments and the packets the quick search leaves over: a program of its own,
@@ -233,7 +250,7 @@ pub fn samport_inside(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_crowded(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run!(skb, "crowded", thorough::run)
+    run_apart!(skb, thorough::run)
 }
 
 /// Client to backend, opening a flow after the thorough search. It calls itself for another draw; the
@@ -241,7 +258,7 @@ pub fn samport_crowded(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_open(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run!(skb, "open", thorough::open)
+    run_apart!(skb, thorough::open)
 }
 
 /// Later fragments, either way. By tail call.
@@ -264,7 +281,7 @@ pub fn samport_icmp(ctx: TcContext) -> i32 {
 pub fn samport_reverse(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Container);
-    run!(skb, "reverse", reverse::run, Seat::Container)
+    run!(skb, "reverse", reverse::run, Seat::Container, program::REVERSE6)
 }
 
 /// Backend to client, at ingress of another device that backends answer on.
@@ -272,7 +289,7 @@ pub fn samport_reverse(ctx: TcContext) -> i32 {
 pub fn samport_device(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Device);
-    run!(skb, "device", reverse::run, Seat::Device)
+    run!(skb, "device", reverse::run, Seat::Device, program::REVERSE6)
 }
 
 /// Backend to client, at egress of the interface clients come in by: for backends whose packets go
@@ -281,7 +298,21 @@ pub fn samport_device(ctx: TcContext) -> i32 {
 pub fn samport_egress(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Egress);
-    run!(skb, "egress", reverse::run, Seat::Egress)
+    run!(skb, "egress", reverse::run, Seat::Egress, program::REVERSE6)
+}
+
+/// Backend to client over IPv6, from any seat. By tail call.
+#[classifier]
+pub fn samport_reverse6(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    leave(&skb, &resolve(&skb, reverse::run_wide::<V6>(&skb)))
+}
+
+/// Backend to client, for what is no packet of an open flow. By tail call.
+#[classifier]
+pub fn samport_answer(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, reverse::answer)
 }
 
 /// Backend to client, first fragments. By tail call.

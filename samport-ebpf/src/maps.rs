@@ -17,19 +17,25 @@ use samport_common::layout::{
     AllowedKey, Backend, BackendStats, Collected, Condition, DEFAULT_FLOWS, Draft, EVENT_BYTES,
     Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
     MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
-    Service, TABLE_SLOTS, XdpDevice, port_bit, program, unusual,
+    SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, TABLE_SLOTS, XdpDevice, port_bit,
+    program, unusual,
 };
 use samport_common::packet::MAX_OFFSET;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::atomic;
+use crate::bytes;
 use crate::skb::Skb;
 
 /// One bit for each port that any service listens on: nearly all traffic that is not ours is
 /// dismissed by it.
 #[map]
 static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+
+/// What ports stand for: spares packets of open flows the look-up of their service.
+#[map]
+static SHORTCUTS: Array<Shortcut> = Array::with_max_entries(SHORTCUTS_LEN, 0);
 
 #[map]
 static SERVICES4: HashMap<EndpointKey<[u8; 4]>, Service> =
@@ -163,6 +169,9 @@ pub trait Tables: Family {
     fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners>;
     /// A flow, to be changed in place through atomics and single words.
     fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
+    /// The same with the key in whole words: the kernel hashes it by words, and would have to wait for
+    /// bytes that were just stored one by one.
+    fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// Stores a new flow. The error is the kernel's negative errno.
     fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32>;
     /// A flow of a flood, like [`Self::flow`].
@@ -210,7 +219,7 @@ fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
 }
 
 macro_rules! tables {
-    ($family:ty, $services:ident, $owners:ident, $flows:ident, $flood:ident, $fragments:ident, $affinity:ident, $allowed:ident) => {
+    ($family:ty, $words:ty, $services:ident, $owners:ident, $flows:ident, $flood:ident, $fragments:ident, $affinity:ident, $allowed:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
@@ -228,6 +237,12 @@ macro_rules! tables {
             #[inline(always)]
             fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow> {
                 $flows.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow> {
+                let words: $words = bytes::in_words(zerocopy::transmute!(key));
+                $flows.get_ptr_mut(zerocopy::transmute_ref!(&words))
             }
 
             #[inline(always)]
@@ -282,8 +297,8 @@ macro_rules! tables {
     };
 }
 
-tables!(V4, SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, AFFINITY4, ALLOWED4);
-tables!(V6, SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, AFFINITY6, ALLOWED6);
+tables!(V4, [u32; 2], SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, AFFINITY4, ALLOWED4);
+tables!(V6, [u32; 5], SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, AFFINITY6, ALLOWED6);
 
 /// A device `samport_xdp` is attached to.
 #[inline(always)]
@@ -294,11 +309,30 @@ pub fn xdp_device(ifindex: u32) -> Option<&'static XdpDevice> {
 
 /// Whether any service listens on this port (network order), whatever the address.
 #[inline(always)]
+#[must_use]
 pub fn is_listened_on(protocol: Protocol, port: [u8; 2]) -> bool {
     let bit = port_bit(protocol, u16::from_be_bytes(port));
     match PORTS.get(bit / 64) {
         Some(word) => word >> (bit % 64) & 1 != 0,
         None => false,
+    }
+}
+
+/// The service of all frontends on a port (network order).
+#[inline(always)]
+pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> Stands {
+    match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
+        Some(shortcut) => Stands::decode(P::of_two(shortcut.listens)),
+        None => Stands::ForSeveral,
+    }
+}
+
+/// The service of all backends that answer from a port (network order).
+#[inline(always)]
+pub fn answers<P: Family>(protocol: Protocol, port: [u8; 2]) -> Stands {
+    match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
+        Some(shortcut) => Stands::decode(P::of_two(shortcut.answers)),
+        None => Stands::ForSeveral,
     }
 }
 
@@ -316,8 +350,10 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
 
 /// Where a backend answers.
 #[inline(always)]
-pub fn endpoint<P: Family>(backend: &Backend) -> Endpoint<P::Addr> {
-    Endpoint { addr: P::narrow(&backend.addr), port: backend.port }
+pub fn endpoint<P: Family>(backend: &'static Backend) -> Endpoint<P::Addr> {
+    // SAFETY: a value of `BACKENDS`.
+    let addr = unsafe { bytes::load(backend.addr.as_ptr() as usize) };
+    Endpoint { addr: P::narrow(&addr), port: backend.port }
 }
 
 /// What a look-up that finds nothing has to consider besides: bits of [`unusual`].

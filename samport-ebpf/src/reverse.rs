@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Sender, State};
 use samport_common::failover;
 use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Owners, event, program};
+use samport_common::layout::{Life, Owners, Stands, event, program};
 use samport_common::packet::{Aside, Packet};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
@@ -21,22 +21,72 @@ use crate::skb::Skb;
 use crate::standing;
 use crate::{Done, Outcome};
 
-/// Restores a reply and sends it to the client.
+/// Restores a reply of an open flow and sends it to the client: nearly all are of that kind. A
+/// container's other traffic is dismissed by its source port.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
-    let packet = match apply::parse::<P, _>(skb) {
-        Ok(packet) => packet,
-        Err(Aside::Leave(verdict)) => return verdict.into(),
-        Err(Aside::Icmp) => return Done::GoOn(program::REVERSE_ICMP),
-        Err(Aside::First) => return Done::GoOn(program::REVERSE_FIRST),
-        Err(Aside::Later) => return Done::GoOn(program::LATER),
+    match apply::parse::<P, _>(skb) {
+        Ok(packet) => follow_on::<P>(skb, seat, &packet),
+        Err(aside) => step_aside(aside),
+    }
+}
+
+/// [`run`] with a parser that has a stack of its own: IPv6 needs it.
+#[inline(always)]
+pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
+    match apply::parse_whole_apart::<P>(skb) {
+        Ok(packet) => follow_on::<P>(skb, skb.seat(), packet),
+        Err(aside) => step_aside(aside),
+    }
+}
+
+/// The program for what is no simple packet.
+#[inline(always)]
+fn step_aside(aside: Aside) -> Done {
+    match aside {
+        Aside::Leave(verdict) => verdict.into(),
+        Aside::Icmp => Done::GoOn(program::REVERSE_ICMP),
+        Aside::First => Done::GoOn(program::REVERSE_FIRST),
+        Aside::Later => Done::GoOn(program::LATER),
+    }
+}
+
+#[inline(always)]
+fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done {
+    let service = match maps::answers::<P>(packet.protocol, packet.source.port) {
+        Stands::For(service) => service,
+        Stands::ForSeveral => return Done::GoOn(program::ANSWER),
+        Stands::ForNone => return no_reply(seat, packet),
     };
-    let reply = find::<P>(packet.protocol, packet.source, packet.destination);
-    let Some(reply) = reply else {
-        return no_reply(seat, &packet);
+    let Some(reply) = go_on::<P>(packet, service) else {
+        return Done::GoOn(program::ANSWER);
+    };
+    if is_too_big(skb, seat, &reply) {
+        return Verdict::ReplyTooBig.into();
+    }
+    let word = reply.entry.word();
+    let next = conntrack::step(word.state(), packet.flags, Sender::Backend);
+    reply.entry.advance(word, next, packet.flags, Sender::Backend);
+    reply.entry.touch(flows::now_tick());
+    if restore::<P>(skb, packet, &reply).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    Done::Outcome(leave(skb, seat, &reply))
+}
+
+/// [`run`] for whatever is otherwise in any way: in a program of its own, not in the others' way.
+#[inline(always)]
+pub fn answer<P: Tables>(skb: &Skb) -> Done {
+    let Ok(packet) = apply::parse_apart::<P>(skb) else {
+        // It has been parsed before.
+        return Verdict::RewriteFailed.into();
+    };
+    let seat = skb.seat();
+    let Some(reply) = find_apart::<P>(packet) else {
+        return no_reply(seat, packet);
     };
     let word = reply.entry.word();
-    if is_late::<P>(&packet, &reply, word) {
+    if is_late::<P>(packet, &reply, word) {
         return Verdict::LateAnswer.into();
     }
     if failover::refuses(word.state(), packet.flags) {
@@ -45,11 +95,28 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
     if is_too_big(skb, seat, &reply) {
         return Verdict::ReplyTooBig.into();
     }
-    advance(&packet, &reply);
-    if restore::<P>(skb, &packet, &reply).is_none() {
+    advance(packet, &reply);
+    if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Done::Outcome(leave(skb, seat, &reply))
+}
+
+/// The reply of a flow that just goes on. Whatever is otherwise in any way is left to the long way,
+/// which says the same of such a packet.
+#[inline(always)]
+fn go_on<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) -> Option<Reply> {
+    let entry = flows::find_at_once::<P>(FlowKey::new(packet.destination, service, Lane::FIRST))?;
+    let word = entry.word();
+    let backend = maps::backend(word.backend())?;
+    if maps::endpoint::<P>(backend) != packet.source
+        || backend.generation != word.generation()
+        || !Life::from_byte(backend.life).serves()
+        || !conntrack::goes_on(word.state(), packet.flags)
+    {
+        return None;
+    }
+    Some(Reply { entry, backend: word.backend(), to_itself: false })
 }
 
 /// Whether a packet comes from a backend that has failed this flow, which is another's now or nobody's.
@@ -152,7 +219,8 @@ pub fn restore<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, reply: &Reply) ->
     apply::apply(skb, &rewrite::plan::<P>(packet, End::Source, reply.entry.vip::<P>()).bounded())?;
     if reply.to_itself {
         let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
-        apply::apply(skb, &rewrite::plan::<P>(packet, End::Destination, itself).bounded())?;
+        let plan = rewrite::plan::<P>(packet, End::Destination, itself).bounded();
+        apply::apply(skb, &plan.after_another())?;
     }
     Some(())
 }
@@ -223,8 +291,7 @@ fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, to_itself: u32) -> *mu
     }
 }
 
-/// The flow of what a backend sends from `source` to `client`. A container's other traffic is
-/// dismissed by its source port in one look-up.
+/// The flow of what a backend sends from `source` to `client`.
 #[inline(always)]
 pub fn find<P: Tables>(
     protocol: Protocol,

@@ -10,6 +10,7 @@ use samport_common::frame::Frame;
 use samport_common::packet::MAX_OFFSET;
 use samport_common::verdict::Verdict;
 
+use crate::bytes;
 use crate::context::{Context, Seat};
 use crate::maps;
 use crate::trace;
@@ -167,13 +168,20 @@ impl Skb {
         let _ = unsafe { bpf_csum_update(self.0.skb.skb, difference) };
     }
 
+    /// Makes up for what the checksum helper does to a device's sum over IPv6: it takes an address for
+    /// covered by a header checksum, as it is in IPv4, and has taken the difference out of that sum,
+    /// where address and transport checksum had already made up for each other.
+    #[inline(always)]
+    pub fn settle_device_sum(&self, addr_difference: u32) {
+        self.update_device_sum(addr_difference);
+    }
+
     /// Overwrites the bytes at `offset`; `None` if the frame ends before.
     #[inline(always)]
     pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = self.pointer::<N>(offset)?;
-        // SAFETY: at..at+N is inside the packet, checked by `pointer`; headers begin at even
-        // addresses (NET_IP_ALIGN is 0 or 2) and every offset we write is even.
-        unsafe { *(at as *mut Even<N>) = Even(bytes) };
+        // SAFETY: at..at+N is inside the packet, checked by `pointer`.
+        unsafe { bytes::store(at, bytes) };
         Some(())
     }
 
@@ -222,23 +230,12 @@ pub struct Covers {
     pub zero_is_none: bool,
 }
 
-/// Bytes at an even address: half the loads of bytes at any address.
-#[derive(Clone, Copy)]
-#[repr(C, align(2))]
-struct Even<const N: usize>([u8; N]);
-
 impl Frame for Skb {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
-        if N.is_multiple_of(2) {
-            // SAFETY: at..at+N is below data_end, checked by `pointer`; the address is even as in
-            // `write`.
-            Some(unsafe { *(at as *const Even<N>) }.0)
-        } else {
-            // SAFETY: at..at+N is below data_end, checked by `pointer`.
-            Some(unsafe { *(at as *const [u8; N]) })
-        }
+        // SAFETY: at..at+N is below data_end, checked by `pointer`.
+        Some(unsafe { bytes::load(at) })
     }
 
     #[inline(always)]

@@ -74,7 +74,7 @@ fn add_open(id: u32, generation: u32, by: u64) {
 
 /// How busy a backend is.
 #[inline(always)]
-pub fn load(id: u32, backend: &Backend) -> Load {
+pub fn load(id: u32, backend: &'static Backend) -> Load {
     let open = match maps::condition(id) {
         // SAFETY: as in `add_open`.
         Some(condition) => unsafe { atomic::load(&raw const (*condition).open) },

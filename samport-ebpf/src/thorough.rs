@@ -140,8 +140,7 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
             }
             return Ok(Some(word));
         }
-        Next::Open(None) => {}
-        Next::Open(Some((_, word))) => draft.judged = word.to_bits(),
+        Next::Open(word) => draft.judged = word.to_bits(),
         Next::Ask(word) => {
             maps::count_backend(word.backend(), |stats| stats.silent += 1);
             standing::suspect(word, opening.now_tick, event::SILENT);

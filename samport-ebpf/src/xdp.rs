@@ -16,6 +16,7 @@ use samport_common::wire::ethernet;
 use zerocopy::IntoBytes as _;
 
 use crate::apply;
+use crate::bytes;
 use crate::choice::Trouble;
 use crate::context::{Context, Seat};
 use crate::forward;
@@ -29,17 +30,18 @@ pub struct Xdp {
     device: &'static XdpDevice,
 }
 
+/// A device before it is asked for.
+static UNKNOWN: XdpDevice = XdpDevice { mac: [0; 6], generic: 0, pad: 0 };
+
 /// What the kernel is told about a packet. What is passed on is counted where it goes.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "aya makes a usize of the kernel's u32")]
 pub fn run(ctx: XdpContext) -> u32 {
     let ifindex = ctx.ingress_ifindex() as u32;
-    // Unset for the moment in which the program is attached already.
-    let Some(device) = maps::xdp_device(ifindex) else { return XDP_PASS };
-    let xdp = Xdp { ctx, ifindex, device };
+    let xdp = Xdp { ctx, ifindex, device: &UNKNOWN };
     let verdict = match xdp.read(ethernet::TYPE.start) {
-        Some(V4::ETHER_TYPE) => forward::<V4>(&xdp),
-        Some(V6::ETHER_TYPE) => forward::<V6>(&xdp),
+        Some(V4::ETHER_TYPE) => forward::<V4>(xdp),
+        Some(V6::ETHER_TYPE) => forward::<V6>(xdp),
         _ => None,
     };
     let Some(verdict) = verdict else { return XDP_PASS };
@@ -53,8 +55,17 @@ pub fn run(ctx: XdpContext) -> u32 {
 
 /// The verdict, or `None` for what others are to look at.
 #[inline(always)]
-fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
-    let packet = apply::parse::<P, _>(xdp).ok()?;
+fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
+    let packet = apply::parse::<P, _>(&xdp).ok()?;
+    if !maps::is_listened_on(packet.protocol, packet.destination.port) {
+        return None;
+    }
+    // Unset for the moment in which the program is attached already.
+    xdp.device = maps::xdp_device(xdp.ifindex)?;
+    let xdp = &xdp;
+    if let Some(on) = forward::go_on::<P, _>(xdp, Seat::Interface, &packet) {
+        return send_to::<P>(xdp, &packet, on.id, on.backend);
+    }
     let word = match forward::choose::<P, _>(xdp, Seat::Interface, &packet) {
         Ok(word) => word,
         // The rest is counted, and told to the log, where skbs are.
@@ -63,20 +74,30 @@ fn forward<P: Tables>(xdp: &Xdp) -> Option<Verdict> {
         }
         Err(Trouble::Verdict(_) | Trouble::Crowded) => return None,
     };
-    let backend = maps::backend(word.backend())?;
+    send_to::<P>(xdp, &packet, word.backend(), maps::backend(word.backend())?)
+}
+
+/// Sends a packet to its backend, if that takes frames.
+#[inline(always)]
+fn send_to<P: Tables>(
+    xdp: &Xdp,
+    packet: &Packet<P::Addr>,
+    id: u32,
+    backend: &'static Backend,
+) -> Option<Verdict> {
     if !takes_frames(xdp.device, backend) {
         return None;
     }
     let to = maps::endpoint::<P>(backend);
-    let plan = rewrite::plan::<P>(&packet, End::Destination, to);
+    let plan = rewrite::plan::<P>(packet, End::Destination, to);
     if send::<P>(xdp, &plan, backend).is_none() {
-        return Some(told::<P>(xdp, &packet, Verdict::RewriteFailed, 0));
+        return Some(told::<P>(xdp, packet, Verdict::RewriteFailed, 0));
     }
-    maps::count_backend(word.backend(), |stats| {
+    maps::count_backend(id, |stats| {
         stats.packets_in += 1;
         stats.bytes_in += u64::from(xdp.len());
     });
-    Some(told::<P>(xdp, &packet, Verdict::ForwardXdp, word.backend()))
+    Some(told::<P>(xdp, packet, Verdict::ForwardXdp, id))
 }
 
 /// The verdict, after whoever watches was told of it.
@@ -92,14 +113,14 @@ fn told<P: Tables>(xdp: &Xdp, packet: &Packet<P::Addr>, verdict: Verdict, backen
 /// Whether a frame of this device can be redirected to the backend's veth: an skb always, a bare
 /// frame only if the container's side polls for it. See docs/xdp.md.
 #[inline(always)]
-fn takes_frames(device: &XdpDevice, backend: &Backend) -> bool {
+fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
     matches!(Via::from_byte(backend.via), Via::Peer)
         && (device.generic != 0 || backend.takes_frames != 0)
 }
 
 /// Rewrites the frame and redirects it. Checksums are complete here: see docs/xdp.md.
 #[inline(always)]
-fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &Backend) -> Option<()> {
+fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &'static Backend) -> Option<()> {
     if let Some(at) = rewrite.ip.l3_checksum_at {
         let field: [u8; 2] = xdp.read(at)?;
         xdp.write(at, checksum::update(field, rewrite.ip.addr_difference))?;
@@ -123,7 +144,7 @@ impl Xdp {
     fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is inside the packet, checked by `pointer`.
-        unsafe { *(at as *mut [u8; N]) = bytes };
+        unsafe { bytes::store(at, bytes) };
         Some(())
     }
 
@@ -142,7 +163,7 @@ impl Frame for Xdp {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is below data_end, checked by `pointer`.
-        Some(unsafe { *(at as *const [u8; N]) })
+        Some(unsafe { bytes::load(at) })
     }
 
     #[inline(always)]

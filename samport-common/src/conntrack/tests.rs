@@ -42,6 +42,31 @@ fn a_spurious_reset_does_not_end_a_connection_that_goes_on() {
     );
 }
 
+/// The short way and the long one say the same, of every state and all flags.
+#[test]
+fn what_goes_on_stays_with_its_backend() {
+    let mut going_on = 0;
+    for (state, bits) in State::ALL.into_iter().flat_map(|s| (0..=u8::MAX).map(move |b| (s, b))) {
+        let flags = Flags(bits);
+        if !goes_on(state, flags) {
+            continue;
+        }
+        going_on += 1;
+        let protocol = if state == State::Answered { Protocol::Udp } else { Protocol::Tcp };
+        for over in [false, true] {
+            // A datagram on a flow that is over begins another: that is asked beside.
+            if protocol == Protocol::Tcp || !over {
+                let known = Known { state, over, backend_serves: true };
+                let decided = decide(Some(known), protocol, flags, Openers::First);
+                let next = step(state, flags, Sender::Client);
+                assert_eq!(decided, Decision::Stay(next), "{state:?}, flags {bits:#04x}");
+            }
+        }
+        assert!(!crate::failover::refuses(state, flags), "{state:?}, flags {bits:#04x}");
+    }
+    assert_eq!(going_on, 7 * 128, "seven states, and the flags without SYN");
+}
+
 #[test]
 fn only_a_pure_syn_opens_a_flow() {
     for bits in 0..=u8::MAX {

@@ -33,6 +33,12 @@ impl Flags {
         self.0 & flag != 0
     }
 
+    /// Whether the segment belongs to a handshake.
+    #[must_use]
+    pub const fn syn(self) -> bool {
+        self.has(Self::SYN)
+    }
+
     /// Whether the sender has finished.
     #[must_use]
     pub const fn fin(self) -> bool {

@@ -100,16 +100,20 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
 /// Every program that sees packets.
-pub(super) const PROGRAMS: [&str; 15] = [
+pub(super) const PROGRAMS: [&str; 19] = [
     "samport_forward",
     "samport_bridge",
     "samport_inside",
+    "samport_forward6",
+    "samport_choose",
     "samport_crowded",
     "samport_open",
     "samport_icmp",
     "samport_reverse",
     "samport_device",
     "samport_egress",
+    "samport_reverse6",
+    "samport_answer",
     "samport_reverse_first",
     "samport_reverse_icmp",
     "samport_later",
@@ -129,11 +133,16 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
     (program::LATER, "samport_later"),
     (program::RESET, "samport_reset"),
     (program::REFUSED, "samport_refused"),
+    (program::CHOOSE, "samport_choose"),
+    (program::ANSWER, "samport_answer"),
+    (program::FORWARD6, "samport_forward6"),
+    (program::REVERSE6, "samport_reverse6"),
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 43] = [
+const MAPS: [&str; 44] = [
     "PORTS",
+    "SHORTCUTS",
     "SERVICES4",
     "SERVICES6",
     "ALLOWED4",
@@ -191,8 +200,8 @@ const NO_ROOM: u32 = 16;
 
 /// Maps that hold nothing beyond one packet's way through the programs, or that nobody else is to read: a
 /// run that takes over makes its own, as other programs may use them in other ways.
-const OF_A_RUN: [&str; 7] =
-    ["PROGRAMS", "SCRATCH", "KEPT", "DRAFT", "FRAGMENTED", "EVENTS", "AYA_LOGS"];
+const OF_A_RUN: [&str; 8] =
+    ["PROGRAMS", "SHORTCUTS", "SCRATCH", "KEPT", "DRAFT", "FRAGMENTED", "EVENTS", "AYA_LOGS"];
 
 /// Maps of which a flag says how many entries they have, and how many that is.
 pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {

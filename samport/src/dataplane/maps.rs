@@ -16,6 +16,7 @@ use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::batch::Slots;
+use super::shortcuts::Shortcuts;
 use crate::plan::Source;
 use crate::ports::Listen;
 
@@ -45,6 +46,7 @@ pub(super) struct Maps {
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
     handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
     verdicts: PerCpuArray<MapData, u64>,
+    shortcuts: Shortcuts,
 }
 
 impl Maps {
@@ -63,6 +65,7 @@ impl Maps {
             stats: typed(ebpf, "BACKEND_STATS")?,
             handshakes: typed(ebpf, "HANDSHAKES")?,
             verdicts: typed(ebpf, "VERDICTS")?,
+            shortcuts: Shortcuts::new(typed(ebpf, "SHORTCUTS")?),
         })
     }
 
@@ -97,46 +100,39 @@ impl Maps {
         self.set_backend(index, value)
     }
 
-    pub(super) fn set_owners(&mut self, of: Source, owners: &Owners) -> Result<()> {
+    /// Says whose a backend's endpoint is; nobody's, with `None`.
+    pub(super) fn set_owners(&mut self, of: Source, owners: Option<&Owners>) -> Result<()> {
         let Source { endpoint, protocol } = of;
-        match endpoint.ip() {
-            IpAddr::V4(ip) => {
-                put(&mut self.owners4, key(ip.octets(), endpoint.port(), protocol), *owners)
-            }
-            IpAddr::V6(ip) => {
-                put(&mut self.owners6, key(ip.octets(), endpoint.port(), protocol), *owners)
-            }
-        }
+        let (v4, v6, port) = (&mut self.owners4, &mut self.owners6, endpoint.port());
+        self.shortcuts.owners(of, owners, || match endpoint.ip() {
+            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), port, protocol), owners),
+            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), port, protocol), owners),
+        })
     }
 
-    pub(super) fn remove_owners(&mut self, of: Source) -> Result<()> {
-        let Source { endpoint, protocol } = of;
-        match endpoint.ip() {
-            IpAddr::V4(ip) => {
-                drop_key(&mut self.owners4, key(ip.octets(), endpoint.port(), protocol))
-            }
-            IpAddr::V6(ip) => {
-                drop_key(&mut self.owners6, key(ip.octets(), endpoint.port(), protocol))
-            }
-        }
+    /// Says what service a frontend is; none, with `None`.
+    pub(super) fn set_frontend(
+        &mut self,
+        addr: IpAddr,
+        on: Listen,
+        to: Option<&Service>,
+    ) -> Result<()> {
+        let (v4, v6) = (&mut self.services4, &mut self.services6);
+        self.shortcuts.frontend(addr, on, to, || match addr {
+            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), on.port, on.protocol), to),
+            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), on.port, on.protocol), to),
+        })
     }
 
-    pub(super) fn set_frontend(&mut self, addr: IpAddr, on: Listen, value: Service) -> Result<()> {
-        match addr {
-            IpAddr::V4(ip) => {
-                put(&mut self.services4, key(ip.octets(), on.port, on.protocol), value)
-            }
-            IpAddr::V6(ip) => {
-                put(&mut self.services6, key(ip.octets(), on.port, on.protocol), value)
-            }
+    /// Makes the shortcuts that follow from what others have written.
+    pub(super) fn find_shortcuts(&mut self) -> Result<()> {
+        for (of, owners) in self.all_owners()? {
+            self.shortcuts.owners(of, Some(&owners), || Ok(()))?;
         }
-    }
-
-    pub(super) fn remove_frontend(&mut self, addr: IpAddr, on: Listen) -> Result<()> {
-        match addr {
-            IpAddr::V4(ip) => drop_key(&mut self.services4, key(ip.octets(), on.port, on.protocol)),
-            IpAddr::V6(ip) => drop_key(&mut self.services6, key(ip.octets(), on.port, on.protocol)),
+        for ((addr, on), to) in self.all_frontends()? {
+            self.shortcuts.frontend(addr, on, Some(&to), || Ok(()))?;
         }
+        Ok(())
     }
 
     /// Flows of a backend that are open.
@@ -232,20 +228,15 @@ where
     T::try_from(map).with_context(|| format!("map {name} has another type"))
 }
 
-fn put<A, V>(map: &mut Hash<A, V>, key: Key<A>, value: V) -> Result<()>
+fn put_or_drop<A, V>(map: &mut Hash<A, V>, key: Key<A>, value: Option<&V>) -> Result<()>
 where
     A: Address,
     V: IntoBytes + FromBytes + Immutable + Copy + 'static,
 {
-    Ok(map.insert(key, MapCell(value), 0)?)
-}
-
-fn drop_key<A, V>(map: &mut Hash<A, V>, key: Key<A>) -> Result<()>
-where
-    A: Address,
-    V: IntoBytes + FromBytes + Immutable + Copy + 'static,
-{
-    if_there(map.remove(&key))
+    match value {
+        Some(value) => Ok(map.insert(key, MapCell(*value), 0)?),
+        None => if_there(map.remove(&key)),
+    }
 }
 
 /// The outcome of removing a key: one that is not there is fine.

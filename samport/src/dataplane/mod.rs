@@ -20,6 +20,7 @@ mod maps;
 pub mod memory;
 pub mod pins;
 pub mod program_run;
+mod shortcuts;
 mod survey;
 mod syscall;
 mod takeover;
@@ -131,20 +132,20 @@ impl Dataplane {
                 }
             }),
             Change::SetOwners { source, owners } => {
-                self.maps.set_owners(*source, &owners_value(owners))
+                self.maps.set_owners(*source, Some(&owners_value(owners)))
             }
-            Change::RemoveOwners(source) => self.maps.remove_owners(*source),
+            Change::RemoveOwners(source) => self.maps.set_owners(*source, None),
             Change::WriteTable { region, slots, .. } => self.maps.write_table(region.base, slots),
             Change::Settle => {
                 settle();
                 Ok(())
             }
             Change::SetFrontend { addr, listen, to } => {
-                self.maps.set_frontend(*addr, *listen, service_value(*to))
+                self.maps.set_frontend(*addr, *listen, Some(&service_value(*to)))
             }
             Change::Allow { id, net, .. } => self.allowed.add(*id, *net),
             Change::Disallow { id, net, .. } => self.allowed.remove(*id, *net),
-            Change::RemoveFrontend { addr, listen } => self.maps.remove_frontend(*addr, *listen),
+            Change::RemoveFrontend { addr, listen } => self.maps.set_frontend(*addr, *listen, None),
             Change::OpenPort(listen) => self.maps.listen(*listen, true),
             Change::ClosePort(listen) => self.maps.listen(*listen, false),
             Change::Attach(role, ifindex) => self.attach(*role, *ifindex),

@@ -33,6 +33,7 @@ impl Dataplane {
         let anew = carry::resized(options, &pins)?;
         let mut dataplane = Self::load(options, pins, &anew)?;
         carry::copy(&dataplane.pins, &anew)?;
+        dataplane.maps.find_shortcuts().context("find shortcuts")?;
         dataplane.is_guest = true;
         dataplane.pins.keep(true);
         dataplane.take_links(filters)?;

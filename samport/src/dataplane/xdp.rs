@@ -161,6 +161,14 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
     Ok(program)
 }
 
+/// Makes an interface known that the program is not attached to, for test runs.
+pub(super) fn make_known(ebpf: &mut Ebpf, ifindex: u32) -> Result<()> {
+    let map = ebpf.map_mut("XDP_DEVICES").context("the object has no map XDP_DEVICES")?;
+    let mut devices: HashMap<_, u32, MapCell<XdpDevice>> = HashMap::try_from(map)?;
+    let value = XdpDevice { mac: [0; 6], generic: 1, pad: 0 };
+    devices.insert(ifindex, MapCell(value), 0).context("write XDP_DEVICES")
+}
+
 fn is(error: &ProgramError, errno: i32) -> bool {
     match error {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error() == Some(errno),

@@ -89,22 +89,26 @@ fn frames_for_other_machines_pass() {
 /// other kernels and compilers add must fit in between.
 #[test]
 fn programs_stay_below_their_instruction_ceilings() {
-    const CEILINGS: [(&str, u32); 15] = [
-        ("samport_forward", 100_000),
-        ("samport_bridge", 100_000),
-        ("samport_inside", 100_000),
+    const CEILINGS: [(&str, u32); 19] = [
+        ("samport_forward", 15_000),
+        ("samport_bridge", 15_000),
+        ("samport_inside", 15_000),
+        ("samport_forward6", 40_000),
+        ("samport_choose", 40_000),
         ("samport_crowded", 100_000),
-        ("samport_open", 120_000),
-        ("samport_icmp", 100_000),
-        ("samport_reverse", 120_000),
-        ("samport_device", 120_000),
-        ("samport_egress", 120_000),
-        ("samport_reverse_first", 100_000),
-        ("samport_reverse_icmp", 100_000),
-        ("samport_later", 100_000),
-        ("samport_reset", 30_000),
+        ("samport_open", 80_000),
+        ("samport_icmp", 50_000),
+        ("samport_reverse", 15_000),
+        ("samport_device", 15_000),
+        ("samport_egress", 15_000),
+        ("samport_reverse6", 40_000),
+        ("samport_answer", 100_000),
+        ("samport_reverse_first", 130_000),
+        ("samport_reverse_icmp", 90_000),
+        ("samport_later", 15_000),
+        ("samport_reset", 25_000),
         ("samport_refused", 100_000),
-        ("samport_trace", 100_000),
+        ("samport_trace", 60_000),
     ];
     let mut bench = Bench::with_local_clients();
     let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();

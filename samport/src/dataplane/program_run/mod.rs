@@ -1,9 +1,13 @@
 //! Running a loaded program on bytes, without any device: `BPF_PROG_TEST_RUN`.
 
+pub mod harness;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
+use aya::programs::{
+    Program, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult,
+};
 
 use super::{Dataplane, load, xdp};
 
@@ -69,7 +73,17 @@ impl Runner {
     }
 }
 
+/// The loaded XDP program, to be run by a [`harness::Harness`].
+pub struct XdpRunner(ProgramFd);
+
 impl Dataplane {
+    /// The XDP program, to be run on frames of an interface. Its own address is zero.
+    pub fn xdp_runner(&mut self, ifindex: u32) -> Result<XdpRunner> {
+        xdp::make_known(&mut self.ebpf, ifindex)?;
+        let program = xdp::load(&mut self.ebpf)?.fd().context("samport_xdp is not loaded")?;
+        Ok(XdpRunner(program.try_clone().context("open samport_xdp")?))
+    }
+
     /// A program by its name, to be run.
     pub fn runner(&mut self, program: &str) -> Result<Runner> {
         // aya gives a second handle on a program only by way of a pin.
