@@ -18,6 +18,7 @@ pub mod raw;
 pub mod screen;
 pub mod served;
 pub mod socket;
+pub mod speed;
 pub mod traces;
 
 use std::env;

@@ -23,7 +23,7 @@ pub fn verb(args: &Args) -> Result<ExitCode> {
     setup::ensure(Level::Bench)?;
     sh::run(sh::cargo().args(["build", "--release", "-p", "samport", "-p", "samport-tests"]))?;
     let mut cargo = sh::cargo();
-    cargo.args(["bench", "-p", "samport-tests", "--bench", "connections", "--"]);
+    cargo.args(["bench", "-p", "samport-tests", "--bench", "speed", "--"]);
     if args.quick {
         cargo.arg("--quick");
     }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use samport_tests::Namespace;
 use serde_json::{Value, json};
 
-use crate::contenders::measured_binary;
+use crate::traffic::contenders::measured_binary;
 
 /// What the kernel counts CPU time in for user space: USER_HZ, which is 100 everywhere.
 pub const TICKS_PER_SECOND: f64 = 100.0;
@@ -47,6 +47,12 @@ impl Machine {
             iptables: said_by(Command::new("iptables").arg("--version")),
             binary: measured_binary().display().to_string(),
         })
+    }
+
+    /// The machine in a line.
+    pub fn heading(&self) -> String {
+        let Self { kernel, cpu, cpus, commit, .. } = self;
+        format!("Linux {kernel}, {cpus} CPUs ({cpu}), commit {commit}")
     }
 
     pub fn json(&self) -> Value {

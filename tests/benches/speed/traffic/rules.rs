@@ -8,7 +8,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use samport_tests::{Lab, Namespace};
 
-use crate::FRONT_PORT;
+use super::FRONT_PORT;
 
 /// What Docker 20.10 sets up before any container runs, as `iptables-save` prints it; only the
 /// bridge has another name here. `{nat}` and `{filter}` are where a published port's rules go.

@@ -1,5 +1,6 @@
 //! The client's side: connect, ask, read to the end, close; again and again.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use samport_tests::Lab;
 
-use crate::server::{ANSWER_END, ANSWER_START};
+use super::server::{ANSWER_END, ANSWER_START};
 
 /// Connections before a measurement: ARP, lazily allocated memory, the CPU's clock.
 const WARM_UP: u32 = 400;
@@ -54,6 +55,17 @@ impl Outcome {
         if self.first_failure.is_none() {
             self.first_failure.clone_from(&other.first_failure);
         }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rate, answered) = (self.rate(), self.answered());
+        write!(f, "{rate:>7.0}/s ({answered} in {:.2} s)", self.time.as_secs_f64())?;
+        if let Some(why) = &self.first_failure {
+            write!(f, ", {} failed, the first: {why}", self.failures)?;
+        }
+        Ok(())
     }
 }
 

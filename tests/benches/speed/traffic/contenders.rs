@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use samport_tests::Lab;
 use samport_tests::daemon::{Daemon, samport_binary};
+use samport_tests::speed::Report;
 
-use crate::{BACKEND_PORT, FRONT_PORT, rules};
+use super::{BACKEND_PORT, FRONT_PORT, rules};
 
 /// A way from the client to the backends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -97,6 +98,26 @@ fn start_samport(lab: &Lab, containers: &[SocketAddr], forward: &str) -> Daemon 
     let mut args = vec!["-i", "eth0", "-p", &ports, "--forward", forward];
     args.extend(backends.iter().map(String::as_str));
     Daemon::start(lab, &args)
+}
+
+/// samport, and those it is measured beside: what the user says, or else the usual ones. Whoever lacks a program is
+/// named in the report.
+pub fn chosen(wanted: &[Contender], usual: &[Contender], report: &mut Report) -> Vec<Contender> {
+    let others = if wanted.is_empty() { usual } else { wanted };
+    let mut chosen = vec![Contender::Samport];
+    for contender in others {
+        if !chosen.contains(contender) {
+            chosen.push(*contender);
+        }
+    }
+    chosen.retain(|contender| match contender.missing() {
+        Some(what) => {
+            report.skip(format!("{}: there is no {what}", contender.name()));
+            false
+        }
+        None => true,
+    });
+    chosen
 }
 
 /// The binary that is measured.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use rustix::net::{Shutdown, shutdown};
 use samport_tests::Namespace;
 
-use crate::BACKEND_PORT;
+use super::BACKEND_PORT;
 
 /// What comes before the backend's number. `Connection: close` makes a length unnecessary.
 pub const ANSWER_START: &[u8] = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nHello from ";

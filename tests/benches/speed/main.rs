@@ -1,0 +1,117 @@
+//! How fast samport is, beside what else people use, beside an empty program, and beside itself with
+//! more of everything.
+//!
+//! Started by `cargo xtask bench`; the method and its reasons are in `docs/benchmarks/README.md`.
+
+mod machine;
+mod traffic;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use samport_tests::require_root;
+use samport_tests::speed::Report;
+
+use machine::Machine;
+use traffic::contenders::Contender;
+
+/// How fast samport is, in namespaces of its own
+#[derive(clap::Parser)]
+#[command(name = "speed")]
+pub struct Args {
+    /// Less of everything, in less than 3 minutes
+    #[arg(long)]
+    pub quick: bool,
+    /// Rounds; in each, every contender is measured once [default: 7, or 5 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: Option<u32>,
+    /// Length of a measurement [default: 2, or 1 with --quick]
+    #[arg(long, value_parser = seconds)]
+    pub seconds: Option<f64>,
+    /// Which parts are measured [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum)]
+    pub only: Vec<Part>,
+    /// Whom samport is measured beside [default: all, or with --quick those that have a bar]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum)]
+    pub against: Vec<Contender>,
+    /// Backends that contenders balance over
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub backends: u8,
+    /// Connections open at a time: enough to keep all CPUs busy, or waiting is measured
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(1..))]
+    pub at_once: u8,
+    /// Keeps the raw figures
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draws the figures that have bars
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// `cargo bench` gives it to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Part {
+    /// New connections a second
+    Connections,
+}
+
+impl Part {
+    /// In the order they are measured.
+    const ALL: [Self; 1] = [Self::Connections];
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    require_root();
+    let machine = Machine::look()?;
+    let mut report = Report::new(machine.heading(), machine.json());
+    for part in args.parts() {
+        match part {
+            Part::Connections => traffic::connections::measure(&args, &mut report)?,
+        }
+    }
+    println!("\n{}", report.table());
+    if let Some(file) = &args.json {
+        write(file, &format!("{:#}\n", report.json()))?;
+    }
+    if let Some(file) = &args.svg {
+        write(file, &report.svg())?;
+    }
+    Ok(())
+}
+
+impl Args {
+    fn parts(&self) -> Vec<Part> {
+        let wanted = |part: &Part| self.only.is_empty() || self.only.contains(part);
+        Part::ALL.into_iter().filter(wanted).collect()
+    }
+
+    /// How often everything is measured.
+    fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.quick { 5 } else { 7 })
+    }
+
+    /// How long a measurement takes.
+    fn seconds(&self) -> f64 {
+        self.seconds.unwrap_or(if self.quick { 1.0 } else { 2.0 })
+    }
+}
+
+/// Cargo runs benchmarks in the package's folder; PWD still names the one cargo was started in.
+fn write(file: &Path, text: &str) -> Result<()> {
+    let file = env::var_os("PWD").map(PathBuf::from).unwrap_or_default().join(file);
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=60.0).contains(&seconds) => Ok(seconds),
+        _ => Err("a number from 0.1 to 60".to_owned()),
+    }
+}
