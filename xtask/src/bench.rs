@@ -1,34 +1,114 @@
 //! `cargo xtask bench`.
 
 use std::ffi::OsString;
+use std::path::{self, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Level};
 use crate::{build, sh};
 
-/// Measure connections a second and latency, beside what else people use
+/// Measure how fast samport is, beside what else people use, and say which bars it meets
 #[derive(clap::Args)]
 pub struct Args {
-    /// 5 rounds instead of 9
+    /// Less of everything, in less than 3 minutes
     #[arg(long)]
     quick: bool,
-    /// Given to the benchmark: --against LIST, --rounds N, --json FILE; `bench -- --help` lists all
-    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Whom samport is measured beside: direct, docker-p and so on
+    #[arg(long, value_name = "LIST")]
+    against: Option<OsString>,
+    /// Rounds; in each, everybody is measured once
+    #[arg(long, value_name = "N")]
+    rounds: Option<OsString>,
+    /// Which parts are measured: connections, requests and so on
+    #[arg(long, value_name = "LIST")]
+    only: Option<OsString>,
+    /// Keeps the raw figures
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draws the figures that have bars
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Given to the benchmark as they are: `bench -- --help` lists all
+    #[arg(value_name = "ARGS", last = true)]
     args: Vec<OsString>,
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
-    setup::ensure(Level::Bench)?;
+    setup::ensure(Level::Run)?;
+    if let Err(error) = setup::ensure(Level::Bench) {
+        eprintln!("setup: {error:#}; whoever cannot be measured without is named as skipped");
+    }
     sh::run(sh::cargo().args(["build", "--release", "-p", "samport", "-p", "samport-tests"]))?;
     let mut cargo = sh::cargo();
     cargo.args(["bench", "-p", "samport-tests", "--bench", "speed", "--"]);
-    if args.quick {
-        cargo.arg("--quick");
-    }
-    cargo.args(&args.args).env("SAMPORT_BIN", build::binary(true)?);
+    cargo.args(args.given()?).env("SAMPORT_BIN", build::binary(true)?);
     sh::run_tests_as_root(&mut cargo)?;
     sh::run(&mut cargo)?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    /// The benchmark's command line.
+    fn given(&self) -> Result<Vec<OsString>> {
+        let mut given: Vec<OsString> = Vec::new();
+        if self.quick {
+            given.push("--quick".into());
+        }
+        let lists =
+            [("--against", &self.against), ("--rounds", &self.rounds), ("--only", &self.only)];
+        for (flag, value) in lists {
+            given.extend(value.iter().flat_map(|value| [flag.into(), value.clone()]));
+        }
+        for (flag, file) in [("--json", &self.json), ("--svg", &self.svg)] {
+            let Some(file) = file else { continue };
+            // Cargo runs benchmarks in the package's folder.
+            let absolute = path::absolute(file)
+                .with_context(|| format!("find the folder of {}", file.display()))?;
+            given.extend([flag.into(), absolute.into()]);
+        }
+        given.extend(self.args.iter().cloned());
+        Ok(given)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn given(words: &[&str]) -> Vec<String> {
+        let cli = Cli::parse_from([&["bench"], words].concat());
+        let given = cli.args.given().unwrap();
+        given.into_iter().map(|word| word.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn flags_are_handed_on_without_two_dashes_before_them() {
+        assert_eq!(
+            given(&["--only", "bulk,local", "--quick", "--against=direct", "--rounds", "3"]),
+            ["--quick", "--against", "direct", "--rounds", "3", "--only", "bulk,local"]
+        );
+    }
+
+    #[test]
+    fn files_are_where_the_user_is() {
+        let here = std::env::current_dir().unwrap();
+        let file = here.join("f.json").into_os_string().into_string().unwrap();
+        assert_eq!(given(&["--json", "f.json"]), ["--json", &file]);
+        assert_eq!(given(&["--svg", "/tmp/f.svg"]), ["--svg", "/tmp/f.svg"]);
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_handed_on_as_it_is() {
+        assert_eq!(given(&["--", "--help"]), ["--help"]);
+    }
 }

@@ -1,5 +1,7 @@
 //! The machine: what it is, how busy others keep it, and its limits.
 
+use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +31,10 @@ pub struct Machine {
     pub cpus: usize,
     pub commit: String,
     pub date: String,
-    pub iptables: String,
+    /// Of the programs samport is measured beside.
+    pub versions: Vec<(&'static str, String)>,
+    /// What follows `cargo xtask bench --`.
+    pub command: String,
     pub binary: String,
 }
 
@@ -44,7 +49,12 @@ impl Machine {
             cpus: thread::available_parallelism().context("count the CPUs")?.get(),
             commit: said_by(Command::new("git").args(commit)),
             date: said_by(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])),
-            iptables: said_by(Command::new("iptables").arg("--version")),
+            versions: versions(),
+            command: env::args()
+                .skip(1)
+                .filter(|word| word != "--bench")
+                .collect::<Vec<_>>()
+                .join(" "),
             binary: measured_binary().display().to_string(),
         })
     }
@@ -58,7 +68,8 @@ impl Machine {
     pub fn json(&self) -> Value {
         json!({
             "kernel": self.kernel, "cpu": self.cpu, "cpus": self.cpus, "commit": self.commit,
-            "date": self.date, "iptables": self.iptables, "binary": self.binary,
+            "date": self.date, "binary": self.binary, "command": format!("cargo xtask bench -- {}", self.command),
+            "versions": self.versions.iter().cloned().collect::<BTreeMap<_, _>>(),
         })
     }
 }
@@ -113,16 +124,22 @@ fn cpu_ticks() -> Result<(f64, f64)> {
     Ok((all - idle, all))
 }
 
-/// CPU time in ticks of 1/100 s that this process has used, and the kernel's threads that take over
-/// what it leaves undone of the packets. Work on packets is otherwise counted to the thread it
-/// interrupts; nearly always that is the one that has sent them.
-pub fn cpu_ticks_of_ours() -> Result<u64> {
-    let processes = fs::read_dir("/proc").context("list /proc")?.flatten();
-    let is_softirq = |path: &Path| {
-        fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("ksoftirqd/"))
+/// CPU time in ticks of 1/100 s that this process has used, those that are given with their children, and the
+/// kernel's threads that take over what these leave undone of the packets. Work on packets is otherwise counted to
+/// the thread it interrupts; nearly always that is the one that has sent them.
+pub fn cpu_ticks_of(pids: &[u32]) -> Result<u64> {
+    let is_counted = |path: &Path| {
+        // Gone in between: it was none of those.
+        let text = fs::read_to_string(path.join("stat")).unwrap_or_default();
+        let Some((start, fields)) = text.rsplit_once(") ") else { return false };
+        let parent = fields.split(' ').nth(1).and_then(|pid| pid.parse().ok());
+        let pid = start.split(' ').next().and_then(|pid| pid.parse().ok());
+        start.contains("(ksoftirqd/")
+            || [pid, parent].into_iter().flatten().any(|pid: u32| pids.contains(&pid))
     };
-    let softirqs = processes.map(|entry| entry.path()).filter(|path| is_softirq(path));
-    softirqs.chain([PathBuf::from("/proc/self")]).map(|path| used_ticks(&path)).sum()
+    let processes = fs::read_dir("/proc").context("list /proc")?.flatten();
+    let counted = processes.map(|entry| entry.path()).filter(|path| is_counted(path));
+    counted.chain([PathBuf::from("/proc/self")]).map(|path| used_ticks(&path)).sum()
 }
 
 fn used_ticks(process: &Path) -> Result<u64> {
@@ -170,11 +187,19 @@ fn read(path: impl AsRef<Path>) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
+fn versions() -> Vec<(&'static str, String)> {
+    let programs = [("iptables", "-V"), ("nft", "-v"), ("haproxy", "-v"), ("nginx", "-v")];
+    programs.map(|(program, flag)| (program, said_by(Command::new(program).arg(flag)))).into()
+}
+
 /// A command's answer in one line, for information.
 fn said_by(command: &mut Command) -> String {
     match command.output() {
         Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+            // nginx says its version on standard error.
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            said.lines().next().unwrap_or_default().trim().to_owned()
         }
         _ => "unknown".to_owned(),
     }

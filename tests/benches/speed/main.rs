@@ -59,11 +59,17 @@ pub struct Args {
 pub enum Part {
     /// New connections a second
     Connections,
+    /// Requests a second over connections that stay open, and how long they take
+    Requests,
+    /// Bytes a second
+    Bulk,
+    /// New connections from the machine itself
+    Local,
 }
 
 impl Part {
     /// In the order they are measured.
-    const ALL: [Self; 1] = [Self::Connections];
+    const ALL: [Self; 4] = [Self::Connections, Self::Requests, Self::Bulk, Self::Local];
 }
 
 fn main() -> Result<()> {
@@ -74,6 +80,9 @@ fn main() -> Result<()> {
     for part in args.parts() {
         match part {
             Part::Connections => traffic::connections::measure(&args, &mut report)?,
+            Part::Requests => traffic::requests::measure(&args, &mut report)?,
+            Part::Bulk => traffic::bulk::measure(&args, &mut report)?,
+            Part::Local => traffic::local::measure(&args, &mut report)?,
         }
     }
     println!("\n{}", report.table());

@@ -102,3 +102,58 @@ impl fmt::Display for Verdict {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn figure(id: &str, better: Better, series: &[(&str, &[f64])]) -> Figure {
+        let mut figure = Figure::new(id, "", "", better);
+        for (name, samples) in series {
+            figure.series(name).samples = samples.to_vec();
+        }
+        figure
+    }
+
+    fn said(bar: &Bar, better: Better, series: &[(&str, &[f64])]) -> String {
+        bar.judge(&[figure(bar.figure, better, series)]).unwrap().to_string()
+    }
+
+    #[test]
+    fn a_bar_is_met_or_missed_by_the_median_and_surely_if_all_rounds_agree() {
+        let bar = ratio("connections", "direct", 1.2);
+        let direct: (&str, &[f64]) = ("direct", &[10.0, 10.0, 10.0]);
+        let with = |samples| said(&bar, Better::More, &[("samport", samples), direct]);
+        assert_eq!(with(&[12.0, 13.0, 14.0]), "met");
+        assert_eq!(with(&[11.0, 13.0, 14.0]), "met, within the spread");
+        assert_eq!(with(&[11.0, 11.5, 14.0]), "missed, within the spread");
+        assert_eq!(with(&[11.0, 11.5, 11.9]), "missed");
+    }
+
+    #[test]
+    fn of_some_figures_less_is_better() {
+        let bar = value("kernel.new", "full", 600.0);
+        assert_eq!(said(&bar, Better::Less, &[("full", &[500.0, 550.0])]), "met");
+        assert_eq!(
+            said(&bar, Better::Less, &[("full", &[500.0, 550.0, 650.0])]),
+            "met, within the spread"
+        );
+        assert_eq!(said(&bar, Better::Less, &[("full", &[610.0, 650.0])]), "missed");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_judged() {
+        let bar = ratio("connections", "direct", 1.2);
+        assert_eq!(bar.judge(&[]), None);
+        let alone = figure("connections", Better::More, &[("samport", &[1.0])]);
+        assert_eq!(bar.judge(&[alone]), None);
+    }
+
+    #[test]
+    fn no_bar_is_there_twice() {
+        let names: BTreeSet<String> = BARS.iter().map(|bar| format!("{bar} {}", bar.of)).collect();
+        assert_eq!(names.len(), BARS.len());
+    }
+}

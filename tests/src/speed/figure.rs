@@ -152,3 +152,46 @@ impl fmt::Display for Spread {
         write!(f, "{:.digits$} ({:.digits$} – {:.digits$})", self.median, self.min, self.max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: &[f64]) -> Option<Spread> {
+        Spread::of(values.iter().copied())
+    }
+
+    #[test]
+    fn a_spread_is_the_median_and_the_extremes_in_any_order() {
+        assert_eq!(of(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(of(&[4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn a_spread_is_shown_with_as_many_digits_as_asked_for() {
+        let spread = of(&[1.25, 1.0, 2.5]).unwrap();
+        assert_eq!(spread.to_string(), "1.25 (1.00 – 2.50)");
+        assert_eq!(format!("{spread:.0}"), "1 (1 – 2)");
+    }
+
+    #[test]
+    fn a_ratio_is_taken_round_by_round() {
+        let mut figure = Figure::new("connections", "", "1/s", Better::More);
+        // The machine was slow in the second round, for both.
+        figure.series("samport").samples = vec![30.0, 15.0, 33.0];
+        figure.series("direct").samples = vec![20.0, 10.0, 20.0];
+        let ratio = figure.ratio("samport", "direct").unwrap();
+        assert_eq!(ratio, Spread { median: 1.5, min: 1.5, max: 1.65 });
+        assert_eq!(figure.ratio("samport", "nobody"), None);
+    }
+
+    #[test]
+    fn a_series_is_made_once() {
+        let mut figure = Figure::new("connections", "", "1/s", Better::More);
+        figure.series("samport").samples.push(1.0);
+        figure.series("samport").samples.push(2.0);
+        assert_eq!(figure.series.len(), 1);
+        assert_eq!(figure.find("samport").unwrap().samples, [1.0, 2.0]);
+    }
+}

@@ -18,7 +18,7 @@ struct Tool {
     level: Level,
 }
 
-const TOOLS: [Tool; 18] = [
+const TOOLS: [Tool; 22] = [
     tool("ip", "iproute2", "the lab of network namespaces"),
     tool("tc", "iproute2", "the lab of network namespaces"),
     tool("ethtool", "ethtool", "the lab of network namespaces"),
@@ -43,10 +43,23 @@ const TOOLS: [Tool; 18] = [
         "python3-prometheus-client",
         "the tests of metrics",
     ),
+    contender("nft", "nftables"),
+    contender("haproxy", "haproxy"),
+    contender("nginx", "nginx-light"),
+    contender("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
 ];
 
 const fn tool(program: &'static str, package: &'static str, purpose: &'static str) -> Tool {
     Tool { program, package, purpose, level: Level::Test }
+}
+
+const fn contender(program: &'static str, package: &'static str) -> Tool {
+    Tool {
+        program,
+        package,
+        purpose: "the benchmark: samport is measured beside it",
+        level: Level::Bench,
+    }
 }
 
 impl Tool {

@@ -2,13 +2,15 @@
 
 use std::env;
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use samport::lab::{Backend, output_of};
 use samport_tests::Lab;
 use samport_tests::daemon::{Daemon, samport_binary};
 use samport_tests::speed::Report;
 
+use super::proxies::{self, Proxy};
 use super::{BACKEND_PORT, FRONT_PORT, rules};
 
 /// A way from the client to the backends.
@@ -20,99 +22,139 @@ pub enum Contender {
     SamportNeigh,
     /// The same, told to go through the host's stack
     SamportStack,
+    /// The same, with one more program at generic XDP
+    SamportXdp,
     /// No balancer: routed to one container, over the bridge
     Direct,
     /// One container, published by Docker
     DockerP,
     /// The article's DNAT rules with the statistic match, over all backends
     Iptables,
+    /// A DNAT rule with a map and random numbers, over all backends
+    Nftables,
+    /// HAProxy in TCP mode on the host, over all backends
+    Haproxy,
+    /// nginx with its stream module on the host, over all backends
+    Nginx,
+    /// As many servers as backends in one container that Docker publishes, all on one port
+    Reuseport,
 }
+
+use Contender::{
+    Direct, DockerP, Haproxy, Iptables, Nftables, Nginx, Reuseport, Samport, SamportNeigh,
+    SamportStack, SamportXdp,
+};
 
 /// A contender at work. It ends when dropped.
 pub struct Running {
     /// Where the client connects to.
     pub target: SocketAddrV4,
     _daemon: Option<Daemon>,
+    proxy: Option<Proxy>,
+}
+
+impl Running {
+    /// Its processes that packets pass through: what they use is part of what a connection costs.
+    pub fn pids(&self) -> Vec<u32> {
+        self.proxy.as_ref().map(Proxy::pid).into_iter().collect()
+    }
 }
 
 impl Contender {
-    /// Whom samport is measured beside unless the user says otherwise.
-    pub const USUAL: [Self; 3] = [Self::Direct, Self::DockerP, Self::Iptables];
-
-    /// What `--against` and the table call it.
+    /// What `--against` and the tables call it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Samport => "samport",
-            Self::SamportNeigh => "samport-neigh",
-            Self::SamportStack => "samport-stack",
-            Self::Direct => "direct",
-            Self::DockerP => "docker-p",
-            Self::Iptables => "iptables",
+            Samport => "samport",
+            SamportNeigh => "samport-neigh",
+            SamportStack => "samport-stack",
+            SamportXdp => "samport-xdp",
+            Direct => "direct",
+            DockerP => "docker-p",
+            Iptables => "iptables",
+            Nftables => "nftables",
+            Haproxy => "haproxy",
+            Nginx => "nginx",
+            Reuseport => "reuseport",
         }
     }
 
     /// Whether it is to give every backend its share. The others have one backend.
     pub fn balances(self) -> bool {
-        match self {
-            Self::Samport | Self::SamportNeigh | Self::SamportStack | Self::Iptables => true,
-            Self::Direct | Self::DockerP => false,
-        }
+        !matches!(self, Direct | DockerP)
     }
 
-    /// The program it needs, if that is not there.
-    pub fn missing(self) -> Option<&'static str> {
-        // samport too: it is measured on a host that has Docker's rules.
-        let needs_iptables = !matches!(self, Self::Direct | Self::SamportStack);
-        (needs_iptables && !is_in_path("iptables-restore")).then_some("iptables-restore")
+    /// What it needs, if that is not there.
+    fn missing(self) -> Option<String> {
+        let needed: &[&str] = match self {
+            Direct | SamportStack => &[],
+            Haproxy => &["iptables-restore", "haproxy"],
+            Nginx => &["iptables-restore", "nginx", proxies::STREAM_MODULE],
+            Nftables => &["iptables-restore", "nft"],
+            SamportXdp => &["iptables-restore", "ethtool"],
+            // samport too: it is measured on a host that has Docker's rules.
+            Samport | SamportNeigh | DockerP | Iptables | Reuseport => &["iptables-restore"],
+        };
+        let missing = needed.iter().find(|needed| !is_there(needed))?;
+        Some(format!("there is no {missing}"))
+    }
+
+    /// The namespaces of the servers, in which each is numbered by its place.
+    pub fn places(self, lab: &Lab) -> Vec<&samport_tests::Namespace> {
+        let places = lab.backends().iter().map(Backend::namespace);
+        match self {
+            Reuseport => {
+                places.clone().next().into_iter().cycle().take(lab.backends().len()).collect()
+            }
+            _ => places.collect(),
+        }
     }
 
     /// Sets it up in a lab's host.
     pub fn set_up(self, lab: &Lab) -> Result<Running> {
         let containers: Vec<SocketAddr> =
             lab.backends().iter().map(|backend| backend.v4(BACKEND_PORT)).collect();
-        let mut daemon = None;
+        let (mut daemon, mut proxy) = (None, None);
         let mut target = lab.front(FRONT_PORT);
+        // Docker's rules would drop what goes through the stack: there, the firewall has its say.
+        if !matches!(self, Direct | SamportStack | DockerP | Reuseport) {
+            rules::docker_without_ports(lab)?;
+        }
         match self {
-            Self::Direct => target = containers[0],
-            Self::DockerP => rules::docker_with_published(lab, containers[0])?,
-            Self::Iptables => rules::statistic(lab, &containers)?,
-            Self::Samport => {
-                rules::docker_without_ports(lab)?;
-                daemon = Some(start_samport(lab, &containers, "auto"));
+            Direct => target = containers[0],
+            DockerP | Reuseport => rules::docker_with_published(lab, containers[0])?,
+            Iptables => rules::statistic(lab, &containers)?,
+            Nftables => rules::numgen(lab, &containers)?,
+            Haproxy => proxy = Some(proxies::haproxy(lab, &containers)?),
+            Nginx => proxy = Some(proxies::nginx(lab, &containers)?),
+            Samport => daemon = Some(start_samport(lab, &containers, &[])),
+            SamportNeigh => {
+                daemon = Some(start_samport(lab, &containers, &["--forward", "neigh"]));
             }
-            Self::SamportNeigh => {
-                rules::docker_without_ports(lab)?;
-                daemon = Some(start_samport(lab, &containers, "neigh"));
+            SamportStack => {
+                daemon = Some(start_samport(lab, &containers, &["--forward", "stack"]));
             }
-            // Docker's rules would drop it: through the stack, the firewall has its say.
-            Self::SamportStack => daemon = Some(start_samport(lab, &containers, "stack")),
+            SamportXdp => {
+                // XDP cannot complete a checksum that the sender has left to its network card.
+                let mut ethtool = lab.client().command("ethtool");
+                output_of(ethtool.args(["-K", "eth0", "tx", "off"]))?;
+                let options = ["--hook", "xdp", "--xdp-mode", "generic"];
+                daemon = Some(start_samport(lab, &containers, &options));
+            }
         }
         let SocketAddr::V4(target) = target else { bail!("{target} is not IPv4") };
-        Ok(Running { target, _daemon: daemon })
+        Ok(Running { target, _daemon: daemon, proxy })
     }
 }
 
-fn start_samport(lab: &Lab, containers: &[SocketAddr], forward: &str) -> Daemon {
-    let ports = format!("{FRONT_PORT}:{BACKEND_PORT}");
-    let backends: Vec<String> = containers.iter().map(|one| format!("--backend={one}")).collect();
-    let mut args = vec!["-i", "eth0", "-p", &ports, "--forward", forward];
-    args.extend(backends.iter().map(String::as_str));
-    Daemon::start(lab, &args)
-}
-
-/// samport, and those it is measured beside: what the user says, or else the usual ones. Whoever lacks a program is
+/// samport, and those of `usual` that it is measured beside unless the user says otherwise. Who lacks a program is
 /// named in the report.
 pub fn chosen(wanted: &[Contender], usual: &[Contender], report: &mut Report) -> Vec<Contender> {
-    let others = if wanted.is_empty() { usual } else { wanted };
-    let mut chosen = vec![Contender::Samport];
-    for contender in others {
-        if !chosen.contains(contender) {
-            chosen.push(*contender);
-        }
-    }
+    let others = usual.iter().filter(|one| wanted.is_empty() || wanted.contains(one));
+    let mut chosen = vec![Samport];
+    chosen.extend(others.filter(|one| **one != Samport));
     chosen.retain(|contender| match contender.missing() {
-        Some(what) => {
-            report.skip(format!("{}: there is no {what}", contender.name()));
+        Some(why) => {
+            report.skip(format!("{}: {why}", contender.name()));
             false
         }
         None => true,
@@ -120,12 +162,23 @@ pub fn chosen(wanted: &[Contender], usual: &[Contender], report: &mut Report) ->
     chosen
 }
 
+fn start_samport(lab: &Lab, containers: &[SocketAddr], options: &[&str]) -> Daemon {
+    let ports = format!("{FRONT_PORT}:{BACKEND_PORT}");
+    let backends: Vec<String> = containers.iter().map(|one| format!("--backend={one}")).collect();
+    let mut args = vec!["-i", "eth0", "-p", &ports];
+    args.extend(options);
+    args.extend(backends.iter().map(String::as_str));
+    Daemon::start(lab, &args)
+}
+
 /// The binary that is measured.
 pub fn measured_binary() -> PathBuf {
     samport_binary()
 }
 
-fn is_in_path(program: &str) -> bool {
+/// Whether a program is in PATH, or a file where it is said to be.
+fn is_there(needed: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(program).exists())
+    Path::new(needed).is_absolute() && Path::new(needed).exists()
+        || env::split_paths(&path).any(|folder| folder.join(needed).exists())
 }

@@ -1,11 +1,18 @@
 //! Real traffic: samport beside what else people use.
 
+pub mod bulk;
 mod client;
 pub mod connections;
 pub mod contenders;
+pub mod local;
+mod outcome;
+mod proxies;
+pub mod requests;
 mod rules;
 mod sample;
 mod server;
+mod site;
+mod streams;
 
 /// Where the servers listen in their namespaces.
 const BACKEND_PORT: u16 = 9090;

@@ -1,4 +1,4 @@
-//! iptables rules, as Docker and the article write them.
+//! Rules of iptables, as Docker and the article write them, and of nftables.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -67,7 +67,6 @@ pub fn docker_with_published(lab: &Lab, container: SocketAddr) -> Result<()> {
 /// comes first: 1/N of the connections are its own, 1/(N-1) of the rest the next one's, and the
 /// first container takes what is left.
 pub fn statistic(lab: &Lab, containers: &[SocketAddr]) -> Result<()> {
-    docker_without_ports(lab)?;
     let mut script = "*filter\n-I FORWARD 1 -j ACCEPT\nCOMMIT\n*nat\n".to_owned();
     for chain in ["OUTPUT", "PREROUTING"] {
         for (share, container) in (1_u32..).zip(containers) {
@@ -83,21 +82,43 @@ pub fn statistic(lab: &Lab, containers: &[SocketAddr]) -> Result<()> {
     restore(lab.host(), &script)
 }
 
+/// The same with one rule of nftables, a map that a random number is looked up in, before Docker's,
+/// whose priority is -100.
+pub fn numgen(lab: &Lab, containers: &[SocketAddr]) -> Result<()> {
+    restore(lab.host(), "*filter\n-I FORWARD 1 -j ACCEPT\nCOMMIT\n")?;
+    let map: Vec<String> = (0..)
+        .zip(containers)
+        .map(|(number, container)| format!("{number} : {} . {}", container.ip(), container.port()))
+        .collect();
+    let rule = format!(
+        "tcp dport {FRONT_PORT} dnat ip addr . port to numgen random mod {} map {{ {} }}",
+        containers.len(),
+        map.join(", ")
+    );
+    let script = format!(
+        "table ip web {{\n\
+         chain prerouting {{\ntype nat hook prerouting priority -101;\n{rule}\n}}\n\
+         chain output {{\ntype nat hook output priority -101;\n{rule}\n}}\n\
+         }}\n"
+    );
+    feed(lab.host(), "nft", &["-f", "-"], &script)
+}
+
 /// Gives rules to `iptables-restore`, which adds them to those there are.
 fn restore(namespace: &Namespace, rules: &str) -> Result<()> {
-    let mut child = namespace
-        .command("iptables-restore")
-        .args(["--wait", "--noflush"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("start iptables-restore")?;
-    let mut stdin = child.stdin.take().context("iptables-restore has no stdin")?;
+    feed(namespace, "iptables-restore", &["--wait", "--noflush"], rules)
+}
+
+fn feed(namespace: &Namespace, program: &str, args: &[&str], text: &str) -> Result<()> {
+    let mut command = namespace.command(program);
+    command.args(args).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("start {program}"))?;
+    let mut stdin = child.stdin.take().with_context(|| format!("{program} has no stdin"))?;
     // A broken pipe means that it has given up: its own words, below, say why.
-    let _ = stdin.write_all(rules.as_bytes());
+    let _ = stdin.write_all(text.as_bytes());
     drop(stdin);
-    let output = child.wait_with_output().context("wait for iptables-restore")?;
+    let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "iptables-restore: {}\n{rules}", said.trim());
+    ensure!(output.status.success(), "{program}: {}\n{text}", said.trim());
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use anyhow::{Context as _, Result};
 use samport_tests::speed::{Figure, Report, Spread};
 
-use super::client::Outcome;
 use super::contenders::Contender;
+use super::outcome::Outcome;
 use crate::machine::TICKS_PER_SECOND;
 
 /// A backend may have this much more or less than its share, as a part of it. Chance alone stays
@@ -52,23 +52,35 @@ pub type Value<'a> = &'a dyn Fn(&Sample) -> f64;
 pub struct Samples(Vec<(Contender, Vec<Sample>)>);
 
 impl Samples {
-    /// Measures every contender once in each round.
+    /// Measures every contender once in each round. Who fails is named in the report and no longer measured; without
+    /// samport itself there is nothing to compare.
     pub fn take(
         what: &str,
         contenders: &[Contender],
         rounds: u32,
+        report: &mut Report,
         mut measure: impl FnMut(Contender) -> Result<Sample>,
     ) -> Result<Self> {
         let mut all: Vec<_> = contenders.iter().map(|contender| (*contender, vec![])).collect();
         for round in 0..rounds {
             // The first of a round may find the machine in another state than the last: take turns.
-            let first = round as usize % contenders.len().max(1);
-            for index in (first..contenders.len()).chain(0..first) {
-                let (contender, samples) = &mut all[index];
+            let first = round as usize % all.len().max(1);
+            let turns: Vec<Contender> =
+                all[first..].iter().chain(&all[..first]).map(|(contender, _)| *contender).collect();
+            for contender in turns {
                 let name = contender.name();
-                let sample = measure(*contender).with_context(|| format!("measure {name}"))?;
-                eprintln!("{what}, round {} of {rounds}: {name:<14} {sample}", round + 1);
-                samples.push(sample);
+                match measure(contender) {
+                    Ok(sample) => {
+                        eprintln!("{what}, round {} of {rounds}: {name:<14} {sample}", round + 1);
+                        let place = all.iter_mut().find(|(known, _)| *known == contender);
+                        place.context("a contender was lost")?.1.push(sample);
+                    }
+                    Err(error) if contender != Contender::Samport => {
+                        report.skip(format!("{name}, {what}: {error:#}"));
+                        all.retain(|(known, _)| *known != contender);
+                    }
+                    Err(error) => return Err(error).with_context(|| format!("measure {name}")),
+                }
             }
         }
         Ok(Self(all))

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 
-use super::Report;
+use super::{Report, digits};
 use crate::speed::{Bar, Better, Figure, Series, Spread, Verdict};
 
 impl Report {
@@ -143,11 +143,48 @@ struct Plain(f64);
 
 impl fmt::Display for Plain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = match self.0.abs() {
-            100.0.. => 0,
-            10.0..100.0 => 1,
-            _ => 2,
-        };
-        write!(f, "{:.digits$}", self.0)
+        write!(f, "{:.*}", digits(self.0), self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::speed::report::tests::report;
+    use crate::speed::{Better, Figure};
+
+    #[test]
+    fn a_figure_is_a_table_with_medians_ratios_what_is_beside_and_doubts() {
+        let table = report().table();
+        let rows = [
+            "connections: new ones, median of 3 rounds (min – max)",
+            "           1/s                 samport ×                 CPU µs",
+            "samport   3000  (2800 – 3100)                              50.0",
+            "docker-p  2000  (2000 – 2000)       1.50  (1.40 – 1.55)          ! 3 timeouts",
+        ];
+        let found = rows.map(|row| table.contains(&format!("{row}\n")));
+        assert_eq!(found, [true; 4], "{table}");
+    }
+
+    #[test]
+    fn bars_follow_with_their_verdicts_and_those_without_figures_are_named() {
+        let table = report().table();
+        let (_, bars) = table.split_once("\nBars\n").unwrap();
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<String> = bars.lines().map(words).collect();
+        assert_eq!(lines[1], "connections samport docker-p ≥ 1.30 × 1.50 (1.40 – 1.55) met");
+        assert_eq!(lines[2], "kernel.foreign forward ≤ 10 ns 12.0 (11.0 – 13.0) missed");
+        assert!(lines[3].starts_with("not measured: connections against iptables, "), "{table}");
+        assert!(lines[3].contains("kernel.backends of 1000 against 1"), "{table}");
+        assert_eq!(lines[4], "skipped nginx: there is no nginx");
+        assert_eq!(lines[5], "noisy: very");
+    }
+
+    #[test]
+    fn a_figure_of_one_series_has_no_ratios() {
+        let mut figure = Figure::new("control.kill", "kill", "ms", Better::Less);
+        figure.series("samport").samples = vec![3.0];
+        let table = super::of_figure(&figure);
+        assert!(!table.contains('×'), "{table}");
+        assert!(super::title(&figure).ends_with("median of 1 round (min – max)"));
     }
 }
