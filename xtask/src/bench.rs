@@ -32,7 +32,7 @@ pub struct Args {
     svg: Option<PathBuf>,
     /// Given to the benchmark as they are: `bench -- --help` lists all
     #[arg(value_name = "ARGS", last = true)]
-    args: Vec<OsString>,
+    more: Vec<OsString>,
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
@@ -68,7 +68,7 @@ impl Args {
                 .with_context(|| format!("find the folder of {}", file.display()))?;
             given.extend([flag.into(), absolute.into()]);
         }
-        given.extend(self.args.iter().cloned());
+        given.extend(self.more.iter().cloned());
         Ok(given)
     }
 }

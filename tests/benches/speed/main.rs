@@ -28,7 +28,7 @@ pub struct Args {
     /// Rounds; in each, every contender is measured once [default: 7, or 5 with --quick]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
-    /// Length of a measurement [default: 2, or 1 with --quick]
+    /// Length of a measurement [default: 2, or 0.5 with --quick]
     #[arg(long, value_parser = seconds)]
     pub seconds: Option<f64>,
     /// Which parts are measured [default: all]
@@ -108,7 +108,7 @@ impl Args {
 
     /// How long a measurement takes.
     fn seconds(&self) -> f64 {
-        self.seconds.unwrap_or(if self.quick { 1.0 } else { 2.0 })
+        self.seconds.unwrap_or(if self.quick { 0.5 } else { 2.0 })
     }
 }
 

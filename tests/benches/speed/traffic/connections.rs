@@ -30,6 +30,12 @@ const QUICK: usize = 6;
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let usual = if args.quick && args.against.is_empty() { &ALL[..QUICK] } else { &ALL };
     let contenders = contenders::chosen(&args.against, usual, report);
+    if contenders.contains(&Contender::SamportXdp) {
+        report.note(
+            "samport-xdp is generic XDP, and its client computes checksums without a network card"
+                .to_owned(),
+        );
+    }
     let _room = ConntrackRoom::make()?;
     let asking = Asking {
         from: From::Client,

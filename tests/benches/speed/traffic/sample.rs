@@ -131,7 +131,8 @@ fn doubts(contender: Contender, samples: &[Sample]) -> Vec<String> {
     }
     let shares = shares(samples);
     let fair = 1.0 / f64::from(u32::try_from(shares.len()).unwrap_or(1));
-    if contender.balances() && shares.iter().any(|share| (share / fair - 1.0).abs() > UNEVEN) {
+    let is_shared = contender.balances() && shares.len() > 1;
+    if is_shared && shares.iter().any(|share| (share / fair - 1.0).abs() > UNEVEN) {
         let shares: Vec<String> =
             shares.iter().map(|share| format!("{:.1} %", share * 100.0)).collect();
         doubts.push(format!("not balanced: {}", shares.join(", ")));
