@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{Report, digits};
 use crate::speed::{Better, Spread, Verdict};
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 900.0;
 /// Where the axis begins and ends; to its left stand names, to its right numbers.
 const LEFT: f64 = 250.0;
 const RIGHT: f64 = 590.0;
