@@ -359,8 +359,8 @@ fn settle<P: Tables>(
     }
 }
 
-/// Whether the client's port already talks to this backend's endpoint through another service: the
-/// backend would see two connections with the same four numbers, and so would we in its replies.
+/// Whether the client's port talks to this backend's endpoint through another service: the backend would
+/// see two connections with the same four numbers, and so would we in its replies.
 #[inline(always)]
 fn is_claimed<P: Tables>(
     client: Endpoint<P::Addr>,
@@ -377,12 +377,29 @@ fn is_claimed<P: Tables>(
             break;
         }
         let Some(other) = ServiceId::new(owner.service) else { continue };
-        if other != opening.id
-            && flows::find_by_backend::<P>(&mut flow, other, owner.backend, owner.generation)
-                .is_some()
+        if other == opening.id {
+            continue;
+        }
+        let (backend, generation) = (owner.backend, owner.generation);
+        let mut claim = || flows::find_by_backend::<P>(&mut flow, other, backend, generation);
+        if let Some(entry) = claim()
+            // Behind one that was over there may be another that lives.
+            && (!makes_way(entry, opening.now_tick) || claim().is_some())
         {
             return true;
         }
     }
     false
+}
+
+/// Closes a flow that is over: replies from its backend's endpoint would else be taken for its own.
+#[inline(always)]
+fn makes_way(entry: Entry, now_tick: u32) -> bool {
+    let word = entry.word();
+    let closed = word.with_state(State::Closed);
+    if !entry.is_over(word, now_tick) || entry.exchange(word, closed).is_err() {
+        return false;
+    }
+    standing::moves(word, closed);
+    true
 }

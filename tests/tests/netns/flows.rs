@@ -1,16 +1,17 @@
 //! One connection, one backend.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write as _};
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_linger;
 use samport::lab::{Backend, Namespace, output_of};
 use samport_tests::daemon::Daemon;
 use samport_tests::datagrams::{ask_to, client};
 use samport_tests::load::Connection;
-use samport_tests::served::{LISTEN, Served, TARGET};
+use samport_tests::served::{LISTEN, Served, Status, TARGET};
 use samport_tests::socket::{ask_on, connect_from};
 use samport_tests::{HOST_V4, HOST_V6, Lab, eventually, require_root};
 
@@ -189,4 +190,50 @@ fn one_client_port_reaches_two_ports_that_lead_to_the_same_backends() {
             assert_ne!(backends[0], backends[1], "port {port}");
         }
     }
+}
+
+/// Case 32, one after the other: connections that are over are in nobody's way. Whoever uses a client's port
+/// next, at whatever port of the host, is served at once.
+#[test]
+fn a_client_port_is_free_for_another_service_of_a_backend_when_its_connection_is_over() {
+    const AGAIN: u16 = 100;
+    let lab = lab(1);
+    let _servers = lab.serve(TARGET).unwrap();
+    let file = samport_tests::daemon::Backends::dual(&lab, TARGET);
+    let ports = ["-p", "80:9090", "-p", "81:9090", "-p", "82:9090"];
+    let args = [&["-i", "eth0", "--file", file.path()], &ports[..]].concat();
+    let _daemon = Daemon::start(&lab, &args);
+    let close: fn(&TcpStream) -> io::Result<()> = close;
+    // What is closed the client's kernel remembers: not twice to the same.
+    let rounds = [80, 81, 82].map(|port| (port, FIRST_PORT, close)).into_iter();
+    let rounds = rounds.chain([80, 81, 80, 82].map(|port| (port, FIRST_PORT + AGAIN, reset as _)));
+    let both =
+        |(port, first, end)| [lab.front(port), lab.front_v6(port)].map(|front| (front, first, end));
+    let rounds: Vec<_> = rounds.flat_map(both).collect();
+    for (front, first, end) in &rounds {
+        lab.client().run(|| {
+            for port in *first..first + AGAIN {
+                let asked = connect_from(port, *front).and_then(|stream| {
+                    ask_on(&stream, "/")?;
+                    end(&stream)
+                });
+                asked.unwrap_or_else(|e| panic!("port {port} to {front}: {e}"));
+            }
+        });
+    }
+    // Nor had any of them to ask twice.
+    let status = Status::all_in(lab.host()).remove(0);
+    assert_eq!(status.verdict("flow-ambiguous"), 0);
+    assert_eq!(status.sum("flows"), u64::from(AGAIN) * rounds.len() as u64);
+}
+
+/// The client says that it has finished, then the server does.
+fn close(mut stream: &TcpStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    assert_eq!(stream.read(&mut [0])?, 0, "the server finishes too");
+    Ok(())
+}
+
+fn reset(stream: &TcpStream) -> io::Result<()> {
+    Ok(set_socket_linger(stream, Some(Duration::ZERO))?)
 }
