@@ -1,5 +1,5 @@
-//! Reading whole hash maps, and writing whole tables, many entries in one system call. aya takes them one
-//! by one.
+//! Reading whole hash maps and arrays, and writing whole tables, many entries in one system call. aya takes
+//! them one by one.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -69,9 +69,14 @@ where
     }
 
     /// Calls a function for every entry. One that comes or goes meanwhile may be missed.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
-        let mut keys = vec![K::new_zeroed(); BATCH];
-        let mut values = vec![V::new_zeroed(); BATCH];
+    pub(super) fn for_each(&self, visit: impl FnMut(&K, &V)) -> io::Result<()> {
+        self.for_each_of(BATCH, visit)
+    }
+
+    /// The same, so many entries at once.
+    fn for_each_of(&self, batch: usize, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
+        let mut keys = vec![K::new_zeroed(); batch];
+        let mut values = vec![V::new_zeroed(); batch];
         let (mut from, mut to) = (0u32, 0u32);
         let mut first = true;
         loop {
@@ -142,6 +147,29 @@ where
             key: (&raw const *key) as u64,
             ..ElementAttr::default()
         }
+    }
+}
+
+/// An array with plain values that is read whole, in one system call (Linux 5.6).
+pub(super) struct Values<V> {
+    table: HashTable<u32, V>,
+    len: usize,
+}
+
+impl<V: FromBytes + IntoBytes + Immutable + Copy> Values<V> {
+    /// Opens a pinned array.
+    pub(super) fn open(pin: &std::path::Path) -> Result<Self> {
+        let table = HashTable::open(pin)?;
+        let info = table.map.info().with_context(|| format!("ask about {}", pin.display()))?;
+        Ok(Self { table, len: info.max_entries() as usize })
+    }
+
+    /// All values, each as it was when its turn came.
+    pub(super) fn read(&self) -> io::Result<Vec<V>> {
+        let mut values = Vec::with_capacity(self.len);
+        // With room for one more the kernel sees the end, and need not be asked again.
+        self.table.for_each_of(self.len + 1, |_, value| values.push(*value))?;
+        Ok(values)
     }
 }
 

@@ -8,14 +8,13 @@ use samport_common::flow::FlowWord;
 use samport_common::layout::{Backend, Condition};
 use samport_common::local::{Dialled, SocketKey};
 
-use super::batch::HashTable;
-use super::maps::MapCell;
+use super::batch::{HashTable, Values};
 use super::pins;
 
 /// The maps it takes.
 pub(super) struct Census {
-    backends: Array<MapData, MapCell<Backend>>,
-    conditions: Array<MapData, MapCell<Condition>>,
+    backends: Values<Backend>,
+    conditions: Values<Condition>,
     lost: Array<MapData, u64>,
     peers: HashTable<SocketKey, Dialled>,
 }
@@ -30,26 +29,20 @@ pub(super) struct Count {
 
 impl Census {
     pub(super) fn open(pins: &pins::Folder) -> Result<Self> {
-        let data = |name: &str| {
-            let pin = pins.map(name);
-            let data = MapData::from_pin(&pin);
-            data.map(Map::Array).with_context(|| format!("open {}", pin.display()))
-        };
+        let lost = Map::Array(pins::open(&pins.map("LOST"))?);
         Ok(Self {
-            backends: Array::try_from(data("BACKENDS")?).context("BACKENDS")?,
-            conditions: Array::try_from(data("CONDITIONS")?).context("CONDITIONS")?,
-            lost: Array::try_from(data("LOST")?).context("LOST")?,
+            backends: Values::open(&pins.map("BACKENDS"))?,
+            conditions: Values::open(&pins.map("CONDITIONS"))?,
+            lost: Array::try_from(lost).context("LOST")?,
             peers: HashTable::open(&pins.map("LOCAL_PEERS"))?,
         })
     }
 
     /// Begins to count: sockets of this machine are counted at once.
     pub(super) fn begin(&self) -> Result<Count> {
-        let mut count = Count {
-            generations: self.generations()?,
-            before: self.counted()?,
-            found: vec![0; self.backends.len() as usize],
-        };
+        let generations = self.generations()?;
+        let found = vec![0; generations.len()];
+        let mut count = Count { generations, before: self.counted()?, found };
         self.peers
             .for_each(|_, socket| count.add(socket.chosen.backend, socket.chosen.generation))
             .context("read LOCAL_PEERS")?;
@@ -75,13 +68,13 @@ impl Census {
     }
 
     fn counted(&self) -> Result<Vec<u64>> {
-        let open = |cell: std::result::Result<MapCell<Condition>, _>| Ok(cell?.0.open);
-        self.conditions.iter().map(open).collect::<Result<_>>().context("read CONDITIONS")
+        let conditions = self.conditions.read().context("read CONDITIONS")?;
+        Ok(conditions.iter().map(|condition| condition.open).collect())
     }
 
     fn generations(&self) -> Result<Vec<u32>> {
-        let of = |cell: std::result::Result<MapCell<Backend>, _>| Ok(cell?.0.generation);
-        self.backends.iter().map(of).collect::<Result<_>>().context("read BACKENDS")
+        let backends = self.backends.read().context("read BACKENDS")?;
+        Ok(backends.iter().map(|backend| backend.generation).collect())
     }
 }
 
