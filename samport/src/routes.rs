@@ -1,7 +1,7 @@
 //! How packets get to each backend: found out once, kept until a device on the way disappears or the
 //! kernel's route leads to another one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -39,7 +39,7 @@ struct Found {
 impl Routes {
     /// Forgets whatever is not among `candidates`.
     pub fn keep_only(&mut self, candidates: &[Candidate]) {
-        let wanted: Vec<_> = candidates.iter().map(target).collect();
+        let wanted: BTreeSet<_> = candidates.iter().map(target).collect();
         self.0.retain(|target, _| wanted.contains(target));
     }
 

@@ -1,6 +1,8 @@
 //! Candidates that are offered no longer, because somebody has changed what is wanted: they keep their
 //! connections for the time to drain.
 
+use std::collections::BTreeSet;
+
 use tokio::time::{Instant, sleep_until};
 
 use crate::model::{Candidate, Condition};
@@ -14,10 +16,8 @@ impl Leaving {
     pub(super) fn replace(&mut self, old: Vec<Candidate>, new: &[Candidate], until: Instant) {
         let leave = |candidate| (Candidate { condition: Condition::Draining, ..candidate }, until);
         self.0.extend(old.into_iter().map(leave));
-        let is_in = |old: &Candidate| {
-            new.iter().any(|new| (new.listen, new.endpoint) == (old.listen, old.endpoint))
-        };
-        self.0.retain(|(old, _)| !is_in(old));
+        let staying: BTreeSet<_> = new.iter().map(|new| (new.listen, new.endpoint)).collect();
+        self.0.retain(|(old, _)| !staying.contains(&(old.listen, old.endpoint)));
     }
 
     /// Forgets those whose time is over.

@@ -7,6 +7,7 @@
 mod actual;
 mod adopt;
 mod change;
+mod matched;
 mod roll;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::ports::Listen;
 use crate::table::{Recipe, Region, Tables};
 use actual::Installed;
 use change::Owners;
+use matched::matched;
 use roll::Roll;
 
 pub use actual::{Actual, Marks};
@@ -45,10 +47,15 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     let ids = plan_backends(desired, actual, &roll, &mut changes)?;
     let owners = owners_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
-    let before = actual.owners.clone();
-    let between = owners.iter().map(|(source, new)| (*source, joined(new, before.get(source))));
-    let between: BTreeMap<_, _> = between.collect();
-    set_owners(&before, &between, &mut changes);
+    let moving: Vec<_> = matched(&owners, &actual.owners)
+        .filter(|(_, new, old)| Some(*new) != *old)
+        .map(|(source, new, old)| (*source, joined(new, old), new))
+        .collect();
+    for (source, between, _) in &moving {
+        if actual.owners.get(source) != Some(between) {
+            changes.push(Change::SetOwners { source: *source, owners: between.clone() });
+        }
+    }
     let wanted = attachments(desired);
     let attach = |on: fn(Role) -> bool| {
         wanted.difference(&actual.attached).filter(move |(role, _)| on(*role)).copied()
@@ -69,14 +76,20 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     }));
     changes.extend(attach(Role::is_entrance).map(|(role, on)| Change::Attach(role, on)));
 
-    set_owners(&between, &owners, &mut changes);
-    for (key, (id, _)) in &actual.backends {
-        if !desired.backends.contains_key(key) {
+    for (source, between, new) in moving {
+        if between != *new {
+            changes.push(Change::SetOwners { source, owners: new.clone() });
+        }
+    }
+    for (key, (id, _), wanted) in matched(&actual.backends, &desired.backends) {
+        if wanted.is_none() {
             changes.push(Change::RetireBackend { key: key.clone(), id: *id });
         }
     }
-    for source in actual.owners.keys().filter(|source| !owners.contains_key(source)) {
-        changes.push(Change::RemoveOwners(*source));
+    for (source, _, wanted) in matched(&actual.owners, &owners) {
+        if wanted.is_none() {
+            changes.push(Change::RemoveOwners(*source));
+        }
     }
     for (role, ifindex) in actual.attached.difference(&wanted) {
         changes.push(Change::Detach(*role, *ifindex));
@@ -126,23 +139,23 @@ fn number_services(desired: &Desired, actual: &mut Actual) -> Result<()> {
     Ok(())
 }
 
-/// Ids for all wanted backends, and the changes that set the new ones.
+/// Ids for all wanted backends, in their order, and the changes that set the new ones.
 fn plan_backends<'a>(
     desired: &'a Desired,
     actual: &Actual,
     roll: &Roll<'a>,
     changes: &mut Vec<Change>,
-) -> Result<BTreeMap<&'a BackendKey, BackendId>> {
+) -> Result<Vec<(&'a BackendKey, BackendId)>> {
     let mut used: BTreeSet<u32> = actual.backends.values().map(|(id, _)| id.index).collect();
     let mut last = actual.last_id;
     let room = u32::try_from(actual.generations.len()).unwrap_or(u32::MAX);
-    let mut ids = BTreeMap::new();
-    for (key, share) in &desired.backends {
+    let mut ids = Vec::with_capacity(desired.backends.len());
+    for (key, share, known) in matched(&desired.backends, &actual.backends) {
         let weight = roll.share_of(key).unwrap_or(share.weight);
         let wanted = Marks { shared: roll.is_shared(key), weight, draining: share.drains() };
-        let id = match actual.backends.get(key) {
+        let id = match known {
             Some((id, marks)) if *marks == wanted => {
-                ids.insert(key, *id);
+                ids.push((key, *id));
                 continue;
             }
             Some((id, _)) => *id,
@@ -162,7 +175,7 @@ fn plan_backends<'a>(
                 BackendId { index, generation }
             }
         };
-        ids.insert(key, id);
+        ids.push((key, id));
         let Marks { shared, weight, draining } = wanted;
         changes.push(Change::SetBackend { key: key.clone(), id, shared, weight, draining });
     }
@@ -177,7 +190,7 @@ const fn next_generation(generation: u32) -> u32 {
 fn owners_of(
     desired: &Desired,
     actual: &Actual,
-    ids: &BTreeMap<&BackendKey, BackendId>,
+    ids: &[(&BackendKey, BackendId)],
 ) -> Result<Owners> {
     let mut owners = Owners::new();
     for (key, id) in ids {
@@ -200,15 +213,6 @@ fn owners_of(
 fn joined(new: &[Owner], old: Option<&Vec<Owner>>) -> Vec<Owner> {
     let leaving = old.into_iter().flatten().filter(|owner| !new.contains(owner));
     new.iter().chain(leaving).take(SHARED_BY).copied().collect()
-}
-
-/// The changes from some owners to others; sockets without any are left to `RemoveOwners`.
-fn set_owners(from: &Owners, to: &Owners, changes: &mut Vec<Change>) {
-    for (source, owners) in to {
-        if from.get(source) != Some(owners) {
-            changes.push(Change::SetOwners { source: *source, owners: owners.clone() });
-        }
-    }
 }
 
 /// Where programs must be attached.
@@ -255,7 +259,7 @@ fn plan_services(
     desired: &Desired,
     actual: &Actual,
     roll: &Roll<'_>,
-    ids: &BTreeMap<&BackendKey, BackendId>,
+    ids: &[(&BackendKey, BackendId)],
     changes: &mut Vec<Change>,
 ) -> Result<()> {
     // First of all, so that there is room for those that take their place. Where only the service is

@@ -11,8 +11,13 @@ use crate::table::{Member, Recipe, room_for_each};
 /// A backend with its share of new flows relative to the others of its service.
 struct Part<'a> {
     key: &'a BackendKey,
+    /// Its place among all wanted backends.
+    index: usize,
     share: u32,
 }
+
+/// A backend and its place among all.
+type Entry<'a> = (usize, &'a BackendKey, &'a Share);
 
 /// The backends of one service.
 #[derive(Default)]
@@ -34,12 +39,13 @@ pub(super) struct Roll<'a> {
 
 impl<'a> Roll<'a> {
     pub(super) fn of(desired: &'a Desired) -> Self {
-        let mut entries: BTreeMap<ServiceKey, [Vec<(&BackendKey, &Share)>; 2]> = BTreeMap::new();
+        let mut entries: BTreeMap<ServiceKey, [Vec<Entry<'_>>; 2]> = BTreeMap::new();
         let mut service_at: BTreeMap<Source, ServiceKey> = BTreeMap::new();
         let mut shared = BTreeSet::new();
-        for (key, share) in &desired.backends {
+        for (index, (key, share)) in desired.backends.iter().enumerate() {
             let (source, service) = (key.source(), key.service());
-            entries.entry(service).or_default()[usize::from(share.drains())].push((key, share));
+            let of_service = entries.entry(service).or_default();
+            of_service[usize::from(share.drains())].push((index, key, share));
             if *service_at.entry(source).or_insert(service) != service {
                 shared.insert(source);
             }
@@ -71,20 +77,20 @@ impl<'a> Roll<'a> {
     }
 
     /// A service's table: the backends that take new flows, or, if there is none, those that drain:
-    /// better served by a leaving backend than not at all.
+    /// better served by a leaving backend than not at all. `ids` are those of all wanted backends, in order.
     pub(super) fn recipe(
         &self,
         service: ServiceKey,
         balance: Balance,
-        ids: &BTreeMap<&BackendKey, BackendId>,
+        ids: &[(&BackendKey, BackendId)],
     ) -> Recipe {
         let Some(Parts { active, draining }) = self.services.get(&service) else {
             return Recipe::NOTHING;
         };
         let parts = if active.is_empty() { draining } else { active };
         let member = |part: &Part<'_>| {
-            let (id, endpoint) = (ids.get(part.key)?.index, part.key.endpoint);
-            Some(Member { id, endpoint, weight: part.share })
+            let (_, id) = ids.get(part.index)?;
+            Some(Member { id: id.index, endpoint: part.key.endpoint, weight: part.share })
         };
         let members = parts.iter().filter_map(member).collect();
         Recipe::new(balance, members, room_for_each(self.services.len()))
@@ -93,18 +99,18 @@ impl<'a> Roll<'a> {
 
 /// The shares of backends that are in the same table.
 fn parts<'a>(
-    entries: &[(&'a BackendKey, &Share)],
+    entries: &[Entry<'a>],
     in_groups: &mut BTreeMap<&'a BackendKey, u32>,
 ) -> Vec<Part<'a>> {
     let weights: Vec<_> =
-        entries.iter().map(|(_, share)| (share.weight, share.group.as_ref())).collect();
+        entries.iter().map(|(_, _, share)| (share.weight, share.group.as_ref())).collect();
     let shares = groups::shares(&weights).into_iter().zip(entries);
     shares
-        .map(|(share, (key, own))| {
+        .map(|(share, (index, key, own))| {
             if share != own.weight {
                 in_groups.insert(key, share);
             }
-            Part { key, share }
+            Part { key, index: *index, share }
         })
         .collect()
 }

@@ -1,19 +1,22 @@
 //! What the user is told as backends come, change and go: one line each.
 
 use super::Reconciler;
-use crate::model::{Snapshot, State};
+use crate::model::{Candidate, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
 use crate::seat::Seat;
 
 impl Reconciler {
     /// One line for everything that is new to the user.
     pub(super) fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
+        // Few: those that came while we watched.
+        let watched = snapshot.candidates.iter().filter(|candidate| candidate.started.is_some());
+        let watched: Vec<_> = watched.collect();
         for (key, share) in &desired.backends {
             let before = self.shown.get(key);
             let who = format!("{} {} on {}", share.name, key.endpoint, key.listen.place());
             match (before.map(|share| share.state), share.state) {
                 (None, State::Active) => {
-                    let after = since_start(key, snapshot);
+                    let after = since_start(key, &watched);
                     tracing::info!("+ {who} by {}{after}", key.route.name());
                 }
                 (before, State::Unhealthy) if before != Some(State::Unhealthy) => {
@@ -59,9 +62,8 @@ fn tell_of_name_and_weight(who: &str, before: Option<&Share>, now: &Share) {
 }
 
 /// How long after its start a container began to serve, if it was started while we watched.
-fn since_start(key: &BackendKey, snapshot: &Snapshot) -> String {
-    snapshot
-        .candidates
+fn since_start(key: &BackendKey, watched: &[&Candidate]) -> String {
+    watched
         .iter()
         .find(|c| c.id == key.id && c.endpoint == key.endpoint && c.listen == key.listen)
         .and_then(|candidate| candidate.started?.elapsed().ok())
