@@ -3,6 +3,7 @@
 //!
 //! Started by `cargo xtask bench`; the method and its reasons are in `docs/benchmarks/README.md`.
 
+mod control;
 mod machine;
 mod traffic;
 
@@ -65,11 +66,31 @@ pub enum Part {
     Bulk,
     /// New connections from the machine itself
     Local,
+    /// How soon clients go where a container has started, and not where one ends
+    Events,
+    /// How soon one backend of many is another
+    Tables,
+    /// How soon many containers serve that were there before samport
+    Discovery,
+    /// What a samport with nothing to do takes
+    Idle,
+    /// The memory that flows take
+    Memory,
 }
 
 impl Part {
     /// In the order they are measured.
-    const ALL: [Self; 4] = [Self::Connections, Self::Requests, Self::Bulk, Self::Local];
+    const ALL: [Self; 9] = [
+        Self::Connections,
+        Self::Requests,
+        Self::Bulk,
+        Self::Local,
+        Self::Events,
+        Self::Tables,
+        Self::Discovery,
+        Self::Idle,
+        Self::Memory,
+    ];
 }
 
 fn main() -> Result<()> {
@@ -83,6 +104,11 @@ fn main() -> Result<()> {
             Part::Requests => traffic::requests::measure(&args, &mut report)?,
             Part::Bulk => traffic::bulk::measure(&args, &mut report)?,
             Part::Local => traffic::local::measure(&args, &mut report)?,
+            Part::Events => control::events::measure(&args, &mut report)?,
+            Part::Tables => control::tables::measure(&args, &mut report)?,
+            Part::Discovery => control::discovery::measure(&args, &mut report)?,
+            Part::Idle => control::idle::measure(&args, &mut report)?,
+            Part::Memory => control::memory::measure(&args, &mut report)?,
         }
     }
     println!("\n{}", report.table());
