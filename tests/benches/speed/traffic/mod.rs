@@ -5,6 +5,7 @@ mod client;
 pub mod connections;
 pub mod contenders;
 pub mod local;
+mod options;
 mod outcome;
 mod proxies;
 pub mod requests;

@@ -2,13 +2,12 @@
 //! serves the listeners of all backends.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
@@ -16,8 +15,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{accept_with, bind, listen, recv, send, socket_with, sockopt};
 use samport_tests::Namespace;
 
-use super::BACKEND_PORT;
 use super::client::After;
+use super::{BACKEND_PORT, options};
 
 /// What is asked.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: samport.example\r\n\r\n";
@@ -68,7 +67,8 @@ impl Servers {
     /// Each listener's place is what is answered there.
     pub fn start(listeners: Vec<OwnedFd>, after: After) -> Result<Self> {
         if after == After::Another {
-            listeners.iter().try_for_each(wait_for_request)?;
+            let mut listeners = listeners.iter();
+            listeners.try_for_each(options::accept_with_request).context("set TCP_DEFER_ACCEPT")?;
         }
         let listeners: Arc<[OwnedFd]> = listeners.into();
         let stop = eventfd(0, EventfdFlags::CLOEXEC).context("make an event descriptor")?;
@@ -94,23 +94,6 @@ impl Drop for Servers {
             }
         }
     }
-}
-
-/// A connection is to be accepted with its request, not before: nobody has to wait for that then.
-fn wait_for_request(listener: &OwnedFd) -> Result<()> {
-    let seconds: libc::c_int = 5;
-    // SAFETY: the kernel reads an int, of the size that is given with it.
-    let result = unsafe {
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const seconds).cast(),
-            libc::socklen_t::try_from(size_of::<libc::c_int>())?,
-        )
-    };
-    ensure!(result == 0, "set TCP_DEFER_ACCEPT: {}", io::Error::last_os_error());
-    Ok(())
 }
 
 /// One thread's view of all listeners, and the connections it has accepted.

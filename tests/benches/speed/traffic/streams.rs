@@ -13,10 +13,13 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create, sendfile};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, recv, shutdown};
 
+use super::options;
 use super::outcome::Outcome;
 
 /// Sent and received in pieces of this size.
 const PIECE: usize = 1 << 20;
+/// A receiver is woken for this many bytes: being woken for each segment costs more than its way.
+const WAKE: i32 = 1 << 18;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -137,6 +140,7 @@ fn send_while(stream: &TcpStream, store: &OwnedFd, go_on: impl Fn() -> bool) -> 
 }
 
 fn receive_while(stream: &TcpStream, go_on: impl Fn() -> bool) -> io::Result<u64> {
+    options::wake_for(stream, WAKE)?;
     let mut buffer = vec![0; PIECE];
     let mut received = 0;
     while go_on() {
