@@ -86,6 +86,14 @@ pub fn update(field: [u8; 2], difference: u32) -> [u8; 2] {
     (!fold(sum)).to_ne_bytes()
 }
 
+/// The field of a checksum that is still to be finished, which is a plain sum, after its pseudo-header changed
+/// by `difference` (network order in and out).
+#[must_use]
+#[inline(always)]
+pub fn update_unfinished(field: [u8; 2], difference: u32) -> [u8; 2] {
+    fold(u32::from(u16::from_ne_bytes(field)) + u32::from(fold(difference))).to_ne_bytes()
+}
+
 /// The checksum field of `bytes` computed from scratch, `seed` added first (network order out).
 /// An odd last byte counts as if a zero followed.
 #[must_use]
@@ -128,6 +136,19 @@ mod tests {
     }
 
     proptest! {
+        /// What a device makes of it is what a new computation gives.
+        #[test]
+        fn an_unfinished_sum_is_finished_right_after_an_update(mut bytes in prop::collection::vec(any::<u8>(), 40..200), to in any::<[u8; 4]>()) {
+            bytes[20] |= 1;
+            let sum = |bytes: &[u8]| compute(&bytes[..12], 0).map(|byte| !byte);
+            let from: [u8; 4] = bytes[8..12].try_into().unwrap();
+            let field = sum(&bytes);
+            bytes[8..12].copy_from_slice(&to);
+            let field = update_unfinished(field, difference(&from, &to));
+            let finished = compute(&bytes[12..], u32::from(u16::from_ne_bytes(field)));
+            prop_assert_eq!(finished, compute(&bytes, 0));
+        }
+
         #[test]
         fn an_update_equals_a_new_computation(mut bytes in prop::collection::vec(any::<u8>(), 40..200), to in any::<[u8; 4]>()) {
             // A sum of zero has two forms; a packet with any non-zero word never sums to +0.

@@ -5,12 +5,12 @@ use aya_ebpf::programs::TcContext;
 use samport_common::checksum;
 use samport_common::family::Family;
 use samport_common::frame::Frame as _;
-use samport_common::packet::{self, Aside, Packet};
+use samport_common::packet::{self, Aside, MAX_OFFSET, Packet};
 use samport_common::rewrite::{self, IcmpRewrite, Readdress, Rewrite};
 use samport_common::verdict::Verdict;
 use zerocopy::IntoBytes as _;
 
-use crate::context::Context;
+use crate::context::{Context, Seat};
 use crate::maps;
 use crate::skb::{Covers, Skb};
 
@@ -110,50 +110,98 @@ fn parse_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
 /// Applies a rewrite. `None` if the packet is shorter than its plan or the kernel refuses.
 ///
 /// Everything is written directly, but for a transport checksum that may have to be finished still, by
-/// a device or by offload further on: that the kernel's helper knows. It comes last, because it
-/// invalidates every pointer into the packet, and costs as much as all the rest together.
+/// a device or by offload further on: that is for [`settle`].
 #[inline(always)]
-pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>) -> Option<()> {
+pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>, from: Sender) -> Option<()> {
     address(skb, &rewrite.ip)?;
     skb.write(rewrite.port_at, rewrite.port)?;
     let field = skb.read(rewrite.l4_checksum_at)?;
     if !rewrite::may_be_unfinished(rewrite, field) {
         skb.write(rewrite.l4_checksum_at, rewrite::updated(rewrite, field))?;
-        if P::CHECKSUM.is_some() {
+        if P::CHECKSUM.is_some() && matches!(from, Sender::Anybody) {
             // Two checksums have made up for the new address, where one would have.
             skb.update_device_sum(0xffff ^ rewrite.ip.addr_difference);
         }
         return Some(());
     }
     let flags = u64::from(rewrite.zero_is_none) << 16 | u64::from(P::CHECKSUM.is_none()) << 17;
-    let done = settle(
-        skb.pointer_to_context(),
-        rewrite.l4_checksum_at as u64 | flags,
-        rewrite.ip.addr_difference,
-        rewrite.port_difference,
-    );
-    if done == 0 { None } else { Some(()) }
+    let differences =
+        u64::from(rewrite.ip.addr_difference) << 32 | u64::from(rewrite.port_difference);
+    let ctx = skb.pointer_to_context();
+    if settle(ctx, rewrite.l4_checksum_at as u64 | flags, differences, field) == 0 {
+        None
+    } else {
+        Some(())
+    }
 }
 
-/// Settles a transport checksum of which only the kernel knows whether it is finished. `what` is its
-/// offset, bit 16 for one of which zero means none, bit 17 for IPv6. 1 if it was done, 0 if not.
+/// Where a packet comes from.
+#[derive(Clone, Copy)]
+pub enum Sender {
+    /// A container's stack, that hands on no sums of a device.
+    Container,
+    /// A device of any kind.
+    Anybody,
+}
+
+impl From<Seat> for Sender {
+    #[inline(always)]
+    fn from(seat: Seat) -> Self {
+        if seat == Seat::Container { Self::Container } else { Self::Anybody }
+    }
+}
+
+/// Settles a transport checksum that may be unfinished, and holds `before`. `what` is its offset, bit 16 for
+/// one of which zero means none, bit 17 for IPv6. `differences` are of the address, and of the port in the
+/// lower half. 1 if it was done, 0 if not.
+///
+/// The kernel's helper changes an unfinished one for an address, and not for a port. It is as dear as all the
+/// rest together, and is called once: what it does for the port says what is to be done for the address.
 #[inline(never)]
-#[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
-fn settle(ctx: *mut __sk_buff, what: u64, of_address: u32, of_port: u32) -> u32 {
+#[allow(clippy::cast_possible_truncation, reason = "the lower parts are what is wanted")]
+fn settle(ctx: *mut __sk_buff, what: u64, differences: u64, before: [u8; 2]) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
-    let (at, zero_is_none) = (what as usize & 0xffff, what & 1 << 16 != 0);
-    let covers = Covers { pseudo_header: true, zero_is_none };
-    if skb.update_l4_checksum(at, of_address, covers).is_none() {
-        return 0;
-    }
-    if what & 1 << 17 != 0 {
-        skb.settle_device_sum(of_address);
-    }
+    let (of_address, of_port) = ((differences >> 32) as u32, differences as u32);
+    let (zero_is_none, is_v6) = (what & 1 << 16 != 0, what & 1 << 17 != 0);
+    let at = what as usize & MAX_OFFSET;
+    let settled = if zero_is_none && before == [0; 2] {
+        Some(())
+    } else if of_port == 0 {
+        let covers = Covers { pseudo_header: true, zero_is_none };
+        let updated = skb.update_l4_checksum(at, of_address, covers);
+        if is_v6 {
+            skb.settle_device_sum(of_address);
+        }
+        updated
+    } else {
+        settle_by_port(&skb, at, zero_is_none, is_v6, of_address, of_port, before)
+    };
+    u32::from(settled.is_some())
+}
+
+#[inline(always)]
+fn settle_by_port(
+    skb: &Skb,
+    at: usize,
+    zero_is_none: bool,
+    is_v6: bool,
+    of_address: u32,
+    of_port: u32,
+    before: [u8; 2],
+) -> Option<()> {
     let covers = Covers { pseudo_header: false, zero_is_none };
-    if of_port != 0 && skb.update_l4_checksum(at, of_port, covers).is_none() {
-        return 0;
+    skb.update_l4_checksum(at, of_port, covers)?;
+    let field = skb.read(at)?;
+    if field == before {
+        return skb.write(at, checksum::update_unfinished(field, of_address));
     }
-    1
+    let finished = checksum::update(field, of_address);
+    let has_two_forms = zero_is_none && finished == [0; 2];
+    skb.write(at, if has_two_forms { [0xff; 2] } else { finished })?;
+    if !is_v6 {
+        skb.update_device_sum(0xffff ^ of_address);
+    }
+    Some(())
 }
 
 /// Applies the new address of a later fragment.

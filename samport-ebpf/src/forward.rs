@@ -49,7 +49,7 @@ fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done
         return Verdict::NotOurs.into();
     }
     match go_on::<P, _>(skb, seat, packet) {
-        Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on)),
+        Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on, seat.into())),
         // What passes by on its way to another machine's port is dismissed here.
         None if service_of::<P>(packet).is_none() => Verdict::NotOurs.into(),
         None => Done::GoOn(program::CHOOSE),
@@ -190,7 +190,7 @@ pub fn go_on<P: Tables, C: Context>(
     if !serves_in(word, backend) || maps::endpoint::<P>(backend).addr == packet.source.addr {
         return None;
     }
-    let now_tick = flows::now_tick();
+    let now_tick = flows::now_tick_at_once();
     // A datagram that comes too late begins another flow.
     if packet.protocol == Protocol::Udp && entry.is_over(word, now_tick) {
         return None;
@@ -208,9 +208,14 @@ pub struct GoingOn {
 
 /// Rewrites a packet of an open flow for its backend and sends it off.
 #[inline(always)]
-fn send_on<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, on: &GoingOn) -> Outcome {
+fn send_on<P: Tables>(
+    skb: &Skb,
+    packet: &Packet<P::Addr>,
+    on: &GoingOn,
+    from: apply::Sender,
+) -> Outcome {
     let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(on.backend));
-    if apply::apply(skb, &plan.bounded()).is_none() {
+    if apply::apply(skb, &plan.bounded(), from).is_none() {
         return Verdict::RewriteFailed.into();
     }
     deliver::to_backend(skb, on.id, on.backend)
@@ -360,7 +365,7 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
     };
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(packet, End::Destination, to).bounded();
-    if apply::apply(skb, &plan).is_none() {
+    if apply::apply(skb, &plan, apply::Sender::Anybody).is_none() {
         return Verdict::RewriteFailed.into();
     }
     if to.addr == packet.source.addr {
@@ -371,7 +376,7 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
             port: packet.source.port,
         };
         let plan = rewrite::plan::<P>(packet, End::Source, disguised).bounded().after_another();
-        if apply::apply(skb, &plan).is_none() {
+        if apply::apply(skb, &plan, apply::Sender::Anybody).is_none() {
             return Verdict::RewriteFailed.into();
         }
     }

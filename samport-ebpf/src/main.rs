@@ -343,6 +343,13 @@ pub fn samport_reset(ctx: TcContext) -> i32 {
     run_apart!(skb, reset::run)
 }
 
+/// Sets the clock of all others. The loader runs it once, on no packet of anybody's.
+#[classifier]
+pub fn samport_clock(_ctx: TcContext) -> i32 {
+    flows::set_clock();
+    TC_ACT_UNSPEC
+}
+
 /// Tells whoever watches of a packet that leaves, and says what the program before has said. By tail call.
 #[classifier]
 pub fn samport_trace(ctx: TcContext) -> i32 {

@@ -14,11 +14,11 @@ use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
 };
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, Collected, Condition, DEFAULT_FLOWS, Draft, EVENT_BYTES,
-    Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
-    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
-    SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, TABLE_SLOTS, XdpDevice, port_bit,
-    program, unusual,
+    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, Draft,
+    EVENT_BYTES, Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS,
+    MAX_FLOOD_FLOWS, MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners,
+    PORT_WORDS, Pressure, SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, TABLE_SLOTS,
+    XdpDevice, port_bit, program, unusual,
 };
 use samport_common::packet::MAX_OFFSET;
 use samport_common::verdict::Verdict;
@@ -130,6 +130,10 @@ static TIMEOUTS: Timeouts = Timeouts::new(&Seconds::DEFAULT);
 /// Unanswered handshakes in a tick on one CPU that are a flood. Set by the loader.
 #[unsafe(no_mangle)]
 static FLOOD_LIMIT: u32 = 1_024;
+
+/// The time, for who cannot wait for the kernel's clock.
+#[map]
+static CLOCK: Array<Clock> = Array::with_max_entries(1, 0);
 
 #[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNT, 0);
@@ -393,6 +397,21 @@ pub fn timeout(state: State) -> u32 {
 pub fn flood_limit() -> u32 {
     // SAFETY: as in `timeout`.
     unsafe { (&raw const FLOOD_LIMIT).read_volatile() }
+}
+
+/// How the time follows from jiffies.
+#[inline(always)]
+pub fn clock() -> Option<&'static Clock> {
+    CLOCK.get(0)
+}
+
+/// Sets it. The loader has written how long a jiffy is.
+#[inline(always)]
+pub fn set_clock(jiffies: u64, now_ns: u64) {
+    if let Some(clock) = CLOCK.get_ptr_mut(0) {
+        // SAFETY: a word of an array that is never freed; nobody else is running yet.
+        unsafe { *clock = Clock::set((*clock).jiffy_ns, jiffies, now_ns) };
+    }
 }
 
 /// This CPU's pressure counters.

@@ -67,8 +67,8 @@ fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done
     let word = reply.entry.word();
     let next = conntrack::step(word.state(), packet.flags, Sender::Backend);
     reply.entry.advance(word, next, packet.flags, Sender::Backend);
-    reply.entry.touch(flows::now_tick());
-    if restore::<P>(skb, packet, &reply).is_none() {
+    reply.entry.touch(flows::now_tick_at_once());
+    if restore::<P>(skb, packet, &reply, seat.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Done::Outcome(leave(skb, seat, &reply))
@@ -215,12 +215,18 @@ pub fn advance<A: samport_common::family::Address>(packet: &Packet<A>, reply: &R
 
 /// Gives the packet the source its client has dialled.
 #[inline(always)]
-pub fn restore<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, reply: &Reply) -> Option<()> {
-    apply::apply(skb, &rewrite::plan::<P>(packet, End::Source, reply.entry.vip::<P>()).bounded())?;
+pub fn restore<P: Tables>(
+    skb: &Skb,
+    packet: &Packet<P::Addr>,
+    reply: &Reply,
+    from: apply::Sender,
+) -> Option<()> {
+    let plan = rewrite::plan::<P>(packet, End::Source, reply.entry.vip::<P>()).bounded();
+    apply::apply(skb, &plan, from)?;
     if reply.to_itself {
         let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
         let plan = rewrite::plan::<P>(packet, End::Destination, itself).bounded();
-        apply::apply(skb, &plan.after_another())?;
+        apply::apply(skb, &plan.after_another(), from)?;
     }
     Some(())
 }
@@ -249,7 +255,7 @@ fn restore_by_number<P: Tables>(
 ) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     match found::<P>(flow, packet.destination.addr) {
-        Some(reply) if restore::<P>(&skb, packet, &reply).is_some() => 1,
+        Some(reply) if restore::<P>(&skb, packet, &reply, apply::Sender::Anybody).is_some() => 1,
         _ => 0,
     }
 }

@@ -90,6 +90,10 @@ fn send_to<P: Tables>(
     }
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(packet, End::Destination, to);
+    // Nobody here can tell whether it is finished; at tc the kernel can.
+    if rewrite::may_be_unfinished(&plan, xdp.read(plan.l4_checksum_at)?) {
+        return None;
+    }
     if send::<P>(xdp, &plan, backend).is_none() {
         return Some(told::<P>(xdp, packet, Verdict::RewriteFailed, 0));
     }
@@ -118,7 +122,7 @@ fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
         && (device.generic != 0 || backend.takes_frames != 0)
 }
 
-/// Rewrites the frame and redirects it. Checksums are complete here: see docs/xdp.md.
+/// Rewrites the frame, whose checksums are complete, and redirects it.
 #[inline(always)]
 fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &'static Backend) -> Option<()> {
     if let Some(at) = rewrite.ip.l3_checksum_at {

@@ -12,7 +12,7 @@ use samport_common::layout::program;
 use super::attach::Hook;
 use super::maps::MapCell;
 use super::xdp::XdpMode;
-use super::{local, pins};
+use super::{clock, local, pins};
 use crate::exit::{Coded as _, Exit, coded};
 
 /// What can be chosen when loading.
@@ -140,7 +140,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 44] = [
+const MAPS: [&str; 45] = [
     "PORTS",
     "SHORTCUTS",
     "SERVICES4",
@@ -163,6 +163,7 @@ const MAPS: [&str; 44] = [
     "UNUSUAL",
     "PRESSURE",
     "COLLECTED",
+    "CLOCK",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",
@@ -200,8 +201,17 @@ const NO_ROOM: u32 = 16;
 
 /// Maps that hold nothing beyond one packet's way through the programs, or that nobody else is to read: a
 /// run that takes over makes its own, as other programs may use them in other ways.
-const OF_A_RUN: [&str; 8] =
-    ["PROGRAMS", "SHORTCUTS", "SCRATCH", "KEPT", "DRAFT", "FRAGMENTED", "EVENTS", "AYA_LOGS"];
+const OF_A_RUN: [&str; 9] = [
+    "PROGRAMS",
+    "SHORTCUTS",
+    "CLOCK",
+    "SCRATCH",
+    "KEPT",
+    "DRAFT",
+    "FRAGMENTED",
+    "EVENTS",
+    "AYA_LOGS",
+];
 
 /// Maps of which a flag says how many entries they have, and how many that is.
 pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
@@ -260,6 +270,10 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
         put(&mut ebpf, "PROGRAMS", index, name)?;
     }
     put(&mut ebpf, "TRACERS", 0, "samport_trace")?;
+    if let Err(error) = clock::set(&mut ebpf) {
+        // Then they ask the kernel's clock each time.
+        tracing::debug!("the programs' clock: {error:#}");
+    }
     Ok(ebpf)
 }
 

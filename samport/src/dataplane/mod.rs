@@ -8,6 +8,7 @@ mod batch;
 mod carry;
 mod census;
 pub mod clean;
+mod clock;
 mod collect;
 mod events;
 pub mod flows;

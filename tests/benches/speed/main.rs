@@ -4,6 +4,7 @@
 //! Started by `cargo xtask bench`; the method and its reasons are in `docs/benchmarks/README.md`.
 
 mod control;
+mod kernel;
 mod machine;
 mod traffic;
 
@@ -66,6 +67,10 @@ pub enum Part {
     Bulk,
     /// New connections from the machine itself
     Local,
+    /// What a packet costs in the programs alone
+    Kernel,
+    /// What the programs cost under real traffic
+    Load,
     /// How soon clients go where a container has started, and not where one ends
     Events,
     /// How soon one backend of many is another
@@ -80,11 +85,13 @@ pub enum Part {
 
 impl Part {
     /// In the order they are measured.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Connections,
         Self::Requests,
         Self::Bulk,
         Self::Local,
+        Self::Kernel,
+        Self::Load,
         Self::Events,
         Self::Tables,
         Self::Discovery,
@@ -104,6 +111,8 @@ fn main() -> Result<()> {
             Part::Requests => traffic::requests::measure(&args, &mut report)?,
             Part::Bulk => traffic::bulk::measure(&args, &mut report)?,
             Part::Local => traffic::local::measure(&args, &mut report)?,
+            Part::Kernel => kernel::packets::measure(&args, &mut report)?,
+            Part::Load => kernel::load::measure(&args, &mut report)?,
             Part::Events => control::events::measure(&args, &mut report)?,
             Part::Tables => control::tables::measure(&args, &mut report)?,
             Part::Discovery => control::discovery::measure(&args, &mut report)?,

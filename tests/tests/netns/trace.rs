@@ -10,7 +10,7 @@ use samport_tests::daemon::{samport, samport_command};
 use samport_tests::load::{Connection, get};
 use samport_tests::served::{Served, text};
 use samport_tests::traces::undisturbed;
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{Lab, PATIENCE, eventually, require_root};
 use serde_json::Value;
 
 use crate::lab;
@@ -126,7 +126,10 @@ fn a_connection_of_the_machine_itself_is_told_of() {
 /// XDP sees packets before all others, and tells of those it does not leave to them.
 #[test]
 fn what_xdp_sends_is_told_of() {
-    let served = Served::start(lab(2), &["--hook", "xdp", "--xdp-mode", "generic"]);
+    require_root();
+    // Without, checksums are left to network cards, and XDP leaves such packets to tc.
+    let lab = Lab::builder().backends(2).tx_offload_off().build().unwrap();
+    let served = Served::start(lab, &["--hook", "xdp", "--xdp-mode", "generic"]);
     for front in served.fronts() {
         let tracer = trace(&served, &["--verdict", "forward-xdp"]);
         let backend = served.lab.client().run(|| get(front, "/").unwrap().backend);

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use samport::plan::{BackendId, Change, Source};
 use samport::ports::Listen;
+use samport_common::conntrack::TICK_SHIFT;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_tests::packet::Segment;
@@ -253,4 +255,29 @@ fn two_services_on_one_backend_port_are_kept_apart() {
         let syn = at_host(Segment::syn(client(port), address(vip)));
         bench.expect("samport_forward", &syn.frame(), Verdict::FlowAmbiguous, DROP);
     }
+}
+
+/// Jiffies tell the programs the time that the kernel's clock would.
+#[test]
+fn the_programs_know_what_time_it_is() {
+    let mut bench = Bench::new();
+    let tick = || {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        (now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()) >> TICK_SHIFT
+    };
+    let before = tick();
+    bench.forward(&Segment::syn(client(40_000), address(VIP)));
+    let after = tick();
+    let table = samport::dataplane::pins::map_of(bench.name(), "FLOWS4");
+    let dump = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(table).output();
+    let entries: serde_json::Value = serde_json::from_slice(&dump.unwrap().stdout).unwrap();
+    let value = entries[0]["value"].as_array().unwrap();
+    let byte = |at: usize| {
+        let text = value[at].as_str().unwrap().trim_start_matches("0x");
+        u64::from_str_radix(text, 16).unwrap()
+    };
+    // `Flow::seen_tick`, in the machine's own order.
+    let seen = (12..16).rev().fold(0, |sum, at| sum << 8 | byte(at));
+    // A jiffy may be over that nobody has counted yet.
+    assert!((before - 1..=after).contains(&seen), "{before} to {after}, and {seen}");
 }

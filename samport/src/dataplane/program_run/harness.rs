@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 use aya::maps::{Array, ProgramArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp};
 use samport_common::harness::{FRAME_WORDS, Order, Packets};
 use zerocopy::IntoBytes as _;
 
@@ -121,6 +122,16 @@ impl Harness {
             program.test_run(options)
         };
         Ok(result.with_context(|| format!("run the harness on {} bytes", frame.len()))?.duration)
+    }
+
+    /// Puts the program that does nothing at ingress of a device of this thread's network namespace, until the
+    /// harness is dropped.
+    pub fn attach_empty(&mut self, device: &str) -> Result<()> {
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut("empty").context("there is no empty")?.try_into()?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let attached = program.attach_with_options(device, TcAttachType::Ingress, options);
+        attached.with_context(|| format!("attach to {device}")).map(drop)
     }
 
     fn make(&mut self, on: &Traffic<'_>) -> Result<()> {

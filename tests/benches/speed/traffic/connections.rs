@@ -12,13 +12,14 @@ use super::site::{Asking, From};
 use crate::Args;
 use crate::machine::ConntrackRoom;
 
-const ALL: [Contender; 10] = [
+const ALL: [Contender; 11] = [
     Contender::Direct,
     Contender::DockerP,
     Contender::Iptables,
     Contender::Nftables,
     Contender::Haproxy,
     Contender::Nginx,
+    Contender::DirectDocker,
     Contender::Reuseport,
     Contender::SamportNeigh,
     Contender::SamportStack,

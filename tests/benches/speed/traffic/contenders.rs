@@ -26,6 +26,8 @@ pub enum Contender {
     SamportXdp,
     /// No balancer: routed to one container, over the bridge
     Direct,
+    /// The same on a host with Docker's rules, of which one lets it pass
+    DirectDocker,
     /// One container, published by Docker
     DockerP,
     /// The article's DNAT rules with the statistic match, over all backends
@@ -41,8 +43,8 @@ pub enum Contender {
 }
 
 use Contender::{
-    Direct, DockerP, Haproxy, Iptables, Nftables, Nginx, Reuseport, Samport, SamportNeigh,
-    SamportStack, SamportXdp,
+    Direct, DirectDocker, DockerP, Haproxy, Iptables, Nftables, Nginx, Reuseport, Samport,
+    SamportNeigh, SamportStack, SamportXdp,
 };
 
 /// A contender at work. It ends when dropped.
@@ -69,6 +71,7 @@ impl Contender {
             SamportStack => "samport-stack",
             SamportXdp => "samport-xdp",
             Direct => "direct",
+            DirectDocker => "direct-docker",
             DockerP => "docker-p",
             Iptables => "iptables",
             Nftables => "nftables",
@@ -80,7 +83,7 @@ impl Contender {
 
     /// Whether it is to give every backend its share. The others have one backend.
     pub fn balances(self) -> bool {
-        !matches!(self, Direct | DockerP)
+        !matches!(self, Direct | DirectDocker | DockerP)
     }
 
     /// What it needs, if that is not there.
@@ -92,7 +95,9 @@ impl Contender {
             Nftables => &["iptables-restore", "nft"],
             SamportXdp => &["iptables-restore", "ethtool"],
             // samport too: it is measured on a host that has Docker's rules.
-            Samport | SamportNeigh | DockerP | Iptables | Reuseport => &["iptables-restore"],
+            Samport | SamportNeigh | DirectDocker | DockerP | Iptables | Reuseport => {
+                &["iptables-restore"]
+            }
         };
         let missing = needed.iter().find(|needed| !is_there(needed))?;
         Some(format!("there is no {missing}"))
@@ -116,11 +121,15 @@ impl Contender {
         let (mut daemon, mut proxy) = (None, None);
         let mut target = lab.front(FRONT_PORT);
         // Docker's rules would drop what goes through the stack: there, the firewall has its say.
-        if !matches!(self, Direct | SamportStack | DockerP | Reuseport) {
+        if !matches!(self, Direct | DirectDocker | SamportStack | DockerP | Reuseport) {
             rules::docker_without_ports(lab)?;
         }
         match self {
             Direct => target = containers[0],
+            DirectDocker => {
+                rules::docker_with_one_let_in(lab, containers[0])?;
+                target = containers[0];
+            }
             DockerP | Reuseport => rules::docker_with_published(lab, containers[0])?,
             Iptables => rules::statistic(lab, &containers)?,
             Nftables => rules::numgen(lab, &containers)?,

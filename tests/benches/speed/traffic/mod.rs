@@ -1,7 +1,7 @@
 //! Real traffic: samport beside what else people use.
 
 pub mod bulk;
-mod client;
+pub mod client;
 pub mod connections;
 pub mod contenders;
 pub mod local;
@@ -12,7 +12,7 @@ pub mod requests;
 mod rules;
 mod sample;
 mod server;
-mod site;
+pub mod site;
 mod streams;
 
 /// Where the servers listen in their namespaces.

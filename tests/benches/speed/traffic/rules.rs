@@ -51,16 +51,24 @@ pub fn docker_without_ports(lab: &Lab) -> Result<()> {
     restore(lab.host(), &DOCKER.replace("{filter}", "").replace("{nat}", ""))
 }
 
+/// The same with a rule that lets a container's port be dialled from outside, published or not.
+pub fn docker_with_one_let_in(lab: &Lab, container: SocketAddr) -> Result<()> {
+    restore(lab.host(), &DOCKER.replace("{filter}", &let_in(container)).replace("{nat}", ""))
+}
+
+fn let_in(container: SocketAddr) -> String {
+    let (ip, port) = (container.ip(), container.port());
+    format!("-A DOCKER -d {ip}/32 ! -i br0 -o br0 -p tcp -m tcp --dport {port} -j ACCEPT\n")
+}
+
 /// The same after `docker run -p 80:PORT` of one container.
 pub fn docker_with_published(lab: &Lab, container: SocketAddr) -> Result<()> {
     let (ip, port) = (container.ip(), container.port());
-    let filter =
-        format!("-A DOCKER -d {ip}/32 ! -i br0 -o br0 -p tcp -m tcp --dport {port} -j ACCEPT\n");
     let nat = format!(
         "-A POSTROUTING -s {ip}/32 -d {ip}/32 -p tcp -m tcp --dport {port} -j MASQUERADE\n\
          -A DOCKER ! -i br0 -p tcp -m tcp --dport {FRONT_PORT} -j DNAT --to-destination {container}\n"
     );
-    restore(lab.host(), &DOCKER.replace("{filter}", &filter).replace("{nat}", &nat))
+    restore(lab.host(), &DOCKER.replace("{filter}", &let_in(container)).replace("{nat}", &nat))
 }
 
 /// The article's rules, put before Docker's. Each is inserted at the top, so the last container's

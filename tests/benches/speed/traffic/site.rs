@@ -44,6 +44,17 @@ impl Asking {
     /// One measurement in a network made for it. The same backends would know the client's ports from
     /// the contender before, with other timestamps, and refuse them (`PAWSTimewait` in nstat).
     pub fn measure(&self, contender: Contender) -> Result<Sample> {
+        let (sample, ()) = self.measure_with(contender, |_| Ok(()), |()| Ok(()))?;
+        Ok(sample)
+    }
+
+    /// The same with something of the caller's in that network, that is looked at before all is taken apart.
+    pub fn measure_with<T, L>(
+        &self,
+        contender: Contender,
+        beside: impl FnOnce(&Lab) -> Result<T>,
+        look: impl FnOnce(T) -> Result<L>,
+    ) -> Result<(Sample, L)> {
         let lab = Lab::builder().backends(self.backends).build()?;
         let places = contender.places(&lab);
         let shares_port = places.len() > 1 && places[0].name() == places[1].name();
@@ -64,11 +75,13 @@ impl Asking {
                 site.lab.host()
             }
         };
+        let beside = beside(&site.lab)?;
         let load = Load::new(client, target, self.backends.into(), self.at_once, self.after)?;
         load.warm_up()?;
         let sample = site.watch(|| Ok(load.run(self.time)))?;
+        let looked_at = look(beside)?;
         site.tear_down()?;
-        Ok(sample)
+        Ok((sample, looked_at))
     }
 }
 

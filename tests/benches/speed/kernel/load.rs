@@ -1,0 +1,114 @@
+//! What the programs cost under real traffic, as the kernel counts it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use samport::dataplane::program_run::harness::Harness;
+use samport::lab::output_of;
+use samport_tests::Lab;
+use samport_tests::speed::{Better, Figure, Report};
+use serde_json::Value;
+
+use crate::Args;
+use crate::traffic::client::After;
+use crate::traffic::contenders::Contender;
+use crate::traffic::site::{Asking, From};
+
+const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+/// The programs, by the names that `bpftool` shows.
+const PROGRAMS: [&str; 5] =
+    ["samport_forward", "samport_reverse", "samport_choose", "samport_answer", "empty"];
+
+/// New connections, whose packets also go through a program that does nothing, at the client's end.
+pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let title = format!(
+        "a run under {} s of new connections, as the kernel counts (kernel.bpf_stats_enabled, which costs as much as \
+         the empty program shows)",
+        args.seconds()
+    );
+    let mut figure = Figure::new("kernel.load", title, "ns", Better::Less);
+    let asking = Asking {
+        from: From::Client,
+        backends: args.backends,
+        at_once: args.at_once.into(),
+        after: After::Another,
+        time: Duration::from_secs_f64(args.seconds()),
+    };
+    let _counting = Counting::begin()?;
+    for _ in 0..args.rounds() {
+        let (sample, runs) =
+            asking.measure_with(Contender::Samport, Bystander::attach, |_| runs())?;
+        let connections = f64::from(sample.outcome.answered().max(1));
+        for name in PROGRAMS {
+            let Some(&Runs { count, time_ns }) = runs.get(name) else { continue };
+            let series = figure.series(name.trim_start_matches("samport_"));
+            series.samples.push(time_ns / count);
+            series.beside = vec![("runs a connection".to_owned(), count / connections)];
+        }
+    }
+    report.add(figure);
+    Ok(())
+}
+
+/// A program that does nothing, at the client's device.
+struct Bystander {
+    _harness: Harness,
+}
+
+impl Bystander {
+    fn attach(lab: &Lab) -> Result<Self> {
+        let mut harness = Harness::open()?;
+        lab.client().run(|| harness.attach_empty("eth0"))?;
+        Ok(Self { _harness: harness })
+    }
+}
+
+/// How often a program has run, and how long in all.
+struct Runs {
+    count: f64,
+    time_ns: f64,
+}
+
+/// Of all programs that have run: there are no others of these names while the benchmark runs, or they have
+/// nothing to do.
+fn runs() -> Result<BTreeMap<String, Runs>> {
+    let shown = output_of(Command::new("bpftool").args(["--json", "prog", "show"]))?;
+    let programs: Vec<Value> = serde_json::from_str(&shown).context("read what bpftool shows")?;
+    let mut runs: BTreeMap<String, Runs> = BTreeMap::new();
+    for program in &programs {
+        let number = |key: &str| program[key].as_f64().unwrap_or(0.0);
+        let (count, time_ns) = (number("run_cnt"), number("run_time_ns"));
+        if count > 0.0
+            && let Some(name) = program["name"].as_str()
+        {
+            let sum = runs.entry(name.to_owned()).or_insert(Runs { count: 0.0, time_ns: 0.0 });
+            sum.count += count;
+            sum.time_ns += time_ns;
+        }
+    }
+    Ok(runs)
+}
+
+/// The kernel counts runs until this is dropped.
+struct Counting {
+    before: String,
+}
+
+impl Counting {
+    fn begin() -> Result<Self> {
+        let before = fs::read_to_string(SWITCH).with_context(|| format!("read {SWITCH}"))?;
+        fs::write(SWITCH, "1").with_context(|| format!("write {SWITCH}"))?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(SWITCH, self.before.trim()) {
+            eprintln!("put {SWITCH} back to {}: {error}", self.before.trim());
+        }
+    }
+}
