@@ -113,6 +113,33 @@ fn readdress<P: Family>(l3: usize, end: End, from: P::Addr, to: P::Addr) -> Read
     }
 }
 
+/// The sum of a packet's pseudo-header, or [`UNKNOWN`].
+#[inline(always)]
+fn pseudo_header<P: Family>(packet: &Packet<P::Addr>) -> u32 {
+    let (source, destination) = (P::sum(&packet.source.addr), P::sum(&packet.destination.addr));
+    let protocol = packet.protocol.number();
+    let sum = checksum::pseudo_header(source, destination, protocol, packet.length);
+    u32::from(sum) | if packet.length == 0 { UNKNOWN } else { 0 }
+}
+
+/// Where a packet's transport checksum stands.
+#[must_use]
+#[inline(always)]
+pub fn checksum_at<A: crate::family::Address>(packet: &Packet<A>) -> usize {
+    let offset = match packet.protocol {
+        Protocol::Tcp => tcp::CHECKSUM.start,
+        Protocol::Udp => udp::CHECKSUM.start,
+    };
+    packet.l4 + offset
+}
+
+/// [`may_be_unfinished`] of a packet before anything is planned.
+#[must_use]
+#[inline(always)]
+pub fn may_come_unfinished<P: Family>(packet: &Packet<P::Addr>, field: [u8; 2]) -> bool {
+    may_be(pseudo_header::<P>(packet), field)
+}
+
 /// Plans replacing one end of a packet by `to`.
 #[must_use]
 #[inline(always)]
@@ -122,21 +149,15 @@ pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>
         End::Source => (packet.source, tcp::SOURCE_PORT.start),
         End::Destination => (packet.destination, tcp::DESTINATION_PORT.start),
     };
-    let (checksum_offset, zero_is_none) = match packet.protocol {
-        Protocol::Tcp => (tcp::CHECKSUM.start, false),
-        Protocol::Udp => (udp::CHECKSUM.start, true),
-    };
+    let zero_is_none = matches!(packet.protocol, Protocol::Udp);
     let port_difference =
         if from.port == to.port { 0 } else { checksum::difference(&from.port, &to.port) };
-    let (source, destination) = (P::sum(&packet.source.addr), P::sum(&packet.destination.addr));
-    let protocol = packet.protocol.number();
-    let sum = checksum::pseudo_header(source, destination, protocol, packet.length);
-    let pseudo_header = u32::from(sum) | if packet.length == 0 { UNKNOWN } else { 0 };
+    let pseudo_header = pseudo_header::<P>(packet);
     Rewrite {
         ip: readdress(packet.l3, end, from.addr, to.addr),
         port_at: packet.l4 + port_offset,
         port: to.port,
-        l4_checksum_at: packet.l4 + checksum_offset,
+        l4_checksum_at: checksum_at(packet),
         zero_is_none,
         port_difference,
         pseudo_header,
@@ -237,7 +258,12 @@ pub fn apply_error<P: Family>(frame: &mut [u8], rewrite: &IcmpRewrite<P>) -> Opt
 #[must_use]
 #[inline(always)]
 pub fn may_be_unfinished<P: Family>(rewrite: &Rewrite<P>, field: [u8; 2]) -> bool {
-    let [low, high, unknown, _] = rewrite.pseudo_header.to_le_bytes();
+    may_be(rewrite.pseudo_header, field)
+}
+
+#[inline(always)]
+fn may_be(pseudo_header: u32, field: [u8; 2]) -> bool {
+    let [low, high, unknown, _] = pseudo_header.to_le_bytes();
     unknown != 0 || checksum::is_unfinished(field, u16::from_le_bytes([low, high]))
 }
 
@@ -361,6 +387,7 @@ mod tests {
             frame[70..72].copy_from_slice(&field);
             let packet = parse::<V6, _>(&frame[..]).unwrap();
             prop_assert!(may_be_unfinished(&plan::<V6>(&packet, End::Source, vip6), field));
+            prop_assert!(may_come_unfinished::<V6>(&packet, field));
         }
     }
 

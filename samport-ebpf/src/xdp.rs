@@ -60,10 +60,17 @@ fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
     if !maps::is_listened_on(packet.protocol, packet.destination.port) {
         return None;
     }
+    // Nobody here can tell whether it is finished; at tc the kernel can.
+    if rewrite::may_come_unfinished::<P>(&packet, xdp.read(rewrite::checksum_at(&packet))?) {
+        return None;
+    }
     // Unset for the moment in which the program is attached already.
     xdp.device = maps::xdp_device(xdp.ifindex)?;
     let xdp = &xdp;
-    if let Some(on) = forward::go_on::<P, _>(xdp, Seat::Interface, &packet) {
+    // IPv6 would not have the stack for both ways; the long one says the same.
+    if P::ETHER_TYPE == V4::ETHER_TYPE
+        && let Some(on) = forward::go_on::<P, _>(xdp, Seat::Interface, &packet)
+    {
         return send_to::<P>(xdp, &packet, on.id, on.backend);
     }
     let word = match forward::choose::<P, _>(xdp, Seat::Interface, &packet) {
@@ -90,10 +97,6 @@ fn send_to<P: Tables>(
     }
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(packet, End::Destination, to);
-    // Nobody here can tell whether it is finished; at tc the kernel can.
-    if rewrite::may_be_unfinished(&plan, xdp.read(plan.l4_checksum_at)?) {
-        return None;
-    }
     if send::<P>(xdp, &plan, backend).is_none() {
         return Some(told::<P>(xdp, packet, Verdict::RewriteFailed, 0));
     }
