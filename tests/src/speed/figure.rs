@@ -26,6 +26,8 @@ pub struct Figure {
     pub better: Better,
     /// In the order they are shown. The first one is whose ratios to the others are shown.
     pub series: Vec<Series>,
+    /// Whether such ratios mean anything.
+    pub is_compared: bool,
 }
 
 /// One contender's samples.
@@ -49,7 +51,14 @@ impl Figure {
         unit: &'static str,
         better: Better,
     ) -> Self {
-        Self { id: id.into(), title: title.into(), unit, better, series: Vec::new() }
+        let (id, title, series) = (id.into(), title.into(), Vec::new());
+        Self { id, title, unit, better, series, is_compared: true }
+    }
+
+    /// The same of series that are different things.
+    #[must_use]
+    pub fn of_different_things(self) -> Self {
+        Self { is_compared: false, ..self }
     }
 
     /// The series of this name, made if there is none yet.

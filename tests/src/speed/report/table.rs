@@ -57,7 +57,7 @@ fn of_figure(figure: &Figure) -> String {
     let first = figure.series.first().map_or("", |series| &series.name);
     let beside = beside(figure);
     let mut head = vec![String::new(), figure.unit.to_owned(), String::new()];
-    let is_compared = figure.series.len() > 1;
+    let is_compared = figure.is_compared && figure.series.len() > 1;
     if is_compared {
         head.extend([format!("{first} ×"), String::new()]);
     }
