@@ -17,7 +17,7 @@ use crate::context::Seat;
 use crate::deliver;
 use crate::flows::{self, Entry};
 use crate::maps::{self, Tables};
-use crate::skb::Skb;
+use crate::skb::{Ends, Skb};
 use crate::standing;
 use crate::{Done, Outcome};
 
@@ -85,6 +85,10 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
     let Some(reply) = find_apart::<P>(packet) else {
         return no_reply(seat, packet);
     };
+    // Its own address looks like the host's to it, whose clients may use the same port.
+    if reply.to_itself && is_the_hosts::<P>(skb.pointer_to_context(), packet) != 0 {
+        return no_reply(seat, packet);
+    }
     let word = reply.entry.word();
     if is_late::<P>(packet, &reply, word) {
         return Verdict::LateAnswer.into();
@@ -100,6 +104,13 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
         return Verdict::RewriteFailed.into();
     }
     Done::Outcome(leave(skb, seat, &reply))
+}
+
+/// 1 if a socket of this machine waits for the packet.
+#[inline(never)]
+fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    u32::from(skb.is_for_socket(packet.protocol, &Ends::of(packet)))
 }
 
 /// The reply of a flow that just goes on. Whatever is otherwise in any way is left to the long way,

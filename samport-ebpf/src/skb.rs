@@ -3,12 +3,15 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_vlan_pop,
+    bpf_redirect_peer, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail,
+    bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
+use samport_common::family::Address;
 use samport_common::frame::Frame;
-use samport_common::packet::MAX_OFFSET;
+use samport_common::packet::{MAX_OFFSET, Packet};
 use samport_common::verdict::Verdict;
+use samport_common::wire::protocol::Protocol;
 
 use crate::bytes;
 use crate::context::{Context, Seat};
@@ -22,6 +25,10 @@ const PULL_LEN: u32 = 256;
 const FITS_EVERYWHERE: u32 = 14 + 1_280;
 /// Asks for the segments of a packet that offload will cut (linux/bpf.h).
 const BPF_MTU_CHK_SEGS: u64 = 1;
+/// Sockets are looked for in the device's own network namespace (`BPF_F_CURRENT_NETNS`).
+const THIS_NETNS: u64 = u64::MAX;
+/// `TCP_LISTEN` in linux/tcp_states.h. No UDP socket has that state.
+const LISTENING: u32 = 10;
 /// `skb->pkt_type` of a frame addressed to this machine (`PACKET_HOST` in linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
@@ -200,6 +207,33 @@ impl Skb {
         if result == 0 { Some(()) } else { None }
     }
 
+    /// Whether a socket of this machine takes packets between these ends. One that only listens does not
+    /// count.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "36 bytes at most")]
+    pub fn is_for_socket<A>(&self, protocol: Protocol, ends: &Ends<A>) -> bool {
+        let tuple = core::ptr::from_ref(ends).cast_mut().cast();
+        let size = const { size_of::<Ends<A>>() as u32 };
+        let ctx = self.0.skb.skb.cast();
+        // SAFETY: the context is valid, and the kernel only reads the tuple, which is laid out as it wants it.
+        let socket = unsafe {
+            match protocol {
+                Protocol::Tcp => bpf_sk_lookup_tcp(ctx, tuple, size, THIS_NETNS, 0),
+                Protocol::Udp => bpf_sk_lookup_udp(ctx, tuple, size, THIS_NETNS, 0),
+            }
+        };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: a socket that the kernel has given to us, until we give it back.
+        let state = unsafe {
+            let state = (&raw const (*socket).state).read_volatile();
+            bpf_sk_release(socket.cast());
+            state
+        };
+        state != LISTENING
+    }
+
     /// Start of the `N` bytes at `offset`, if the linear part holds them.
     #[inline(always)]
     fn pointer<const N: usize>(&self, offset: usize) -> Option<usize> {
@@ -210,6 +244,31 @@ impl Skb {
         if at + N > self.0.data_end() { None } else { Some(at) }
     }
 }
+
+/// Both ends of a packet, as the kernel finds sockets by them: `struct bpf_sock_tuple`.
+#[repr(C, align(4))]
+pub struct Ends<A> {
+    source: A,
+    destination: A,
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+}
+
+impl<A: Address> Ends<A> {
+    /// Those of a packet.
+    #[inline(always)]
+    pub fn of(packet: &Packet<A>) -> Self {
+        let Packet { source, destination, .. } = packet;
+        Self {
+            source: source.addr,
+            destination: destination.addr,
+            source_port: source.port,
+            destination_port: destination.port,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Ends<[u8; 4]>>() == 12 && size_of::<Ends<[u8; 16]>>() == 36);
 
 /// Why nobody is there for a packet.
 #[derive(Clone, Copy)]

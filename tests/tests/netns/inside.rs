@@ -1,12 +1,13 @@
 //! Clients in containers: on the backends' bridge, on another one, and the backends themselves.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use samport::lab::{Backend, Bridge, Builder, Namespace, output_of};
-use samport_tests::datagrams::{Echo, ask_whom};
+use samport_tests::datagrams::{Echo, ask_to, ask_whom};
 use samport_tests::load::{Connection, Tally, get};
 use samport_tests::served::{LISTEN, Served, TARGET};
+use samport_tests::socket::{ask_on, connect_from};
 use samport_tests::{HOST_V4, HOST_V6, Lab, PATIENCE, require_root};
 
 /// Questions to each address by each protocol.
@@ -258,4 +259,35 @@ fn refused(who: &str, front: SocketAddr) {
     socket.send(b"who?").unwrap();
     let error = socket.recv(&mut [0; 64]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{who} to {front}");
+}
+
+/// A backend that has dialled itself sees, in place of its own address, the one of the host that it has
+/// dialled. The host's own clients come from there too, and may use the same port afterwards.
+#[test]
+fn a_port_that_a_backend_has_dialled_itself_from_serves_the_host_too() {
+    const PORTS: std::ops::Range<u16> = 20_000..20_010;
+    let inside = Inside::start(Lab::builder().backends(1), &[]);
+    let backend = &inside.lab().backends()[0];
+    for gateway in [Bridge::Backends.v4(1).into(), IpAddr::from(Bridge::Backends.v6(1))] {
+        let front = SocketAddr::new(gateway, LISTEN);
+        for (namespace, who) in [(backend.namespace(), "itself"), (inside.lab().host(), "the host")]
+        {
+            namespace.run(|| {
+                for port in PORTS {
+                    let stream = connect_from(port, front).unwrap_or_else(|e| {
+                        panic!("TCP from port {port} of {who} to {front}: {e}")
+                    });
+                    ask_on(&stream, "/")
+                        .unwrap_or_else(|e| panic!("{port} of {who} to {front}: {e}"));
+                    drop(stream);
+                    let any = if front.is_ipv4() { "0.0.0.0" } else { "::" };
+                    let socket = UdpSocket::bind((any, port)).unwrap();
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    ask_to(&socket, front).unwrap_or_else(|e| {
+                        panic!("UDP from port {port} of {who} to {front}: {e}")
+                    });
+                }
+            });
+        }
+    }
 }
