@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use samport::dataplane::program_run::harness::Harness;
@@ -30,13 +29,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     );
     let figure = Figure::new("kernel.load", title, "ns", Better::Less);
     let mut figure = figure.of_different_things();
-    let asking = Asking {
-        from: From::Client,
-        backends: args.backends,
-        at_once: args.at_once.into(),
-        after: After::Another,
-        time: Duration::from_secs_f64(args.seconds()),
-    };
+    let asking = Asking::new(args, From::Client, args.backends, After::Another);
     let _counting = Counting::begin()?;
     for _ in 0..args.rounds() {
         let (sample, runs) =

@@ -1,7 +1,5 @@
 //! New connections a second, one request over each.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use samport_tests::speed::{Better, Figure, Report};
 
@@ -38,13 +36,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         );
     }
     let _room = ConntrackRoom::make()?;
-    let asking = Asking {
-        from: From::Client,
-        backends: args.backends,
-        at_once: args.at_once.into(),
-        after: After::Another,
-        time: Duration::from_secs_f64(args.seconds()),
-    };
+    let asking = Asking::new(args, From::Client, args.backends, After::Another);
     let samples = Samples::take("connections", &contenders, args.rounds(), report, |contender| {
         asking.measure(contender)
     })?;

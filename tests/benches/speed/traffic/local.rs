@@ -1,7 +1,5 @@
 //! New connections a second from the host itself.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use samport_tests::speed::{Better, Figure, Report};
 
@@ -15,13 +13,7 @@ use crate::Args;
 /// samport is asked at 127.0.0.1, which nobody else serves: Docker's rules leave it alone.
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let contenders = contenders::chosen(&args.against, &[Contender::Direct], report);
-    let asking = Asking {
-        from: From::Host,
-        backends: 1,
-        at_once: args.at_once.into(),
-        after: After::Another,
-        time: Duration::from_secs_f64(args.seconds()),
-    };
+    let asking = Asking::new(args, From::Host, 1, After::Another);
     let samples = Samples::take("local", &contenders, args.rounds(), report, |contender| {
         asking.measure(contender)
     })?;

@@ -1,7 +1,5 @@
 //! Requests a second over connections that stay open, and how long they take.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use samport_tests::speed::{Better, Figure, Report};
 
@@ -23,13 +21,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let usual = if args.quick && args.against.is_empty() { &ALL[..QUICK] } else { &ALL };
     let contenders = contenders::chosen(&args.against, usual, report);
     let _room = ConntrackRoom::make()?;
-    let asking = Asking {
-        from: From::Client,
-        backends: 1,
-        at_once: args.at_once.into(),
-        after: After::Stay,
-        time: Duration::from_secs_f64(args.seconds()),
-    };
+    let asking = Asking::new(args, From::Client, 1, After::Stay);
     let samples = Samples::take("requests", &contenders, args.rounds(), report, |contender| {
         asking.measure(contender)
     })?;

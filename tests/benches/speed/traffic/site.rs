@@ -13,7 +13,7 @@ use super::outcome::Outcome;
 use super::sample::Sample;
 use super::server::{self, Servers};
 use super::{FRONT_PORT, rules};
-use crate::machine;
+use crate::{Args, machine};
 
 /// Fields are dropped from first to last.
 pub struct Site<S> {
@@ -41,6 +41,12 @@ pub struct Asking {
 }
 
 impl Asking {
+    /// As many at a time and for as long as the user wants.
+    pub fn new(args: &Args, from: From, backends: u8, after: After) -> Self {
+        let time = Duration::from_secs_f64(args.seconds());
+        Self { from, backends, at_once: args.at_once.into(), after, time }
+    }
+
     /// One measurement in a network made for it. The same backends would know the client's ports from
     /// the contender before, with other timestamps, and refuse them (`PAWSTimewait` in nstat).
     pub fn measure(&self, contender: Contender) -> Result<Sample> {
