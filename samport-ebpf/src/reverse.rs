@@ -58,7 +58,11 @@ fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done
         Stands::ForSeveral => return Done::GoOn(program::ANSWER),
         Stands::ForNone => return no_reply(seat, packet),
     };
-    let Some(reply) = go_on::<P>(packet, service) else {
+    let key = FlowKey::new(packet.destination, service, Lane::FIRST);
+    let Some(entry) = flows::find_at_once::<P>(key) else {
+        return of_no_flow::<P>(seat, packet, service);
+    };
+    let Some(reply) = go_on::<P>(packet, entry) else {
         return Done::GoOn(program::ANSWER);
     };
     if is_too_big(skb, seat, &reply) {
@@ -113,11 +117,22 @@ fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>
     u32::from(skb.is_for_socket(packet.protocol, &Ends::of(packet)))
 }
 
+/// What becomes of a packet without a flow in the first lane. Most of them are answers to clients on this
+/// machine, whose sockets were given the backend's address: dismissed here, if there can be no flow elsewhere.
+#[inline(always)]
+fn of_no_flow<P: Tables>(seat: Seat, packet: &Packet<P::Addr>, service: ServiceId) -> Done {
+    let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
+    let key = FlowKey::new(itself, service, Lane::FIRST);
+    if maps::unusual() == 0 && flows::find_at_once::<P>(key).is_none() {
+        return no_reply(seat, packet);
+    }
+    Done::GoOn(program::ANSWER)
+}
+
 /// The reply of a flow that just goes on. Whatever is otherwise in any way is left to the long way,
 /// which says the same of such a packet.
 #[inline(always)]
-fn go_on<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) -> Option<Reply> {
-    let entry = flows::find_at_once::<P>(FlowKey::new(packet.destination, service, Lane::FIRST))?;
+fn go_on<P: Tables>(packet: &Packet<P::Addr>, entry: Entry) -> Option<Reply> {
     let word = entry.word();
     let backend = maps::backend(word.backend())?;
     if maps::endpoint::<P>(backend) != packet.source
