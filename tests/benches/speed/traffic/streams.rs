@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, sendfile};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, set_tcp_congestion};
 use rustix::net::{RecvFlags, recv, shutdown};
 
 use super::options;
@@ -20,6 +20,9 @@ use super::outcome::Outcome;
 const PIECE: usize = 1 << 20;
 /// A receiver is woken for this many bytes: being woken for each segment costs more than its way.
 const WAKE: i32 = 1 << 18;
+/// Of the congestion controls the kernel's own default, whatever the machine's is. BBR sends at the rate that it
+/// has measured so far: what is measured then is its measuring.
+const CONGESTION: &str = "cubic";
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -131,6 +134,7 @@ pub fn run(
 }
 
 fn send_while(stream: &TcpStream, store: &OwnedFd, go_on: impl Fn() -> bool) -> io::Result<u64> {
+    set_tcp_congestion(stream, CONGESTION)?;
     let mut sent = 0;
     while go_on() {
         let mut offset = 0;
