@@ -77,6 +77,7 @@ fn desired(backends: u32, balance: Balance) -> Desired {
 fn options() -> Options {
     Options {
         flows: DEFAULT_FLOWS,
+        flows6: DEFAULT_FLOWS,
         backends: MAX_BACKENDS,
         syn_flood: None,
         timeouts: Timeouts::default(),

@@ -19,6 +19,10 @@ pub(super) struct Limits {
     /// make room.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
+    /// Connections remembered for IPv6, if not as many as for IPv4: a table that nobody needs takes as much
+    /// memory as one that is full. [default: as --flows]
+    #[arg(long, value_name = "FLOWS", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS6")]
+    flows6: Option<u32>,
     /// Backends at a time, those that are leaving included. 1,000 take 0.6 MiB of locked memory, and 0.2
     /// MiB for each CPU.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
@@ -51,6 +55,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// Connections remembered for IPv6.
+    pub(super) fn flows6(&self) -> u32 {
+        self.flows6.unwrap_or(self.flows)
+    }
+
     /// The times, as the dataplane takes them.
     pub(super) const fn timeouts(&self) -> Timeouts {
         Timeouts {
@@ -95,6 +104,19 @@ mod tests {
         let limits = flags(&[]).unwrap();
         assert_eq!((limits.flows, limits.max_backends), (DEFAULT_FLOWS, DEFAULT_BACKENDS));
         assert_eq!(limits.timeouts(), Timeouts::default());
+    }
+
+    #[test]
+    fn there_is_room_for_as_much_of_ipv6_as_of_ipv4_unless_it_is_said_how_much() {
+        for (args, read) in [
+            (&["--flows=2000"][..], Some((2_000, 2_000))),
+            (&["--flows=2000", "--flows6=5000"], Some((2_000, 5_000))),
+            (&["--flows6=1024"], Some((DEFAULT_FLOWS, 1_024))),
+            (&["--flows6=1023"], None),
+        ] {
+            let limits = flags(args).ok().map(|limits| (limits.flows, limits.flows6()));
+            assert_eq!(limits, read, "{args:?}");
+        }
     }
 
     #[test]

@@ -22,8 +22,10 @@ pub struct Counters {
 /// The state of the flow tables, IPv4 and IPv6 together unless said otherwise.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Flows {
-    /// Most flows each of them holds.
-    pub capacity: u32,
+    /// Most flows for IPv4.
+    pub capacity4: u32,
+    /// Most flows for IPv6.
+    pub capacity6: u32,
     /// Flows for IPv4, when the collector was last there.
     pub left4: u64,
     /// Flows for IPv6, likewise.
@@ -88,7 +90,8 @@ impl Counters {
 }
 
 fn flows(instance: &str) -> Result<Flows> {
-    let capacity = data(instance, "FLOWS4")?.info().context("ask about FLOWS4")?.max_entries();
+    let capacity4 = capacity(instance, "FLOWS4")?;
+    let capacity6 = capacity(instance, "FLOWS6")?;
     let pressure: PerCpuArray<MapData, MapCell<Pressure>> =
         PerCpuArray::try_from(Map::PerCpuArray(data(instance, "PRESSURE")?))
             .context("PRESSURE has another type")?;
@@ -99,7 +102,12 @@ fn flows(instance: &str) -> Result<Flows> {
     let MapCell(Collected { removed, left4, left6, evicted }) =
         collected.get(&0, 0).context("read COLLECTED")?;
     let inserted = pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum();
-    Ok(Flows { capacity, left4, left6, inserted, expired: removed, evicted })
+    Ok(Flows { capacity4, capacity6, left4, left6, inserted, expired: removed, evicted })
+}
+
+fn capacity(instance: &str, map: &str) -> Result<u32> {
+    let info = data(instance, map)?.info().with_context(|| format!("ask about {map}"))?;
+    Ok(info.max_entries())
 }
 
 fn data(instance: &str, map: &str) -> Result<MapData> {

@@ -18,8 +18,10 @@ use crate::exit::{Coded as _, Exit, coded};
 /// What can be chosen when loading.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Entries of each flow table.
+    /// Entries of the table of flows for IPv4.
     pub flows: u32,
+    /// Entries of the table of flows for IPv6.
+    pub flows6: u32,
     /// Backends at a time.
     pub backends: u32,
     /// Handshakes left unanswered on one CPU in a tick that are a flood; `None` for a part of `flows`.
@@ -215,7 +217,7 @@ const OF_A_RUN: [&str; 9] = [
 
 /// Maps of which a flag says how many entries they have, and how many that is.
 pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
-    let mut sizes = vec![("FLOWS4", options.flows), ("FLOWS6", options.flows)];
+    let mut sizes = vec![("FLOWS4", options.flows), ("FLOWS6", options.flows6)];
     // Id 0 is never used.
     sizes.extend(BY_BACKEND.map(|name| (name, options.backends + 1)));
     sizes.extend(BY_ENDPOINT.map(|name| (name, 2 * options.backends)));

@@ -111,8 +111,8 @@ impl Sample {
         let entries = [(family("ipv4"), flows.left4), (family("ipv6"), flows.left6)];
         let help = "Flows that are remembered.";
         gauges(to, "samport_flow_table_entries", help, entries.into_iter())?;
-        let most = u64::from(flows.capacity);
-        let capacity = [(family("ipv4"), most), (family("ipv6"), most)];
+        let (most4, most6) = (u64::from(flows.capacity4), u64::from(flows.capacity6));
+        let capacity = [(family("ipv4"), most4), (family("ipv6"), most6)];
         let help = "Flows there is room for.";
         gauges(to, "samport_flow_table_capacity", help, capacity.into_iter())?;
         let help = "Flows that had to make room for others.";

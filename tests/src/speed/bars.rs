@@ -49,7 +49,8 @@ pub const BARS: &[Bar] = &[
     value("control.start", "samport", 50.0),
     value("control.kill", "samport", 5.0),
     value("control.table", "10000", 20.0),
-    value("memory.flows", "1000000", 256.0),
+    value("memory.flows", "1000000 of IPv4", 256.0),
+    value("memory.flows", "1000000 of IPv6", 256.0),
 ];
 
 /// How a bar came out.

@@ -40,6 +40,7 @@ pub const VERBS: [(&str, &[&str]); 19] = [
             "--health-fall",
             "Limits:",
             "--flows",
+            "--flows6",
             "--tcp-syn-timeout",
             "--tcp-timeout",
             "--tcp-fin-timeout",

@@ -132,11 +132,27 @@ fn the_table_shows_services_rates_and_verdicts() {
 
 #[test]
 fn wide_shows_limits_and_memory_as_they_are() {
-    let options =
-        ["--flows", "2000", "--max-backends", "77", "--tcp-timeout", "90s", "--drain", "7"];
+    let options = [
+        "--flows",
+        "2000",
+        "--flows6",
+        "1500",
+        "--max-backends",
+        "77",
+        "--tcp-timeout",
+        "90s",
+        "--drain",
+        "7",
+    ];
     let served = Served::start(lab(1), &options);
     let shown = printed(&served, &["-o", "wide"]);
-    for part in ["2000 flows of each family, 77 backends", "tcp 1m30s", "drain 7s", "FLOWS6"] {
+    for part in [
+        "2000 flows for IPv4, 1500 for IPv6, 77 backends",
+        "0 of 1500 for IPv6",
+        "tcp 1m30s",
+        "drain 7s",
+        "FLOWS6",
+    ] {
         assert!(shown.contains(part), "no {part:?} in\n{shown}");
     }
     let status = served.status().0;
@@ -145,10 +161,12 @@ fn wide_shows_limits_and_memory_as_they_are() {
     let maps = status["maps"].as_array().expect("a list of maps");
     let sum = maps.iter().map(|map| memory(&map["bytes"])).sum::<u64>();
     assert_eq!(memory(&status["memory_bytes"]), sum);
-    let flows = maps.iter().find(|map| text(map, "name") == "FLOWS4").expect("a table of flows");
-    assert_eq!(flows["entries"], 2_000);
-    // A flow is more than its key.
-    assert!(memory(&flows["bytes"]) > 2_000 * 16, "{flows}");
+    for (name, room) in [("FLOWS4", 2_000), ("FLOWS6", 1_500)] {
+        let flows = maps.iter().find(|map| text(map, "name") == name).expect("a table of flows");
+        assert_eq!(flows["entries"], room);
+        // A flow is more than its key.
+        assert!(memory(&flows["bytes"]) > room * 16, "{flows}");
+    }
 }
 
 #[test]

@@ -155,10 +155,12 @@ fn flows_are_carried_over_into_tables_of_another_size() {
     let mut served = Served::start(lab, &["--flows", "4096", "--max-backends", "32"]);
     let mut kept = Kept::open(&served, 100);
     for (flows, backends) in [("16384", "64"), ("8192", "8")] {
-        served =
-            taken_over(served, &samport_binary(), &["--flows", flows, "--max-backends", backends]);
+        let sizes = ["--flows", flows, "--flows6", "2048", "--max-backends", backends];
+        served = taken_over(served, &samport_binary(), &sizes);
         kept.assert_answered(&format!("with {flows} flows"));
-        assert_eq!(served.status().0["flow_table"]["capacity"].to_string(), flows);
+        let status = served.status().0;
+        assert_eq!(status["flow_table"]["capacity"].to_string(), flows);
+        assert_eq!(status["flow_table"]["capacity6"], 2_048);
         for front in served.fronts() {
             assert_eq!(ask(&served.lab, front, 20).total(), 20);
         }

@@ -96,6 +96,7 @@ impl Bench {
     fn on(instance: Instance, flows: u32, local: bool) -> Self {
         let options = Options {
             flows,
+            flows6: flows,
             backends: 16,
             syn_flood: Some(u32::MAX),
             timeouts: Timeouts::default(),

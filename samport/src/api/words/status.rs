@@ -124,8 +124,11 @@ pub struct InstanceBackend {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct FlowTable {
-    /// Flows there is room for, for IPv4 and for IPv6 each.
+    /// Flows there is room for, for IPv4.
     pub capacity: u32,
+    /// Flows there is room for, for IPv6.
+    #[serde(default)]
+    pub capacity6: u32,
     /// Flows for IPv4, to a few seconds.
     pub ipv4: u64,
     /// Flows for IPv6, likewise.
@@ -142,8 +145,11 @@ pub struct FlowTable {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Limits {
-    /// Flows, for IPv4 and for IPv6 each: `--flows`.
+    /// Flows for IPv4: `--flows`.
     pub flows: u32,
+    /// Flows for IPv6: `--flows6`.
+    #[serde(default)]
+    pub flows6: u32,
     /// Backends at a time: `--max-backends`.
     pub max_backends: u32,
     /// Seconds, `--tcp-syn-timeout`.

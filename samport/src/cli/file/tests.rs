@@ -31,6 +31,7 @@ fn every_flag_has_a_key_and_every_key_a_flag() {
             (_, [default]) => format!("{:?}", default.to_string_lossy()),
             ("iface" | "endpoint" | "file" | "socket", _) => "'x'".to_owned(),
             ("port" | "syn-flood", _) => "80".to_owned(),
+            ("flows6", _) => "2048".to_owned(),
             ("backend" | "allow", _) => "'10.0.0.1'".to_owned(),
             ("provider", _) => "'file'".to_owned(),
             ("filter", _) => "'name=x'".to_owned(),

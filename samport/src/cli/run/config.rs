@@ -71,9 +71,10 @@ impl Config {
 
     /// How much is remembered, and for how long: for `status`.
     const fn limits(&self) -> Limits {
-        let dataplane::Options { flows, backends, timeouts, .. } = self.dataplane;
+        let dataplane::Options { flows, flows6, backends, timeouts, .. } = self.dataplane;
         Limits {
             flows,
+            flows6,
             max_backends: backends,
             tcp_syn_seconds: timeouts.tcp_syn.as_secs(),
             tcp_seconds: timeouts.tcp.as_secs(),

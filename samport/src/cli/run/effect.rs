@@ -13,7 +13,7 @@ use Effect::{AtOnce, NextStart};
 
 /// Every key. What the instance is known by (its name, its lock, its pins) and what the kernel programs were
 /// loaded with cannot change under them.
-const EFFECTS: [(&str, Effect); 34] = [
+const EFFECTS: [(&str, Effect); 35] = [
     ("iface", NextStart),
     ("port", NextStart),
     ("backend", AtOnce),
@@ -40,6 +40,7 @@ const EFFECTS: [(&str, Effect); 34] = [
     ("connect-failover", AtOnce),
     ("no-backend", AtOnce),
     ("flows", NextStart),
+    ("flows6", NextStart),
     ("max-backends", NextStart),
     ("syn-flood", NextStart),
     ("tcp-syn-timeout", NextStart),

@@ -127,6 +127,7 @@ impl Flags {
             metrics: self.metrics,
             dataplane: dataplane::Options {
                 flows: self.limits.flows,
+                flows6: self.limits.flows6(),
                 backends: self.limits.max_backends,
                 syn_flood: self.limits.syn_flood,
                 timeouts: self.limits.timeouts(),

@@ -14,11 +14,16 @@ pub(super) fn say_ready(config: &Config, reconciler: &Reconciler) {
     let ports = if ports.is_empty() { "the ports of labels".to_owned() } else { ports.join(", ") };
     let (backends, hook) = (reconciler.serving(), reconciler.hooks());
     let plural = if backends == 1 { "" } else { "s" };
+    let (flows4, flows6) = (config.dataplane.flows, config.dataplane.flows6);
     let memory =
-        u64::from(config.dataplane.flows) * (bytes_per_flow(4) + bytes_per_flow(16)) / (1 << 20);
+        (u64::from(flows4) * bytes_per_flow(4) + u64::from(flows6) * bytes_per_flow(16)) >> 20;
+    let room = if flows4 == flows6 {
+        format!("{flows4} connections")
+    } else {
+        format!("{flows4} connections over IPv4 and {flows6} over IPv6")
+    };
     tracing::info!(
-        "ready: {ports} on {interfaces} ({hook}), {backends} backend{plural}, room for {} connections ({memory} MiB)",
-        config.dataplane.flows
+        "ready: {ports} on {interfaces} ({hook}), {backends} backend{plural}, room for {room} ({memory} MiB)"
     );
     if reconciler.xdp() == Some(XdpMode::Native) {
         tracing::info!(

@@ -116,7 +116,8 @@ fn backend(counted: &Counted) -> InstanceBackend {
 
 const fn flow_table(flows: &Flows) -> FlowTable {
     FlowTable {
-        capacity: flows.capacity,
+        capacity: flows.capacity4,
+        capacity6: flows.capacity6,
         ipv4: flows.left4,
         ipv6: flows.left6,
         inserted: flows.inserted,

@@ -64,11 +64,8 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "  flows remembered: {} of {capacity} for IPv4, {} of {capacity} for IPv6; {} had to make room",
-        flows.ipv4,
-        flows.ipv6,
-        flows.evicted,
-        capacity = flows.capacity
+        "  flows remembered: {} of {} for IPv4, {} of {} for IPv6; {} had to make room",
+        flows.ipv4, flows.capacity, flows.ipv6, flows.capacity6, flows.evicted
     );
     if wide {
         let _ = writeln!(text, "  {}", limits(&instance.limits));
@@ -135,8 +132,11 @@ fn limits(limits: &Limits) -> String {
         let time = humantime::format_duration(Duration::from_secs(seconds)).to_string();
         format!("{name} {}", time.replace(' ', ""))
     });
-    let Limits { flows, max_backends, .. } = limits;
-    format!("limits: {flows} flows of each family, {max_backends} backends; {}", times.join(", "))
+    let Limits { flows, flows6, max_backends, .. } = limits;
+    format!(
+        "limits: {flows} flows for IPv4, {flows6} for IPv6, {max_backends} backends; {}",
+        times.join(", ")
+    )
 }
 
 fn verdicts(text: &mut String, instance: &Instance) {

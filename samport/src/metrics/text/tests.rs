@@ -29,7 +29,14 @@ fn sample() -> Sample {
     Sample {
         backends: [(who("web-1"), serving), (who("a \"b\"\\c"), starting)].into(),
         verdicts: vec![(Verdict::ForwardPeer, 30), (Verdict::NotAllowed, 0)],
-        flows: Flows { capacity: 1_000, left4: 4, left6: 6, evicted: 7, ..Flows::default() },
+        flows: Flows {
+            capacity4: 1_000,
+            capacity6: 2_000,
+            left4: 4,
+            left6: 6,
+            evicted: 7,
+            ..Flows::default()
+        },
         providers: vec![Provider {
             name: "docker",
             is_connected: true,
@@ -59,6 +66,7 @@ fn every_name_of_the_contract_is_there_with_its_value() {
         ("samport_verdicts_total", r#"{verdict="not-allowed"}"#, "0"),
         ("samport_flow_table_entries", r#"{family="ipv6"}"#, "6"),
         ("samport_flow_table_capacity", r#"{family="ipv4"}"#, "1000"),
+        ("samport_flow_table_capacity", r#"{family="ipv6"}"#, "2000"),
         ("samport_flow_evictions_total", "", "7"),
         ("samport_discovery_connected", r#"{provider="docker"}"#, "1"),
         ("samport_discovery_events_total", r#"{provider="docker"}"#, "9"),

@@ -9,23 +9,37 @@ use samport_tests::speed::{Better, Figure, Report};
 
 use crate::Args;
 
-const SIZES: [u32; 3] = [10_000, 100_000, 1_000_000];
+/// What is told of, and how many flows of IPv4 and of IPv6 there is room for. The last two have bars.
+const SIZES: [(&str, u32, u32); 5] = [
+    ("10000 of each", 10_000, 10_000),
+    ("100000 of each", 100_000, 100_000),
+    ("1000000 of each", MILLION, MILLION),
+    ("1000000 of IPv4", MILLION, SMALLEST),
+    ("1000000 of IPv6", SMALLEST, MILLION),
+];
+/// Those whose figures have bars.
+const QUICK: usize = 2;
+const MILLION: u32 = 1_000_000;
+/// The least that `--flows` and `--flows6` take.
+const SMALLEST: u32 = 1_024;
 /// Bytes.
 const MIB: f64 = 1_048_576.0;
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let lab = Lab::builder().backends(0).build()?;
-    let title = "Memory of all maps, with room for so many flows of IPv4 and as many of IPv6";
+    let title = "Memory of all maps, with room for so many flows (--flows, --flows6)";
     let mut figure = Figure::new("memory.flows", title, "MiB", Better::Less);
-    // The last one has a bar.
-    for flows in SIZES.into_iter().skip(if args.quick { SIZES.len() - 1 } else { 0 }) {
-        let locked = lab.host().run(|| locked(flows))?;
-        let series = figure.series(&flows.to_string());
+    for (name, flows4, flows6) in
+        SIZES.into_iter().skip(if args.quick { SIZES.len() - QUICK } else { 0 })
+    {
+        let locked = lab.host().run(|| locked(flows4, flows6))?;
+        let series = figure.series(name);
         series.samples.push(mib(locked.values().sum()));
         let of = |name: &str| mib(locked.get(name).copied().unwrap_or(0));
         series.beside.push(("FLOWS4 MiB".to_owned(), of("FLOWS4")));
         series.beside.push(("FLOWS6 MiB".to_owned(), of("FLOWS6")));
-        let counted = u64::from(flows) * (bytes_per_flow(4) + bytes_per_flow(16));
+        let counted =
+            u64::from(flows4) * bytes_per_flow(4) + u64::from(flows6) * bytes_per_flow(16);
         series.beside.push(("by bytes_per_flow MiB".to_owned(), mib(counted)));
     }
     report.add(figure);
@@ -33,17 +47,18 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 }
 
 /// Bytes that the kernel says it has locked, by map.
-fn locked(flows: u32) -> Result<std::collections::BTreeMap<String, u64>> {
+fn locked(flows4: u32, flows6: u32) -> Result<std::collections::BTreeMap<String, u64>> {
     let instance = Instance::claim(&format!("bench-memory-{}", std::process::id()))?;
-    let _dataplane = Dataplane::open(&instance, options(flows))?;
+    let _dataplane = Dataplane::open(&instance, options(flows4, flows6))?;
     let maps = memory::maps(instance.name())?;
     Ok(maps.into_iter().map(|map| (map.name, map.bytes)).collect())
 }
 
 /// The usual ones, with local clients.
-fn options(flows: u32) -> Options {
+fn options(flows: u32, flows6: u32) -> Options {
     Options {
         flows,
+        flows6,
         backends: DEFAULT_BACKENDS,
         syn_flood: None,
         timeouts: Timeouts::default(),

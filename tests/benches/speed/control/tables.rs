@@ -125,6 +125,7 @@ impl Tables {
 fn options() -> Options {
     Options {
         flows: 1_024,
+        flows6: 1_024,
         backends: MAX_BACKENDS,
         syn_flood: None,
         timeouts: Timeouts::default(),

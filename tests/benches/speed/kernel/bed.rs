@@ -44,6 +44,7 @@ impl Bed {
         let instance = Instance::claim(&format!("speed-{}-{name}", std::process::id()))?;
         let options = Options {
             flows,
+            flows6: 1_024,
             backends: backends.max(16),
             // What is measured is a flood of new flows; it is to be treated like any others.
             syn_flood: Some(u32::MAX),

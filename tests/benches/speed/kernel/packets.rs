@@ -4,6 +4,7 @@ use anyhow::Result;
 use samport::dataplane::program_run::PROGRAMS;
 use samport::dataplane::program_run::harness::{Harness, Measured};
 use samport_common::harness::Order::{Each, Random};
+use samport_common::layout::DEFAULT_FLOWS;
 use samport_tests::speed::{Better, Figure, Report};
 
 use super::bed::{Bed, Flags, backend_traffic, between, client_traffic, from_backend, from_client};
@@ -16,10 +17,30 @@ const MANY: u32 = 1 << 24;
 /// The table that new flows make room in.
 const ROOM: u32 = 65_536;
 
-const HOT: &str = "a packet of an open flow, one flow";
-const TEN_THOUSAND: &str = "a packet of an open flow, 10 thousand flows at random";
-const HUNDRED_THOUSAND: &str = "a packet of an open flow, 100 thousand flows at random";
-const MILLION: &str = "a packet of an open flow, 1 million flows at random";
+/// How many flows are open, and in a table of which size: the usual one as long as they have room there.
+const SIZES: [(&str, &str, u32, u32); 4] = [
+    ("kernel.flows.1", "a packet of an open flow, one flow", 1, DEFAULT_FLOWS),
+    (
+        "kernel.flows.10000",
+        "a packet of an open flow, 10 thousand flows at random",
+        10_000,
+        DEFAULT_FLOWS,
+    ),
+    (
+        "kernel.flows.100000",
+        "a packet of an open flow, 100 thousand flows at random",
+        100_000,
+        DEFAULT_FLOWS,
+    ),
+    (
+        "kernel.flows.1000000",
+        "a packet of an open flow, 1 million flows at random in a table for 1.25 million",
+        1_000_000,
+        1_250_000,
+    ),
+];
+/// Those that have bars.
+const QUICK: usize = 3;
 const NEW: &str = "a new flow's first packet";
 const FOREIGN: &str = "a packet that is not ours";
 const OTHER: &str = "other packets";
@@ -45,38 +66,36 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 
 /// All kinds of packets, over one backend.
 fn flows(args: &Args, harness: &mut Harness, rounds: u32) -> Result<Vec<Figure>> {
-    let largest = if args.quick { 100_000 } else { 1_000_000 };
-    let bed = Bed::new("open", largest + largest / 4, 1)?;
+    let sizes = if args.quick { &SIZES[..QUICK] } else { &SIZES };
+    let mut open = Vec::new();
+    for (_, _, clients, room) in sizes {
+        let bed = Bed::new(&format!("open-{clients}"), *room, 1)?;
+        bed.establish(harness, *clients)?;
+        open.push(bed);
+    }
     // Never full: each round brings as many new flows as it has runs, and one more is there to spare.
     let filling = Bed::new("filling", (rounds + 1) * stopwatch::RUNS, 1)?;
     let full = Bed::new("full", ROOM, 1)?;
     let closed = Bed::restricted("closed")?;
-    bed.establish(harness, largest)?;
     let (syn, ack, answer) =
         (from_client(Flags::Syn), from_client(Flags::Ack), from_backend(Flags::Ack));
     let other_port = between("10.0.0.0:40000", "192.0.2.1:81", Flags::Ack);
     let other_address = between("10.0.0.0:40000", "192.0.2.9:80", Flags::Ack);
     let own_business = between("172.16.0.1:5000", "10.0.0.0:40000", Flags::Ack);
     let error = icmp_error(&from_backend(Flags::Ack));
-    let (forward, reverse) = (Measured::Tc(&bed.forward), Measured::Tc(&bed.reverse));
-    let xdp = Measured::Xdp(&bed.xdp);
 
     let mut cases = Vec::new();
-    let mut sizes = vec![
-        ("kernel.flows.1", HOT, 1),
-        ("kernel.flows.10000", TEN_THOUSAND, 10_000),
-        ("kernel.flows.100000", HUNDRED_THOUSAND, 100_000),
-    ];
-    if !args.quick {
-        sizes.push(("kernel.flows.1000000", MILLION, 1_000_000));
-    }
-    for (figure, title, clients) in sizes {
-        let to_service = || client_traffic(&ack, clients, Random);
+    for (bed, (figure, title, clients, _)) in open.iter().zip(sizes) {
+        let to_service = || client_traffic(&ack, *clients, Random);
+        let forward = Measured::Tc(&bed.forward);
         cases.push(Case::tc(figure, title, "forward", forward, to_service()));
-        let to_client = backend_traffic(&answer, clients, Random);
-        cases.push(Case::tc(figure, title, "reply", reverse, to_client));
-        cases.push(Case::tc(figure, title, "xdp", xdp, to_service()));
+        let to_client = backend_traffic(&answer, *clients, Random);
+        cases.push(Case::tc(figure, title, "reply", Measured::Tc(&bed.reverse), to_client));
+        cases.push(Case::tc(figure, title, "xdp", Measured::Xdp(&bed.xdp), to_service()));
     }
+    let bed = &open[0];
+    let (forward, reverse) = (Measured::Tc(&bed.forward), Measured::Tc(&bed.reverse));
+    let xdp = Measured::Xdp(&bed.xdp);
     let new = || client_traffic(&syn, MANY, Each);
     let into_full = Measured::Tc(&full.forward);
     cases.push(Case::tc("kernel.new", NEW, "full", into_full, new()));
