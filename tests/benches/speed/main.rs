@@ -4,6 +4,7 @@
 //! Started by `cargo xtask bench`; the method and its reasons are in `docs/benchmarks/README.md`.
 
 mod control;
+mod interrupt;
 mod kernel;
 mod machine;
 mod traffic;
@@ -13,7 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
+use clap::builder::PossibleValue;
+use clap::{Parser as _, ValueEnum as _};
 use samport_tests::require_root;
 use samport_tests::speed::Report;
 
@@ -98,14 +100,24 @@ impl Part {
         Self::Idle,
         Self::Memory,
     ];
+
+    /// Its name, and what it is about.
+    fn heading(self) -> String {
+        let value = self.to_possible_value().unwrap_or_else(|| PossibleValue::new("all"));
+        let about = value.get_help().map(ToString::to_string).unwrap_or_default();
+        format!("{}: {about}", value.get_name())
+    }
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     require_root();
+    interrupt::listen()?;
     let machine = Machine::look()?;
     let mut report = Report::new(machine.heading(), machine.json());
     for part in args.parts() {
+        interrupt::go_on()?;
+        eprintln!("{}", part.heading());
         match part {
             Part::Connections => traffic::connections::measure(&args, &mut report)?,
             Part::Requests => traffic::requests::measure(&args, &mut report)?,

@@ -12,7 +12,7 @@ use samport_tests::speed::{Better, Figure, Report};
 use super::engine::{Container, Engine};
 use super::events::{Inhabitant, mac_of};
 use super::ms_between;
-use crate::Args;
+use crate::{Args, interrupt};
 
 const CONTAINERS: u8 = 200;
 const NAMESPACES: u8 = 10;
@@ -50,6 +50,7 @@ fn in_few_namespaces(args: &Args, figure: &mut Figure) -> Result<()> {
     lab.host().batch("route add 172.30.1.0/24 dev br0\n")?;
     let rounds = if args.quick { 2 } else { args.rounds() };
     for _ in 0..rounds {
+        interrupt::go_on()?;
         start(&lab, &containers, figure, "samport")?;
     }
     Ok(())
@@ -67,6 +68,7 @@ fn in_many_namespaces(figure: &mut Figure) -> Result<()> {
         containers.push(Container::new(backend.name(), inhabitant.pid(), address, &mac));
     }
     for _ in 0..5 {
+        interrupt::go_on()?;
         start(&lab, &containers, figure, "a veth each")?;
     }
     Ok(())

@@ -12,7 +12,7 @@ use samport_tests::{Backend, Lab};
 use super::engine::{Container, Engine};
 use super::knocking::Knocking;
 use super::{ms_between, real};
-use crate::Args;
+use crate::{Args, interrupt};
 
 /// How long anything may take before it is a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -91,6 +91,7 @@ fn fake(args: &Args, start: &mut Figure, kill: &mut Figure) -> Result<()> {
 
     let client = Knocking::start(lab.client(), front);
     for _ in 0..args.rounds() {
+        interrupt::go_on()?;
         until_silent(&client, &containers[0].name)?;
         client.wait_for_more(REFUSED);
         let at = engine.starts(&containers[0]);
@@ -106,6 +107,7 @@ fn fake(args: &Args, start: &mut Figure, kill: &mut Figure) -> Result<()> {
     let leaving = &containers[1];
     for _ in 0..args.rounds() {
         for (series, is_kill) in [("samport", true), ("die", false)] {
+            interrupt::go_on()?;
             let begin = engine.starts(leaving);
             until_shared(&clients, &leaving.name, begin)?;
             let at = if is_kill { engine.kills(&leaving.name) } else { engine.ends(&leaving.name) };

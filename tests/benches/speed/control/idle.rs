@@ -10,7 +10,7 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::speed::{Better, Figure, Report};
 
 use super::ms;
-use crate::Args;
+use crate::{Args, interrupt};
 
 /// One round of taking out what is over, and one of looking at everything, with the usual limits.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -29,6 +29,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let title = "CPU time of a samport with two backends and nothing to do, in 10 s";
     let mut figure = Figure::new("control.idle", title, "ms", Better::Less);
     for _ in 0..ROUNDS {
+        interrupt::go_on()?;
         let before = cpu_time(daemon.pid())?;
         thread::sleep(WINDOW);
         let used = cpu_time(daemon.pid())?.saturating_sub(before);

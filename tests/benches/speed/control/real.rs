@@ -12,7 +12,7 @@ use samport_tests::speed::{Figure, Report};
 use super::events::{last_of, until_shared};
 use super::knocking::Knocking;
 use super::ms;
-use crate::Args;
+use crate::{Args, interrupt};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,6 +36,7 @@ pub fn measure(
     let front = docker.lab().front(80);
     let client = Knocking::start(docker.lab().client(), front);
     for round in 0..args.rounds() {
+        interrupt::go_on()?;
         let name = format!("one-{round}");
         create(&docker, &name);
         let begin = Instant::now();
@@ -56,6 +57,7 @@ pub fn measure(
     docker.cli(&["start", "stays"]);
     let clients = [Knocking::start(docker.lab().client(), front)];
     for round in 0..args.rounds() {
+        interrupt::go_on()?;
         let (name, begin) = (format!("two-{round}"), Instant::now());
         create(&docker, &name);
         docker.cli(&["start", &name]);

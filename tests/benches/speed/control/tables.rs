@@ -20,7 +20,7 @@ use samport_tests::daemon::Daemon;
 use samport_tests::speed::{Better, Figure, Report, Series, Spread};
 
 use super::ms;
-use crate::Args;
+use crate::{Args, interrupt};
 
 const SIZES: [u32; 4] = [10, 100, 1_000, 10_000];
 /// How long anything may take before it is a failure.
@@ -38,6 +38,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
             format!("One of so many backends added or taken out, {name}: plan, table, maps");
         let mut figure = Figure::new(id, title, "ms", Better::Less);
         for size in SIZES {
+            interrupt::go_on()?;
             let measured = lab.host().run(|| tables.measure(size, balance, args.rounds()))?;
             measured.show(figure.series(&size.to_string()));
         }
@@ -191,6 +192,7 @@ fn through_the_loop(args: &Args, lab: &Lab) -> Result<Figure> {
     );
     daemon.wait_for_line("ready: ", PATIENCE);
     for round in 0..args.rounds() {
+        interrupt::go_on()?;
         fs::write(&new, file(size, 2 + round))?;
         let (mark, begin) = (daemon.mark(), Instant::now());
         fs::rename(&new, path)?;

@@ -11,10 +11,10 @@ use samport_tests::Lab;
 use samport_tests::speed::{Better, Figure, Report};
 use serde_json::Value;
 
-use crate::Args;
 use crate::traffic::client::After;
 use crate::traffic::contenders::Contender;
 use crate::traffic::site::{Asking, From};
+use crate::{Args, interrupt};
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 /// The programs, by the names that `bpftool` shows. What they call counts as theirs.
@@ -32,6 +32,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let asking = Asking::new(args, From::Client, args.backends, After::Another);
     let _counting = Counting::begin()?;
     for _ in 0..args.rounds() {
+        interrupt::go_on()?;
         let (sample, runs) =
             asking.measure_with(Contender::Samport, Bystander::attach, |_| runs())?;
         let connections = f64::from(sample.outcome.answered().max(1));

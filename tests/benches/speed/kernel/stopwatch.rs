@@ -4,6 +4,8 @@ use anyhow::Result;
 use samport::dataplane::program_run::harness::{Harness, Measured, Traffic};
 use samport_tests::speed::{Better, Figure};
 
+use crate::interrupt;
+
 /// Runs of a measurement: long enough for the kernel's clock, short enough for many rounds.
 pub const RUNS: u32 = 300_000;
 
@@ -45,6 +47,7 @@ pub fn measure(harness: &mut Harness, cases: &[Case<'_>], rounds: u32) -> Result
     let mut figures: Vec<Figure> = Vec::new();
     for _ in 0..rounds {
         for case in cases {
+            interrupt::go_on()?;
             let nothing = harness.time(case.nothing, &case.traffic, RUNS)?;
             let whole = harness.time(case.program, &case.traffic, RUNS)?;
             let known = figures.iter().position(|figure| figure.id == case.figure);

@@ -7,6 +7,7 @@ use samport_tests::speed::{Figure, Report, Spread};
 
 use super::contenders::Contender;
 use super::outcome::Outcome;
+use crate::interrupt;
 use crate::machine::TICKS_PER_SECOND;
 
 /// A backend may have this much more or less than its share, as a part of it. Chance alone stays
@@ -68,6 +69,7 @@ impl Samples {
             let turns: Vec<Contender> =
                 all[first..].iter().chain(&all[..first]).map(|(contender, _)| *contender).collect();
             for contender in turns {
+                interrupt::go_on()?;
                 let name = contender.name();
                 match measure(contender) {
                     Ok(sample) => {
@@ -76,6 +78,8 @@ impl Samples {
                         place.context("a contender was lost")?.1.push(sample);
                     }
                     Err(error) if contender != Contender::Samport => {
+                        // A signal from a terminal goes to its processes, too.
+                        interrupt::go_on()?;
                         report.skip(format!("{name}, {what}: {error:#}"));
                         all.retain(|(known, _)| *known != contender);
                     }
