@@ -2,11 +2,15 @@
 //!
 //! No enum, bool or Option crosses a map: bytes with total decoders.
 
+mod clock;
+mod ports;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::family::Address;
-use crate::flow::ServiceId;
-use crate::wire::protocol::Protocol;
+
+pub use clock::Clock;
+pub use ports::{PORT_WORDS, SHORTCUTS, Shortcut, Stands, port_bit};
 
 /// Version of every key and value layout together. A change to any of them raises it.
 pub const LAYOUT_VERSION: u32 = 3;
@@ -41,105 +45,6 @@ pub mod program {
     pub const REVERSE6: u32 = 12;
     /// Length of the array.
     pub const COUNT: u32 = 13;
-}
-
-/// Words of `PORTS`: one bit for each of the 65,536 ports of TCP, then of UDP.
-pub const PORT_WORDS: u32 = 2 * 65_536 / 64;
-
-/// The bit of `PORTS` that stands for a port of a protocol: word `bit / 64`, bit `bit % 64` of it.
-#[must_use]
-#[inline(always)]
-pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
-    let base = match protocol {
-        Protocol::Tcp => 0,
-        Protocol::Udp => 65_536,
-    };
-    base + port as u32
-}
-
-/// Value of `SHORTCUTS`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Shortcut {
-    /// What all frontends on this port belong to: a [`Stands`].
-    pub listens: [u16; 2],
-    /// What all backends that answer from this port belong to: a [`Stands`].
-    pub answers: [u16; 2],
-}
-
-/// What a port stands for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stands {
-    /// Nothing of ours.
-    ForNone,
-    /// One service: packets of its open flows need no other look-up of it.
-    For(ServiceId),
-    /// Only the hash tables can tell.
-    ForSeveral,
-}
-
-impl Stands {
-    /// As a map holds it: 0, one more than the service's id, or the largest number.
-    #[must_use]
-    pub const fn encode(self) -> u16 {
-        match self {
-            Self::ForNone => 0,
-            Self::For(service) => service.get() + 1,
-            Self::ForSeveral => u16::MAX,
-        }
-    }
-
-    /// Total decoder: a number that is none is [`Stands::ForSeveral`], with which nothing is lost.
-    #[must_use]
-    #[inline(always)]
-    pub const fn decode(number: u16) -> Self {
-        match number.checked_sub(1) {
-            None => Self::ForNone,
-            Some(id) => match ServiceId::new(id) {
-                Some(service) => Self::For(service),
-                None => Self::ForSeveral,
-            },
-        }
-    }
-}
-
-/// Entries of `SHORTCUTS`.
-pub const SHORTCUTS: u32 = 2 * 65_536;
-
-/// Value of `CLOCK`: how the time follows from jiffies, which programs read in one instruction. 16 bytes; all
-/// zero while that is not known.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Clock {
-    /// Nanoseconds in a jiffy. The kernel counts jiffies by its monotonic clock, so that they do not drift
-    /// apart.
-    pub jiffy_ns: u64,
-    /// What the clock was when there were no jiffies; wraps below zero.
-    pub begin_ns: u64,
-}
-
-impl Clock {
-    /// The clock that shows this time at so many jiffies.
-    #[must_use]
-    pub const fn set(jiffy_ns: u64, jiffies: u64, now_ns: u64) -> Self {
-        Self { jiffy_ns, begin_ns: now_ns.wrapping_sub(jiffies.wrapping_mul(jiffy_ns)) }
-    }
-
-    /// The time in ticks at so many jiffies; `None` if it is not known.
-    #[must_use]
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "2³² ticks are 146 years")]
-    pub const fn tick(&self, jiffies: u64) -> Option<u32> {
-        if self.jiffy_ns == 0 {
-            return None;
-        }
-        let now_ns = self.begin_ns.wrapping_add(jiffies.wrapping_mul(self.jiffy_ns));
-        Some((now_ns >> crate::conntrack::TICK_SHIFT) as u32)
-    }
 }
 
 /// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.
@@ -549,8 +454,6 @@ pub mod unusual {
     pub const FLOOD: u32 = 2;
 }
 
-const _: () = assert!(size_of::<Shortcut>() == 8);
-const _: () = assert!(size_of::<Clock>() == 16);
 const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Backend>() == 40);
@@ -563,21 +466,3 @@ const _: () = assert!(size_of::<Owners>() == 52);
 const _: () = assert!(size_of::<BackendStats>() == 56);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_goes_on_from_where_it_was_set() {
-        const SECOND: u64 = 1_000_000_000;
-        // Jiffies begin 300 s before they need a 33rd bit.
-        let (jiffies, jiffy_ns) = (u64::from(u32::MAX) - 300 * 250, SECOND / 250);
-        let clock = Clock::set(jiffy_ns, jiffies, 7 * SECOND);
-        for seconds in [0, 1, 299, 301, 86_400, 400 * 86_400] {
-            let expected = ((7 + seconds) * SECOND) >> crate::conntrack::TICK_SHIFT;
-            assert_eq!(clock.tick(jiffies + seconds * 250).map(u64::from), Some(expected));
-        }
-        assert_eq!(Clock::default().tick(jiffies), None);
-    }
-}

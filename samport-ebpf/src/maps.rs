@@ -1,6 +1,7 @@
 //! Every map, with typed accessors. Keys and values are `samport-common`'s; sizes that are flags are
 //! set by the loader before the maps are made.
 
+mod rooms;
 pub mod sockets;
 pub mod traces;
 
@@ -14,19 +15,20 @@ use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
 };
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, Draft,
-    EVENT_BYTES, Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS,
-    MAX_FLOOD_FLOWS, MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners,
-    PORT_WORDS, Pressure, SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, TABLE_SLOTS,
-    XdpDevice, port_bit, program, unusual,
+    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, EVENT_BYTES,
+    Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
+    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
+    SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, TABLE_SLOTS, XdpDevice, port_bit,
+    program, unusual,
 };
-use samport_common::packet::MAX_OFFSET;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::atomic;
 use crate::bytes;
 use crate::skb::Skb;
+
+pub use rooms::{draft, forget, fragmented_draft, keep, kept};
 
 /// One bit for each port that any service listens on: nearly all traffic that is not ours is
 /// dismissed by it.
@@ -147,23 +149,6 @@ static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0
 /// The devices `samport_xdp` is attached to.
 #[map]
 static XDP_DEVICES: HashMap<u32, XdpDevice> = HashMap::with_max_entries(MAX_XDP_DEVICES, 0);
-
-/// A word for [`forget`].
-#[map]
-static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-
-/// A [`Fragmented`] being made: the stack has no room for it.
-#[map]
-static FRAGMENTED: PerCpuArray<Fragmented> = PerCpuArray::with_max_entries(1, 0);
-
-/// What one program has found out for the next.
-#[map]
-static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
-
-/// Room for [`keep`].
-type Room = [u64; 16];
-#[map]
-static KEPT: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
 
 /// A family with the maps that hold its addresses.
 pub trait Tables: Family {
@@ -421,41 +406,6 @@ pub fn pressure() -> Option<&'static mut Pressure> {
     PRESSURE.get_ptr_mut(0).map(|pressure| unsafe { &mut *pressure })
 }
 
-/// This CPU's room for a [`Fragmented`].
-#[inline(always)]
-pub fn fragmented_draft() -> Option<&'static mut Fragmented> {
-    // SAFETY: as in `pressure`.
-    FRAGMENTED.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
-}
-
-/// This CPU's [`Draft`].
-#[inline(always)]
-pub fn draft() -> Option<&'static mut Draft> {
-    // SAFETY: as in `pressure`.
-    DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
-}
-
-/// Puts a value where it does not take from the 512 bytes of stack. There is room for one a run.
-/// False if the kernel has no such room, which does not happen.
-#[inline(always)]
-pub fn keep<T: Copy>(value: T) -> bool {
-    const { assert!(size_of::<T>() <= size_of::<Room>() && align_of::<T>() <= 8) };
-    let Some(room) = KEPT.get_ptr_mut(0) else { return false };
-    // SAFETY: this CPU's own memory, large enough and aligned.
-    unsafe { room.cast::<T>().write(value) };
-    true
-}
-
-/// What [`keep`] has put there.
-///
-/// # Safety
-/// In this run, a value of this type was kept.
-#[inline(always)]
-pub unsafe fn kept<T: Copy>() -> Option<&'static T> {
-    // SAFETY: the caller's promise; nobody writes there any more in this run.
-    KEPT.get_ptr(0).map(|room| unsafe { &*room.cast::<T>() })
-}
-
 /// Counts a packet's verdict.
 #[inline(always)]
 pub fn count(verdict: Verdict) {
@@ -515,26 +465,6 @@ pub fn count_handshake(id: u32, class: usize, took: u32) {
 #[inline(always)]
 pub fn tell(event: &Event) {
     let _ = EVENTS.output::<Event>(event, 0);
-}
-
-/// Gives the number back, but makes the verifier forget what it knows of it.
-///
-/// Each way through options and extension headers leaves another range for the offset of the TCP
-/// header, and the verifier would walk the rest of the program once for each of them: see
-/// docs/verifier.md. What was read from a map it knows nothing about, so the ways join here.
-///
-/// It is an offset and is masked as one: older verifiers (6.1) forget what a comparison says of a
-/// number that was put on the stack before it, but not what a mask says of it.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
-pub fn forget(offset: usize) -> usize {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return MAX_OFFSET };
-    // SAFETY: this CPU's own word; volatile, or the compiler would remember what the verifier
-    // should forget.
-    unsafe {
-        scratch.write_volatile(offset as u64);
-        scratch.read_volatile() as usize & MAX_OFFSET
-    }
 }
 
 /// Goes on in another program. Returns only if the loader has not put one there.

@@ -1,0 +1,73 @@
+//! What is known of a port before any table is asked.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::flow::ServiceId;
+use crate::wire::protocol::Protocol;
+
+/// Words of `PORTS`: one bit for each of the 65,536 ports of TCP, then of UDP.
+pub const PORT_WORDS: u32 = 2 * 65_536 / 64;
+
+/// The bit of `PORTS` that stands for a port of a protocol: word `bit / 64`, bit `bit % 64` of it.
+#[must_use]
+#[inline(always)]
+pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
+    let base = match protocol {
+        Protocol::Tcp => 0,
+        Protocol::Udp => 65_536,
+    };
+    base + port as u32
+}
+
+/// Value of `SHORTCUTS`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Shortcut {
+    /// What all frontends on this port belong to: a [`Stands`].
+    pub listens: [u16; 2],
+    /// What all backends that answer from this port belong to: a [`Stands`].
+    pub answers: [u16; 2],
+}
+
+/// What a port stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stands {
+    /// Nothing of ours.
+    ForNone,
+    /// One service: packets of its open flows need no other look-up of it.
+    For(ServiceId),
+    /// Only the hash tables can tell.
+    ForSeveral,
+}
+
+impl Stands {
+    /// As a map holds it: 0, one more than the service's id, or the largest number.
+    #[must_use]
+    pub const fn encode(self) -> u16 {
+        match self {
+            Self::ForNone => 0,
+            Self::For(service) => service.get() + 1,
+            Self::ForSeveral => u16::MAX,
+        }
+    }
+
+    /// Total decoder: a number that is none is [`Stands::ForSeveral`], with which nothing is lost.
+    #[must_use]
+    #[inline(always)]
+    pub const fn decode(number: u16) -> Self {
+        match number.checked_sub(1) {
+            None => Self::ForNone,
+            Some(id) => match ServiceId::new(id) {
+                Some(service) => Self::For(service),
+                None => Self::ForSeveral,
+            },
+        }
+    }
+}
+
+/// Entries of `SHORTCUTS`.
+pub const SHORTCUTS: u32 = 2 * 65_536;
+
+const _: () = assert!(size_of::<Shortcut>() == 8);

@@ -1,0 +1,79 @@
+//! Room of this CPU's own, for one run: the stack has 512 bytes.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
+use samport_common::flow::Fragmented;
+use samport_common::layout::Draft;
+use samport_common::packet::MAX_OFFSET;
+
+/// A word for [`forget`].
+#[map]
+static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// A [`Fragmented`] being made: the stack has no room for it.
+#[map]
+static FRAGMENTED: PerCpuArray<Fragmented> = PerCpuArray::with_max_entries(1, 0);
+
+/// What one program has found out for the next.
+#[map]
+static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+/// Room for [`keep`].
+type Room = [u64; 16];
+#[map]
+static KEPT: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's room for a [`Fragmented`].
+#[inline(always)]
+pub fn fragmented_draft() -> Option<&'static mut Fragmented> {
+    // SAFETY: this CPU's own copy, and a program is not interrupted by itself.
+    FRAGMENTED.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// This CPU's [`Draft`].
+#[inline(always)]
+pub fn draft() -> Option<&'static mut Draft> {
+    // SAFETY: as in `fragmented_draft`.
+    DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// Puts a value where it does not take from the 512 bytes of stack. There is room for one a run.
+/// False if the kernel has no such room, which does not happen.
+#[inline(always)]
+pub fn keep<T: Copy>(value: T) -> bool {
+    const { assert!(size_of::<T>() <= size_of::<Room>() && align_of::<T>() <= 8) };
+    let Some(room) = KEPT.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own memory, large enough and aligned.
+    unsafe { room.cast::<T>().write(value) };
+    true
+}
+
+/// What [`keep`] has put there.
+///
+/// # Safety
+/// In this run, a value of this type was kept.
+#[inline(always)]
+pub unsafe fn kept<T: Copy>() -> Option<&'static T> {
+    // SAFETY: the caller's promise; nobody writes there any more in this run.
+    KEPT.get_ptr(0).map(|room| unsafe { &*room.cast::<T>() })
+}
+
+/// Gives the number back, but makes the verifier forget what it knows of it.
+///
+/// Each way through options and extension headers leaves another range for the offset of the TCP
+/// header, and the verifier would walk the rest of the program once for each of them: see
+/// docs/verifier.md. What was read from a map it knows nothing about, so the ways join here.
+///
+/// It is an offset and is masked as one: older verifiers (6.1) forget what a comparison says of a
+/// number that was put on the stack before it, but not what a mask says of it.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
+pub fn forget(offset: usize) -> usize {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return MAX_OFFSET };
+    // SAFETY: this CPU's own word; volatile, or the compiler would remember what the verifier
+    // should forget.
+    unsafe {
+        scratch.write_volatile(offset as u64);
+        scratch.read_volatile() as usize & MAX_OFFSET
+    }
+}
