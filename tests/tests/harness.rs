@@ -4,10 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use samport::lab::{Footprint, NETNS_DIR, Watched};
+use samport::dataplane::program_run::harness::{Before, Harness, Traffic};
+use samport::lab::{Footprint, NETNS_DIR, Watched, output_of};
+use samport_common::harness::Order;
 use samport_tests::docker::{Dockerd, Options, mounts_below, processes_below};
 use samport_tests::load::{Connection, Load, get};
-use samport_tests::{Lab, Namespace, require_root};
+use samport_tests::packet::Segment;
+use samport_tests::{Lab, Namespace, eventually, raw, require_root};
 
 fn lab(backends: u8) -> Lab {
     require_root();
@@ -166,6 +169,60 @@ fn lines_of_a_child_are_waited_for() {
     let error = child.wait_for_line("third", Duration::from_millis(50)).unwrap_err().to_string();
     assert!(error.contains("third") && error.contains("second"), "{error}");
     assert!(!child.stop().unwrap().success());
+}
+
+/// What the benchmark floods hosts with: the kernel makes the skbs, and TCP takes each of them, unless somebody drops
+/// what arrives.
+#[test]
+fn a_flood_arrives_with_right_checksums_or_is_dropped_where_it_is_to() {
+    const FRAMES: u32 = 1_000;
+    for (drop_all, expected) in
+        [(None, u64::from(FRAMES)), (Some(Before::Stack), 0), (Some(Before::Skb), 0)]
+    {
+        let lab = lab(0);
+        let mut gro = lab.host().command("ethtool");
+        output_of(gro.args(["-K", "eth0", "gro", "on"])).unwrap();
+        lab.host().batch("route add 10.0.0.0/8 via 192.0.2.2\n").unwrap();
+        let mut harness = Harness::open().unwrap();
+        if let Some(before) = drop_all {
+            lab.host().run(|| harness.drop_all("eth0", before)).unwrap();
+        }
+        let mut segment = Segment::syn("10.0.0.0:4000".parse().unwrap(), lab.front(81));
+        segment.destination_mac = raw::mac(lab.host(), "eth0");
+        let (frame, ifindex) = (segment.frame(), index_of_eth0(lab.client()));
+        // Behind the first byte of the source address.
+        let vary_at = 14 + 12 + 1;
+        let order = Order::Each;
+        let traffic = Traffic { frame: &frame, vary_at, clients: FRAMES, order, ifindex };
+        lab.client().run(|| harness.flood(&traffic, FRAMES)).unwrap();
+        eventually("all frames get to the host", || {
+            (received_by_eth0(lab.host()) >= u64::from(FRAMES)).then_some(())
+        });
+        assert_eq!(taken_by_tcp(lab.host()), expected, "{drop_all:?}");
+    }
+}
+
+fn index_of_eth0(namespace: &Namespace) -> u32 {
+    let shown = namespace.ip(&["-o", "link", "show", "dev", "eth0"]).unwrap();
+    shown.split(':').next().and_then(|index| index.parse().ok()).unwrap()
+}
+
+fn received_by_eth0(namespace: &Namespace) -> u64 {
+    let devices = namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+    let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
+    line.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()).unwrap()
+}
+
+/// Segments that TCP has seen, those with wrong checksums left out.
+fn taken_by_tcp(namespace: &Namespace) -> u64 {
+    let counters = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp")).unwrap();
+    let mut lines = counters.lines().filter(|line| line.starts_with("Tcp: "));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let value = |wanted: &str| -> u64 {
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        pairs.find(|(name, _)| *name == wanted).and_then(|(_, value)| value.parse().ok()).unwrap()
+    };
+    value("InSegs") - value("InCsumErrors")
 }
 
 /// The folder after the daemon has gone: no mount, no process, no file.

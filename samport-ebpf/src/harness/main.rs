@@ -1,4 +1,4 @@
-//! What the programs are measured with; never attached to anything.
+//! What the programs are measured with; never attached to anything but what the benchmark has made.
 //!
 //! `BPF_PROG_TEST_RUN` repeats a program on what its last run has left of the packet. The harness
 //! makes the packet anew, another client's each time if it is told so, and then calls the program
@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "aya's macro repeats each entry point without its docs")]
 #![allow(clippy::needless_pass_by_value, reason = "how aya's macros call entry points")]
 
+mod flood;
 mod operations;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};

@@ -1,5 +1,7 @@
 //! Measuring a program by `BPF_PROG_TEST_RUN`, on a packet made anew for each run.
 
+mod flood;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -12,6 +14,8 @@ use zerocopy::IntoBytes as _;
 
 use super::{Runner, XdpRunner, context};
 use crate::dataplane::maps::MapCell;
+
+pub use flood::Before;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-harness"));
 
@@ -74,14 +78,14 @@ impl Harness {
             bail!("built with AYA_BUILD_SKIP=1: there are no programs in this binary");
         }
         let mut ebpf = Ebpf::load(OBJECT).context("read the harness")?;
-        for name in OPERATIONS.iter().chain(&["harness", "empty"]) {
+        for name in OPERATIONS.iter().chain(&["harness", "empty", "sink"]) {
             let program: &mut SchedClassifier = ebpf
                 .program_mut(name)
                 .with_context(|| format!("there is no {name}"))?
                 .try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
-        for name in ["harness_xdp", "empty_xdp"] {
+        for name in ["harness_xdp", "empty_xdp", "flood", "sink_xdp"] {
             let program: &mut Xdp = ebpf
                 .program_mut(name)
                 .with_context(|| format!("there is no {name}"))?
