@@ -4,6 +4,7 @@
 //! Started by `cargo xtask bench`; the method and its reasons are in `docs/benchmarks/README.md`.
 
 mod control;
+mod flood;
 mod interrupt;
 mod kernel;
 mod machine;
@@ -73,6 +74,8 @@ pub enum Part {
     Kernel,
     /// What the programs cost under real traffic
     Load,
+    /// What a frame costs in a flood of them, at XDP and at tc
+    Flood,
     /// How soon clients go where a container has started, and not where one ends
     Events,
     /// How soon one backend of many is another
@@ -87,13 +90,14 @@ pub enum Part {
 
 impl Part {
     /// In the order they are measured.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Connections,
         Self::Requests,
         Self::Bulk,
         Self::Local,
         Self::Kernel,
         Self::Load,
+        Self::Flood,
         Self::Events,
         Self::Tables,
         Self::Discovery,
@@ -125,6 +129,7 @@ fn main() -> Result<()> {
             Part::Local => traffic::local::measure(&args, &mut report)?,
             Part::Kernel => kernel::packets::measure(&args, &mut report)?,
             Part::Load => kernel::load::measure(&args, &mut report)?,
+            Part::Flood => flood::measure(&args, &mut report)?,
             Part::Events => control::events::measure(&args, &mut report)?,
             Part::Tables => control::tables::measure(&args, &mut report)?,
             Part::Discovery => control::discovery::measure(&args, &mut report)?,

@@ -23,6 +23,7 @@ pub struct Container {
     pub pid: u32,
     pub address: std::net::IpAddr,
     pub mac: String,
+    pub labels: &'static [(&'static str, &'static str)],
     id: String,
 }
 
@@ -47,7 +48,13 @@ struct Shared {
 
 impl Container {
     pub fn new(name: &str, pid: u32, address: std::net::IpAddr, mac: &str) -> Self {
-        Self { name: name.to_owned(), pid, address, mac: mac.to_owned(), id: String::new() }
+        let labels = &[("samport.port", "80")];
+        Self { name: name.to_owned(), pid, address, mac: mac.to_owned(), labels, id: String::new() }
+    }
+
+    /// The same with other labels.
+    pub fn labelled(self, labels: &'static [(&'static str, &'static str)]) -> Self {
+        Self { labels, ..self }
     }
 
     fn summary(&self) -> Value {
@@ -55,11 +62,13 @@ impl Container {
     }
 
     fn details(&self) -> Value {
+        let labels: serde_json::Map<_, _> =
+            self.labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         json!({
             "Id": self.id,
             "Name": format!("/{}", self.name),
             "State": { "Running": true, "Pid": self.pid, "StartedAt": self.id },
-            "Config": { "Image": "bench", "Labels": { "samport.port": "80" } },
+            "Config": { "Image": "bench", "Labels": labels },
             "HostConfig": { "NetworkMode": "default" },
             "NetworkSettings": { "Networks": { "bridge": {
                 "IPAddress": self.address.to_string(), "MacAddress": self.mac,
