@@ -4,13 +4,13 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use samport::dataplane::{Dataplane, Hook, Options, Timeouts};
+use samport::dataplane::{Dataplane, Options};
 use samport::instance::Instance;
 use samport::model::State;
 use samport::plan::{Actual, BackendKey, Change, Desired, Policy, Route, Share, plan};
 use samport::ports::Listen;
 use samport_common::choose::Balance;
-use samport_common::layout::{DEFAULT_FLOWS, MAX_BACKENDS, Scope};
+use samport_common::layout::{MAX_BACKENDS, Scope};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const ROUNDS: u32 = 31;
@@ -75,15 +75,5 @@ fn desired(backends: u32, balance: Balance) -> Desired {
 }
 
 fn options() -> Options {
-    Options {
-        flows: DEFAULT_FLOWS,
-        flows6: DEFAULT_FLOWS,
-        backends: MAX_BACKENDS,
-        syn_flood: None,
-        timeouts: Timeouts::default(),
-        hook: Hook::Auto,
-        xdp: None,
-        log: false,
-        local: false,
-    }
+    Options { backends: MAX_BACKENDS, local: false, ..Options::default() }
 }

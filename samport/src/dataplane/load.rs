@@ -7,7 +7,7 @@ use aya::maps::ProgramArray;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use samport_common::conntrack;
-use samport_common::layout::program;
+use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, program};
 
 use super::attach::Hook;
 use super::maps::MapCell;
@@ -36,6 +36,23 @@ pub struct Options {
     pub log: bool,
     /// Whether clients on the machine itself are to be served.
     pub local: bool,
+}
+
+impl Default for Options {
+    /// What holds without any flag.
+    fn default() -> Self {
+        Self {
+            flows: DEFAULT_FLOWS,
+            flows6: DEFAULT_FLOWS,
+            backends: DEFAULT_BACKENDS,
+            syn_flood: None,
+            timeouts: Timeouts::default(),
+            hook: Hook::Auto,
+            xdp: None,
+            log: false,
+            local: true,
+        }
+    }
 }
 
 /// How long a flow is remembered after its last packet.

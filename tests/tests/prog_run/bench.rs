@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use samport::dataplane::program_run::{Ran, Runner};
-use samport::dataplane::{Dataplane, Hook, Options, Timeouts};
+use samport::dataplane::{Dataplane, Options};
 use samport::instance::Instance;
 use samport::model::Place;
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
@@ -99,11 +99,8 @@ impl Bench {
             flows6: flows,
             backends: 16,
             syn_flood: Some(u32::MAX),
-            timeouts: Timeouts::default(),
-            hook: Hook::Auto,
-            xdp: None,
-            log: false,
             local,
+            ..Options::default()
         };
         let dataplane = Dataplane::open(&instance, options).unwrap();
         let mut bench = Self { dataplane, instance };

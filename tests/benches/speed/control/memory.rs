@@ -1,9 +1,9 @@
 //! The memory the kernel locks for flows.
 
 use anyhow::Result;
-use samport::dataplane::{Dataplane, Hook, Options, Timeouts, memory};
+use samport::dataplane::{Dataplane, Options, memory};
 use samport::instance::Instance;
-use samport_common::layout::{DEFAULT_BACKENDS, bytes_per_flow};
+use samport_common::layout::bytes_per_flow;
 use samport_tests::Lab;
 use samport_tests::speed::{Better, Figure, Report};
 
@@ -49,24 +49,10 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 /// Bytes that the kernel says it has locked, by map.
 fn locked(flows4: u32, flows6: u32) -> Result<std::collections::BTreeMap<String, u64>> {
     let instance = Instance::claim(&format!("bench-memory-{}", std::process::id()))?;
-    let _dataplane = Dataplane::open(&instance, options(flows4, flows6))?;
+    let _dataplane =
+        Dataplane::open(&instance, Options { flows: flows4, flows6, ..Options::default() })?;
     let maps = memory::maps(instance.name())?;
     Ok(maps.into_iter().map(|map| (map.name, map.bytes)).collect())
-}
-
-/// The usual ones, with local clients.
-fn options(flows: u32, flows6: u32) -> Options {
-    Options {
-        flows,
-        flows6,
-        backends: DEFAULT_BACKENDS,
-        syn_flood: None,
-        timeouts: Timeouts::default(),
-        hook: Hook::Auto,
-        xdp: None,
-        log: false,
-        local: true,
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]

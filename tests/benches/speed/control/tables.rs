@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use samport::dataplane::{Dataplane, Hook, Options, Timeouts};
+use samport::dataplane::{Dataplane, Options};
 use samport::instance::Instance;
 use samport::model::State;
 use samport::plan::{Actual, BackendKey, Change, Desired, Policy, Route, Share, plan};
@@ -128,12 +128,8 @@ fn options() -> Options {
         flows: 1_024,
         flows6: 1_024,
         backends: MAX_BACKENDS,
-        syn_flood: None,
-        timeouts: Timeouts::default(),
-        hook: Hook::Auto,
-        xdp: None,
-        log: false,
         local: false,
+        ..Options::default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::{Context as _, Result};
 use samport::dataplane::program_run::harness::{Harness, Measured, Traffic};
 use samport::dataplane::program_run::{Runner, XdpRunner};
-use samport::dataplane::{Dataplane, Hook, Options, Timeouts};
+use samport::dataplane::{Dataplane, Options};
 use samport::instance::Instance;
 use samport::model::Place;
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
@@ -48,11 +48,8 @@ impl Bed {
             backends: backends.max(16),
             // What is measured is a flood of new flows; it is to be treated like any others.
             syn_flood: Some(u32::MAX),
-            timeouts: Timeouts::default(),
-            hook: Hook::Auto,
-            xdp: None,
-            log: false,
             local: false,
+            ..Options::default()
         };
         let mut dataplane = Dataplane::open(&instance, options)?;
         for index in 1..=backends {
