@@ -46,6 +46,8 @@ fn main() -> Result<()> {
     unsafe {
         // Building core needs -Z build-std, which a stable compiler only takes with this.
         env::set_var("RUSTC_BOOTSTRAP", "1");
+        // What cargo says is handed on as warnings, which the outer cargo repeats at each later build.
+        env::set_var("CARGO_TERM_QUIET", "true");
         // More than one codegen unit breaks the 512-byte stack limit of BPF.
         env::set_var("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
         env::set_var("CARGO_PROFILE_RELEASE_LTO", "true");

@@ -1,9 +1,10 @@
 //! `cargo xtask build`.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use crate::setup::{self, Level};
 use crate::sh;
@@ -32,6 +33,22 @@ pub fn samport(release: bool) -> Result<PathBuf> {
     }
     sh::run(&mut cargo)?;
     binary(release)
+}
+
+/// Builds what this call of cargo is about without running it; the programs of those of cargo's messages that are
+/// wanted.
+pub fn executables(
+    cargo: &mut Command,
+    is_wanted: impl Fn(&Value) -> bool,
+) -> Result<Vec<PathBuf>> {
+    cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
+    sh::echo(cargo);
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    sh::succeeded(cargo, output.status)?;
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let path = |message: Value| message["executable"].as_str().map(PathBuf::from);
+    Ok(messages.filter(|message| is_wanted(message)).filter_map(path).collect())
 }
 
 /// Where cargo leaves samport's binary.

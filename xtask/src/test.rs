@@ -61,24 +61,13 @@ fn cargo_test() -> Command {
 pub fn built(programs: impl Iterator<Item = &'static str>) -> Result<Vec<PathBuf>> {
     sh::run(sh::cargo().args(["build", "--bins"]))?;
     let mut cargo = cargo_test();
-    cargo.args(["--no-run", "--message-format=json-render-diagnostics"]);
     for program in programs {
         cargo.args(["--test", program]);
     }
-    sh::echo(&cargo);
-    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    sh::succeeded(&cargo, output.status)?;
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let mut built: Vec<_> = messages.lines().filter_map(executable).collect();
+    let is_test = |message: &serde_json::Value| message["profile"]["test"] == true;
+    let mut built = build::executables(&mut cargo, is_test)?;
     built.push(build::binary(false)?);
     Ok(built)
-}
-
-/// The program of one of cargo's messages, if it is about a test.
-fn executable(message: &str) -> Option<PathBuf> {
-    let message: serde_json::Value = serde_json::from_str(message).ok()?;
-    let is_test = message["profile"]["test"] == true;
-    is_test.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
 }
 
 /// Builds everything and runs the tests, their output passing through as it comes.

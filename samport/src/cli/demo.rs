@@ -15,6 +15,8 @@ use crate::lab::{BackendsFile, Footprint, HOST_V4, Lab, Load, Server, Tally, Wat
 const PORTS: (u16, u16) = (80, 9090);
 /// How long samport may take for anything it is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How soon Ctrl-C is noticed.
+const MOMENT: Duration = Duration::from_millis(200);
 /// Requests to see after each change under load.
 const REQUESTS_PER_PHASE: u32 = 500;
 /// The kernel frees BPF objects and namespaces a moment after their last user has gone.
@@ -39,6 +41,8 @@ pub async fn run(args: Args) -> Result<()> {
     );
     let interrupted = Interrupt::default();
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // The end of the terminal.
+    let mut hangup = signal(SignalKind::hangup())?;
     let work = {
         let interrupted = interrupted.clone();
         tokio::task::spawn_blocking(move || demonstrate(&args, &interrupted))
@@ -48,6 +52,7 @@ pub async fn run(args: Args) -> Result<()> {
         done = &mut work => done,
         _ = int.recv() => { interrupted.set(); work.await }
         _ = term.recv() => { interrupted.set(); work.await }
+        _ = hangup.recv() => { interrupted.set(); work.await }
     };
     done.context("the demo has panicked")?
 }
@@ -71,8 +76,10 @@ fn demonstrate(args: &Args, interrupt: &Interrupt) -> Result<()> {
     let before = Machine::look()?;
     say(&format!("Before: {}.", before.footprint.summary()));
     let shown = Demo::build(args, interrupt).and_then(|mut demo| demo.show(args, interrupt));
-    // Whatever has happened, the lab is gone by now; an error of the demo comes first.
+    // Whatever has happened, the lab is gone by now; an error of the demo comes first, and Ctrl-C before
+    // whatever it has brought about: a terminal sends it to samport and the servers too.
     let clean = before.compare();
+    interrupt.check()?;
     shown?;
     clean?;
     println!("nothing left behind");
@@ -227,16 +234,24 @@ impl Demo {
 
 /// Answers of the next requests.
 fn phase(load: &Load, interrupt: &Interrupt) -> Result<Tally> {
-    interrupt.check()?;
     // Requests that were under way before do not count: the first few are let pass.
-    ensure!(load.wait_for_more(10, PATIENCE), "the load stands still: {}", load.so_far());
+    wait_for_more(load, 10, interrupt)?;
     let begin = load.so_far().tally;
-    ensure!(
-        load.wait_for_more(REQUESTS_PER_PHASE, PATIENCE),
-        "the load stands still: {}",
-        load.so_far()
-    );
+    wait_for_more(load, REQUESTS_PER_PHASE, interrupt)?;
     Ok(load.so_far().tally.since(&begin))
+}
+
+/// Waits for that many more answers.
+fn wait_for_more(load: &Load, requests: u32, interrupt: &Interrupt) -> Result<()> {
+    let (begin, goal) = (Instant::now(), load.so_far().tally.total() + requests);
+    loop {
+        interrupt.check()?;
+        let missing = goal.saturating_sub(load.so_far().tally.total());
+        if missing == 0 || load.wait_for_more(missing, MOMENT) {
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < PATIENCE, "the load stands still: {}", load.so_far());
+    }
 }
 
 fn start_samport(lab: &Lab, file: &BackendsFile) -> Result<Watched> {

@@ -21,6 +21,7 @@ mod limits;
 mod output;
 mod papers;
 mod patience;
+mod pipe;
 #[cfg(test)]
 mod reference;
 mod run;
@@ -131,6 +132,7 @@ pub fn main() -> ExitCode {
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
     start_logging(&cli);
+    pipe::end_with_reader(&cli.verb);
     match act(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

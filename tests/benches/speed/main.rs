@@ -14,7 +14,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::builder::PossibleValue;
 use clap::{Parser as _, ValueEnum as _};
 use samport_tests::require_root;
@@ -25,7 +25,7 @@ use traffic::contenders::Contender;
 
 /// How fast samport is, in namespaces of its own
 #[derive(clap::Parser)]
-#[command(name = "speed")]
+#[command(name = "speed", bin_name = "cargo xtask bench --")]
 pub struct Args {
     /// Less of everything, in less than 3 minutes
     #[arg(long)]
@@ -116,6 +116,10 @@ impl Part {
 fn main() -> Result<()> {
     let args = Args::parse();
     require_root();
+    for file in [&args.json, &args.svg].into_iter().flatten() {
+        let folder = absolute(file).parent().is_some_and(Path::is_dir);
+        ensure!(folder, "cannot write {}: there is no such folder", file.display());
+    }
     interrupt::listen()?;
     let machine = Machine::look()?;
     let mut report = Report::new(machine.heading(), machine.json());
@@ -164,10 +168,14 @@ impl Args {
     }
 }
 
-/// Cargo runs benchmarks in the package's folder; PWD still names the one cargo was started in.
 fn write(file: &Path, text: &str) -> Result<()> {
-    let file = env::var_os("PWD").map(PathBuf::from).unwrap_or_default().join(file);
+    let file = absolute(file);
     fs::write(&file, text).with_context(|| format!("write {}", file.display()))
+}
+
+/// `cargo bench` runs benchmarks in the package's folder; PWD still names the one cargo was started in.
+fn absolute(file: &Path) -> PathBuf {
+    env::var_os("PWD").map(PathBuf::from).unwrap_or_default().join(file)
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -99,3 +99,13 @@ fn version_names_the_program_and_the_layout_of_its_maps() {
     assert!(version.contains("layout"), "{version}");
     assert!(printed(&["--version"]).starts_with("samport "));
 }
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(samport_binary());
+    let ended = command.args(["version", "-o", "json"]).stdout(writer).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!((ended.status.code(), said.as_ref()), (Some(141), ""));
+}

@@ -87,6 +87,10 @@ fn standing(instance: &Instance, now: Duration) -> String {
     if !instance.running {
         return "its process is gone, the kernel works on; `samport clean` removes it".to_owned();
     }
+    // It has its name, and has not said yet what it is going to serve.
+    if instance.pid == 0 {
+        return "starting".to_owned();
+    }
     let started = Duration::from_millis(instance.started_ms);
     let up = (!started.is_zero()).then(|| format!(", up {}", time(now.saturating_sub(started))));
     let local = if instance.local { "local clients too" } else { "no local clients" };
