@@ -1,30 +1,57 @@
-//! Compiles `samport-ebpf` for the kernel and leaves the object in `OUT_DIR/samport-ebpf`, and what it
-//! is measured with in `OUT_DIR/samport-harness`.
+//! Leaves the kernel programs in `OUT_DIR/samport-ebpf`, and what they are measured with in
+//! `OUT_DIR/samport-harness`: the prebuilt objects of `samport-ebpf/prebuilt` if they fit the sources, else compiled
+//! ones. `SAMPORT_BPF=prebuilt` and `SAMPORT_BPF=build` force one of them.
 //!
-//! Which toolchain does it is what `cargo xtask setup` found, kept in a file of two lines
-//! (`toolchain=…`, `linker=…`) in samport's cache folder; `SAMPORT_BPF_TOOLCHAIN` and
-//! `SAMPORT_BPF_LINKER` override it; without either, rustup's nightly and the `bpf-linker` in PATH.
-//! With `AYA_BUILD_SKIP=1` an empty object is left, enough for `cargo check` and clippy.
+//! Which toolchain compiles is what `cargo xtask setup` found, kept in a file of two lines (`toolchain=…`,
+//! `linker=…`) in samport's cache folder; `SAMPORT_BPF_TOOLCHAIN` and `SAMPORT_BPF_LINKER` override it; without
+//! either, rustup's nightly and the `bpf-linker` in PATH. With `AYA_BUILD_SKIP=1` an empty object is left, enough for
+//! `cargo check` and clippy.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use aya_build::{Package, Toolchain};
+use anyhow::{Context as _, Result, ensure};
+use samport_build::compile::Compiler;
+use samport_build::{OBJECTS, Objects, Source, VARIABLE, Wanted};
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
-    // include_bytes! needs a file even when the build is skipped.
-    for object in ["samport-ebpf", "samport-harness"] {
-        fs::write(out.join(object), b"").context("write an empty BPF object")?;
+    println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
+    let objects = match env::var("AYA_BUILD_SKIP").as_deref() {
+        // include_bytes! needs a file also then.
+        Ok("1" | "true") => OBJECTS.map(|name| (name.to_owned(), Vec::new())).into(),
+        _ => objects(&out)?,
+    };
+    for (name, bytes) in objects {
+        let path = out.join(name);
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    Ok(())
+}
 
+fn objects(out: &Path) -> Result<Objects> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let ebpf = root.join("samport-ebpf");
-    let common = root.join("samport-common/src");
-    println!("cargo:rerun-if-changed={}", common.display());
+    let root = root.canonicalize().context("cannot find the checkout")?;
+    // Folders with everything in them, prebuilt objects included.
+    for input in ["samport-ebpf", "samport-common", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", root.join(input).display());
+    }
+    println!("cargo:rerun-if-env-changed={VARIABLE}");
+    // The objects are for little-endian machines.
+    let is_big = env::var("CARGO_CFG_TARGET_ENDIAN").is_ok_and(|endian| endian == "big");
+    ensure!(!is_big, "the kernel programs are for little-endian machines");
 
+    let wanted = Wanted::parse(env::var(VARIABLE).ok().as_deref())?;
+    match samport_build::source(&root, wanted)? {
+        Source::Prebuilt(objects) => Ok(objects),
+        Source::Compile(reason) => compile(root, out).with_context(|| {
+            format!("cannot compile the kernel programs ({reason}); `cargo xtask setup` installs what that needs")
+        }),
+    }
+}
+
+fn compile(root: PathBuf, out: &Path) -> Result<Objects> {
     let found = toolchain_file().and_then(|path| {
         println!("cargo:rerun-if-changed={}", path.display());
         fs::read_to_string(path).ok()
@@ -39,36 +66,24 @@ fn main() -> Result<()> {
                 .map(|(_, v)| v.to_owned())
         })
     };
-    let toolchain = setting("SAMPORT_BPF_TOOLCHAIN", "toolchain");
-    let linker = setting("SAMPORT_BPF_LINKER", "linker");
-
-    // SAFETY: a build script is alone in its process and has started no thread yet.
-    unsafe {
-        // Building core needs -Z build-std, which a stable compiler only takes with this.
-        env::set_var("RUSTC_BOOTSTRAP", "1");
-        // What cargo says is handed on as warnings, which the outer cargo repeats at each later build.
-        env::set_var("CARGO_TERM_QUIET", "true");
-        // More than one codegen unit breaks the 512-byte stack limit of BPF.
-        env::set_var("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
-        env::set_var("CARGO_PROFILE_RELEASE_LTO", "true");
-        env::set_var("CARGO_PROFILE_RELEASE_PANIC", "abort");
-        env::set_var("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3");
-        env::set_var("CARGO_PROFILE_RELEASE_DEBUG", "2");
-        if let Some(linker) = linker {
-            let path = env::var_os("PATH").unwrap_or_default();
-            let paths = std::iter::once(PathBuf::from(linker)).chain(env::split_paths(&path));
-            env::set_var("PATH", env::join_paths(paths).context("put bpf-linker into PATH")?);
-        }
-    }
-
-    let package = Package {
-        name: "samport-ebpf",
-        root_dir: ebpf.to_str().context("the checkout's path is not UTF-8")?,
-        ..Package::default()
+    let compiler = Compiler {
+        root,
+        toolchain: setting("SAMPORT_BPF_TOOLCHAIN", "toolchain").unwrap_or("nightly".to_owned()),
+        linker: setting("SAMPORT_BPF_LINKER", "linker").map(PathBuf::from),
+        // A target folder apart: the outer cargo holds a lock on its own.
+        target_dir: out.join("kernel"),
     };
-    let toolchain = toolchain.as_deref().map_or(Toolchain::Nightly, Toolchain::Custom);
-    aya_build::build_ebpf([package], toolchain)
-        .context("build the BPF program; `cargo xtask setup` installs what that needs")
+    let mut cargo = compiler.command()?;
+    // The compiler's warnings are the outer cargo's: it repeats them at each later build.
+    let output = cargo.env("CARGO_TERM_QUIET", "true").output();
+    let output =
+        output.with_context(|| format!("cannot start {}", cargo.get_program().display()))?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{cargo:?}: {}\n{messages}", output.status);
+    for line in messages.lines() {
+        println!("cargo:warning={line}");
+    }
+    compiler.objects()
 }
 
 /// Where `cargo xtask setup` leaves what it found.

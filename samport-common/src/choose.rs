@@ -2,6 +2,7 @@
 
 use crate::family::Family;
 use crate::flow::Endpoint;
+use crate::seed::{Rest, Seed};
 
 /// Most slots of one service's table. Weights are kept to 1/4096 or better.
 pub const MAX_SLOTS: u32 = 4_096;
@@ -72,24 +73,28 @@ pub const fn slot(random: u32, len: u32) -> Option<u32> {
     if len == 0 { None } else { Some(((random as u64 * len as u64) >> 32) as u32) }
 }
 
-/// A client as a hash, the same for the same client always and everywhere; with its port, or for all of
-/// its connections alike.
+/// A client as a hash, the same for the same client wherever the seed is the same; with its port, or for all of
+/// its connections alike. Who does not have the seed cannot tell which clients have similar hashes.
 #[must_use]
 #[inline(always)]
-pub fn hash<P: Family>(client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
-    let port = if with_port { u16::from_be_bytes(client.port) } else { 0 };
-    let mut hash = mix(u64::from(port), 0);
-    for part in P::widen(client.addr).chunks_exact(8) {
-        hash = mix(hash, u64::from_be_bytes(*part.first_chunk().unwrap_or(&[0; 8])));
-    }
-    upper_half(hash)
+pub fn hash<P: Family>(seed: &Seed, client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
+    let rest = if with_port { Rest::of_two(client.port) } else { Rest::NONE };
+    upper_half(seed.hash(words(&P::widen(client.addr)), rest))
 }
 
 /// A number as a hash.
 #[must_use]
 #[inline(always)]
-pub const fn hash_of(number: u64) -> u32 {
-    upper_half(mix(number, 0))
+pub fn hash_of(seed: &Seed, number: u64) -> u32 {
+    upper_half(seed.hash([number], Rest::NONE))
+}
+
+/// An address as words of a message.
+#[must_use]
+#[inline(always)]
+pub fn words(addr: &[u8; 16]) -> [u64; 2] {
+    let halves: [[u8; 8]; 2] = zerocopy::transmute!(*addr);
+    halves.map(u64::from_le_bytes)
 }
 
 /// Another number for the same client: where it goes if it cannot go where its hash leads.
@@ -225,6 +230,10 @@ mod tests {
         assert!(!load(0, 0).is_lighter_than(load(9, 1)));
     }
 
+    fn seed(number: u8) -> Seed {
+        Seed::from_bytes([number; 16])
+    }
+
     fn spread(hashes: impl Iterator<Item = u32>) -> [u32; 16] {
         let mut counts = [0; 16];
         for hash in hashes {
@@ -240,24 +249,42 @@ mod tests {
         assert!(chi2 < 37.7, "{chi2} {counts:?}");
     }
 
+    fn host(number: u16) -> Endpoint<[u8; 4]> {
+        let [high, low] = number.to_be_bytes();
+        Endpoint { addr: [10, 0, high, low], port: [0; 2] }
+    }
+
     #[test]
     fn neighbours_spread_evenly() {
         let port = |n: u16| Endpoint { addr: [192, 0, 2, 1], port: n.to_be_bytes() };
-        assert_even(spread((1_024..9_024).map(|n| hash::<V4>(&port(n), true))));
-        let host = |n: u16| Endpoint {
-            addr: [10, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]],
-            port: [0; 2],
-        };
-        assert_even(spread((0..8_000).map(|n| hash::<V4>(&host(n), false))));
-        let client = hash::<V4>(&host(1), false);
+        assert_even(spread((1_024..9_024).map(|n| hash::<V4>(&seed(1), &port(n), true))));
+        assert_even(spread((0..8_000).map(|n| hash::<V4>(&seed(1), &host(n), false))));
+        assert_even(spread((0..8_000).map(|n| hash_of(&seed(1), n))));
+        let client = hash::<V4>(&seed(1), &host(1), false);
         assert_even(spread((0..8_000).map(|n| rehash(client, n))));
     }
 
     #[test]
     fn the_port_counts_only_where_it_is_to_count() {
         let client = |port| Endpoint { addr: [7; 16], port };
-        assert_eq!(hash::<V6>(&client([1, 2]), false), hash::<V6>(&client([3, 4]), false));
-        assert_ne!(hash::<V6>(&client([1, 2]), true), hash::<V6>(&client([3, 4]), true));
+        let hash = |port, with_port| hash::<V6>(&seed(1), &client(port), with_port);
+        assert_eq!(hash([1, 2], false), hash([3, 4], false));
+        assert_ne!(hash([1, 2], true), hash([3, 4], true));
+    }
+
+    /// Whoever has another seed, or none, learns nothing from its hashes: those clients that would load one of 16
+    /// backends there are spread over all of them here.
+    #[test]
+    fn clients_of_one_backend_by_one_seed_are_spread_by_another() {
+        for other in [0, 1, 255] {
+            let chosen = (0..u16::MAX).filter(|n| {
+                let hash = hash::<V4>(&seed(other), &host(*n), false);
+                slot(hash, 16) == Some(3)
+            });
+            let here = spread(chosen.map(|n| hash::<V4>(&seed(2), &host(n), false)));
+            assert!(here.iter().sum::<u32>() > 3_500);
+            assert_even(here);
+        }
     }
 
     proptest! {

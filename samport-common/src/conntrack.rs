@@ -7,6 +7,10 @@ use crate::verdict::Verdict;
 use crate::wire::protocol::Protocol;
 use crate::wire::tcp::Flags;
 
+mod step;
+
+pub use step::{Segment, Sender, Sequences, Step, first, is_plain, step};
+
 /// A tick is 2³⁰ ns, 1.07 s: the kernel shifts its nanosecond clock where a division by 10⁹ would
 /// cost as much as a map look-up.
 pub const TICK_SHIFT: u32 = 30;
@@ -21,9 +25,9 @@ pub enum State {
     SynSent = 1,
     /// The backend's SYN-ACK has passed too.
     SynReceived = 2,
-    /// Data may flow.
+    /// Data may flow: the client has acknowledged the SYN-ACK.
     Established = 3,
-    /// The client has finished, the backend not yet.
+    /// The client has finished and the backend has acknowledged that; the backend has not finished yet.
     ClientFinished = 4,
     /// The backend has finished, the client not yet.
     BackendFinished = 5,
@@ -33,15 +37,27 @@ pub enum State {
     Reset = 7,
     /// UDP: the client has sent, nobody has answered.
     Unanswered = 8,
-    /// UDP: both have sent.
+    /// UDP: the backend has answered.
     Answered = 9,
     /// The backend has refused; the client has not been told and its next SYN goes to another.
     Failed = 10,
+    /// A segment from the middle of a connection was placed by its hash, and the backend has not said yet
+    /// that it knows the connection.
+    Unverified = 11,
+    /// A FIN of the client has passed, which the backend has not acknowledged yet.
+    ClientFinishing = 12,
+    /// The same after the backend has finished.
+    Finishing = 13,
+    /// UDP: the client has sent again after the answer.
+    Assured = 14,
+    /// A reset of the client has passed that may be real. If it is not, the backend may keep silent all the same: it
+    /// challenges only so many (RFC 5961, section 7). So the flow is remembered like an open one.
+    ClientReset = 15,
 }
 
 impl State {
     /// All states, by number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::Closed,
         Self::SynSent,
         Self::SynReceived,
@@ -53,16 +69,20 @@ impl State {
         Self::Unanswered,
         Self::Answered,
         Self::Failed,
+        Self::Unverified,
+        Self::ClientFinishing,
+        Self::Finishing,
+        Self::Assured,
+        Self::ClientReset,
     ];
 
-    /// The state a flow begins in. One that is found again by its hash, in the middle of a
-    /// connection, is open.
+    /// The state a flow begins in.
     #[must_use]
     #[inline(always)]
     pub const fn first(protocol: Protocol, flags: Flags) -> Self {
         match protocol {
             Protocol::Tcp if flags.opens() => Self::SynSent,
-            Protocol::Tcp => Self::Established,
+            Protocol::Tcp => Self::Unverified,
             Protocol::Udp => Self::Unanswered,
         }
     }
@@ -71,7 +91,7 @@ impl State {
     #[must_use]
     #[inline(always)]
     pub const fn is_open(self) -> bool {
-        !matches!(self, Self::Closed | Self::Finished | Self::Reset | Self::Failed)
+        !self.has_ended() && !matches!(self, Self::ClientReset)
     }
 
     /// The name users know it by.
@@ -89,6 +109,11 @@ impl State {
             Self::Unanswered => "unanswered",
             Self::Answered => "answered",
             Self::Failed => "failed",
+            Self::Unverified => "unverified",
+            Self::ClientFinishing => "client-finishing",
+            Self::Finishing => "finishing",
+            Self::Assured => "assured",
+            Self::ClientReset => "client-reset",
         }
     }
 
@@ -114,16 +139,43 @@ impl State {
             8 => Self::Unanswered,
             9 => Self::Answered,
             10 => Self::Failed,
+            11 => Self::Unverified,
+            12 => Self::ClientFinishing,
+            13 => Self::Finishing,
+            14 => Self::Assured,
+            15 => Self::ClientReset,
             _ => Self::Closed,
         }
     }
 
     /// Whether a SYN, or any datagram of UDP, begins something new on this entry rather than going
-    /// on with the old one.
+    /// on with the old one. After a reset that may have been forged, only its backend can tell.
     #[must_use]
     #[inline(always)]
     pub const fn is_over(self, idle_ticks: u32, timeout_ticks: u32) -> bool {
-        !self.is_open() || idle_ticks > timeout_ticks
+        self.has_ended() || matches!(self, Self::Unverified) || idle_ticks > timeout_ticks
+    }
+
+    /// Whether the flow has ended beyond doubt: nobody misses it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Closed | Self::Finished | Self::Reset | Self::Failed)
+    }
+
+    /// Whether nothing has shown yet that the client is where its address says.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unproven(self) -> bool {
+        matches!(
+            self,
+            Self::SynSent
+                | Self::SynReceived
+                | Self::Unanswered
+                | Self::Answered
+                | Self::Failed
+                | Self::Unverified
+        )
     }
 }
 
@@ -193,94 +245,23 @@ impl Seconds {
     pub const fn of(&self, state: State) -> u32 {
         match state {
             State::Closed => 0,
-            State::SynSent | State::SynReceived | State::Failed => self.syn,
-            State::Established | State::ClientFinished | State::BackendFinished => self.established,
+            State::SynSent | State::SynReceived | State::Failed | State::Unverified => self.syn,
+            State::Established
+            | State::ClientFinishing
+            | State::ClientFinished
+            | State::BackendFinished
+            | State::Finishing
+            | State::ClientReset => self.established,
             State::Finished => self.finished,
             State::Reset => self.reset,
             State::Unanswered => self.udp_unanswered,
-            State::Answered => self.udp,
+            State::Answered | State::Assured => self.udp,
         }
-    }
-}
-
-/// Who sent a segment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Sender {
-    /// The one who dialled.
-    Client = 0,
-    /// The one who was chosen.
-    Backend = 1,
-}
-
-/// The state after a segment of an existing connection.
-#[must_use]
-#[inline(always)]
-pub const fn step(state: State, flags: Flags, sender: Sender) -> State {
-    match (state, sender) {
-        (State::Closed | State::Failed, _) => state,
-        (State::Unanswered, Sender::Client) => State::Unanswered,
-        (State::Unanswered, Sender::Backend) | (State::Answered, _) => State::Answered,
-        _ if flags.rst() => State::Reset,
-        // A SYN-ACK answers; anything else from the backend (a challenge ACK) changes nothing.
-        (State::SynSent, Sender::Backend) => {
-            if flags.accepts() {
-                State::SynReceived
-            } else {
-                State::SynSent
-            }
-        }
-        (State::SynSent, Sender::Client) => State::SynSent,
-        // The client's SYN again, or its FIN at once after the handshake.
-        (State::SynReceived, Sender::Client) => {
-            if flags.opens() {
-                State::SynReceived
-            } else if flags.fin() {
-                State::ClientFinished
-            } else {
-                State::Established
-            }
-        }
-        (State::SynReceived, Sender::Backend) => {
-            if flags.fin() {
-                State::BackendFinished
-            } else {
-                State::SynReceived
-            }
-        }
-        (State::Established, Sender::Client) => {
-            if flags.fin() {
-                State::ClientFinished
-            } else {
-                State::Established
-            }
-        }
-        (State::Established, Sender::Backend) => {
-            if flags.fin() {
-                State::BackendFinished
-            } else {
-                State::Established
-            }
-        }
-        (State::ClientFinished, Sender::Backend) | (State::BackendFinished, Sender::Client) => {
-            if flags.fin() {
-                State::Finished
-            } else {
-                state
-            }
-        }
-        (State::ClientFinished, Sender::Client) | (State::BackendFinished, Sender::Backend) => {
-            state
-        }
-        (State::Finished, _) => State::Finished,
-        // Traffic goes on, so the reset was forged or out of window: the connection lives. A SYN
-        // would have been taken for a new connection before it came here.
-        (State::Reset, _) => State::Established,
     }
 }
 
 /// Whether a packet, of either side, goes on in a flow whose handshake is behind it, whatever it does to
-/// the flow: nearly all do. There is nothing then to decide but the next state, by [`step`].
+/// the flow: nearly all do. There is nothing then to decide but the next state, by [`step()`].
 ///
 /// For UDP, of a flow that is not over.
 #[must_use]
@@ -289,20 +270,26 @@ pub const fn goes_on(state: State, flags: Flags) -> bool {
     match state {
         State::SynReceived
         | State::Established
+        | State::ClientFinishing
         | State::ClientFinished
         | State::BackendFinished
+        | State::Finishing
         | State::Finished
         | State::Reset
-        | State::Answered => !flags.syn(),
-        State::Closed | State::SynSent | State::Unanswered | State::Failed => false,
+        | State::ClientReset
+        | State::Answered
+        | State::Assured => !flags.syn(),
+        State::Closed | State::SynSent | State::Unanswered | State::Failed | State::Unverified => {
+            false
+        }
     }
 }
 
 /// What to do with a client's packet, given what is known of its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// Stay with the flow's backend; the flow is in this state now.
-    Stay(State),
+    /// Stay with the flow's backend; what the packet makes of the flow says [`step()`].
+    Stay,
     /// Pick a backend; the flow begins.
     Choose,
     /// Leave the packet alone, for this reason.
@@ -359,7 +346,7 @@ pub const fn decide(
             } else if !backend_serves {
                 Decision::Refuse(Verdict::BackendGone)
             } else {
-                Decision::Stay(step(state, flags, Sender::Client))
+                Decision::Stay
             }
         }
     }

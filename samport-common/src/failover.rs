@@ -3,8 +3,9 @@
 //! Time is in units of 1.024 µs (the kernel's nanoseconds shifted by 10) and in
 //! [ticks](crate::conntrack::TICK_SHIFT).
 
-use crate::conntrack::{State, Timeouts};
-use crate::layout::HANDSHAKE_CLASSES;
+use crate::conntrack::{Segment, Sender, Sequences, State, Timeouts, step};
+use crate::frame::Frame;
+use crate::layout::{Evidence, HANDSHAKE_CLASSES};
 use crate::wire::tcp::Flags;
 
 /// The kernel's nanoseconds are shifted by this to make the units of [`Flow::opened`](crate::flow::Flow).
@@ -14,20 +15,101 @@ pub const MICRO_SHIFT: u32 = 10;
 /// section 2.1), other systems later.
 pub const SILENT_AFTER: u32 = 878_906;
 
-/// How long a backend is avoided after its first failure. Each further one doubles that.
+/// How long a backend is avoided after it was confirmed to fail. Each further time doubles that.
 const FIRST_SUSPICION: u32 = 10;
 /// How long at most.
 const LONGEST_SUSPICION: u32 = 80;
+
+/// Different clients whose connections must fail, with none that succeeds in between, before the loader is
+/// asked to confirm that the backend fails. One may be dropped by the backend's own firewall, and two may be
+/// one behind two addresses (a phone that changes networks). More would only make real failures last longer:
+/// all of them may be forged, which is why evidence alone changes nothing.
+pub const CLIENTS: usize = 3;
+
+/// Evidence that is older says nothing: longer than the longest suspicion, after which one more failure is
+/// enough to ask again.
+const EVIDENCE_SECONDS: u32 = 120;
+
+/// For how long a client whose connection a backend has failed is not sent there when its connection looks for
+/// another backend.
+const REMEMBERED_SECONDS: u32 = 10;
+
+/// Ticks between two calls for the loader about one backend: one whole tick of 1.07 s passes in between.
+const CALL_TICKS: u32 = 2;
 
 /// Draws for a new flow that avoid suspects; after that anyone who serves will do. Less than the
 /// kernel's limit of 33 tail calls.
 pub const PATIENCE: u32 = 24;
 
-/// Whether a backend's segment refuses the connection.
+/// Draws in vain after which flows of the same port make way whose client is not proven: once for each packet. So many
+/// that nobody makes way by chance where there is another backend (of two, once in 2²⁰), and so few that some draws are
+/// left afterwards.
+pub const MAKES_WAY_AFTER: u32 = 20;
+
+/// Whether a backend's segment refuses the connection, and not what somebody else has sent in its client's name: a RST
+/// that acknowledges the SYN. Without an ACK no client believes it (RFC 9293, section 3.10.7.3).
 #[must_use]
 #[inline(always)]
-pub const fn refuses(state: State, flags: Flags) -> bool {
-    matches!(state, State::SynSent) && flags.rst()
+pub const fn refuses(state: State, segment: &Segment, known: Sequences) -> bool {
+    matches!(state, State::SynSent)
+        && matches!(step(state, segment, Sender::Backend, known).state, State::Reset)
+}
+
+/// Whether an ICMP error about a client's packet in this state says that its connection has not been taken. A
+/// datagram's always does.
+#[must_use]
+#[inline(always)]
+pub const fn is_about_an_opening(state: State) -> bool {
+    matches!(state, State::SynSent | State::Unanswered | State::Answered | State::Assured)
+}
+
+/// The backends that have refused a flow's datagrams (ICMP: no such port, or unreachable) since it was answered last,
+/// or since its client was told: a set of their ids modulo 64. It stands where a connection has its sequence numbers,
+/// which datagrams have none of. Of two backends with one number the second is not tried: the client is told earlier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refusals(pub u64);
+
+impl Refusals {
+    /// As a flow keeps them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(sequences: Sequences) -> Self {
+        Self((sequences.acknowledged as u64) << 32 | sequences.awaited as u64)
+    }
+
+    /// What a flow keeps.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "one half each")]
+    pub const fn sequences(self) -> Sequences {
+        Sequences { acknowledged: (self.0 >> 32) as u32, awaited: self.0 as u32 }
+    }
+
+    /// And this backend.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with(self, backend: u32) -> Self {
+        Self(self.0 | Self::bit(backend))
+    }
+
+    /// Whether this backend is among them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(self, backend: u32) -> bool {
+        self.0 & Self::bit(backend) != 0
+    }
+
+    #[inline(always)]
+    const fn bit(backend: u32) -> u64 {
+        1 << (backend & 63)
+    }
+}
+
+/// Whether a flow in this state is one of datagrams that a backend has: an ICMP error about one sends it to another.
+#[must_use]
+#[inline(always)]
+pub const fn is_datagrams(state: State) -> bool {
+    matches!(state, State::Unanswered | State::Answered | State::Assured)
 }
 
 /// Whether a client's SYN says that its backend has kept silent since it was chosen, `age` ago.
@@ -37,7 +119,141 @@ pub const fn is_silent(state: State, flags: Flags, age: u32) -> bool {
     matches!(state, State::SynSent) && flags.opens() && age >= SILENT_AFTER
 }
 
-/// Ticks for which a backend is avoided that has now failed so many times in a row.
+/// Whether a backend should have answered datagrams of a flow in this state by now, `age` after it was chosen: asked
+/// for no more than a check, because many a protocol has no answers.
+#[must_use]
+#[inline(always)]
+pub const fn is_silent_to_datagrams(state: State, age: u32) -> bool {
+    matches!(state, State::Unanswered) && age >= SILENT_AFTER
+}
+
+/// What the loader is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// Nothing: it has been asked already.
+    None,
+    /// To run the backend's active health check now, whose rise and fall decide.
+    Check,
+    /// To confirm at once that the backend fails: several clients say so.
+    Confirm,
+}
+
+impl Evidence {
+    /// Adds a connection of a client with this [fingerprint] that has failed.
+    #[must_use]
+    #[inline(always)]
+    pub const fn add(mut self, client: u32, now_tick: u32) -> (Self, Call) {
+        if now_tick.saturating_sub(self.last_tick) > Timeouts::ticks(EVIDENCE_SECONDS) {
+            self.clients = [0; CLIENTS];
+        }
+        let [a, b, c] = self.clients;
+        if client != a && client != b && client != c {
+            self.clients = [client, a, b];
+        }
+        self.last_tick = now_tick;
+        let [.., oldest] = self.clients;
+        if oldest != 0 && now_tick.saturating_sub(self.confirm_tick) >= CALL_TICKS {
+            self.confirm_tick = now_tick;
+            self.check_tick = now_tick;
+            return (self, Call::Confirm);
+        }
+        self.ask(now_tick)
+    }
+
+    /// The evidence without this client's: a connection of its own has succeeded.
+    #[must_use]
+    #[inline(always)]
+    pub const fn without(mut self, client: u32) -> Self {
+        let [a, b, c] = self.clients;
+        self.clients = [
+            if a == client { 0 } else { a },
+            if b == client { 0 } else { b },
+            if c == client { 0 } else { c },
+        ];
+        self
+    }
+
+    /// Asks for a check, unless one was asked for just now.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ask(mut self, now_tick: u32) -> (Self, Call) {
+        if now_tick.saturating_sub(self.check_tick) < CALL_TICKS {
+            return (self, Call::None);
+        }
+        self.check_tick = now_tick;
+        (self, Call::Check)
+    }
+
+    /// Whether the backend has failed a connection of this client lately, and none has succeeded since. Only
+    /// a connection that has failed already asks: it looks for another backend.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_failed(&self, client: u32, now_tick: u32) -> bool {
+        let [a, b, c] = self.clients;
+        // One comparison for all three, where a loop of the kernel programs asks: the verifier follows each. The product
+        // of two is folded, so that it is zero for no other reason than a zero in it.
+        let two = (client ^ a) as u64 * (client ^ b) as u64;
+        let three = (two >> 32 | two & 0xffff_ffff) * (client ^ c) as u64;
+        three == 0 && now_tick.saturating_sub(self.last_tick) <= Timeouts::ticks(REMEMBERED_SECONDS)
+    }
+}
+
+/// What tells clients apart as evidence: a hash, never 0, of an IPv4 address, or of the first 64 bits of an IPv6
+/// address, as one host may use all of the rest. `wide` is the address in 16 bytes, IPv4 mapped.
+#[must_use]
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the upper half is mixed into the lower")]
+pub const fn fingerprint(wide: [u8; 16]) -> u32 {
+    let whole = u128::from_be_bytes(wide);
+    let (network, rest) = ((whole >> 64) as u64, whole as u64);
+    let client = if network == 0 { rest } else { network };
+    let mixed = (client ^ client >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32 | 1
+}
+
+/// Options of a SYN, at most, that are looked at: Linux sends six.
+const OPTIONS: u32 = 12;
+/// Length of a TCP header without options, and where its length stands.
+const PLAIN_HEADER: usize = 20;
+const DATA_OFFSET: usize = 12;
+
+/// Whether a SYN asks for what only one certain peer can give: a signature (TCP-MD5, RFC 2385; TCP-AO, RFC 5925) or
+/// to join a connection (Multipath TCP's `MP_JOIN`, RFC 8684). A healthy backend that has not got the key or the
+/// connection refuses it, or drops it. `l4` is the offset of the TCP header.
+#[must_use]
+#[inline(always)]
+pub fn is_for_one_peer<F: Frame + ?Sized>(frame: &F, l4: usize) -> bool {
+    const NO_OPERATION: u8 = 1;
+    const MD5: u8 = 19;
+    const AUTHENTICATION: u8 = 29;
+    const MULTIPATH: u8 = 30;
+    const JOIN: u8 = 1;
+    // Two bytes: of one the compiler makes a comparison that tells the verifier nothing.
+    let Some([length, _]) = frame.read(frame.reconsider(l4 + DATA_OFFSET)) else { return false };
+    let end = usize::from(length >> 4) * 4;
+    let mut at = PLAIN_HEADER;
+    for _ in 0..OPTIONS {
+        // Shorter ones are none of these.
+        if at + 3 > end {
+            return false;
+        }
+        let Some([kind, length, subtype]) = frame.read::<3>(frame.reconsider(l4 + at)) else {
+            return false;
+        };
+        if matches!(kind, MD5 | AUTHENTICATION) || (kind == MULTIPATH && subtype >> 4 == JOIN) {
+            return true;
+        }
+        let step = if kind == NO_OPERATION { 1 } else { length };
+        if kind == 0 || step == 0 {
+            return false;
+        }
+        // A header is at most 60 bytes long. Masked, so that the verifier knows.
+        at = (at + usize::from(step)) & 0x7f;
+    }
+    false
+}
+
+/// Ticks for which a backend is avoided that was now confirmed to fail so many times in a row.
 #[must_use]
 #[inline(always)]
 pub const fn suspicion(failures: u32) -> u32 {
@@ -68,15 +284,199 @@ mod tests {
     use super::*;
 
     #[test]
+    fn refusals_are_a_set_that_a_flow_keeps() {
+        let none = Refusals::default();
+        assert_eq!(none.sequences(), Sequences::default());
+        let two = none.with(1).with(16_383);
+        for (id, is_one) in [(1, true), (16_383, true), (2, false), (62, false), (0, false)] {
+            assert_eq!(two.contains(id), is_one, "{id}");
+        }
+        assert_eq!(Refusals::of(two.sequences()), two);
+        // Ids that are told apart by nothing: the client is told earlier, never sent in circles.
+        assert!(two.contains(65) && two.contains(63));
+    }
+
+    #[test]
+    fn an_answer_ends_the_refusals_of_datagrams() {
+        let known = Refusals::default().with(7).sequences();
+        let answer = Segment::default();
+        let next = step(State::Unanswered, &answer, Sender::Backend, known);
+        assert_eq!((next.state, Refusals::of(next.sequences)), (State::Answered, Refusals(0)));
+    }
+
+    #[test]
     fn only_a_reset_before_any_answer_refuses() {
+        // The client's SYN has number 999, and perhaps data (Fast Open).
+        let known = Sequences { acknowledged: 0, awaited: 1_000 };
         for state in State::ALL {
             for bits in 0..=u8::MAX {
                 let flags = Flags(bits);
-                assert_eq!(refuses(state, flags), state == State::SynSent && flags.rst());
+                for (acknowledgement, is_of_syn) in
+                    [(999, false), (1_000, true), (66_535, true), (66_536, false)]
+                {
+                    let segment = Segment { flags, acknowledgement, ..Segment::default() };
+                    let refused = flags.rst() && flags.ack() && is_of_syn;
+                    let expected = state == State::SynSent && refused;
+                    assert_eq!(refuses(state, &segment, known), expected, "{state:?} {segment:?}");
+                    // A flow of an older layout: its SYN's number is not known.
+                    let expected = state == State::SynSent && flags.rst() && flags.ack();
+                    assert_eq!(refuses(state, &segment, Sequences::default()), expected);
+                }
                 let silent = is_silent(state, flags, SILENT_AFTER);
                 assert_eq!(silent, state == State::SynSent && flags.opens());
                 assert!(!is_silent(state, flags, SILENT_AFTER - 1));
             }
+        }
+    }
+
+    const NOW: u32 = 1_000;
+
+    /// What each failure of these clients, all in one tick, calls for.
+    fn calls(evidence: &mut Evidence, clients: &[u32], now_tick: u32) -> Vec<Call> {
+        let add = |client: &u32| {
+            let (after, call) = evidence.add(*client, now_tick);
+            *evidence = after;
+            call
+        };
+        clients.iter().map(add).collect()
+    }
+
+    #[test]
+    fn one_client_asks_for_a_check_and_several_for_a_confirmation() {
+        let mut evidence = Evidence::default();
+        assert_eq!(
+            calls(&mut evidence, &[7, 7, 9, 7], NOW),
+            [Call::Check, Call::None, Call::None, Call::None]
+        );
+        assert_eq!(calls(&mut evidence, &[8, 6, 8], NOW), [Call::Confirm, Call::None, Call::None]);
+        assert_eq!(calls(&mut evidence, &[6], NOW + CALL_TICKS - 1), [Call::None]);
+        assert_eq!(calls(&mut evidence, &[6], NOW + CALL_TICKS), [Call::Confirm]);
+    }
+
+    #[test]
+    fn old_evidence_is_forgotten() {
+        let last = Timeouts::ticks(EVIDENCE_SECONDS);
+        for (later, expected) in [(last, Call::Confirm), (last + 1, Call::Check)] {
+            let mut evidence = Evidence::default();
+            let _ = calls(&mut evidence, &[7, 8], NOW);
+            assert_eq!(calls(&mut evidence, &[9], NOW + later), [expected], "{later}");
+        }
+    }
+
+    #[test]
+    fn a_client_is_remembered_for_a_while() {
+        let mut evidence = Evidence::default();
+        let _ = calls(&mut evidence, &[7, 8, 9, 10], NOW);
+        let last = NOW + Timeouts::ticks(REMEMBERED_SECONDS);
+        for (client, now_tick, expected) in
+            [(7, NOW, false), (8, NOW, true), (10, last, true), (10, last + 1, false)]
+        {
+            assert_eq!(evidence.has_failed(client, now_tick), expected, "{client} {now_tick}");
+        }
+        assert!(!Evidence::default().has_failed(7, NOW));
+    }
+
+    #[test]
+    fn a_clients_success_takes_back_its_own_evidence_only() {
+        let mut evidence = Evidence::default();
+        let _ = calls(&mut evidence, &[7, 8], NOW);
+        let left = evidence.without(7);
+        assert!(!left.has_failed(7, NOW) && left.has_failed(8, NOW));
+        assert_eq!(evidence.without(9), evidence);
+        // Three others are still needed, whatever was taken back.
+        let mut left = left;
+        assert_eq!(
+            calls(&mut left, &[9, 10], NOW + CALL_TICKS),
+            [Call::Check, Call::Confirm],
+            "{left:?}"
+        );
+    }
+
+    fn of(address: &str) -> u32 {
+        let wide = match address.parse().unwrap() {
+            std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            std::net::IpAddr::V6(v6) => v6,
+        };
+        fingerprint(wide.octets())
+    }
+
+    #[test]
+    fn a_client_is_an_address_of_ipv4_or_a_network_of_ipv6() {
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+        assert_eq!(of("2001:db8:1::1"), of("2001:db8:1:0:ffff::2"));
+        assert_ne!(of("2001:db8:1::1"), of("2001:db8:1:1::1"));
+        let all: std::collections::BTreeSet<_> =
+            (0..=u16::MAX).map(|n| of(&format!("10.0.{}.{}", n >> 8, n & 255))).collect();
+        assert!(all.len() > 65_500 && !all.contains(&0), "{}", all.len());
+    }
+
+    proptest::proptest! {
+        /// Whatever comes: the loader is asked at most once in each of two ticks for either, and never to
+        /// confirm what fewer than three clients have said.
+        #[test]
+        fn calls_are_few_and_have_a_reason(
+            failures in proptest::collection::vec((1u32..6, 0u32..4), 1..200),
+        ) {
+            let mut evidence = Evidence::default();
+            let mut now_tick = NOW;
+            let mut clients = std::collections::BTreeSet::new();
+            let mut last = [None::<u32>; 2];
+            for (client, later) in failures {
+                now_tick += later;
+                clients.insert(client);
+                let (after, call) = evidence.add(client, now_tick);
+                evidence = after;
+                let kind = match call {
+                    Call::None => continue,
+                    Call::Check => 0,
+                    Call::Confirm => 1,
+                };
+                proptest::prop_assert!(kind == 0 || clients.len() >= CLIENTS);
+                proptest::prop_assert!(last[kind].is_none_or(|at| now_tick - at >= CALL_TICKS));
+                last[kind] = Some(now_tick);
+            }
+        }
+
+        /// No header, however wrong, is read past its end or for ever.
+        #[test]
+        fn any_options_are_read(header in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
+            let _ = is_for_one_peer(&header[..], 0);
+        }
+    }
+
+    fn has_option_for_one_peer(options: &[u8]) -> bool {
+        let mut header = vec![0; PLAIN_HEADER];
+        header.extend(options);
+        header.resize(header.len().next_multiple_of(4), 0);
+        header[DATA_OFFSET] = u8::try_from(header.len() / 4).unwrap() << 4;
+        // Data in a SYN is none of its options.
+        header.extend([19, 18, 0, 30, 12, 0x10]);
+        is_for_one_peer(&header[..], 0)
+    }
+
+    #[test]
+    fn signatures_and_joins_are_found_among_other_options() {
+        const USUAL: [u8; 20] = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
+        const JOIN: [u8; 12] = [30, 12, 0x10, 1, 0, 0, 0, 1, 0, 0, 0, 2];
+        const CAPABLE: [u8; 4] = [30, 4, 0x01, 0];
+        const MD5: [u8; 18] = [19, 18, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+        const AUTHENTICATION: [u8; 4] = [29, 4, 1, 1];
+        const FAST_OPEN: [u8; 2] = [34, 2];
+        for (options, expected) in [
+            (&[][..], false),
+            (&USUAL, false),
+            (&[USUAL, [1; 20]].concat(), false),
+            (&[&USUAL[..], &CAPABLE].concat(), false),
+            (&[&USUAL[..], &FAST_OPEN].concat(), false),
+            (&[&USUAL[..], &JOIN].concat(), true),
+            (&[&USUAL[..], &MD5].concat(), true),
+            (&[&USUAL[..], &AUTHENTICATION].concat(), true),
+            (&MD5, true),
+            // The end of the list, and an option that does not end.
+            (&[&[0][..], &MD5].concat(), false),
+            (&[5, 0, 19, 18], false),
+        ] {
+            assert_eq!(has_option_for_one_peer(options), expected, "{options:?}");
         }
     }
 

@@ -60,6 +60,18 @@ pub trait Family: Copy + 'static {
 
     /// Whether an ICMP type is an error that quotes the packet it is about.
     fn is_icmp_error(kind: u8) -> bool;
+
+    /// Whether an ICMP type and code say that the packet it is about cannot be delivered.
+    fn is_icmp_unreachable(kind: u8, code: u8) -> bool;
+
+    /// Whether no host may send from this address, whatever its routes: loopback, multicast, broadcast,
+    /// unspecified. The list is that of `ip_route_input_slow` (net/ipv4/route.c) and of `ip6_rcv_core`
+    /// (net/ipv6/ip6_input.c).
+    fn is_never_a_source(addr: &Self::Addr) -> bool;
+
+    /// Whether the address is valid on one link only (IPv6, fe80::/10). Link-local addresses of IPv4 have
+    /// ordinary routes.
+    fn is_link_local(addr: &Self::Addr) -> bool;
 }
 
 /// IPv4.
@@ -117,6 +129,22 @@ impl Family for V4 {
     fn is_icmp_error(kind: u8) -> bool {
         icmp::is_error(kind)
     }
+
+    #[inline(always)]
+    fn is_icmp_unreachable(kind: u8, code: u8) -> bool {
+        icmp::is_unreachable(kind, code)
+    }
+
+    #[inline(always)]
+    fn is_never_a_source(addr: &[u8; 4]) -> bool {
+        let [first, ..] = *addr;
+        matches!(first, 0 | 127 | 224..=239) || *addr == [255; 4]
+    }
+
+    #[inline(always)]
+    fn is_link_local(_: &[u8; 4]) -> bool {
+        false
+    }
 }
 
 impl Family for V6 {
@@ -164,5 +192,25 @@ impl Family for V6 {
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
         icmp::is_error_v6(kind)
+    }
+
+    #[inline(always)]
+    fn is_icmp_unreachable(kind: u8, _code: u8) -> bool {
+        icmp::is_unreachable_v6(kind)
+    }
+
+    #[inline(always)]
+    fn is_never_a_source(addr: &[u8; 16]) -> bool {
+        // By words, as the kernel does: byte by byte would take too much of the programs' stack.
+        let [a, b, c, d]: [u32; 4] = zerocopy::transmute!(*addr);
+        let (a, c, d) = (u32::from_be(a), u32::from_be(c), u32::from_be(d));
+        // Unspecified, loopback, and IPv4 addresses in their mapped form (RFC 4291, section 2.5).
+        let is_reserved = a == 0 && b == 0 && (c == 0xffff || (c == 0 && d <= 1));
+        is_reserved || a >> 24 == 0xff
+    }
+
+    #[inline(always)]
+    fn is_link_local(addr: &[u8; 16]) -> bool {
+        crate::local::is_link_local(addr)
     }
 }

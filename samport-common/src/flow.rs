@@ -143,7 +143,9 @@ impl<A: Address> FlowKey<A> {
 /// The part of a flow that is decided and changed as one: backend, its generation, the state.
 ///
 /// One 64-bit word, so that a single compare-and-exchange settles races between CPUs. The
-/// generation (24 bits) keeps a recycled backend id from inheriting flows.
+/// generation (24 bits) keeps a recycled backend id from inheriting flows. The tag (16 bits) keeps a packet that
+/// has found an entry from changing the flow that was stored there since: the kernel uses an element again while
+/// others still look at it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowWord(u64);
 
@@ -151,11 +153,16 @@ impl FlowWord {
     /// Largest generation; counting wraps to 0 after it.
     pub const MAX_GENERATION: u32 = (1 << 24) - 1;
 
-    /// Packs the three parts. Generations above [`Self::MAX_GENERATION`] are cut to 24 bits.
+    /// Largest id of a backend.
+    pub const MAX_BACKEND: u32 = (1 << 16) - 1;
+
+    /// Packs the three parts, with tag 0. Ids above [`Self::MAX_BACKEND`] are cut to 16 bits, generations above
+    /// [`Self::MAX_GENERATION`] to 24.
     #[must_use]
     #[inline(always)]
     pub const fn new(backend: u32, generation: u32, state: State) -> Self {
         let generation = (generation & Self::MAX_GENERATION) as u64;
+        let backend = backend & Self::MAX_BACKEND;
         Self(((backend as u64) << 32) | (generation << 8) | state.to_byte() as u64)
     }
 
@@ -176,9 +183,15 @@ impl FlowWord {
     /// Index into `BACKENDS`.
     #[must_use]
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "the upper half of 64 bits is 32 bits")]
     pub const fn backend(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> 32) as u32 & Self::MAX_BACKEND
+    }
+
+    /// The same flow with another tag.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_tag(self, tag: u16) -> Self {
+        Self(self.0 & !(0xffff << 48) | (tag as u64) << 48)
     }
 
     /// Generation of the backend when the flow was opened.
@@ -204,7 +217,7 @@ impl FlowWord {
     }
 }
 
-/// Value of `FLOWS4` and `FLOWS6`: 48 bytes.
+/// Value of `FLOWS4` and `FLOWS6`: 56 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Flow {
@@ -219,7 +232,8 @@ pub struct Flow {
     pub vip: [u8; 16],
     /// The port the client dialled, network order.
     pub port: [u8; 2],
-    /// The client's side of the last hop: the source MAC of its packets.
+    /// The client's side of the last hop: the source MAC of its packets. For a client that is not in a container the
+    /// first two bytes become an [`Asked`](crate::exit::Asked), lower byte first.
     pub mac: [u8; 6],
     /// When the flow was opened, in units of 1.024 µs; wraps after 73 minutes.
     pub opened: u32,
@@ -227,12 +241,23 @@ pub struct Flow {
     pub failed: u16,
     /// Bits of [`marks`].
     pub flags: u16,
+    /// What the backend has acknowledged last: see [`Sequences`](crate::conntrack::Sequences).
+    pub acknowledged: u32,
+    /// The number that is waited for: likewise.
+    pub awaited: u32,
 }
 
 /// Bits of [`Flow::flags`].
 pub mod marks {
     /// If the backend refuses, another is tried.
     pub const FAILOVER: u16 = 1;
+    /// The client is inside of this host ([`Side::Internal`](crate::source::Side)).
+    pub const INTERNAL: u16 = 2;
+    /// Nothing has said that the client's address is its own
+    /// ([`Validity::Unproven`](crate::source::Validity)).
+    pub const UNPROVEN: u16 = 4;
+    /// The entry is in the table for flows that find no room in the other.
+    pub const OVERFLOW: u16 = 8;
 }
 
 /// Key of `AFFINITY4` and `AFFINITY6`: 8 and 20 bytes.
@@ -340,7 +365,7 @@ impl<A: Address> FragmentKey<A> {
     }
 }
 
-/// Value of `FRAGMENTS4` and `FRAGMENTS6`: what was done with a datagram's first fragment. 56 bytes.
+/// Value of `FRAGMENTS4` and `FRAGMENTS6`: what was done with a datagram's first fragment. 60 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Fragmented {
@@ -352,7 +377,7 @@ pub struct Fragmented {
     pub backend: u32,
     /// The generation of that backend.
     pub generation: u32,
-    /// For a reply, a [`ClientWay`].
+    /// For a reply, a [`ClientWay`]; else [`Self::BY_STACK`] or 0.
     pub way: u32,
     /// When the first fragment passed, in ticks.
     pub seen_tick: u32,
@@ -360,6 +385,13 @@ pub struct Fragmented {
     pub mac: [u8; 6],
     /// Zero.
     pub pad: [u8; 2],
+    /// The device the first fragment came in by.
+    pub came_in_by: u32,
+}
+
+impl Fragmented {
+    /// The first one was too large for the device to its backend: the host's stack gets all of them.
+    pub const BY_STACK: u32 = 1;
 }
 
 /// Fragments further apart than this are of two datagrams: what Linux waits before it gives up
@@ -368,7 +400,7 @@ pub const FRAGMENT_TICKS: u32 = 28;
 
 const _: () = assert!(size_of::<FragmentKey<[u8; 4]>>() == 16);
 const _: () = assert!(size_of::<FragmentKey<[u8; 16]>>() == 40);
-const _: () = assert!(size_of::<Fragmented>() == 56);
+const _: () = assert!(size_of::<Fragmented>() == 60);
 const _: () = assert!(size_of::<EndpointKey<[u8; 4]>>() == 8);
 const _: () = assert!(size_of::<EndpointKey<[u8; 16]>>() == 20);
 const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 8);
@@ -376,7 +408,8 @@ const _: () = assert!(size_of::<FlowKey<[u8; 16]>>() == 20);
 const _: () = assert!(size_of::<AffinityKey<[u8; 4]>>() == 8);
 const _: () = assert!(size_of::<AffinityKey<[u8; 16]>>() == 20);
 const _: () = assert!(size_of::<Affinity>() == 12);
-const _: () = assert!(size_of::<Flow>() == 48);
+const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(crate::layout::MAX_BACKENDS <= FlowWord::MAX_BACKEND);
 
 #[cfg(test)]
 mod tests {
@@ -385,12 +418,18 @@ mod tests {
     #[test]
     fn a_flow_word_gives_back_what_was_put_in() {
         for state in State::ALL {
-            let word = FlowWord::new(0xdead_beef, 0x00ab_cdef, state);
-            assert_eq!(word.backend(), 0xdead_beef);
-            assert_eq!(word.generation(), 0x00ab_cdef);
-            assert_eq!(word.state(), state);
+            let word = FlowWord::new(0xbeef, 0x00ab_cdef, state);
+            let tagged = word.with_tag(0xffff).with_tag(0xdead);
+            assert_ne!(word, tagged);
+            for word in [word, tagged] {
+                assert_eq!(word.backend(), 0xbeef);
+                assert_eq!(word.generation(), 0x00ab_cdef);
+                assert_eq!(word.state(), state);
+            }
+            assert_eq!(tagged.with_tag(0), word);
             for other in State::ALL {
-                assert_eq!(word.with_state(other), FlowWord::new(0xdead_beef, 0x00ab_cdef, other));
+                assert_eq!(word.with_state(other), FlowWord::new(0xbeef, 0x00ab_cdef, other));
+                assert_eq!(tagged.with_state(other), word.with_state(other).with_tag(0xdead));
             }
         }
     }

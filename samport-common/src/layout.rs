@@ -3,17 +3,23 @@
 //! No enum, bool or Option crosses a map: bytes with total decoders.
 
 mod clock;
+mod devices;
 mod ports;
+mod room;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::failover;
 use crate::family::Address;
+use crate::wire::protocol::Protocol;
 
 pub use clock::Clock;
+pub use devices::{DeviceInfo, DeviceSet, MAX_DEVICES, MAX_SOURCES, device};
 pub use ports::{PORT_WORDS, SHORTCUTS, Shortcut, Stands, port_bit};
+pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
 /// Version of every key and value layout together. A change to any of them raises it.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {
@@ -43,8 +49,10 @@ pub mod program {
     pub const FORWARD6: u32 = 11;
     /// `samport_reverse6`: reverse, IPv6.
     pub const REVERSE6: u32 = 12;
+    /// `samport_make_way`: forward, for a client's port all of whose flows may be somebody else's.
+    pub const MAKE_WAY: u32 = 13;
     /// Length of the array.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 14;
 }
 
 /// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.
@@ -63,12 +71,21 @@ pub const MAX_OWNERS: u32 = 2 * MAX_BACKENDS;
 pub const SHARED_BY: usize = 4;
 /// Datagrams in fragments that are remembered, for each family.
 pub const MAX_FRAGMENTED: u32 = 4_096;
-/// Connections that wait for their client during a flood of SYNs, for each family.
-pub const MAX_FLOOD_FLOWS: u32 = 16_384;
+/// Entries of the tables for flows that find no room in the others: an eighth of those, and no fewer than this.
+pub const MIN_OVERFLOW: u32 = 4_096;
+
+/// Entries of the table for flows that find no room in a table of so many.
+#[must_use]
+pub const fn overflow_of(flows: u32) -> u32 {
+    let eighth = flows / 8;
+    if eighth < MIN_OVERFLOW { MIN_OVERFLOW } else { eighth }
+}
 /// Networks in all allow-lists together, for each family.
 pub const MAX_ALLOWED: u32 = 16_384;
 /// Clients' addresses that are remembered with their backend, for each family.
 pub const MAX_AFFINITY: u32 = 32_768;
+/// What the host and its containers have begun themselves from served ports, for each family.
+pub const MAX_OUTBOUND: u32 = 8_192;
 /// Bytes of the ring of [`Event`]s.
 pub const EVENT_BYTES: u32 = 65_536;
 /// Default number of entries of each flow table.
@@ -162,8 +179,8 @@ impl Scope {
     }
 }
 
-/// Value of `BACKENDS`: 40 bytes. All but `weight`, `life` and `shared` never change while an id is in
-/// use.
+/// Value of `BACKENDS`: 72 bytes. All but `weight`, `life`, `shared` and `answers_on` never change while an
+/// id is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Backend {
@@ -187,6 +204,8 @@ pub struct Backend {
     pub shared: u8,
     /// 1 if the container's side of its veth takes bare frames that XDP redirects.
     pub takes_frames: u8,
+    /// The devices its replies may come in by. What comes from its address by another device is no reply.
+    pub answers_on: DeviceSet,
 }
 
 /// Value of `XDP_DEVICES`, by device index: 8 bytes.
@@ -217,6 +236,9 @@ pub enum Life {
     /// Its flows go on; a client that stayed with it goes to another with its next one. A table names
     /// it only if there is no other.
     Draining = 3,
+    /// Fails its health checks, and a table names others: its connections go on, but its clients' next datagrams
+    /// go to others, which have no connection to lose.
+    Unhealthy = 4,
 }
 
 impl Life {
@@ -228,15 +250,26 @@ impl Life {
             1 => Self::Serving,
             2 => Self::Down,
             3 => Self::Draining,
+            4 => Self::Unhealthy,
             _ => Self::Unset,
         }
     }
 
-    /// Whether flows go on.
+    /// Whether it takes packets at all.
     #[must_use]
     #[inline(always)]
     pub const fn serves(self) -> bool {
-        matches!(self, Self::Serving | Self::Draining)
+        matches!(self, Self::Serving | Self::Draining | Self::Unhealthy)
+    }
+
+    /// Whether flows of this protocol go on.
+    #[must_use]
+    #[inline(always)]
+    pub const fn keeps(self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Tcp => self.serves(),
+            Protocol::Udp => matches!(self, Self::Serving | Self::Draining),
+        }
     }
 }
 
@@ -294,20 +327,54 @@ pub struct Owner {
     pub pad: u16,
 }
 
-/// Value of `CONDITIONS`, by backend id: what the kernel finds out about a backend, shared by all CPUs.
-/// 16 bytes.
+/// Value of `CONDITIONS`, by backend id: how busy a backend is, shared by all CPUs. 24 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Condition {
-    /// Flows opened less flows seen to end, in this generation. Flows that expire or make room are not
-    /// seen to end; the loader counts those in `LOST`.
-    pub open: u64,
-    /// Until when new flows avoid it, in ticks.
-    pub suspect_until: u32,
-    /// Connections it has refused or left without an answer since the last one it took.
-    pub failures: u32,
+    /// Flows opened in this generation.
+    pub opened: u64,
+    /// Flows seen to end. Flows that expire or make room are not; the loader counts those in `LOST`.
+    pub ended: u64,
+    /// Zero. In layout 3 a value had 16 bytes, of which two numbers are no such counters: a size of its own tells
+    /// whoever takes over which of the two it is.
+    pub pad: u64,
+}
+
+/// Value of `EVIDENCE`, by backend id: connections that have failed since the last one the backend took. Written by
+/// the kernel; the loader clears it when a check has refuted it. 24 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Evidence {
+    /// [Fingerprints](failover::fingerprint) of the clients, the last one first; 0 for none.
+    pub clients: [u32; failover::CLIENTS],
+    /// When the last of them failed.
+    pub last_tick: u32,
+    /// When the loader was last asked to check the backend.
+    pub check_tick: u32,
+    /// When it was last asked to confirm that the backend fails.
+    pub confirm_tick: u32,
+}
+
+/// Value of `SUSPECTS`, by backend id: what the loader's checks on evidence have found. Written by the loader; the
+/// kernel clears `until` when the backend takes a connection. 16 bytes.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Suspicion {
+    /// Until when new flows avoid the backend, in ticks. Stays when that has passed; 0 if it has taken a
+    /// connection since.
+    pub until: u32,
+    /// Checks in a row that have confirmed it, with no connection taken in between.
+    pub in_a_row: u32,
+    /// Checks that have confirmed the evidence.
+    pub confirmed: u32,
+    /// Checks that have refuted it.
+    pub refuted: u32,
 }
 
 /// Value of `DRAFT`, for each CPU: what one program has found out about a flow for the next, which is to
@@ -323,8 +390,10 @@ pub struct Draft {
     pub judged: u64,
     /// Where that entry is, or where it is to be stored: of [`place`].
     pub place: u32,
-    /// The backend that keeps silent; 0 for none.
+    /// The backend that keeps silent, or has refused; 0 for none.
     pub unwanted: u32,
+    /// The [`Refusals`](crate::failover::Refusals) of a flow of datagrams.
+    pub refusals: u64,
 }
 
 /// Places of flows.
@@ -333,8 +402,8 @@ pub mod place {
     pub const LANE: u32 = 3;
     /// Added to a lane that holds another entry, which is over.
     pub const REPLACE: u32 = 4;
-    /// In the table of a flood.
-    pub const FLOOD: u32 = 8;
+    /// In the table for those that find no room.
+    pub const OVERFLOW: u32 = 8;
     /// Nowhere.
     pub const NONE: u32 = 16;
 }
@@ -345,22 +414,32 @@ pub mod place {
 )]
 #[repr(C)]
 pub struct Event {
-    /// One of [`event`].
+    /// What is asked for: of [`event`].
     pub kind: u32,
     /// The backend it is about.
     pub backend: u32,
     /// The generation of that id.
     pub generation: u32,
-    /// Ticks for which new flows avoid it.
-    pub ticks: u32,
+    /// What the last connection came to: of [`failure`].
+    pub failure: u32,
 }
 
 /// Kinds of [`Event`].
 pub mod event {
-    /// A backend has refused a connection.
+    /// A connection has failed: the backend's active health check is to be run now.
+    pub const CHECK: u32 = 1;
+    /// Connections of several clients have failed: whether the backend fails is to be confirmed now.
+    pub const CONFIRM: u32 = 2;
+}
+
+/// How a connection fails before its backend has taken it.
+pub mod failure {
+    /// A RST that acknowledges the SYN.
     pub const REFUSED: u32 = 1;
-    /// A backend has left a connection without an answer.
+    /// No answer, and the client has asked again.
     pub const SILENT: u32 = 2;
+    /// An ICMP error.
+    pub const UNREACHABLE: u32 = 3;
 }
 
 /// Upper bounds of the classes of a [`Handshakes`], each twice the one before; the last has none. From
@@ -381,7 +460,7 @@ pub struct Handshakes {
     pub sum: u64,
 }
 
-/// Value of `BACKEND_STATS`, for each CPU: 56 bytes.
+/// Value of `BACKEND_STATS`, for each CPU: 72 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -397,10 +476,14 @@ pub struct BackendStats {
     pub packets_out: u64,
     /// Bytes from the backend.
     pub bytes_out: u64,
-    /// Connections it has refused.
+    /// Connections it has refused with a reset.
     pub refused: u64,
     /// Connections whose client had to ask again because it was silent.
     pub silent: u64,
+    /// Connections of which an ICMP error has said that it cannot be reached.
+    pub unreachable: u64,
+    /// Of `refused` and `silent`, those whose SYN has asked for what only one certain peer can give.
+    pub for_one_peer: u64,
 }
 
 /// Value of `PRESSURE`, for each CPU: 16 bytes.
@@ -417,7 +500,7 @@ pub struct Pressure {
     pub unanswered: u32,
 }
 
-/// Value of `COLLECTED`, written by the loader: 32 bytes.
+/// Value of `COLLECTED`, written by the loader: 40 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -429,8 +512,10 @@ pub struct Collected {
     pub left4: u64,
     /// Flows in the table for IPv6 after the last round.
     pub left6: u64,
-    /// Flows that had to make room for others: made, but neither there nor taken out.
+    /// Open flows that had to make room for others.
     pub evicted: u64,
+    /// Flows of both families in the tables for those that find no room, after the last round.
+    pub overflow: u64,
 }
 
 /// Key data of `ALLOWED4` and `ALLOWED6`: a network of a service. The prefix covers the service's 16
@@ -450,19 +535,21 @@ pub struct AllowedKey<A: Address> {
 pub mod unusual {
     /// A flow was stored outside of the first lane.
     pub const LANES: u32 = 1;
-    /// Flows were stored in the flood tables.
-    pub const FLOOD: u32 = 2;
+    /// Flows were stored in the tables for those that find no room.
+    pub const OVERFLOW: u32 = 2;
 }
 
 const _: () = assert!(size_of::<Pressure>() == 16);
 const _: () = assert!(size_of::<Service>() == 24);
-const _: () = assert!(size_of::<Backend>() == 40);
-const _: () = assert!(size_of::<Condition>() == 16);
+const _: () = assert!(size_of::<Backend>() == 72);
+const _: () = assert!(size_of::<Condition>() == 24);
+const _: () = assert!(size_of::<Evidence>() == 24);
+const _: () = assert!(size_of::<Suspicion>() == 16);
 const _: () = assert!(size_of::<Event>() == 16);
-const _: () = assert!(size_of::<Draft>() == 24);
+const _: () = assert!(size_of::<Draft>() == 32);
 const _: () = assert!(HANDSHAKE_CLASSES.is_power_of_two());
 const _: () = assert!(size_of::<Handshakes>() == 136);
 const _: () = assert!(size_of::<Owners>() == 52);
-const _: () = assert!(size_of::<BackendStats>() == 56);
+const _: () = assert!(size_of::<BackendStats>() == 72);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);

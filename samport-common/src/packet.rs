@@ -1,5 +1,6 @@
 //! From bytes to a validated packet: where its headers are, who talks to whom.
 
+use crate::conntrack::Segment;
 use crate::family::{Address, Family};
 use crate::flow::Endpoint;
 use crate::frame::Frame;
@@ -259,6 +260,25 @@ fn transport<A: Address, F: Frame + ?Sized>(
         part: layers.part,
         length: layers.length,
     })
+}
+
+/// What a packet says of its connection: for TCP read from its header, which the parser has seen to be there.
+#[must_use]
+#[inline(always)]
+pub fn segment<A: Address, F: Frame + ?Sized>(frame: &F, packet: &Packet<A>) -> Segment {
+    let flags = packet.flags;
+    // It is below that anyway: older verifiers want it said where they have not seen it.
+    match (packet.protocol, frame.read(packet.l4 & MAX_OFFSET)) {
+        (Protocol::Tcp, Some([_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3, data_offset])) => {
+            Segment {
+                flags,
+                sequence: u32::from_be_bytes([s0, s1, s2, s3]),
+                acknowledgement: u32::from_be_bytes([a0, a1, a2, a3]),
+                payload: packet.length.saturating_sub(u16::from(data_offset >> 4) * 4),
+            }
+        }
+        _ => Segment { flags, ..Segment::default() },
+    }
 }
 
 /// Least bytes a transport header has, or `None` for protocols no service can have.

@@ -4,6 +4,7 @@
 //! without options, and no payload. IP options and extension headers stay.
 
 use crate::checksum;
+use crate::conntrack::Segment;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::packet::{MAX_OFFSET, Packet};
@@ -12,19 +13,6 @@ use crate::wire::{ipv4, ipv6, protocol, tcp};
 
 /// Hops an answer may take: what Linux gives its own.
 const HOPS: u8 = 64;
-
-/// What the answer to a segment depends on, besides who sent it to whom.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment {
-    /// Its flags.
-    pub flags: Flags,
-    /// Its sequence number.
-    pub sequence: u32,
-    /// Its acknowledgement number.
-    pub acknowledgement: u32,
-    /// Bytes of its payload.
-    pub payload: u32,
-}
 
 /// What the answer says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,20 +28,15 @@ impl Answer {
     #[must_use]
     #[inline(always)]
     pub const fn to(segment: &Segment) -> Option<Self> {
-        let Segment { flags, sequence, acknowledgement, payload } = *segment;
-        if flags.rst() {
+        if segment.flags.rst() {
             return None;
         }
-        if flags.0 & Flags::ACK != 0 {
-            return Some(Self { sequence: acknowledgement, acknowledgement: 0, flags: Flags::RST });
+        if segment.flags.ack() {
+            let sequence = segment.acknowledgement;
+            return Some(Self { sequence, acknowledgement: 0, flags: Flags::RST });
         }
-        let syn = (flags.0 & Flags::SYN != 0) as u32;
-        let length = payload.wrapping_add(syn).wrapping_add(flags.fin() as u32);
-        Some(Self {
-            sequence: 0,
-            acknowledgement: sequence.wrapping_add(length),
-            flags: Flags::RST | Flags::ACK,
-        })
+        let flags = Flags::RST | Flags::ACK;
+        Some(Self { sequence: 0, acknowledgement: segment.end(), flags })
     }
 
     /// The TCP header, from `from` to `to`, its checksum all ones: zero, to whoever adds to it.
@@ -123,11 +106,12 @@ pub fn plan<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -
     let counted_from = if P::CHECKSUM.is_some() { l3 } else { l3 + ipv6::LEN };
     let end = counted_from + usize::from(u16::from_be_bytes(old_length));
     let begin = l4 + usize::from(offset >> 4) * 4;
+    // Read here once more: all of the packet's segment would take more of Linux 6.1's stack than there is.
     let answer = Answer::to(&Segment {
         flags,
         sequence: u32::from_be_bytes([a, b, c, d]),
         acknowledgement: u32::from_be_bytes([e, f, g, h]),
-        payload: u32::try_from(end.saturating_sub(begin)).ok()?,
+        payload: u16::try_from(end.saturating_sub(begin)).ok()?,
     })?;
     let length = u16::try_from((l4 + tcp::MIN_LEN).checked_sub(counted_from)?).ok()?.to_be_bytes();
     let hops = match (P::CHECKSUM, old_hops) {

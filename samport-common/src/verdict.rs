@@ -125,8 +125,8 @@ verdicts! {
     32 LocalUnremembered "local-unremembered" Pass;
     /// Sent into the container before there was an skb.
     33 ForwardXdp "forward-xdp" Redirect;
-    /// Larger than the device towards its backend takes, which would lose it without a word.
-    34 ForwardTooBig "forward-too-big" Drop;
+    /// Larger than the device towards its backend takes: left to the host's stack, which makes fragments of it or tells its sender the size.
+    34 ForwardTooBig "forward-too-big" Pass;
     /// A backend's refusal of a connection, held back: the client's next SYN goes to another backend.
     35 RefusalHeld "refusal-held" Drop;
     /// The late answer of a backend whose connection has gone to another.
@@ -137,6 +137,16 @@ verdicts! {
     38 NoBackendReset "no-backend-reset" Redirect;
     /// For a service without any backend that is to keep silent then.
     39 NoBackendDrop "no-backend-drop" Drop;
+    /// Its source address cannot come in by this device: another device or the host itself has it, or the route back leads elsewhere.
+    40 SpoofedSource "spoofed-source" Drop;
+    /// Opens a flow for which the table has no room: forwarded, and remembered in a table of its own until its client is proven and there is room.
+    41 ForwardOverflow "forward-overflow" Redirect;
+    /// A reply to a client that no route of this host leads to.
+    42 ReplyNoRoute "reply-no-route" Drop;
+    /// A reply to a client or a gateway whose address on the link is not known: the kernel asks for it, and discards the reply if nobody answers.
+    43 ReplyUnresolved "reply-unresolved" Redirect;
+    /// An answer to what the host or a container has begun itself, from a port that is served: it goes to who has asked.
+    44 OutboundAnswer "outbound-answer" Pass;
 }
 
 #[cfg(test)]

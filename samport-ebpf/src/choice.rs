@@ -2,13 +2,14 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use samport_common::choose::{self, Balance};
-use samport_common::conntrack::State;
-use samport_common::failover;
+use samport_common::conntrack::{self, Sequences, State};
+use samport_common::failover::{self, Refusals};
 use samport_common::flow::{
     ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId, marks,
 };
 use samport_common::layout::{Backend, Life, Service, Slots, Via, service};
-use samport_common::packet::Packet;
+use samport_common::packet::{self, Packet};
+use samport_common::source;
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
@@ -16,9 +17,9 @@ use samport_common::wire::tcp::Flags;
 
 use crate::affinity;
 use crate::context::Context;
-use crate::flood;
 use crate::flows::{self, Entry, Place, Taken};
 use crate::maps::{self, Tables};
+use crate::room;
 use crate::standing;
 
 /// What the kernel answers when a key is there already (errno-base.h).
@@ -31,6 +32,8 @@ pub struct Opening {
     pub protocol: Protocol,
     pub flags: Flags,
     pub way: ClientWay,
+    /// What is known of the client's address: of `flow::marks`. Set when the flow is stored.
+    pub marks: u32,
     pub now_tick: u32,
     /// How many draws for this packet were in vain.
     pub attempt: u32,
@@ -55,15 +58,25 @@ impl Opening {
         self.attempt >= failover::PATIENCE
     }
 
+    /// Takes note of what is known of the client's address.
+    #[inline(always)]
+    pub fn validate(&mut self, marks: u32) -> Result<(), Verdict> {
+        self.marks = marks;
+        if marks == source::REFUSED { Err(Verdict::SpoofedSource) } else { Ok(()) }
+    }
+
     /// What a flow begins with that goes to this backend.
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half changes most")]
     fn word(&self, id: u32, backend: &'static Backend) -> FlowWord {
-        FlowWord::new(id, backend.generation, State::first(self.protocol, self.flags))
+        let word = FlowWord::new(id, backend.generation, State::first(self.protocol, self.flags));
+        word.with_tag(standing::now_micros() as u16)
     }
 
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "marks are 16 bits")]
     fn flow_flags(&self) -> u16 {
-        if self.fails_over() { marks::FAILOVER } else { 0 }
+        self.marks as u16 | if self.fails_over() { marks::FAILOVER } else { 0 }
     }
 }
 
@@ -107,20 +120,24 @@ pub fn draw_thoroughly<P: Tables>(
     taken: Taken,
     opening: &Opening,
     unwanted: u32,
+    refusals: Refusals,
 ) -> Result<FlowWord, Trouble> {
     let service = opening.service;
     let recalled = if service.affinity_ticks != 0 && opening.attempt == 0 {
-        affinity::recall::<P>(client.addr, opening)
+        affinity::recall::<P>(client.addr, service, opening.now_tick)
     } else {
         None
     };
     let (id, backend) = if let Some(same) = recalled {
         same
     } else {
-        let with_port = !matches!(opening.balance(), Balance::SourceHash);
-        pick(service, choose::hash::<P>(&client, with_port), opening.attempt)?
+        let balance = opening.balance();
+        let with_port = !matches!(balance, Balance::SourceHash);
+        let hash = if balance.is_by_hash() { hash::<P>(&client, with_port) } else { 0 };
+        pick(service, hash, opening.attempt)?
     };
-    if id == unwanted
+    if is_unwanted::<P>(client.addr, opening, unwanted, id)
+        || (unwanted != 0 && refusals.contains(id))
         || !may_get(id, backend, opening)
         || taken.contains(id)
         || (backend.shared != 0 && is_claimed::<P>(client, opening, backend))
@@ -128,6 +145,21 @@ pub fn draw_thoroughly<P: Tables>(
         return Err(Trouble::Crowded);
     }
     Ok(opening.word(id, backend))
+}
+
+/// A client's hash. A subprogram: its numbers need a stack of their own.
+#[inline(never)]
+fn hash<P: Tables>(client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
+    choose::hash::<P>(&maps::hash_seed(), client, with_port)
+}
+
+/// Whether a connection that looks for another backend than the `unwanted` one does not want this one: it, or one
+/// that has failed the same client lately.
+#[inline(always)]
+fn is_unwanted<P: Tables>(client: P::Addr, opening: &Opening, unwanted: u32, id: u32) -> bool {
+    unwanted != 0
+        && (id == unwanted
+            || standing::has_failed(id, standing::client::<P>(client), opening.now_tick))
 }
 
 /// Whether a backend may get packets that come in here. One that was taken down since this table was
@@ -199,26 +231,60 @@ fn no_backend(service: &Service) -> Verdict {
 /// Looks at so many slots, spread over the table, for somebody else.
 const LOOKS: u32 = 32;
 
-/// Whether a service has another backend than this one that is worth a try.
+/// Whether a service has another backend than this one, and than those that have refused, that is worth a try for
+/// this client.
 #[inline(always)]
-pub fn has_other(service: &Service, this: u32, now_tick: u32) -> bool {
-    let len = Slots::from_bits(service.slots).len;
+pub fn has_other(
+    service: &Service,
+    this: u32,
+    refusals: Refusals,
+    client: u32,
+    now_tick: u32,
+) -> bool {
+    samport_has_other(service.slots, this, refusals.0, client, now_tick) != 0
+}
+
+/// [`has_other`] of numbers only, and exported: so the verifier walks its loop by itself, once (docs/verifier.md).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn samport_has_other(
+    slots: u64,
+    this: u32,
+    refusals: u64,
+    client: u32,
+    now_tick: u32,
+) -> u32 {
+    let refusals = Refusals(refusals);
+    other(slots, this, client, now_tick, |id, _| !refusals.contains(id))
+}
+
+/// Another backend in this table than this one that is worth a try for this client and `fits`, or 0.
+#[inline(always)]
+pub fn other(
+    slots: u64,
+    this: u32,
+    client: u32,
+    now_tick: u32,
+    fits: impl Fn(u32, &Backend) -> bool,
+) -> u32 {
+    let slots = Slots::from_bits(slots);
     // SAFETY: no arguments.
-    let offset = unsafe { bpf_get_prandom_u32() } / LOOKS;
+    let offset = unsafe { bpf_get_prandom_u32() };
     for look in 0..LOOKS {
         // Evenly spread: of a table of so many slots each is met.
-        let Some(slot) = choose::slot(look * (u32::MAX / LOOKS + 1) + offset, len) else {
-            return false;
-        };
-        if let Ok((id, backend)) = at(service, slot)
+        let spread = (look * (u32::MAX / LOOKS + 1)).wrapping_add(offset);
+        let Some(slot) = choose::slot(spread, slots.len) else { return 0 };
+        if let Ok((id, backend)) = in_table(slots, slot)
             && id != this
+            && fits(id, backend)
             && Life::from_byte(backend.life).serves()
             && !standing::is_suspect(id, now_tick)
+            && !standing::has_failed(id, client, now_tick)
         {
-            return true;
+            return id;
         }
     }
-    false
+    0
 }
 
 /// The slot whose turn it is.
@@ -238,12 +304,17 @@ pub fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
 /// The backend that a slot of the service's table names.
 #[inline(always)]
 pub fn at(service: &Service, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
-    let index = Slots::from_bits(service.slots).base.wrapping_add(slot);
+    in_table(Slots::from_bits(service.slots), slot)
+}
+
+#[inline(always)]
+fn in_table(slots: Slots, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
+    let index = slots.base.wrapping_add(slot);
     let id = maps::table_slot(index).ok_or(Verdict::BackendUnset)?;
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
     match Life::from_byte(backend.life) {
         Life::Unset => Err(Verdict::BackendUnset),
-        Life::Serving | Life::Draining | Life::Down => Ok((id, backend)),
+        Life::Serving | Life::Draining | Life::Unhealthy | Life::Down => Ok((id, backend)),
     }
 }
 
@@ -258,50 +329,68 @@ pub fn store<P: Tables, C: Context>(
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     match place {
-        Place::Entry(entry, judged) => Ok(reopen(context, entry, judged, chosen, opening)),
+        Place::Entry(entry, judged) => {
+            let first = conntrack::first(&packet::segment(context, packet));
+            Ok(reopen(context, entry, judged, chosen, opening, first))
+        }
         Place::Lane(lane, how) => {
             let key = FlowKey::new(packet.source, opening.id, lane);
             let flow = new_flow::<P, C>(context, packet, opening, chosen)?;
             let stored = P::insert(&key, &flow, how);
             if stored.is_ok() {
                 flows::count_insert();
+                room::takes(opening.id, chosen);
             }
             settle::<P>(packet, flows::find::<P>, &key, stored, chosen)
         }
     }
 }
 
-/// [`store`] during a flood.
+/// [`store`] for a flow that finds no room in the table.
 #[inline(always)]
-pub fn store_flood<P: Tables, C: Context>(
+pub fn store_beside<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
     opening: &Opening,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     let key = FlowKey::new(packet.source, opening.id, Lane::FIRST);
-    let flow = new_flow::<P, C>(context, packet, opening, chosen)?;
-    let stored = flood::store::<P>(&key, &flow);
-    settle::<P>(packet, flows::find_flood::<P>, &key, stored, chosen)
+    let mut flow = new_flow::<P, C>(context, packet, opening, chosen)?;
+    let stored = room::store_beside::<P>(&key, &mut flow);
+    settle::<P>(packet, flows::find_overflow::<P>, &key, stored, chosen)
 }
 
 /// Takes over an entry whose connection is over.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "marks are 16 bits")]
 fn reopen<C: Context>(
     context: &C,
     entry: Entry,
     judged: FlowWord,
     chosen: FlowWord,
     opening: &Opening,
+    first: Sequences,
 ) -> FlowWord {
     // First, or the new flow would look as old as the one before for a moment.
     entry.touch(opening.now_tick);
     match entry.exchange(judged, chosen) {
         Ok(()) => {
-            let has_failed = matches!(judged.state(), State::SynSent | State::Failed);
-            entry.begin(opening.flow_flags(), if has_failed { judged.backend() } else { 0 });
+            // Its answers come too late now, if there are any.
+            let has_failed = opening.protocol == Protocol::Udp
+                || matches!(judged.state(), State::SynSent | State::Failed);
+            let failed = if has_failed && judged.backend() != chosen.backend() {
+                judged.backend()
+            } else {
+                0
+            };
+            let is_refused = opening.protocol == Protocol::Udp && judged.state() == State::Failed;
+            let first = if is_refused { entry.sequences() } else { first };
+            // It stays in its table.
+            let overflow = entry.marks() as u16 & marks::OVERFLOW;
+            entry.begin(opening.flow_flags() | overflow, failed, first);
             entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
             standing::ends(judged);
+            room::moves(entry, judged, chosen);
             count(chosen);
             chosen
         }
@@ -324,6 +413,7 @@ fn new_flow<P: Tables, C: Context>(
     chosen: FlowWord,
 ) -> Result<Flow, Verdict> {
     let vip = packet.destination;
+    let first = conntrack::first(&packet::segment(context, packet));
     Ok(Flow {
         word: chosen.to_bits(),
         way: opening.way.to_bits(),
@@ -334,6 +424,8 @@ fn new_flow<P: Tables, C: Context>(
         opened: standing::now_micros(),
         failed: 0,
         flags: opening.flow_flags(),
+        acknowledged: first.acknowledged,
+        awaited: first.awaited,
     })
 }
 
@@ -401,5 +493,6 @@ fn makes_way(entry: Entry, now_tick: u32) -> bool {
         return false;
     }
     standing::moves(word, closed);
+    room::moves(entry, word, closed);
     true
 }

@@ -1,6 +1,12 @@
 //! What a program knows of a packet besides its bytes.
 
 use samport_common::frame::Frame;
+use samport_common::packet::Packet;
+use samport_common::wire::protocol::Protocol;
+
+use crate::maps::Tables;
+use crate::skb::Ends;
+use crate::source::FibLookup;
 
 /// A packet on one of the kernel's hooks.
 pub trait Context: Frame {
@@ -9,6 +15,23 @@ pub trait Context: Frame {
 
     /// Index of the device we are attached to.
     fn ifindex(&self) -> u32;
+
+    /// Asks the kernel for a route (`bpf_fib_lookup`): a `BPF_FIB_LKUP_RET_*`, or a negative errno.
+    fn fib_lookup(&self, question: *mut FibLookup, flags: u32) -> i64;
+
+    /// The marks of a flow that the packet opens, or [`REFUSED`](samport_common::source::REFUSED) for its
+    /// source.
+    fn source_marks<P: Tables>(&self, packet: &Packet<P::Addr>) -> u32;
+
+    /// The number of the [`Move`](samport_common::source::Move) for the packet, of a flow with these marks and
+    /// this way, when it has come in by another device.
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32;
+
+    /// Whether the packet, which would open a flow, answers what the host or a container has begun itself.
+    fn answers_outbound<P: Tables>(&self, packet: &Packet<P::Addr>) -> bool;
+
+    /// Whether a socket of this machine is connected between these ends. One that only listens is not.
+    fn has_connection<A>(&self, protocol: Protocol, ends: &Ends<A>) -> bool;
 
     /// How many draws for this packet were in vain.
     fn attempt(&self) -> u32;

@@ -13,10 +13,7 @@ use crate::skb::{self, Skb};
 /// Counts a packet for a backend and sends it there.
 #[inline(always)]
 pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
-    maps::count_backend(id, |stats| {
-        stats.packets_in += 1;
-        stats.bytes_in += u64::from(skb.len());
-    });
+    count(skb, id);
     if skb.is_vlan_tagged() {
         // A priority, for a network card that the packet has left behind.
         skb.pop_vlan();
@@ -26,11 +23,11 @@ pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
         Via::Peer => match skb.write(ethernet::DESTINATION.start, backend.mac) {
             Some(()) => Outcome {
                 verdict: Verdict::ForwardPeer,
-                redirect: skb::redirect_peer(backend.ifindex),
+                redirect: skb::redirect_peer(skb, backend.ifindex),
             },
             None => Verdict::RewriteFailed.into(),
         },
-        Via::Neighbour if !skb.fits(backend.ifindex) => Verdict::ForwardTooBig.into(),
+        Via::Neighbour if is_too_big(skb, backend) => Verdict::ForwardTooBig.into(),
         Via::Neighbour => Outcome {
             verdict: Verdict::ForwardNeighbour,
             redirect: skb::redirect_neigh(backend.ifindex),
@@ -42,6 +39,28 @@ pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
             None => Verdict::RewriteFailed.into(),
         },
     }
+}
+
+/// Leaves a fragment to the host's stack, which has the first one.
+#[inline(always)]
+pub fn after_the_first(skb: &Skb, id: u32) -> Outcome {
+    count(skb, id);
+    Verdict::ForwardTooBig.into()
+}
+
+/// Whether the device towards a backend does not take a packet. What goes into a container is not asked about: its
+/// device takes it all the same.
+#[inline(always)]
+pub fn is_too_big(skb: &Skb, backend: &Backend) -> bool {
+    matches!(Via::from_byte(backend.via), Via::Neighbour) && !skb.fits(backend.ifindex)
+}
+
+#[inline(always)]
+fn count(skb: &Skb, id: u32) {
+    maps::count_backend(id, |stats| {
+        stats.packets_in += 1;
+        stats.bytes_in += u64::from(skb.len());
+    });
 }
 
 /// Counts a reply of a backend and sends it to the client.
@@ -62,11 +81,13 @@ pub fn to_client(
     }
     if way.is_container() {
         return match skb.write(ethernet::DESTINATION.start, mac()) {
-            Some(()) => {
-                Outcome { verdict: Verdict::Reply, redirect: skb::redirect_peer(way.ifindex()) }
-            }
+            Some(()) => Outcome {
+                verdict: Verdict::Reply,
+                redirect: skb::redirect_peer(skb, way.ifindex()),
+            },
             None => Verdict::RewriteFailed.into(),
         };
     }
+    skb.mark_reply();
     Outcome { verdict: Verdict::Reply, redirect: skb::redirect_neigh(way.ifindex()) }
 }

@@ -3,7 +3,8 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use samport_common::conntrack::{self, Sender, State, TICK_SHIFT};
+use samport_common::conntrack::{self, Segment, Sender, Sequences, State, TICK_SHIFT};
+use samport_common::exit::Asked;
 use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId, marks};
 use samport_common::layout::{MAX_BACKENDS, place, unusual};
 use samport_common::packet::Packet;
@@ -13,6 +14,7 @@ use samport_common::wire::tcp::Flags;
 use crate::atomic;
 use crate::bytes;
 use crate::maps::{self, Insert, Tables};
+use crate::room;
 use crate::standing;
 
 /// The clock in ticks. It wraps after 146 years.
@@ -39,8 +41,10 @@ pub fn set_clock() {
     maps::set_clock(jiffies, now_ns);
 }
 
-/// A flow entry that was found. It may be evicted and reused while we look at it; then at worst one
-/// packet is judged by another flow's state, and a compare-and-exchange on it fails.
+/// A flow entry that was found. The kernel may take it out and store another flow in it while we look at it, at
+/// once, without a grace period. Then at worst this one packet is judged by the other flow's state and goes to
+/// its backend, which does not know the connection; a compare-and-exchange on it fails, because the word's tag
+/// is another one.
 ///
 /// Never null, so that an `Option` of it is one register and not two whose values hang together in a
 /// way the verifier does not see.
@@ -76,22 +80,63 @@ impl Entry {
         if found == from { Ok(()) } else { Err(FlowWord::from_bits(found)) }
     }
 
-    /// Moves on to the state that `conntrack::step` has said a segment leads to from this word. Who loses
-    /// the race against the other direction's packet steps on from where that has led: of two FINs that
-    /// cross on two CPUs neither may be lost, or the flow would count as open for hours.
+    /// Moves on by a segment, and says to which state.
     #[inline(always)]
-    pub fn advance(self, word: FlowWord, next: State, flags: Flags, sender: Sender) {
-        let to = word.with_state(next);
-        if word == to {
-            return;
+    pub fn advance(self, word: FlowWord, segment: &Segment, sender: Sender) -> State {
+        let numbers = u64::from(segment.sequence) << 32 | u64::from(segment.acknowledgement);
+        let who =
+            u32::from(segment.payload) << 16 | u32::from(segment.flags.0) << 8 | sender as u32;
+        let mut left = advance(self.pointer(), word.to_bits(), who, numbers);
+        if left & AGAIN != 0 {
+            left = advance(self.pointer(), left & !AGAIN, who, numbers);
         }
-        match self.exchange(word, to) {
-            Ok(()) => standing::moves(word, to),
-            Err(found) if found.with_state(next) == to => {
-                step_on(self.pointer(), found.to_bits(), flags.0.into(), sender as u32);
+        FlowWord::from_bits(left & !AGAIN).state()
+    }
+
+    /// The sequence numbers that are kept. The two may be of different moments: see [`Self::remember`].
+    #[inline(always)]
+    pub fn sequences(self) -> Sequences {
+        // SAFETY: aligned words of map memory, see `word`.
+        unsafe {
+            Sequences {
+                acknowledged: (&raw const (*self.pointer()).acknowledged).read_volatile(),
+                awaited: (&raw const (*self.pointer()).awaited).read_volatile(),
             }
-            // Another flow has taken its place.
-            Err(_) => {}
+        }
+    }
+
+    /// Keeps what has changed. What the backend has acknowledged only its own packets change, and what is
+    /// awaited only those of a handshake, which follow on each other, and the client's FIN and reset.
+    #[inline(always)]
+    fn remember(self, known: Sequences, now: Sequences) {
+        if known.acknowledged != now.acknowledged {
+            self.acknowledge(now.acknowledged);
+        }
+        if known.awaited != now.awaited {
+            // SAFETY: as in `sequences`.
+            unsafe { (&raw mut (*self.pointer()).awaited).write_volatile(now.awaited) };
+        }
+    }
+
+    /// Keeps these, whatever was kept.
+    #[inline(always)]
+    pub fn keep(self, sequences: Sequences) {
+        // SAFETY: as in `sequences`.
+        unsafe {
+            (&raw mut (*self.pointer()).acknowledged).write_volatile(sequences.acknowledged);
+            (&raw mut (*self.pointer()).awaited).write_volatile(sequences.awaited);
+        }
+    }
+
+    /// Keeps what the backend has acknowledged. In most packets that is the same as before.
+    #[inline(always)]
+    pub fn acknowledge(self, number: u32) {
+        // SAFETY: as in `sequences`.
+        unsafe {
+            let at = &raw mut (*self.pointer()).acknowledged;
+            if at.read_volatile() != number {
+                at.write_volatile(number);
+            }
         }
     }
 
@@ -136,6 +181,28 @@ impl Entry {
         unsafe { (&raw const (*self.pointer()).mac).read() }
     }
 
+    /// What is known of the device that replies leave by. Not of a client in a container.
+    #[inline(always)]
+    pub fn asked(self) -> Asked {
+        // SAFETY: map memory as in `word`; aligned, see `asked_at`.
+        Asked(u16::from_le(unsafe { self.asked_at().read_volatile() }))
+    }
+
+    /// Keeps that.
+    #[inline(always)]
+    pub fn keep_asked(self, asked: Asked) {
+        // SAFETY: as in `asked`.
+        unsafe { self.asked_at().write_volatile(asked.0.to_le()) };
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_ptr_alignment, reason = "at an even offset, as is checked here")]
+    fn asked_at(self) -> *mut u16 {
+        const { assert!(core::mem::offset_of!(Flow, mac).is_multiple_of(2)) };
+        // SAFETY: map memory as in `word`.
+        unsafe { (&raw mut (*self.pointer()).mac).cast() }
+    }
+
     /// Makes replies go another way, when the client comes in by another device.
     #[inline(always)]
     pub fn follow_to(self, way: ClientWay, mac: impl FnOnce() -> Option<[u8; 6]>) {
@@ -173,10 +240,24 @@ impl Entry {
         unsafe { (&raw const (*self.pointer()).flags).read_volatile() & marks::FAILOVER != 0 }
     }
 
+    /// Whether the client is inside of this host.
+    #[inline(always)]
+    pub fn is_internal(self) -> bool {
+        // SAFETY: map memory as in `word`.
+        unsafe { (&raw const (*self.pointer()).flags).read_volatile() & marks::INTERNAL != 0 }
+    }
+
+    /// Its [`marks`].
+    #[inline(always)]
+    pub fn marks(self) -> u32 {
+        // SAFETY: map memory as in `word`.
+        u32::from(unsafe { (&raw const (*self.pointer()).flags).read_volatile() })
+    }
+
     /// Begins anew, after a backend that failed.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "backend ids are below 65,536")]
-    pub fn begin(self, flags: u16, failed: u32) {
+    pub fn begin(self, flags: u16, failed: u32, first: Sequences) {
         let flow = self.pointer();
         // SAFETY: map memory as in `word`.
         unsafe {
@@ -184,6 +265,7 @@ impl Entry {
             (&raw mut (*flow).flags).write_volatile(flags);
             (&raw mut (*flow).failed).write_volatile(failed as u16);
         }
+        self.keep(first);
     }
 
     /// All of it.
@@ -205,19 +287,49 @@ impl Entry {
     }
 }
 
-/// Steps on from a word that was found, once: the winner of that race has come after us. What it
-/// returns says nothing; the kernel wants every function to return something.
+/// Bit of what [`advance`] returns: the other direction's packet was faster, and this is the word it has left. A
+/// state's byte has it free.
+const AGAIN: u64 = 1 << 7;
+const _: () = assert!(State::ALL.len() <= 16);
+
+/// [`Entry::advance`] in a function of its own, once; returns the word.
+///
+/// Who loses the race against the other direction's packet steps on from where that has led: the winner of the
+/// next race has come after us. Of two FINs that cross on two CPUs neither may be lost, or the flow would count as
+/// open for hours. Twice by the caller and not in a loop here, for which Linux 6.1 has no stack.
 #[inline(never)]
-fn step_on(flow: *mut Flow, found: u64, flags: u32, sender: u32) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
-    let found = FlowWord::from_bits(found);
-    let [flags, ..] = flags.to_le_bytes();
-    let sender = if sender == Sender::Client as u32 { Sender::Client } else { Sender::Backend };
-    let to = found.with_state(conntrack::step(found.state(), Flags(flags), sender));
-    if found != to && entry.exchange(found, to).is_ok() {
-        standing::moves(found, to);
+#[allow(clippy::cast_possible_truncation, reason = "two numbers of 32 bits in one of 64")]
+fn advance(flow: *mut Flow, word: u64, who: u32, numbers: u64) -> u64 {
+    let Some(entry) = Entry::new(flow) else { return word };
+    let [sender, flags, p0, p1] = who.to_le_bytes();
+    let sender = if sender == Sender::Client as u8 { Sender::Client } else { Sender::Backend };
+    let segment = Segment {
+        flags: Flags(flags),
+        sequence: (numbers >> 32) as u32,
+        acknowledgement: numbers as u32,
+        payload: u16::from_le_bytes([p0, p1]),
+    };
+    let word = FlowWord::from_bits(word);
+    let known = entry.sequences();
+    let next = conntrack::step(word.state(), &segment, sender, known);
+    // First: who sees the state expects them.
+    entry.remember(known, next.sequences);
+    let to = word.with_state(next.state);
+    if word == to {
+        return word.to_bits();
     }
-    0
+    match entry.exchange(word, to) {
+        Ok(()) => {
+            standing::moves(word, to);
+            room::moves(entry, word, to);
+            to.to_bits()
+        }
+        // Another flow has taken its place.
+        Err(found) if found.with_state(State::Closed) != word.with_state(State::Closed) => {
+            word.to_bits()
+        }
+        Err(found) => found.to_bits() | AGAIN,
+    }
 }
 
 /// Counts an entry made in the flow tables.
@@ -240,10 +352,10 @@ pub fn find_at_once<P: Tables>(key: FlowKey<P::Addr>) -> Option<Entry> {
     P::flow_at_once(key).and_then(Entry::new)
 }
 
-/// The entry under a key in the table of a flood.
+/// The entry under a key in the table for flows that find no room.
 #[inline(always)]
-pub fn find_flood<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
-    P::flood_flow(key).and_then(Entry::new)
+pub fn find_overflow<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
+    P::overflow(key).and_then(Entry::new)
 }
 
 /// Where a new flow is stored.
@@ -264,7 +376,7 @@ pub enum First {
     /// There is none: a new flow goes to the first lane.
     Free,
     /// Only the thorough search can tell: the client uses this port towards several addresses of the
-    /// service, or the flow may be in another lane or in the table of a flood.
+    /// service, or the flow may be in another lane or in the table for those that find no room.
     Crowded,
 }
 
@@ -366,14 +478,35 @@ pub fn look_thoroughly<P: Tables>(
     }
     key.set(service, Lane::FIRST);
     if lanes.own.is_none()
-        && maps::flood_seen()
-        && let Some(entry) = find_flood::<P>(&key)
+        && maps::has_overflow()
+        && let Some(entry) = find_overflow::<P>(&key)
         && entry.vip::<P>() == vip
     {
         lanes.own = Some(entry);
-        lanes.place = place::FLOOD;
+        lanes.place = place::OVERFLOW;
     }
     lanes
+}
+
+/// Closes the flows of the packet's sender with other addresses of the service that nothing has proven to be his, and
+/// that have not been answered as a datagram is: that is all that many a client wants.
+#[inline(always)]
+pub fn close_unproven<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) {
+    let mut key = FlowKey::new(packet.source, service, Lane::FIRST);
+    for number in 0..LANES {
+        key.set(service, Lane::from_number(number));
+        let Some(entry) = find::<P>(&key) else { continue };
+        let word = entry.word();
+        let closed = word.with_state(State::Closed);
+        if word.state().is_unproven()
+            && !matches!(word.state(), State::Answered)
+            && entry.vip::<P>() != packet.destination
+            && entry.exchange(word, closed).is_ok()
+        {
+            standing::moves(word, closed);
+            room::moves(entry, word, closed);
+        }
+    }
 }
 
 /// The entry of a packet's flow where it was found before; it may have made room since.
@@ -385,7 +518,7 @@ pub fn find_again<P: Tables>(
 ) -> Option<Entry> {
     let lane = Lane::from_number((place & place::LANE) as u8);
     let key = FlowKey::new(packet.source, service, lane);
-    let entry = if place == place::FLOOD { find_flood::<P>(&key) } else { find::<P>(&key) };
+    let entry = if place == place::OVERFLOW { find_overflow::<P>(&key) } else { find::<P>(&key) };
     entry.filter(|entry| entry.vip::<P>() == packet.destination)
 }
 
@@ -425,8 +558,8 @@ pub fn find_by_backend<P: Tables>(
         }
         if lane == Lane::FIRST {
             let unusual = maps::unusual();
-            if unusual & unusual::FLOOD != 0
-                && let Some(entry) = find_flood::<P>(key)
+            if unusual & unusual::OVERFLOW != 0
+                && let Some(entry) = find_overflow::<P>(key)
                 && is_with(entry, backend, generation)
             {
                 return Some(entry);

@@ -6,13 +6,14 @@ use samport_common::conntrack::{self, Decision, Known, Openers, Sender, State};
 use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Backend, Life, Scope, Service, Stands, program, service};
-use samport_common::packet::{Aside, Packet};
+use samport_common::layout::{Backend, Life, Scope, Service, Stands, failure, program, service};
+use samport_common::outbound;
+use samport_common::packet::{self, Aside, Packet};
 use samport_common::rewrite::{self, End};
+use samport_common::source::Move;
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
-use samport_common::wire::tcp::Flags;
 
 use crate::apply;
 use crate::choice::{self, Opening, Trouble};
@@ -21,7 +22,10 @@ use crate::deliver;
 use crate::flood;
 use crate::flows::{self, Entry, First, Place};
 use crate::maps::{self, Insert, Tables};
+use crate::reverse;
+use crate::room;
 use crate::skb::{Skb, Unserved};
+use crate::standing;
 use crate::{Done, Outcome};
 
 /// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
@@ -46,7 +50,11 @@ pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
 #[inline(always)]
 fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done {
     if !maps::is_listened_on(packet.protocol, packet.destination.port) {
-        return Verdict::NotOurs.into();
+        return if seat == Seat::Bridge {
+            reverse::at_bridge::<P>(packet)
+        } else {
+            Verdict::NotOurs.into()
+        };
     }
     match go_on::<P, _>(skb, seat, packet) {
         Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on, seat.into())),
@@ -65,6 +73,9 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
     };
     let chosen = choose_by_number::<P>(skb.pointer_to_context(), packet);
     if chosen & (CROWDED | REFUSED) == 0 {
+        if chosen & SILENT != 0 {
+            note_silence(chosen);
+        }
         #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
         return Done::Outcome(send_apart::<P>(skb, packet, chosen as u32));
     }
@@ -79,6 +90,20 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
 /// Bits of what [`choose_by_number`] returns.
 const REFUSED: u64 = 1 << 32;
 const CROWDED: u64 = 1 << 33;
+/// Beside a backend's number: it has not answered this flow's datagrams yet.
+const SILENT: u64 = 1 << 34;
+
+/// Asks for a check of a backend that does not answer datagrams. Many a protocol has no answers, and many a server
+/// answers no more than so often: the flow stays.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+fn note_silence(chosen: u64) {
+    let id = chosen as u32;
+    if let Some(backend) = maps::backend(id) {
+        let word = FlowWord::new(id, backend.generation, State::Unanswered);
+        standing::ask_for_check(word.to_bits(), failure::SILENT, flows::now_tick());
+    }
+}
 
 /// [`choose`] in a function of its own: the backend's number, or [`REFUSED`] and the verdict's, or
 /// [`CROWDED`].
@@ -86,7 +111,7 @@ const CROWDED: u64 = 1 << 33;
 fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
     let skb = Skb::new(TcContext::new(ctx));
     match choose::<P, _>(&skb, skb.seat(), packet) {
-        Ok(word) => u64::from(word.backend()),
+        Ok(on) => u64::from(on.word.backend()) | if on.is_silent { SILENT } else { 0 },
         Err(Trouble::Verdict(verdict)) => REFUSED | verdict as u64,
         Err(Trouble::Crowded) => CROWDED,
     }
@@ -136,18 +161,21 @@ pub fn choose<P: Tables, C: Context>(
     context: &C,
     seat: Seat,
     packet: &Packet<P::Addr>,
-) -> Result<FlowWord, Trouble> {
-    let opening = classify::<P, C>(context, seat, packet)?;
+) -> Result<Followed, Trouble> {
+    let mut opening = classify::<P, C>(context, seat, packet)?;
     let own = match flows::look::<P>(packet.source, packet.destination, opening.id) {
         First::Own(entry) => Some(entry),
         First::Free => None,
         First::Crowded => return Err(Trouble::Crowded),
     };
-    let judged = match follow(context, own, packet.flags, &opening)? {
-        Next::Follow(word) => return Ok(word),
+    let judged = match follow::<P, C>(context, packet, own, &opening)? {
+        Next::Follow(on) => return Ok(on),
         Next::Open(judged) => judged,
         Next::Ask(_) => return Err(Trouble::Crowded),
     };
+    if answers_outbound::<P, C>(context, packet) {
+        return Err(Verdict::OutboundAnswer.into());
+    }
     let chosen = choice::draw(&opening)?;
     // Last of what may send the packet on to the thorough search, which counts those it gets.
     if opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick) {
@@ -155,9 +183,14 @@ pub fn choose<P: Tables, C: Context>(
     }
     let place = match own {
         Some(entry) => Place::Entry(entry, judged),
-        None => Place::Lane(Lane::FIRST, Insert::New),
+        None if room::has_room::<P>(opening.id) => Place::Lane(Lane::FIRST, Insert::New),
+        None => return Err(Trouble::Crowded),
     };
-    Ok(choice::store::<P, C>(context, packet, place, &opening, chosen)?)
+    opening.validate(context.source_marks::<P>(packet))?;
+    match choice::store::<P, C>(context, packet, place, &opening, chosen) {
+        Err(Verdict::FlowInsertFailed) => Err(Trouble::Crowded),
+        result => Ok(result?.into()),
+    }
 }
 
 /// The flow of a packet that just goes on with it. Whatever is otherwise in any way is left to the
@@ -187,7 +220,9 @@ pub fn go_on<P: Tables, C: Context>(
     }
     let backend = maps::backend(word.backend())?;
     // A backend that has dialled itself is another thing to be told from others by.
-    if !serves_in(word, backend) || maps::endpoint::<P>(backend).addr == packet.source.addr {
+    if !serves_in(packet.protocol, word, backend)
+        || maps::endpoint::<P>(backend).addr == packet.source.addr
+    {
         return None;
     }
     let now_tick = flows::now_tick_at_once();
@@ -195,8 +230,7 @@ pub fn go_on<P: Tables, C: Context>(
     if packet.protocol == Protocol::Udp && entry.is_over(word, now_tick) {
         return None;
     }
-    let next = conntrack::step(word.state(), packet.flags, Sender::Client);
-    pass(entry, word, next, packet.flags, now_tick);
+    pass(context, entry, word, packet, now_tick);
     Some(GoingOn { id: word.backend(), backend })
 }
 
@@ -223,17 +257,25 @@ fn send_on<P: Tables>(
 
 /// Takes note of a client's packet in its flow.
 #[inline(always)]
-fn pass(entry: Entry, word: FlowWord, next: State, flags: Flags, now_tick: u32) {
-    if matches!(word.state(), State::SynReceived) && !matches!(next, State::SynReceived) {
-        flood::ends();
+fn pass<A: Address, C: Context>(
+    context: &C,
+    entry: Entry,
+    word: FlowWord,
+    packet: &Packet<A>,
+    now_tick: u32,
+) {
+    if !conntrack::is_plain(word.state(), packet.flags, Sender::Client) {
+        let next = entry.advance(word, &packet::segment(context, packet), Sender::Client);
+        if matches!(word.state(), State::SynReceived) && !matches!(next, State::SynReceived) {
+            flood::ends();
+        }
     }
-    entry.advance(word, next, flags, Sender::Client);
     entry.touch(now_tick);
 }
 
 /// How replies get to who sends packets that come in here.
 #[inline(always)]
-fn way_of<C: Context>(context: &C, seat: Seat) -> ClientWay {
+pub fn way_of<C: Context>(context: &C, seat: Seat) -> ClientWay {
     match seat {
         Seat::Container => ClientWay::into_container(context.ifindex()),
         _ => ClientWay::out_of(context.ifindex()),
@@ -284,6 +326,7 @@ pub fn opening_of<A: Address, C: Context>(
         protocol,
         flags: packet.flags,
         way: way_of(context, seat),
+        marks: 0,
         now_tick: flows::now_tick(),
         attempt: context.attempt(),
     })
@@ -295,66 +338,114 @@ pub fn may_dial(scope: Scope, seat: Seat) -> bool {
     matches!(scope, Scope::Everybody) || seat != Seat::Interface
 }
 
+/// Where a packet goes.
+pub struct Followed {
+    /// Its flow's word.
+    pub word: FlowWord,
+    /// Whether the backend should have answered its datagrams by now.
+    pub is_silent: bool,
+}
+
+impl From<FlowWord> for Followed {
+    #[inline(always)]
+    fn from(word: FlowWord) -> Self {
+        Self { word, is_silent: false }
+    }
+}
+
 /// What a packet does with its flow.
 pub enum Next {
     /// Goes on in it, to this backend.
-    Follow(FlowWord),
+    Follow(Followed),
     /// Opens it; over its entry, if what stands there is still this word, which was judged to be over.
     /// All zero without an entry, which is no flow's word: an option would be one more thing that the
     /// verifier does not know to go with another.
     Open(FlowWord),
-    /// Asks again, because this flow's backend keeps silent: it goes to another, if there is one.
+    /// Asks again, because this flow's backend keeps silent or has refused: it goes to another, if there is one.
     Ask(FlowWord),
 }
 
 /// Advances the packet's flow, or says that it opens one.
 #[inline(always)]
-pub fn follow<C: Context>(
+pub fn follow<P: Tables, C: Context>(
     context: &C,
+    packet: &Packet<P::Addr>,
     own: Option<Entry>,
-    flags: Flags,
     opening: &Opening,
 ) -> Result<Next, Verdict> {
-    let protocol = opening.protocol;
+    let (protocol, flags) = (opening.protocol, packet.flags);
     let openers = if opening.balance().is_by_hash() { Openers::Any } else { Openers::First };
     let Some(entry) = own else {
         return match conntrack::decide(None, protocol, flags, openers) {
             Decision::Refuse(verdict) => Err(verdict),
-            Decision::Choose | Decision::Stay(_) => Ok(Next::Open(FlowWord::from_bits(0))),
+            Decision::Choose | Decision::Stay => Ok(Next::Open(FlowWord::from_bits(0))),
         };
     };
     let word = entry.word();
     let known = Known {
         state: word.state(),
         over: entry.is_over(word, opening.now_tick),
-        backend_serves: serves(word),
+        backend_serves: serves(protocol, word),
     };
     match conntrack::decide(Some(known), protocol, flags, openers) {
-        Decision::Refuse(verdict) => Err(verdict),
-        Decision::Choose => Ok(Next::Open(word)),
-        Decision::Stay(State::SynSent)
-            if opening.fails_over() && failover::is_silent(word.state(), flags, entry.age()) =>
-        {
-            Ok(Next::Ask(word))
-        }
-        Decision::Stay(state) => {
-            pass(entry, word, state, flags, opening.now_tick);
-            // Replies follow the client when it comes in by another device.
-            entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
-            Ok(Next::Follow(word))
-        }
+        Decision::Refuse(verdict) => return Err(verdict),
+        Decision::Choose if is_refused(entry, word, opening) => return Ok(Next::Ask(word)),
+        Decision::Choose => return Ok(Next::Open(word)),
+        Decision::Stay => {}
     }
+    // Before anything of the flow is changed by a packet that may be anybody's.
+    let way = entry.way();
+    let moved = if way == opening.way {
+        Move::Stay
+    } else {
+        Move::from_number(context.source_move::<P>(packet, way.to_bits(), entry.marks()))
+    };
+    match moved {
+        Move::Refuse => return Err(Verdict::SpoofedSource),
+        Move::Reopen => return Ok(Next::Open(word)),
+        Move::Stay | Move::Follow => {}
+    }
+    if opening.fails_over() && failover::is_silent(word.state(), flags, entry.age()) {
+        return Ok(Next::Ask(word));
+    }
+    pass(context, entry, word, packet, opening.now_tick);
+    if moved == Move::Follow {
+        entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
+    }
+    let is_silent = failover::is_silent_to_datagrams(word.state(), entry.age());
+    Ok(Next::Follow(Followed { word, is_silent }))
+}
+
+/// Whether a packet that would open a flow answers what the host or a container has begun.
+#[inline(always)]
+pub fn answers_outbound<P: Tables, C: Context>(context: &C, packet: &Packet<P::Addr>) -> bool {
+    outbound::may_be_answer(packet.protocol, packet.flags) && context.answers_outbound::<P>(packet)
+}
+
+/// Whether the flow's client asks again because a refusal was held back.
+#[inline(always)]
+fn is_refused(entry: Entry, word: FlowWord, opening: &Opening) -> bool {
+    matches!(word.state(), State::Failed)
+        && entry.idle_ticks(opening.now_tick) <= maps::timeout(State::Failed)
+}
+
+/// Whether the backend that a fragment's first went to still takes packets.
+#[inline(always)]
+pub fn takes_packets(word: FlowWord) -> bool {
+    maps::backend(word.backend()).is_some_and(|backend| {
+        Life::from_byte(backend.life).serves() && backend.generation == word.generation()
+    })
 }
 
 /// Whether the backend a flow was opened to still takes its packets.
 #[inline(always)]
-pub fn serves(word: FlowWord) -> bool {
-    maps::backend(word.backend()).is_some_and(|backend| serves_in(word, backend))
+pub fn serves(protocol: Protocol, word: FlowWord) -> bool {
+    maps::backend(word.backend()).is_some_and(|backend| serves_in(protocol, word, backend))
 }
 
 #[inline(always)]
-fn serves_in(word: FlowWord, backend: &'static Backend) -> bool {
-    Life::from_byte(backend.life).serves() && backend.generation == word.generation()
+fn serves_in(protocol: Protocol, word: FlowWord, backend: &'static Backend) -> bool {
+    Life::from_byte(backend.life).keeps(protocol) && backend.generation == word.generation()
 }
 
 /// Rewrites the packet for a backend and sends it off.
@@ -369,6 +460,10 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
         return Verdict::RewriteFailed.into();
     }
     if to.addr == packet.source.addr {
+        if !backend.answers_on.contains(skb.ifindex()) {
+            // From elsewhere it would come in the name of what it has dialled.
+            return Verdict::SpoofedSource.into();
+        }
         // A backend that dials its own service and gets itself: from its own address it would take
         // nothing. The address it has dialled is one it knows the way to.
         let disguised = samport_common::flow::Endpoint {

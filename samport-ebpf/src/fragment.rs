@@ -5,16 +5,19 @@ use samport_common::family::Family;
 use samport_common::flow::{ClientWay, FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented};
 use samport_common::packet::{self, Aside, FragmentId, Packet, Part};
 use samport_common::rewrite::{self, End};
+use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
 use crate::apply;
 use crate::context::{Context as _, Seat};
 use crate::deliver;
+use crate::exit;
 use crate::flows;
 use crate::forward;
 use crate::maps::{self, Tables};
 use crate::reverse;
 use crate::skb::Skb;
+use crate::source;
 use crate::{Done, Outcome};
 
 /// An address that stays.
@@ -33,12 +36,28 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     let Some(reply) = found else {
         return reverse::no_reply(seat, packet);
     };
-    remember_reverse::<P>(packet, reply.entry.pointer());
-    reverse::advance(packet, &reply);
+    if !reverse::is_by_backend::<P>(skb, seat, &reply) {
+        return reverse::no_answer(seat);
+    }
+    let exit = match exit::of::<P>(skb, &packet.destination.addr, reply.entry) {
+        Ok(exit) => exit,
+        Err(verdict) => return verdict.into(),
+    };
+    if reverse::is_too_big(skb, seat, exit) {
+        // The later ones follow it into the host's stack, as orphans.
+        return reverse::too_big::<P>(skb);
+    }
+    remember_reverse::<P>(
+        packet,
+        reply.entry.pointer(),
+        skb.came_in_by(seat),
+        exit.way().to_bits(),
+    );
+    reverse::advance(skb, packet, &reply);
     if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(reverse::leave(skb, seat, &reply))
+    Done::Outcome(reverse::leave(skb, seat, &reply, exit))
 }
 
 /// The new form of an address, or [`STAYS`].
@@ -50,14 +69,22 @@ fn changed<P: Family>(changes: bool, addr: P::Addr) -> [u8; 16] {
 /// Remembers that a first fragment goes to a backend. If that fails, the later ones are orphans, and
 /// counted as such.
 #[inline(always)]
-pub fn remember_forward<P: Tables>(packet: &'static Packet<P::Addr>, chosen: u32) {
+pub fn remember_forward<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, chosen: u32) {
     if matches!(packet.part, Part::First(_)) {
-        remember_forward_apart::<P>(packet, chosen);
+        let too_big =
+            maps::backend(chosen).is_some_and(|backend| deliver::is_too_big(skb, backend));
+        let way = if too_big { Fragmented::BY_STACK } else { 0 };
+        remember_forward_apart::<P>(packet, chosen, skb.ifindex(), way);
     }
 }
 
 #[inline(never)]
-fn remember_forward_apart<P: Tables>(packet: &'static Packet<P::Addr>, chosen: u32) -> i32 {
+fn remember_forward_apart<P: Tables>(
+    packet: &'static Packet<P::Addr>,
+    chosen: u32,
+    came_in_by: u32,
+    way: u32,
+) -> i32 {
     let (Some(id), Some(backend), Some(draft)) =
         (packet::first_of::<P>(packet), maps::backend(chosen), maps::fragmented_draft())
     else {
@@ -68,7 +95,9 @@ fn remember_forward_apart<P: Tables>(packet: &'static Packet<P::Addr>, chosen: u
     draft.destination = P::widen(to);
     draft.backend = chosen;
     draft.generation = backend.generation;
+    draft.way = way;
     draft.seen_tick = flows::now_tick();
+    draft.came_in_by = came_in_by;
     let _ = P::remember(&FragmentKey::new(&id), draft);
     0
 }
@@ -76,7 +105,12 @@ fn remember_forward_apart<P: Tables>(packet: &'static Packet<P::Addr>, chosen: u
 /// Remembers that a first fragment was a reply in this flow. What it returns says nothing; the kernel
 /// wants every function to return something.
 #[inline(never)]
-fn remember_reverse<P: Tables>(packet: &'static Packet<P::Addr>, flow: *mut Flow) -> i32 {
+fn remember_reverse<P: Tables>(
+    packet: &'static Packet<P::Addr>,
+    flow: *mut Flow,
+    came_in_by: u32,
+    way: u32,
+) -> i32 {
     let (Some(id), Some(draft), Some(reply)) = (
         packet::first_of::<P>(packet),
         maps::fragmented_draft(),
@@ -88,9 +122,10 @@ fn remember_reverse<P: Tables>(packet: &'static Packet<P::Addr>, flow: *mut Flow
     draft.destination = changed::<P>(reply.to_itself, packet.source.addr);
     draft.backend = 0;
     draft.generation = reply.backend;
-    draft.way = reply.entry.way().to_bits();
+    draft.way = way;
     draft.seen_tick = flows::now_tick();
     draft.mac = reply.entry.mac();
+    draft.came_in_by = came_in_by;
     let _ = P::remember(&FragmentKey::new(&id), draft);
     0
 }
@@ -106,10 +141,21 @@ pub fn follow<P: Tables>(skb: &Skb) -> Done {
     let Some(first) = find::<P>(&id) else {
         return Verdict::FragmentOrphan.into();
     };
+    if !follows_first(first.came_in_by, skb.came_in_by(skb.seat())) {
+        return Verdict::SpoofedSource.into();
+    }
     match send::<P>(skb, skb.seat(), &id, first) {
         Ok(outcome) => Done::Outcome(outcome),
         Err(verdict) => verdict.into(),
     }
+}
+
+/// Whether a later fragment may have come in by this device, if the first has come in by that one: by the same,
+/// or by another that outside clients come in by. The first one's source was validated, the others' is not.
+#[inline(always)]
+fn follows_first(first: u32, later: u32) -> bool {
+    let is_outside = |ifindex| source::side_of(ifindex) == Some(Side::External);
+    first == later || (is_outside(first) && is_outside(later))
 }
 
 /// What was done with the first fragment, not too long ago.
@@ -131,8 +177,13 @@ fn send<P: Tables>(
     first: &Fragmented,
 ) -> Result<Outcome, Verdict> {
     let word = FlowWord::new(first.backend, first.generation, State::Unanswered);
-    if first.backend != 0 && !forward::serves(word) {
+    if first.backend != 0 && !forward::takes_packets(word) {
         return Err(Verdict::BackendGone);
+    }
+    let way = ClientWay::from_bits(first.way);
+    if first.backend == 0 && reverse::is_too_big(skb, seat, way.into()) {
+        // On its way through the host's stack, which makes smaller ones of it.
+        return Err(Verdict::ReplyTooBig);
     }
     if first.source != STAYS {
         let plan = rewrite::plan_later::<P>(id, End::Source, P::narrow(&first.source));
@@ -144,8 +195,10 @@ fn send<P: Tables>(
     }
     if first.backend != 0 {
         let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
+        if first.way == Fragmented::BY_STACK {
+            return Ok(deliver::after_the_first(skb, first.backend));
+        }
         return Ok(deliver::to_backend(skb, first.backend, backend));
     }
-    let way = ClientWay::from_bits(first.way);
     Ok(deliver::to_client(skb, seat, first.generation, way, || first.mac))
 }

@@ -2,20 +2,29 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
+use samport_common::conntrack::{Sequences, State};
+use samport_common::failover::{self, Refusals};
 use samport_common::flow::{EndpointKey, Flow, ServiceId};
-use samport_common::layout::{Scope, program};
+use samport_common::frame::Frame as _;
+use samport_common::layout::{DeviceSet, Scope, failure, program};
 use samport_common::packet::{self, Aside, IcmpError};
 use samport_common::rewrite::{self, End, IcmpRewrite};
+use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
 use crate::apply::{self, apart};
+use crate::choice;
 use crate::context::{Context as _, Seat};
 use crate::deliver;
+use crate::exit;
 use crate::flows::{self, Entry};
 use crate::forward;
 use crate::maps::{self, Tables};
 use crate::reverse;
+use crate::room;
 use crate::skb::Skb;
+use crate::source;
+use crate::standing;
 use crate::{Done, Outcome};
 
 /// An error about a reply, for the backend that has sent it.
@@ -32,7 +41,7 @@ fn to_backend<P: Tables>(skb: &Skb, seat: Seat) -> Result<Outcome, Verdict> {
     let error = parse::<P>(skb)?;
     let entry = own_flow::<P>(skb, seat, error)?;
     let word = entry.word();
-    if !forward::serves(word) {
+    if !forward::serves(error.quoted.protocol, word) {
         return Err(Verdict::BackendGone);
     }
     let id = word.backend();
@@ -61,7 +70,16 @@ fn own_flow<P: Tables>(
     if seat != Seat::Container && !skb.is_for_host() {
         return Err(Verdict::OtherHost);
     }
-    Entry::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)
+    let entry = Entry::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)?;
+    // No router inside of the host is on the way to an outside client, nor the other way round; and only one
+    // device leads to a client inside.
+    let is_internal = source::side(skb, seat) == Side::Internal;
+    if entry.is_internal() != is_internal
+        || (is_internal && entry.way() != forward::way_of(skb, seat))
+    {
+        return Err(Verdict::SpoofedSource);
+    }
+    Ok(entry)
 }
 
 /// The number of the service at the source of the quoted packet, or -1.
@@ -106,11 +124,76 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
             _ => Verdict::IcmpOther.into(),
         };
     };
+    if reverse::is_late::<P>(error.quoted.destination, &reply, reply.entry.word()) {
+        return Verdict::LateAnswer.into();
+    }
+    // From the backend, or from the host, which could not send it the client's packet.
+    if skb.came_in_by(seat) != DeviceSet::HOST && !reverse::is_by_backend::<P>(skb, seat, &reply) {
+        return reverse::no_answer(seat);
+    }
     let flow = reply.entry.pointer();
+    if note_unreachable::<P>(skb.pointer_to_context(), error, flow) != 0 {
+        return Verdict::RefusalHeld.into();
+    }
+    let exit = match exit::of::<P>(skb, &error.quoted.source.addr, reply.entry) {
+        Ok(exit) => exit,
+        Err(verdict) => return verdict.into(),
+    };
     if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(reverse::leave(skb, seat, &reply).renamed(Verdict::IcmpReply))
+    Done::Outcome(reverse::leave(skb, seat, &reply, exit).renamed(Verdict::IcmpReply))
+}
+
+/// Takes note of an error that says that a client's packet has not reached the backend, which is nothing that other
+/// clients are spared: most of them are a firewall's word about one client. 1 if the client is not told, because its
+/// next datagram goes to another.
+#[inline(never)]
+fn note_unreachable<P: Tables>(
+    ctx: *mut __sk_buff,
+    error: &'static IcmpError<P::Addr>,
+    flow: *mut Flow,
+) -> u32 {
+    let Some(entry) = Entry::new(flow) else { return 0 };
+    let word = entry.word();
+    if !failover::is_about_an_opening(word.state()) {
+        return 0;
+    }
+    let kind = Skb::new(TcContext::new(ctx)).read(error.icmp);
+    if kind.is_some_and(|[kind, code]| P::is_icmp_unreachable(kind, code)) {
+        maps::count_backend(word.backend(), |stats| stats.unreachable += 1);
+        standing::ask_for_check(word.to_bits(), failure::UNREACHABLE, flows::now_tick());
+        if failover::is_datagrams(word.state()) && entry.fails_over() {
+            return leave_backend::<P>(error, flow);
+        }
+    }
+    0
+}
+
+/// Makes the next datagram of a flow go to another backend than that which has refused it: 1. Without another that has
+/// not refused it too, the client is to be told, and the next round begins: 0.
+#[inline(never)]
+fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow) -> u32 {
+    let Some(entry) = Entry::new(flow) else { return 0 };
+    let word = entry.word();
+    let refusals = Refusals::of(entry.sequences()).with(word.backend());
+    let client = standing::client::<P>(error.quoted.source.addr);
+    let service = EndpointKey::new(entry.vip::<P>(), error.quoted.protocol.number());
+    let has_other = P::service(&service).is_some_and(|service| {
+        choice::has_other(service, word.backend(), refusals, client, flows::now_tick())
+    });
+    if !has_other {
+        entry.keep(Sequences::default());
+        return 0;
+    }
+    entry.keep(refusals.sequences());
+    let failed = word.with_state(State::Failed);
+    if entry.exchange(word, failed).is_err() {
+        return 0;
+    }
+    standing::moves(word, failed);
+    room::moves(entry, word, failed);
+    1
 }
 
 /// Translates the error for this backend, or for the client of this flow if it is not null.

@@ -4,16 +4,18 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use samport_common::choose::{self, Balance};
-use samport_common::family::{V4, V6};
+use samport_common::family::{Family as _, V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey};
-use samport_common::layout::{Backend, Service, Slots};
-use samport_common::local::{self, Chosen, Dialled, SocketKey};
+use samport_common::layout::{Backend, Service, Slots, failure, service};
+use samport_common::local::{self, Chosen, Connected, Dialled, Outcome, SocketKey};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
+use crate::affinity;
 use crate::choice;
 use crate::flows;
 use crate::maps::{self, Tables, sockets};
+use crate::sock_ops::{Progress, SockOps};
 use crate::sockaddr::{Closed, Hook, SockAddr};
 use crate::standing;
 
@@ -39,15 +41,18 @@ pub fn dial<H: Hook>(sock: &SockAddr, call: Call) -> Option<Verdict> {
     if !sock.is_of_this_machine() {
         return None;
     }
-    let protocol = match u8::try_from(sock.protocol()) {
-        Ok(number) => Protocol::from_number(number)?,
-        Err(_) => return None,
-    };
+    if !is_ours(sock.protocol()) {
+        return None;
+    }
+    if call == Call::Connect {
+        // Datagram sockets may connect several times, and others after they have failed.
+        forget(sock.cookie());
+    }
     let dialled = local::destination(H::addr(sock));
     if local::is_ipv4(&dialled) {
-        dial_service::<H, V4>(sock, call, protocol, dialled)
+        dial_service::<H, V4>(sock, call, dialled)
     } else {
-        dial_service::<H, V6>(sock, call, protocol, dialled)
+        dial_service::<H, V6>(sock, call, dialled)
     }
 }
 
@@ -55,12 +60,10 @@ pub fn dial<H: Hook>(sock: &SockAddr, call: Call) -> Option<Verdict> {
 fn dial_service<H: Hook, P: Tables>(
     sock: &SockAddr,
     call: Call,
-    protocol: Protocol,
     dialled: [u8; 16],
 ) -> Option<Verdict> {
     let port = sock.port();
-    let endpoint = Endpoint { addr: P::narrow(&dialled), port };
-    let service = P::service(&EndpointKey::new(endpoint, protocol.number()))?;
+    let service = find::<P>(sock, &dialled)?;
     let (source, tied) = match call {
         Call::Connect => (H::source(sock), false),
         Call::Send => (H::datagram_source(sock), local::is_link_local(&dialled)),
@@ -75,11 +78,11 @@ fn dial_service<H: Hook, P: Tables>(
     };
     let (chosen, backend) = match recalled {
         Some(same) => same,
-        None => match draw(service, sock.cookie()) {
+        None => match draw::<P>(service, dialled_key.cookie) {
             Some(new) => {
                 sockets::count_flow_in_call(new.0.backend);
                 // A connected datagram socket may also name the address once more.
-                if protocol == Protocol::Udp {
+                if protocol(sock) == Protocol::Udp {
                     sockets::remember_local_choice(&dialled_key, &new.0);
                 }
                 new
@@ -87,11 +90,15 @@ fn dial_service<H: Hook, P: Tables>(
             None => return Some(Verdict::LocalNoBackend),
         },
     };
-    let peer_key = SocketKey { addr: backend.addr, port: backend.port, ..dialled_key };
     let peer = Dialled { addr: dialled, port, pad: [0; 2], chosen };
     let remembered = match call {
-        Call::Connect => sockets::remember_local_peer(&peer_key, &peer),
+        Call::Connect => {
+            let Backend { addr, port, .. } = *backend;
+            let connected = Connected { dialled: peer, addr, port, pad: [0; 2] };
+            sockets::remember_local_peer(dialled_key.cookie, &connected)
+        }
         Call::Send => {
+            let peer_key = SocketKey { addr: backend.addr, port: backend.port, ..dialled_key };
             is_remembered(&peer_key, &peer) || sockets::remember_local_sender(&peer_key, &peer)
         }
     };
@@ -100,6 +107,35 @@ fn dial_service<H: Hook, P: Tables>(
     }
     H::set(sock, &backend.addr, backend.port);
     Some(if remembered { Verdict::LocalForward } else { Verdict::LocalUnremembered })
+}
+
+/// Whether a protocol is one that is served.
+#[inline(always)]
+fn is_ours(number: u32) -> bool {
+    Protocol::ALL.iter().any(|protocol| u32::from(protocol.number()) == number)
+}
+
+/// The protocol of a socket that has one of ours. It is read again where it is asked for: what is done for both is done
+/// once to the verifier that way.
+#[inline(always)]
+fn protocol(sock: &SockAddr) -> Protocol {
+    if sock.protocol() == u32::from(Protocol::Udp.number()) { Protocol::Udp } else { Protocol::Tcp }
+}
+
+/// The service that a socket dials.
+#[inline(always)]
+fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<&'static Service> {
+    let port = sock.port();
+    let at = |addr: &[u8; 16]| {
+        let endpoint = Endpoint { addr: P::narrow(addr), port };
+        P::service(&EndpointKey::new(endpoint, protocol(sock).number()))
+    };
+    let own = at(dialled);
+    if own.is_some() {
+        return own;
+    }
+    let other = at(&local::stand_in(dialled)?)?;
+    if sock.is_listened_on(protocol(sock), V4::narrow(dialled), port) { None } else { Some(other) }
 }
 
 /// The backend this socket's datagrams to this address go to, while it serves.
@@ -112,25 +148,54 @@ fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
 
 /// A backend for a new connection of this socket.
 #[inline(always)]
-fn draw(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
+fn draw<P: Tables>(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
     // Through a number: see `choice::pick`.
-    let id = draw_id(service, cookie);
+    let id = choose_id::<P>(service, cookie);
     if id == 0 {
         return None;
     }
     let backend = maps::backend(id)?;
+    if service.affinity_ticks != 0 {
+        let chosen = (id, backend.generation);
+        affinity::remember::<P>(client::<P>(), service, chosen, flows::now_tick());
+    }
     Some((Chosen { backend: id, generation: backend.generation }, backend))
 }
 
 /// Its id, or 0.
 #[inline(never)]
+fn choose_id<P: Tables>(service: &'static Service, cookie: u64) -> u32 {
+    let mut id = if service.affinity_ticks == 0 { 0 } else { recall_id::<P>(service) };
+    if id == 0 {
+        id = draw_id(service, cookie);
+    }
+    if id == 0 || service.flags & service::FAILOVER == 0 {
+        return id;
+    }
+    instead_of(service, id)
+}
+
+/// The backend that the machine's connections to a service have got before, or 0: it is one client.
+#[inline(never)]
+fn recall_id<P: Tables>(service: &'static Service) -> u32 {
+    let now_tick = flows::now_tick();
+    match affinity::recall::<P>(client::<P>(), service, now_tick) {
+        Some((id, backend)) if local::takes(backend) && !standing::is_suspect(id, now_tick) => id,
+        _ => 0,
+    }
+}
+
+/// The address that stands for all the machine has.
+#[inline(always)]
+fn client<P: Tables>() -> P::Addr {
+    P::narrow(&local::CLIENT_ADDR)
+}
+
+/// One that the service's way to choose leads to, or 0.
+#[inline(never)]
 fn draw_id(service: &'static Service, cookie: u64) -> u32 {
     let now_tick = flows::now_tick();
-    // To a service that goes by addresses the machine is one client.
-    let hash = match Balance::from_byte(service.balance) {
-        Balance::Maglev => choose::hash_of(cookie),
-        _ => 0,
-    };
+    let hash = hash_of_socket(service, cookie);
     for attempt in 0..DRAWS {
         if let Ok((id, backend)) = choice::pick(service, hash, attempt)
             && local::takes(backend)
@@ -160,6 +225,29 @@ fn draw_id(service: &'static Service, cookie: u64) -> u32 {
     suspect
 }
 
+/// The backend for a connection that this one would fail, or the same if there is no other.
+#[inline(never)]
+fn instead_of(service: &'static Service, id: u32) -> u32 {
+    let now_tick = flows::now_tick();
+    if !standing::has_failed(id, local::CLIENT, now_tick) {
+        return id;
+    }
+    match choice::other(service.slots, id, local::CLIENT, now_tick, |_, one| local::takes(one)) {
+        0 => id,
+        other => other,
+    }
+}
+
+/// What a socket's choices go by. To a service that goes by addresses the machine is one client: it gets the first
+/// slot, of a table that follows from the seed.
+#[inline(never)]
+fn hash_of_socket(service: &'static Service, cookie: u64) -> u32 {
+    match Balance::from_byte(service.balance) {
+        Balance::Maglev => choose::hash_of(&maps::hash_seed(), cookie),
+        _ => 0,
+    }
+}
+
 /// Whether what is to be remembered is remembered already: of each datagram but the first. Asking
 /// also keeps the entry young.
 #[inline(always)]
@@ -187,11 +275,11 @@ pub fn restore<H: Hook>(sock: &SockAddr, named: Named) -> Option<Verdict> {
     }
     let key = SocketKey::new(sock.cookie(), H::addr(sock), sock.port());
     let dialled = match named {
-        Named::Peer => sockets::local_peer(&key)?,
+        Named::Peer => peer(&key)?,
         Named::Sender => match sockets::local_sender(&key) {
             Some(dialled) => dialled,
             // The sender is the other end.
-            None if sock.is_connected() => sockets::local_peer(&key)?,
+            None if sock.is_connected() => peer(&key)?,
             None => return None,
         },
     };
@@ -199,21 +287,66 @@ pub fn restore<H: Hook>(sock: &SockAddr, named: Named) -> Option<Verdict> {
     Some(Verdict::LocalRestored)
 }
 
-/// Forgets a connected socket that is closed.
+/// What a socket dialled whose other end the kernel names.
 #[inline(always)]
-pub fn forget(closed: &Closed) {
-    if !closed.is_of_this_machine() {
-        return;
+fn peer(key: &SocketKey) -> Option<&'static Dialled> {
+    let connected = sockets::local_peer(key.cookie)?;
+    if connected.is_with(&key.addr, key.port) { Some(&connected.dialled) } else { None }
+}
+
+/// Forgets a socket that is closed.
+#[inline(always)]
+pub fn close(closed: &Closed) {
+    if closed.is_of_this_machine() {
+        forget(closed.cookie());
     }
-    let port = closed.peer_port();
-    if port == [0, 0] {
-        return;
-    }
-    let key = SocketKey::new(closed.cookie(), closed.peer_addr(), port);
-    if let Some(dialled) = sockets::local_peer(&key) {
-        standing::closes_socket(&dialled.chosen);
+}
+
+/// Forgets a socket's connection, which does not count as open any more. A subprogram: the verifier follows what comes
+/// after it once.
+#[inline(never)]
+fn forget(cookie: u64) {
+    let Some(connected) = sockets::local_peer(cookie) else { return };
+    let Dialled { addr, port, chosen, .. } = connected.dialled;
+    // Its state and its close may come at once, on two CPUs.
+    if sockets::forget_local_peer(cookie) {
+        standing::closes_socket(&chosen);
         // Of datagram sockets only, but harmless for others.
-        sockets::forget_local_choice(&SocketKey { addr: dialled.addr, port: dialled.port, ..key });
-        sockets::forget_local_peer(&key);
+        sockets::forget_local_choice(&SocketKey::new(cookie, addr, port));
+    }
+}
+
+/// Follows a TCP socket of this machine that was sent to a backend: of a connection that fails the socket may stay
+/// open for long.
+#[inline(always)]
+pub fn follow(sock: &SockOps) {
+    match sock.progress() {
+        Progress::Connects => {
+            if sockets::local_peer(sock.cookie()).is_some() {
+                sock.watch();
+            }
+        }
+        Progress::Changes { from, to } => {
+            let outcome = Outcome::of(from, to, sock.retransmissions());
+            if let (Outcome::Accepted | Outcome::Refused, Some(connected)) =
+                (outcome, sockets::local_peer(sock.cookie()))
+            {
+                let Dialled { chosen, .. } = connected.dialled;
+                match outcome {
+                    Outcome::Accepted => standing::accepts_socket(&chosen),
+                    _ => standing::fails_socket(&chosen, failure::REFUSED, true),
+                }
+            }
+            if outcome.is_over() {
+                forget(sock.cookie());
+            }
+        }
+        Progress::Unanswered { before } => {
+            if let Some(connected) = sockets::local_peer(sock.cookie()) {
+                let Dialled { chosen, .. } = connected.dialled;
+                standing::fails_socket(&chosen, failure::SILENT, before == 0);
+            }
+        }
+        Progress::Other => {}
     }
 }

@@ -19,6 +19,7 @@ mod bytes;
 mod choice;
 mod context;
 mod deliver;
+mod exit;
 mod flood;
 mod flows;
 mod forward;
@@ -26,18 +27,22 @@ mod fragment;
 mod icmp;
 mod local;
 mod maps;
+mod outbound;
 mod reset;
 mod reverse;
+mod room;
 mod skb;
+mod sock_ops;
 mod sockaddr;
+mod source;
 mod standing;
 mod thorough;
 mod trace;
 mod xdp;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
-use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
@@ -48,6 +53,7 @@ use samport_common::wire::ethernet;
 use crate::context::Seat;
 use crate::local::{Call, Named};
 use crate::skb::Skb;
+use crate::sock_ops::SockOps;
 use crate::sockaddr::{Closed, Four, Hook, Six, SockAddr};
 
 /// What tells the kernel to go on with a system call. We forbid none.
@@ -261,6 +267,14 @@ pub fn samport_open(ctx: TcContext) -> i32 {
     run_apart!(skb, thorough::open)
 }
 
+/// Client to backend, when other flows of the client's port are in the way that nothing has proven to be the
+/// client's. By tail call.
+#[classifier]
+pub fn samport_make_way(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_apart!(skb, thorough::make_way)
+}
+
 /// Later fragments, either way. By tail call.
 #[classifier]
 pub fn samport_later(ctx: TcContext) -> i32 {
@@ -299,6 +313,29 @@ pub fn samport_egress(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     skb.sit(Seat::Egress);
     run!(skb, "egress", reverse::run, Seat::Egress, program::REVERSE6)
+}
+
+/// What leaves the host, at egress of the interfaces and bridges: nothing is done to it, but what was begun from a
+/// served port is remembered.
+#[classifier]
+pub fn samport_outbound(ctx: TcContext) -> i32 {
+    #[inline(never)]
+    fn v4(ctx: *mut __sk_buff) {
+        outbound::note::<V4>(&Skb::new(TcContext::new(ctx)));
+    }
+    #[inline(never)]
+    fn v6(ctx: *mut __sk_buff) {
+        outbound::note::<V6>(&Skb::new(TcContext::new(ctx)));
+    }
+    let skb = Skb::new(ctx);
+    if !skb.is_reply() {
+        match ether_type(&skb) {
+            Ok(V4::ETHER_TYPE) => v4(skb.pointer_to_context()),
+            Ok(V6::ETHER_TYPE) => v6(skb.pointer_to_context()),
+            _ => {}
+        }
+    }
+    TC_ACT_UNSPEC
 }
 
 /// Backend to client over IPv6, from any seat. By tail call.
@@ -441,8 +478,15 @@ pub fn samport_getpeername6(ctx: SockAddrContext) -> i32 {
 /// A socket is closed.
 #[cgroup_sock(sock_release)]
 pub fn samport_close(ctx: SockContext) -> i32 {
-    local::forget(&Closed::new(ctx));
+    local::close(&Closed::new(ctx));
     GO_ON
+}
+
+/// A TCP socket connects, or a connection of a local client changes its state.
+#[sock_ops]
+pub fn samport_sockops(ctx: SockOpsContext) -> u32 {
+    local::follow(&SockOps::new(ctx));
+    GO_ON.cast_unsigned()
 }
 
 #[inline(always)]

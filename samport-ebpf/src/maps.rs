@@ -5,30 +5,37 @@ mod rooms;
 pub mod sockets;
 pub mod traces;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_NO_PREALLOC, BPF_NOEXIST, xdp_md};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use samport_common::conntrack::{Seconds, State, Timeouts};
+use samport_common::exit::Generation;
 use samport_common::family::{Address, Family, V4, V6};
 use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
 };
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, EVENT_BYTES,
-    Event, HANDSHAKE_CLASSES, Handshakes, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_FLOOD_FLOWS,
-    MAX_FRAGMENTED, MAX_FRONTENDS, MAX_OWNERS, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
-    SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, TABLE_SLOTS, XdpDevice, port_bit,
-    program, unusual,
+    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, DeviceInfo,
+    DeviceSet, EVENT_BYTES, Event, Evidence, HANDSHAKE_CLASSES, HELD_LEN, Handshakes, Held,
+    MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
+    MAX_OUTBOUND, MAX_OWNERS, MAX_SOURCES, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
+    RoomLimits, SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, Suspicion, TABLE_SLOTS,
+    XdpDevice, overflow_of, port_bit, program, unusual,
 };
+use samport_common::outbound::{Outbound, OutboundKey};
+use samport_common::seed::Seed;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::atomic;
 use crate::bytes;
+use crate::context::Seat;
+use crate::outbound;
 use crate::skb::Skb;
+use crate::source;
 
-pub use rooms::{draft, forget, fragmented_draft, keep, kept};
+pub use rooms::{draft, fib_lookup, forget, fragmented_draft, keep, kept, route_question};
 
 /// One bit for each port that any service listens on: nearly all traffic that is not ours is
 /// dismissed by it.
@@ -59,18 +66,32 @@ static OWNERS4: HashMap<EndpointKey<[u8; 4]>, Owners> = HashMap::with_max_entrie
 #[map]
 static OWNERS6: HashMap<EndpointKey<[u8; 16]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
 
+/// Flows. Nothing is ever driven out of these tables: who finds no room goes to the next two.
 #[map]
-static FLOWS4: LruHashMap<FlowKey<[u8; 4]>, Flow> = LruHashMap::with_max_entries(DEFAULT_FLOWS, 0);
+static FLOWS4: HashMap<FlowKey<[u8; 4]>, Flow> = HashMap::with_max_entries(DEFAULT_FLOWS, 0);
 #[map]
-static FLOWS6: LruHashMap<FlowKey<[u8; 16]>, Flow> = LruHashMap::with_max_entries(DEFAULT_FLOWS, 0);
+static FLOWS6: HashMap<FlowKey<[u8; 16]>, Flow> = HashMap::with_max_entries(DEFAULT_FLOWS, 0);
 
-/// Flows of a flood of SYNs, until their clients answer: the flood drives out only its own here.
+/// Flows that find no room in the tables above, or are of a flood of SYNs, until their clients are proven and
+/// there is room: the oldest make way here.
 #[map]
-static FLOOD4: LruHashMap<FlowKey<[u8; 4]>, Flow> =
-    LruHashMap::with_max_entries(MAX_FLOOD_FLOWS, 0);
+static OVERFLOW4: LruHashMap<FlowKey<[u8; 4]>, Flow> =
+    LruHashMap::with_max_entries(overflow_of(DEFAULT_FLOWS), 0);
 #[map]
-static FLOOD6: LruHashMap<FlowKey<[u8; 16]>, Flow> =
-    LruHashMap::with_max_entries(MAX_FLOOD_FLOWS, 0);
+static OVERFLOW6: LruHashMap<FlowKey<[u8; 16]>, Flow> =
+    LruHashMap::with_max_entries(overflow_of(DEFAULT_FLOWS), 0);
+
+/// Who holds how much of `FLOWS4` and `FLOWS6`.
+#[map]
+static HELD: Array<Held> = Array::with_max_entries(HELD_LEN, 0);
+
+/// Entries counted in `HELD` that the loader has taken out. Written by the loader.
+#[map]
+static FREED: Array<u64> = Array::with_max_entries(HELD_LEN, 0);
+
+/// Whether `FLOWS4` and `FLOWS6` are nearly full. Written by the loader.
+#[map]
+static NEARLY_FULL: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 
 /// What was done with the first fragment of a datagram.
 #[map]
@@ -88,17 +109,33 @@ static AFFINITY4: LruHashMap<AffinityKey<[u8; 4]>, Affinity> =
 static AFFINITY6: LruHashMap<AffinityKey<[u8; 16]>, Affinity> =
     LruHashMap::with_max_entries(MAX_AFFINITY, 0);
 
+/// What the host and its containers have begun themselves from served ports.
+#[map]
+static OUTBOUND4: LruHashMap<OutboundKey<[u8; 4]>, Outbound> =
+    LruHashMap::with_max_entries(MAX_OUTBOUND, 0);
+#[map]
+static OUTBOUND6: LruHashMap<OutboundKey<[u8; 16]>, Outbound> =
+    LruHashMap::with_max_entries(MAX_OUTBOUND, 0);
+
 /// Whose turn it is, by service id.
 #[map]
 static CURSORS: Array<u64> = Array::with_max_entries(ServiceId::LIMIT as u32, 0);
 
-/// What the programs find out about backends.
+/// How busy backends are.
 #[map]
 static CONDITIONS: Array<Condition> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 /// Flows that `CONDITIONS` counts as open though they have expired or made room. Written by the loader.
 #[map]
 static LOST: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+
+/// Connections that have failed since the last one a backend took.
+#[map]
+static EVIDENCE: Array<Evidence> = Array::with_max_entries(MAX_BACKENDS, 0);
+
+/// Backends that a check of the loader has confirmed to fail. Written by the loader.
+#[map]
+static SUSPECTS: Array<Suspicion> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 #[map]
 static HANDSHAKES: PerCpuArray<Handshakes> = PerCpuArray::with_max_entries(MAX_BACKENDS, 0);
@@ -118,6 +155,10 @@ static ALLOWED6: LpmTrie<AllowedKey<[u8; 16]>, u8> = LpmTrie::with_max_entries(M
 #[map]
 static UNUSUAL: Array<u32> = Array::with_max_entries(1, 0);
 
+/// The generation of the host's routes: `samport_common::exit`. Raised by the loader.
+#[map]
+static ROUTES: Array<u32> = Array::with_max_entries(1, 0);
+
 #[map]
 static PRESSURE: PerCpuArray<Pressure> = PerCpuArray::with_max_entries(1, 0);
 
@@ -132,6 +173,14 @@ static TIMEOUTS: Timeouts = Timeouts::new(&Seconds::DEFAULT);
 /// Unanswered handshakes in a tick on one CPU that are a flood. Set by the loader.
 #[unsafe(no_mangle)]
 static FLOOD_LIMIT: u32 = 1_024;
+
+/// Who may hold how much of the tables of flows. Set by the loader.
+#[unsafe(no_mangle)]
+static ROOM_LIMITS: RoomLimits = RoomLimits::new([DEFAULT_FLOWS; 2], 50);
+/// What choices by hash are keyed by. Written by the loader before anything is attached; a run that takes over has
+/// its own.
+#[map]
+static HASH_SEED: Array<Seed> = Array::with_max_entries(1, 0);
 
 /// The time, for who cannot wait for the kernel's clock.
 #[map]
@@ -150,6 +199,19 @@ static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0
 #[map]
 static XDP_DEVICES: HashMap<u32, XdpDevice> = HashMap::with_max_entries(MAX_XDP_DEVICES, 0);
 
+/// Devices that have a hook of ours. Memory is taken as entries come: most hosts have few.
+#[map]
+static DEVICES: HashMap<u32, DeviceInfo> =
+    HashMap::with_max_entries(MAX_DEVICES, BPF_F_NO_PREALLOC);
+
+/// Addresses of which the devices are known.
+#[map]
+static SOURCES4: HashMap<[u8; 4], DeviceSet> =
+    HashMap::with_max_entries(MAX_SOURCES, BPF_F_NO_PREALLOC);
+#[map]
+static SOURCES6: HashMap<[u8; 16], DeviceSet> =
+    HashMap::with_max_entries(MAX_SOURCES, BPF_F_NO_PREALLOC);
+
 /// A family with the maps that hold its addresses.
 pub trait Tables: Family {
     /// The service at an address and port of the machine.
@@ -163,12 +225,12 @@ pub trait Tables: Family {
     fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// Stores a new flow. The error is the kernel's negative errno.
     fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32>;
-    /// A flow of a flood, like [`Self::flow`].
-    fn flood_flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
-    /// Stores a flow of a flood, like [`Self::insert`].
-    fn insert_flood(key: &FlowKey<Self::Addr>, flow: &Flow) -> Result<(), i32>;
-    /// Forgets a flow of a flood.
-    fn remove_flood(key: &FlowKey<Self::Addr>);
+    /// A flow for which there was no room, like [`Self::flow`].
+    fn overflow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
+    /// Stores a flow for which there is no room, like [`Self::insert`].
+    fn insert_overflow(key: &FlowKey<Self::Addr>, flow: &Flow) -> Result<(), i32>;
+    /// Forgets such a flow.
+    fn remove_overflow(key: &FlowKey<Self::Addr>);
     /// What was done with the first fragment.
     fn fragmented(key: &FragmentKey<Self::Addr>) -> Option<&'static Fragmented>;
     /// Remembers what is done with the first fragment.
@@ -177,8 +239,27 @@ pub trait Tables: Family {
     fn affinity(key: &AffinityKey<Self::Addr>) -> Option<*mut Affinity>;
     /// Remembers the backend of a client's address.
     fn remember_affinity(key: &AffinityKey<Self::Addr>, value: &Affinity);
+    /// What was begun here with a remote end, to be touched in place.
+    fn outbound(key: &OutboundKey<Self::Addr>) -> Option<*mut Outbound>;
+    /// Remembers what was begun here.
+    fn remember_outbound(key: &OutboundKey<Self::Addr>, value: Outbound);
+    /// Whether the packet that was kept in this run answers what was begun here: 0 or 1.
+    fn answers_outbound_of_skb(ctx: *mut __sk_buff) -> u32;
+    /// [`Self::answers_outbound_of_skb`] of a frame.
+    fn answers_outbound_of_frame(ctx: *mut xdp_md) -> u32;
     /// Whether a client is in one of the networks of a service.
     fn is_allowed(service: u16, client: Self::Addr) -> bool;
+    /// The devices packets with this source may come in by, if that is known.
+    fn source_devices(source: &Self::Addr) -> Option<&'static DeviceSet>;
+    /// The marks of a flow that the packet opens that was kept in this run, or that its source is refused.
+    fn marks_of_skb(ctx: *mut __sk_buff) -> u32;
+    /// The same at XDP.
+    fn marks_of_frame(ctx: *mut xdp_md) -> u32;
+    /// The number of what becomes of the packet that was kept in this run, which has come in by another device
+    /// than its flow.
+    fn move_of(seat: Seat, way: u32, flow: u32, packet: u32) -> u32;
+    /// The address in the place that `struct bpf_fib_lookup` has for it.
+    fn in_lookup(addr: Self::Addr) -> [u8; 16];
 }
 
 /// Whether an insert may replace what is there.
@@ -208,7 +289,7 @@ fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
 }
 
 macro_rules! tables {
-    ($family:ty, $words:ty, $services:ident, $owners:ident, $flows:ident, $flood:ident, $fragments:ident, $affinity:ident, $allowed:ident) => {
+    ($family:ty, $words:ty, $services:ident, $owners:ident, $flows:ident, $overflow:ident, $fragments:ident, $affinity:ident, $outbound:ident, $allowed:ident, $sources:ident, $marks_of_skb:path, $marks_of_frame:path, $outbound_of_skb:path, $outbound_of_frame:path, $move_of:path, $in_lookup:expr) => {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
@@ -240,19 +321,19 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn flood_flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow> {
-                $flood.get_ptr_mut(key)
+            fn overflow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow> {
+                $overflow.get_ptr_mut(key)
             }
 
             #[inline(always)]
-            fn insert_flood(key: &FlowKey<Self::Addr>, flow: &Flow) -> Result<(), i32> {
-                $flood.insert(key, flow, Insert::New.flags())
+            fn insert_overflow(key: &FlowKey<Self::Addr>, flow: &Flow) -> Result<(), i32> {
+                $overflow.insert(key, flow, Insert::New.flags())
             }
 
             #[inline(always)]
-            fn remove_flood(key: &FlowKey<Self::Addr>) {
+            fn remove_overflow(key: &FlowKey<Self::Addr>) {
                 // Driven out already: then it is gone as well.
-                let _ = $flood.remove(key);
+                let _ = $overflow.remove(key);
             }
 
             #[inline(always)]
@@ -279,15 +360,106 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn outbound(key: &OutboundKey<Self::Addr>) -> Option<*mut Outbound> {
+                $outbound.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn remember_outbound(key: &OutboundKey<Self::Addr>, value: Outbound) {
+                // Without it the answer may go to a backend, as it would without this map.
+                let _ = $outbound.insert(key, &value, Insert::Replace.flags());
+            }
+
+            #[inline(always)]
+            fn answers_outbound_of_skb(ctx: *mut __sk_buff) -> u32 {
+                $outbound_of_skb(ctx)
+            }
+
+            #[inline(always)]
+            fn answers_outbound_of_frame(ctx: *mut xdp_md) -> u32 {
+                $outbound_of_frame(ctx)
+            }
+
+            #[inline(always)]
             fn is_allowed(service: u16, client: Self::Addr) -> bool {
                 $allowed.get(&allowed_key(service, client)).is_some()
+            }
+
+            #[inline(always)]
+            fn source_devices(source: &Self::Addr) -> Option<&'static DeviceSet> {
+                // SAFETY: as in `service`.
+                unsafe { $sources.get(source) }
+            }
+
+            #[inline(always)]
+            fn marks_of_skb(ctx: *mut __sk_buff) -> u32 {
+                $marks_of_skb(ctx)
+            }
+
+            #[inline(always)]
+            fn marks_of_frame(ctx: *mut xdp_md) -> u32 {
+                $marks_of_frame(ctx)
+            }
+
+            #[inline(always)]
+            fn move_of(seat: Seat, way: u32, flow: u32, packet: u32) -> u32 {
+                $move_of(seat as u32, way, flow, packet)
+            }
+
+            #[inline(always)]
+            fn in_lookup(addr: Self::Addr) -> [u8; 16] {
+                $in_lookup(addr)
             }
         }
     };
 }
 
-tables!(V4, [u32; 2], SERVICES4, OWNERS4, FLOWS4, FLOOD4, FRAGMENTS4, AFFINITY4, ALLOWED4);
-tables!(V6, [u32; 5], SERVICES6, OWNERS6, FLOWS6, FLOOD6, FRAGMENTS6, AFFINITY6, ALLOWED6);
+tables!(
+    V4,
+    [u32; 2],
+    SERVICES4,
+    OWNERS4,
+    FLOWS4,
+    OVERFLOW4,
+    FRAGMENTS4,
+    AFFINITY4,
+    OUTBOUND4,
+    ALLOWED4,
+    SOURCES4,
+    source::samport_source_of_skb4,
+    source::samport_source_of_frame4,
+    outbound::samport_outbound_of_skb4,
+    outbound::samport_outbound_of_frame4,
+    source::samport_move4,
+    |[a, b, c, d]: [u8; 4]| [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+);
+tables!(
+    V6,
+    [u32; 5],
+    SERVICES6,
+    OWNERS6,
+    FLOWS6,
+    OVERFLOW6,
+    FRAGMENTS6,
+    AFFINITY6,
+    OUTBOUND6,
+    ALLOWED6,
+    SOURCES6,
+    source::samport_source_of_skb6,
+    source::samport_source_of_frame6,
+    outbound::samport_outbound_of_skb6,
+    outbound::samport_outbound_of_frame6,
+    source::samport_move6,
+    core::convert::identity
+);
+
+/// A device with a hook of ours.
+#[inline(always)]
+pub fn device(ifindex: u32) -> Option<&'static DeviceInfo> {
+    // SAFETY: the loader replaces values whole; the element is freed only after every running program has
+    // ended.
+    unsafe { DEVICES.get(ifindex) }
+}
 
 /// A device `samport_xdp` is attached to.
 #[inline(always)]
@@ -345,6 +517,13 @@ pub fn endpoint<P: Family>(backend: &'static Backend) -> Endpoint<P::Addr> {
     Endpoint { addr: P::narrow(&addr), port: backend.port }
 }
 
+/// The generation of the host's routes.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "it is below 2¹⁵")]
+pub fn route_generation() -> Generation {
+    Generation(ROUTES.get(0).copied().unwrap_or(0) as u16)
+}
+
 /// What a look-up that finds nothing has to consider besides: bits of [`unusual`].
 #[inline(always)]
 pub fn unusual() -> u32 {
@@ -361,10 +540,55 @@ pub fn set_unusual(bit: u32) {
     }
 }
 
-/// Whether the flood tables hold anything.
+/// Whether the tables for flows that find no room hold anything.
 #[inline(always)]
-pub fn flood_seen() -> bool {
-    unusual() & unusual::FLOOD != 0
+pub fn has_overflow() -> bool {
+    unusual() & unusual::OVERFLOW != 0
+}
+
+/// Entries of the tables of flows under an index of `HELD`.
+#[inline(always)]
+pub fn held(index: u32) -> u64 {
+    let (Some(held), Some(freed)) = (HELD.get_ptr(index), FREED.get(index)) else { return 0 };
+    // SAFETY: aligned words of an array that is never freed.
+    let held = unsafe {
+        Held {
+            opened: atomic::load(&raw const (*held).opened),
+            ended: atomic::load(&raw const (*held).ended),
+        }
+    };
+    held.now(*freed)
+}
+
+/// Counts an entry made.
+#[inline(always)]
+pub fn count_opened(index: u32) {
+    if let Some(held) = HELD.get_ptr_mut(index) {
+        // SAFETY: an aligned word of an array that is never freed.
+        unsafe { atomic::add(&raw mut (*held).opened, 1) };
+    }
+}
+
+/// Counts an entry that has gone.
+#[inline(always)]
+pub fn count_ended(index: u32) {
+    if let Some(held) = HELD.get_ptr_mut(index) {
+        // SAFETY: an aligned word of an array that is never freed.
+        unsafe { atomic::add(&raw mut (*held).ended, 1) };
+    }
+}
+
+/// Whether the tables of flows are nearly full, for IPv4 and for IPv6: not 0.
+#[inline(always)]
+pub fn nearly_full() -> [u32; 2] {
+    NEARLY_FULL.get(0).copied().unwrap_or([0; 2])
+}
+
+/// Who may hold how much of the tables of flows.
+#[inline(always)]
+pub fn room_limits() -> RoomLimits {
+    // SAFETY: as in `timeout`.
+    unsafe { (&raw const ROOM_LIMITS).read_volatile() }
 }
 
 /// Ticks after which a flow in this state counts as closed.
@@ -432,10 +656,28 @@ pub fn next_turn(service: u16) -> u64 {
     unsafe { atomic::fetch_add(cursor, 1) }
 }
 
+/// What choices by hash are keyed by.
+#[inline(always)]
+pub fn hash_seed() -> Seed {
+    HASH_SEED.get(0).copied().unwrap_or_default()
+}
+
 /// What is known of a backend; words of it change at any time.
 #[inline(always)]
 pub fn condition(id: u32) -> Option<*mut Condition> {
     CONDITIONS.get_ptr_mut(id)
+}
+
+/// The connections that a backend has failed lately; words of it change at any time.
+#[inline(always)]
+pub fn evidence(id: u32) -> Option<*mut Evidence> {
+    EVIDENCE.get_ptr_mut(id)
+}
+
+/// What the loader has found out about a backend; words of it change at any time.
+#[inline(always)]
+pub fn suspicion(id: u32) -> Option<*mut Suspicion> {
+    SUSPECTS.get_ptr_mut(id)
 }
 
 /// Flows of a backend that are counted as open and are not.

@@ -3,20 +3,29 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Sender, State};
-use samport_common::failover;
+use samport_common::failover::{self, Refusals};
+use samport_common::family::{Address, Family as _, V4};
 use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Life, Owners, Stands, event, program};
-use samport_common::packet::{Aside, Packet};
+use samport_common::frame::Frame as _;
+use samport_common::layout::{
+    Backend, DeviceInfo, DeviceSet, Life, Owners, Stands, Via, failure, program,
+};
+use samport_common::packet::{self, Aside, Packet};
 use samport_common::rewrite::{self, End};
+use samport_common::source;
 use samport_common::verdict::Verdict;
+use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
+use samport_common::wire::tcp;
 
 use crate::apply;
 use crate::choice;
 use crate::context::Seat;
 use crate::deliver;
+use crate::exit::{self, Exit};
 use crate::flows::{self, Entry};
 use crate::maps::{self, Tables};
+use crate::room;
 use crate::skb::{Ends, Skb};
 use crate::standing;
 use crate::{Done, Outcome};
@@ -62,20 +71,41 @@ fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done
     let Some(entry) = flows::find_at_once::<P>(key) else {
         return of_no_flow::<P>(seat, packet, service);
     };
-    let Some(reply) = go_on::<P>(packet, entry) else {
+    let Some(reply) = go_on::<P>(skb, seat, packet, entry) else {
         return Done::GoOn(program::ANSWER);
     };
-    if is_too_big(skb, seat, &reply) {
-        return Verdict::ReplyTooBig.into();
+    let exit = Exit::from(reply.entry.way());
+    if is_too_big(skb, seat, exit) {
+        return too_big::<P>(skb);
     }
-    let word = reply.entry.word();
-    let next = conntrack::step(word.state(), packet.flags, Sender::Backend);
-    reply.entry.advance(word, next, packet.flags, Sender::Backend);
+    pass(skb, reply.entry, packet);
     reply.entry.touch(flows::now_tick_at_once());
     if restore::<P>(skb, packet, &reply, seat.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, seat, &reply))
+    Done::Outcome(leave(skb, seat, &reply, exit))
+}
+
+/// What a bridge hands to the host's stack. A container's replies are taken at its veth; until there is a program on
+/// one that is new, they get here, and must not go on: their client has dialled another address, and would reset the
+/// connection. TCP sends them again.
+#[inline(always)]
+pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Done {
+    match maps::answers::<P>(packet.protocol, packet.source.port) {
+        Stands::ForNone => Verdict::NotOurs.into(),
+        Stands::For(service)
+            if maps::unusual() == 0
+                && flows::find_at_once::<P>(FlowKey::new(
+                    packet.destination,
+                    service,
+                    Lane::FIRST,
+                ))
+                .is_none() =>
+        {
+            Verdict::NotOurs.into()
+        }
+        Stands::For(_) | Stands::ForSeveral => Done::GoOn(program::ANSWER),
+    }
 }
 
 /// [`run`] for whatever is otherwise in any way: in a program of its own, not in the others' way.
@@ -94,20 +124,35 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
         return no_reply(seat, packet);
     }
     let word = reply.entry.word();
-    if is_late::<P>(packet, &reply, word) {
+    if is_late::<P>(packet.source, &reply, word) {
         return Verdict::LateAnswer.into();
     }
-    if failover::refuses(word.state(), packet.flags) {
+    if !is_by_backend::<P>(skb, seat, &reply) {
+        // What was too big at the veth is on its way to the stack, which tells the backend.
+        if seat == Seat::Bridge && !skb.fits(reply.entry.way().ifindex()) {
+            return Verdict::NotAReply.into();
+        }
+        return no_answer(seat);
+    }
+    if seat == Seat::Bridge {
+        // It is for the program on the bridge's own replies, or for that at egress.
+        return Verdict::NotAReply.into();
+    }
+    if failover::refuses(word.state(), &packet::segment(skb, packet), reply.entry.sequences()) {
         return Done::GoOn(program::REFUSED);
     }
-    if is_too_big(skb, seat, &reply) {
-        return Verdict::ReplyTooBig.into();
+    let exit = match exit::of::<P>(skb, &packet.destination.addr, reply.entry) {
+        Ok(exit) => exit,
+        Err(verdict) => return verdict.into(),
+    };
+    if is_too_big(skb, seat, exit) {
+        return too_big::<P>(skb);
     }
-    advance(packet, &reply);
+    advance(skb, packet, &reply);
     if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, seat, &reply))
+    Done::Outcome(leave(skb, seat, &reply, exit))
 }
 
 /// 1 if a socket of this machine waits for the packet.
@@ -132,11 +177,18 @@ fn of_no_flow<P: Tables>(seat: Seat, packet: &Packet<P::Addr>, service: ServiceI
 /// The reply of a flow that just goes on. Whatever is otherwise in any way is left to the long way,
 /// which says the same of such a packet.
 #[inline(always)]
-fn go_on<P: Tables>(packet: &Packet<P::Addr>, entry: Entry) -> Option<Reply> {
+fn go_on<P: Tables>(
+    skb: &Skb,
+    seat: Seat,
+    packet: &Packet<P::Addr>,
+    entry: Entry,
+) -> Option<Reply> {
     let word = entry.word();
     let backend = maps::backend(word.backend())?;
     if maps::endpoint::<P>(backend) != packet.source
+        || !is_by_usual_device(skb, seat, backend)
         || backend.generation != word.generation()
+        || (seat != Seat::Egress && !exit::is_settled(entry))
         || !Life::from_byte(backend.life).serves()
         || !conntrack::goes_on(word.state(), packet.flags)
     {
@@ -145,15 +197,67 @@ fn go_on<P: Tables>(packet: &Packet<P::Addr>, entry: Entry) -> Option<Reply> {
     Some(Reply { entry, backend: word.backend(), to_itself: false })
 }
 
-/// Whether a packet comes from a backend that has failed this flow, which is another's now or nobody's.
+/// Whether what comes from a backend's endpoint is that one's which has failed this flow: it is another's now or
+/// nobody's.
 #[inline(always)]
-fn is_late<P: Tables>(packet: &Packet<P::Addr>, reply: &Reply, word: FlowWord) -> bool {
+pub fn is_late<P: Tables>(from: Endpoint<P::Addr>, reply: &Reply, word: FlowWord) -> bool {
     if matches!(word.state(), State::Failed) {
         return true;
     }
     reply.entry.failed() != 0
-        && maps::backend(word.backend())
-            .is_none_or(|backend| maps::endpoint::<P>(backend) != packet.source)
+        && maps::backend(word.backend()).is_none_or(|backend| maps::endpoint::<P>(backend) != from)
+}
+
+/// Whether a reply has come in by the device that its backend's replies usually come in by.
+#[inline(always)]
+fn is_by_usual_device(skb: &Skb, seat: Seat, backend: &'static Backend) -> bool {
+    if seat == Seat::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+        // All children of a macvlan parent leave by it.
+        return skb.read(ethernet::SOURCE.start) == Some(backend.mac);
+    }
+    let [usual, ..] = backend.answers_on.ifindex;
+    usual == skb.came_in_by(seat)
+}
+
+/// Whether the reply has come in by a device of its backend.
+#[inline(always)]
+pub fn is_by_backend<P: Tables>(skb: &Skb, seat: Seat, reply: &Reply) -> bool {
+    let Some(backend) = maps::backend(reply.entry.word().backend()) else { return false };
+    // All children of a macvlan parent leave by it. This one may have a veth too.
+    if seat == Seat::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+        return is_by_usual_device(skb, seat, backend);
+    }
+    let came_in_by = skb.came_in_by(seat);
+    backend.answers_on.contains(came_in_by) || is_by_another_route::<P>(seat, backend, came_in_by)
+}
+
+/// Whether a reply of a backend on another machine may have come in by another device than the one the route
+/// to it leads to: not from inside, and not where the kernel's filter is strict. What is seen at egress has
+/// passed that filter.
+#[inline(always)]
+fn is_by_another_route<P: Tables>(seat: Seat, backend: &'static Backend, came_in_by: u32) -> bool {
+    let [usual, ..] = backend.answers_on.ifindex;
+    if !matches!(Via::from_byte(backend.via), Via::Neighbour | Via::Stack)
+        || usual == DeviceSet::HOST
+        || came_in_by == DeviceSet::HOST
+        || maps::device(usual).is_some_and(DeviceInfo::is_internal)
+    {
+        return false;
+    }
+    maps::device(came_in_by).is_none_or(|device| {
+        let rp_filter = P::of_two([device.rp_filter, 0]);
+        !device.is_internal() && (seat == Seat::Egress || rp_filter != source::STRICT)
+    })
+}
+
+/// What becomes of a packet with a backend's source that is not that backend's. At egress the host has
+/// forwarded it, by rules of its own, and it leaves as it came.
+#[inline(always)]
+pub fn no_answer(seat: Seat) -> Done {
+    match seat {
+        Seat::Egress => Verdict::NotAReply.into(),
+        _ => Verdict::SpoofedSource.into(),
+    }
 }
 
 /// A backend that refuses a connection: its client is not told while there is another to try.
@@ -166,38 +270,52 @@ pub fn refused<P: Tables>(skb: &Skb) -> Done {
     let Some(reply) = find_apart::<P>(packet) else {
         return Verdict::NotAReply.into();
     };
-    if is_held_back::<P>(packet, reply.entry.pointer()) != 0 {
+    if is_held_back::<P>(skb.pointer_to_context(), packet, reply.entry.pointer()) != 0 {
         return Verdict::RefusalHeld.into();
     }
-    advance(packet, &reply);
+    let exit = match exit::of::<P>(skb, &packet.destination.addr, reply.entry) {
+        Ok(exit) => exit,
+        Err(verdict) => return verdict.into(),
+    };
+    advance(skb, packet, &reply);
     if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, skb.seat(), &reply))
+    Done::Outcome(leave(skb, skb.seat(), &reply, exit))
 }
 
 /// Takes note of the refusal. 1 if the flow's client is to try another backend.
 #[inline(never)]
-fn is_held_back<P: Tables>(packet: &'static Packet<P::Addr>, flow: *mut Flow) -> u32 {
+fn is_held_back<P: Tables>(
+    ctx: *mut __sk_buff,
+    packet: &'static Packet<P::Addr>,
+    flow: *mut Flow,
+) -> u32 {
     let Some(entry) = Entry::new(flow) else { return 0 };
+    let skb = Skb::new(TcContext::new(ctx));
     let word = entry.word();
-    if !failover::refuses(word.state(), packet.flags) {
+    if !failover::refuses(word.state(), &packet::segment(&skb, packet), entry.sequences()) {
         return 0;
     }
     maps::count_backend(word.backend(), |stats| stats.refused += 1);
     if !entry.fails_over() {
         return 0;
     }
-    let now_tick = flows::now_tick();
-    standing::suspect(word, now_tick, event::REFUSED);
+    let (now_tick, client) = (flows::now_tick(), standing::client::<P>(packet.destination.addr));
     let service = EndpointKey::new(entry.vip::<P>(), packet.protocol.number());
-    let has_other = P::service(&service)
-        .is_some_and(|service| choice::has_other(service, word.backend(), now_tick));
+    let has_other = P::service(&service).is_some_and(|service| {
+        let nobody = Refusals::default();
+        choice::has_other(service, word.backend(), nobody, client, now_tick)
+    });
     let failed = word.with_state(State::Failed);
     if has_other && entry.exchange(word, failed).is_ok() {
         standing::moves(word, failed);
+        room::moves(entry, word, failed);
+        // Evidence when the client asks again: only its SYN says what it has asked for.
+        standing::ask_for_check(word.to_bits(), failure::REFUSED, now_tick);
         1
     } else {
+        standing::add_evidence(word.to_bits(), client, failure::REFUSED, now_tick);
         0
     }
 }
@@ -212,7 +330,7 @@ pub struct Reply {
 
 /// What becomes of a packet that is no reply: a container may be a client too.
 #[inline(always)]
-pub fn no_reply<A: samport_common::family::Address>(seat: Seat, packet: &Packet<A>) -> Done {
+pub fn no_reply<A: Address>(seat: Seat, packet: &Packet<A>) -> Done {
     if seat == Seat::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
         Done::GoOn(program::INSIDE)
     } else {
@@ -220,23 +338,46 @@ pub fn no_reply<A: samport_common::family::Address>(seat: Seat, packet: &Packet<
     }
 }
 
-/// Whether the client's side does not take a packet of this size. The host's stack, given it as it
-/// came, tells the backend.
+/// Whether the client's side does not take a packet of this size.
 #[inline(always)]
-fn is_too_big(skb: &Skb, seat: Seat, reply: &Reply) -> bool {
-    seat != Seat::Egress && !skb.fits(reply.entry.way().ifindex())
+pub fn is_too_big(skb: &Skb, seat: Seat, exit: Exit) -> bool {
+    seat != Seat::Egress && !skb.fits(exit.way().ifindex())
+}
+
+/// What becomes of a reply that the client's side does not take: the host's stack, given it as it came, tells the
+/// backend what size is right. Not where it may make fragments of it, which would leave with the backend's own address:
+/// so it may not.
+#[inline(always)]
+pub fn too_big<P: Tables>(skb: &Skb) -> Done {
+    if P::ETHER_TYPE == V4::ETHER_TYPE && skb.forbid_fragments().is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    Verdict::ReplyTooBig.into()
 }
 
 /// Takes note of the reply in its flow.
 #[inline(always)]
-pub fn advance<A: samport_common::family::Address>(packet: &Packet<A>, reply: &Reply) {
-    let word = reply.entry.word();
-    let state = conntrack::step(word.state(), packet.flags, Sender::Backend);
-    if matches!((word.state(), state), (State::SynSent, State::SynReceived)) {
-        standing::accepts(word, reply.entry.age());
+pub fn advance<A: Address>(skb: &Skb, packet: &Packet<A>, reply: &Reply) {
+    let (before, state) = pass(skb, reply.entry, packet);
+    if matches!((before.state(), state), (State::SynSent, State::SynReceived)) {
+        standing::accepts(before, reply.entry.age());
     }
-    reply.entry.advance(word, state, packet.flags, Sender::Backend);
     reply.entry.touch(flows::now_tick());
+}
+
+/// Takes note of what a backend's packet says; the word before and the state after.
+#[inline(always)]
+fn pass<A: Address>(skb: &Skb, entry: Entry, packet: &Packet<A>) -> (FlowWord, State) {
+    let word = entry.word();
+    if !conntrack::is_plain(word.state(), packet.flags, Sender::Backend) {
+        return (word, entry.advance(word, &packet::segment(skb, packet), Sender::Backend));
+    }
+    if packet.flags.ack()
+        && let Some(number) = skb.read(packet.l4 + tcp::ACKNOWLEDGEMENT.start)
+    {
+        entry.acknowledge(u32::from_be_bytes(number));
+    }
+    (word, word.state())
 }
 
 /// Gives the packet the source its client has dialled.
@@ -288,9 +429,9 @@ fn restore_by_number<P: Tables>(
 
 /// Sends the restored packet off.
 #[inline(always)]
-pub fn leave(skb: &Skb, seat: Seat, reply: &Reply) -> Outcome {
-    let entry = reply.entry;
-    deliver::to_client(skb, seat, reply.backend, entry.way(), || entry.mac())
+pub fn leave(skb: &Skb, seat: Seat, reply: &Reply, exit: Exit) -> Outcome {
+    let outcome = deliver::to_client(skb, seat, reply.backend, exit.way(), || reply.entry.mac());
+    if exit.is_unresolved() { outcome.renamed(Verdict::ReplyUnresolved) } else { outcome }
 }
 
 /// [`find`] as functions of their own, with a stack of their own: for programs that have not enough.

@@ -1,21 +1,26 @@
 //! The only place with packet pointers.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_redirect_peer, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail,
-    bpf_skb_vlan_pop,
+    bpf_check_mtu, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace,
+    bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use samport_common::family::Address;
 use samport_common::frame::Frame;
+use samport_common::layout::DeviceSet;
 use samport_common::packet::{MAX_OFFSET, Packet};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
+use samport_common::wire::{ethernet, ipv4};
 
 use crate::bytes;
 use crate::context::{Context, Seat};
-use crate::maps;
+use crate::maps::{self, Tables};
+use crate::source::FibLookup;
 use crate::trace;
 
 /// What is made linear when a driver has left headers outside of the linear part.
@@ -26,9 +31,16 @@ const FITS_EVERYWHERE: u32 = 14 + 1_280;
 /// Asks for the segments of a packet that offload will cut (linux/bpf.h).
 const BPF_MTU_CHK_SEGS: u64 = 1;
 /// Sockets are looked for in the device's own network namespace (`BPF_F_CURRENT_NETNS`).
-const THIS_NETNS: u64 = u64::MAX;
+pub const THIS_NETNS: u64 = u64::MAX;
 /// `TCP_LISTEN` in linux/tcp_states.h. No UDP socket has that state.
 const LISTENING: u32 = 10;
+/// `TCP_CLOSE` there: a datagram socket that is not connected.
+const UNCONNECTED: u32 = 7;
+/// No state has this number.
+const NO_SOCKET: u32 = 0;
+/// In `skb->tc_index`, of a reply that one of our programs has sent to a device's egress. Any number that no other
+/// program uses: its only users were `dsmark` and `tcindex`, which Linux 6.3 has removed.
+const REPLY: u32 = 0x5a70;
 /// `skb->pkt_type` of a frame addressed to this machine (`PACKET_HOST` in linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
@@ -96,6 +108,13 @@ impl Skb {
         unsafe { (*self.0.skb.skb).cb[1] += 1 };
     }
 
+    /// Takes note that others have made way for this packet, after so many draws.
+    #[inline(always)]
+    pub fn draws_after(&self, draws: u32) {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).cb[1] = draws };
+    }
+
     /// Tells the program that is called why nobody is there for the packet.
     #[inline(always)]
     pub fn hand_over(&self, why: Unserved) {
@@ -110,6 +129,20 @@ impl Skb {
         match unsafe { (*self.0.skb.skb).cb[2] } {
             0 => Unserved::NoBackend,
             _ => Unserved::BackendGone,
+        }
+    }
+
+    /// The device the packet has come in by: that of our hook, or at egress the one it came into the host
+    /// by, `lo` for what the host itself sends.
+    #[inline(always)]
+    pub fn came_in_by(&self, seat: Seat) -> u32 {
+        if seat != Seat::Egress {
+            return self.ifindex();
+        }
+        // SAFETY: as in `sit`.
+        match unsafe { (*self.0.skb.skb).ingress_ifindex } {
+            0 => DeviceSet::HOST,
+            ifindex => ifindex,
         }
     }
 
@@ -207,31 +240,42 @@ impl Skb {
         if result == 0 { Some(()) } else { None }
     }
 
+    /// Sets DF in the IPv4 header. `None` if the kernel refuses.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "a small constant")]
+    pub fn forbid_fragments(&self) -> Option<()> {
+        const AT: usize = ethernet::LEN + ipv4::FRAGMENT.start;
+        const CHECKSUM: u32 = (ethernet::LEN + ipv4::CHECKSUM.start) as u32;
+        let before: [u8; 2] = self.read(AT)?;
+        let after = (u16::from_be_bytes(before) | ipv4::DONT_FRAGMENT).to_be_bytes();
+        let [from, to] = [before, after].map(|bytes| u64::from(u16::from_ne_bytes(bytes)));
+        // SAFETY: the context is valid; the helper checks the offset.
+        if unsafe { bpf_l3_csum_replace(self.0.skb.skb, CHECKSUM, from, to, 2) } != 0 {
+            return None;
+        }
+        self.write(AT, after)
+    }
+
     /// Whether a socket of this machine takes packets between these ends. One that only listens does not
     /// count.
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "36 bytes at most")]
     pub fn is_for_socket<A>(&self, protocol: Protocol, ends: &Ends<A>) -> bool {
-        let tuple = core::ptr::from_ref(ends).cast_mut().cast();
-        let size = const { size_of::<Ends<A>>() as u32 };
-        let ctx = self.0.skb.skb.cast();
-        // SAFETY: the context is valid, and the kernel only reads the tuple, which is laid out as it wants it.
-        let socket = unsafe {
-            match protocol {
-                Protocol::Tcp => bpf_sk_lookup_tcp(ctx, tuple, size, THIS_NETNS, 0),
-                Protocol::Udp => bpf_sk_lookup_udp(ctx, tuple, size, THIS_NETNS, 0),
-            }
-        };
-        if socket.is_null() {
-            return false;
-        }
-        // SAFETY: a socket that the kernel has given to us, until we give it back.
-        let state = unsafe {
-            let state = (&raw const (*socket).state).read_volatile();
-            bpf_sk_release(socket.cast());
-            state
-        };
-        state != LISTENING
+        !matches!(socket_state(self.0.skb.skb.cast(), protocol, ends), NO_SOCKET | LISTENING)
+    }
+
+    /// Marks a reply that leaves by a device of ours, for [`Self::is_reply`].
+    #[inline(always)]
+    pub fn mark_reply(&self) {
+        // SAFETY: as in `sit`; the kernel lets programs write it.
+        unsafe { (*self.0.skb.skb).tc_index = REPLY };
+    }
+
+    /// Whether a program of ours has sent the packet here as a reply. Without its mark, which another program may have
+    /// taken away, it is looked at for longer.
+    #[inline(always)]
+    pub fn is_reply(&self) -> bool {
+        // SAFETY: as in `sit`.
+        unsafe { (*self.0.skb.skb).tc_index == REPLY }
     }
 
     /// Start of the `N` bytes at `offset`, if the linear part holds them.
@@ -263,8 +307,16 @@ impl<A: Address> Ends<A> {
             source: source.addr,
             destination: destination.addr,
             source_port: source.port,
-            destination_port: destination.port,
+            destination_port: packet.destination.port,
         }
+    }
+}
+
+impl Ends<[u8; 4]> {
+    /// Those of a packet from nobody in particular.
+    #[inline(always)]
+    pub const fn to(destination: [u8; 4], destination_port: [u8; 2]) -> Self {
+        Self { source: [0; 4], destination, source_port: [0; 2], destination_port }
     }
 }
 
@@ -303,6 +355,37 @@ impl Frame for Skb {
     }
 }
 
+/// State of the socket of this machine that takes packets between these ends (linux/tcp_states.h), or [`NO_SOCKET`].
+/// `ctx` is the context of a program at tc or XDP.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "36 bytes at most")]
+pub fn socket_state<A>(ctx: *mut c_void, protocol: Protocol, ends: &Ends<A>) -> u32 {
+    let tuple = core::ptr::from_ref(ends).cast_mut().cast();
+    let size = const { size_of::<Ends<A>>() as u32 };
+    // SAFETY: the context is valid, and the kernel only reads the tuple, which is laid out as it wants it.
+    let socket = unsafe {
+        match protocol {
+            Protocol::Tcp => bpf_sk_lookup_tcp(ctx, tuple, size, THIS_NETNS, 0),
+            Protocol::Udp => bpf_sk_lookup_udp(ctx, tuple, size, THIS_NETNS, 0),
+        }
+    };
+    if socket.is_null() {
+        return NO_SOCKET;
+    }
+    // SAFETY: a socket that the kernel has given to us, until we give it back.
+    unsafe {
+        let state = (&raw const (*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state
+    }
+}
+
+/// Whether a socket in this state is connected to one other end: a datagram socket is then "established".
+#[inline(always)]
+pub fn is_connected(state: u32) -> bool {
+    !matches!(state, NO_SOCKET | UNCONNECTED | LISTENING)
+}
+
 impl Context for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {
@@ -313,6 +396,34 @@ impl Context for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: as in `sit`.
         unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn fib_lookup(&self, question: *mut FibLookup, flags: u32) -> i64 {
+        // SAFETY: the context is valid, and so is the question, which the kernel checks by its length.
+        unsafe { bpf_fib_lookup(self.0.skb.skb.cast(), question.cast(), FibLookup::LEN, flags) }
+    }
+
+    /// Of the packet that was kept in this run, which is the one that every program here has parsed.
+    #[inline(always)]
+    fn source_marks<P: Tables>(&self, _: &Packet<P::Addr>) -> u32 {
+        P::marks_of_skb(self.pointer_to_context())
+    }
+
+    #[inline(always)]
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
+        let packet = self.source_marks::<P>(packet);
+        P::move_of(self.seat(), way, flow, packet)
+    }
+
+    #[inline(always)]
+    fn answers_outbound<P: Tables>(&self, _: &Packet<P::Addr>) -> bool {
+        P::answers_outbound_of_skb(self.pointer_to_context()) != 0
+    }
+
+    #[inline(always)]
+    fn has_connection<A>(&self, protocol: Protocol, ends: &Ends<A>) -> bool {
+        is_connected(socket_state(self.0.skb.skb.cast(), protocol, ends))
     }
 
     #[inline(always)]
@@ -335,9 +446,17 @@ impl Context for Skb {
 }
 
 /// Sends the packet into the network namespace behind the veth with this index.
+///
+/// Kernels from before 2025 (Ubuntu 24.04 as released) leave a packet's type as it is on that way. A container's
+/// frames are addressed to its bridge, so that they count as another machine's where they come in, and the IP stack at
+/// the other end would discard them.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the helper returns a TC_ACT code")]
-pub fn redirect_peer(ifindex: u32) -> i32 {
+pub fn redirect_peer(skb: &Skb, ifindex: u32) -> i32 {
+    if !skb.is_for_host() {
+        // SAFETY: the context is valid. It cannot fail between these types.
+        let _ = unsafe { bpf_skb_change_type(skb.0.skb.skb, PACKET_HOST) };
+    }
     // SAFETY: no pointers; the helper checks the index.
     unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
 }

@@ -5,16 +5,19 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+    bpf_sk_release,
+};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use samport_common::family::{Family as _, V4};
+use samport_common::wire::protocol::Protocol;
+
+use crate::skb::{Ends, THIS_NETNS};
 
 /// The cookie of the network namespace whose sockets are ours; set by the loader. No namespace has 0.
 #[unsafe(no_mangle)]
 static HOST_NETNS_COOKIE: u64 = 0;
-
-/// linux/socket.h.
-const AF_INET: u32 = 2;
 
 /// A socket and the address a system call names.
 pub struct SockAddr(SockAddrContext);
@@ -84,6 +87,32 @@ impl SockAddr {
         unsafe { ptr::read_volatile(&raw const (*self.sk()).dst_port) != 0 }
     }
 
+    /// Whether a socket of this machine takes what is sent to this very address, rather than to all of them.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "12 bytes")]
+    pub fn is_listened_on(&self, protocol: Protocol, addr: [u8; 4], port: [u8; 2]) -> bool {
+        let ends = Ends::to(addr, port);
+        let tuple = core::ptr::from_ref(&ends).cast_mut().cast();
+        let size = const { size_of::<Ends<[u8; 4]>>() as u32 };
+        // SAFETY: the context is valid, and the kernel only reads the tuple, which is laid out as it wants it.
+        let socket = unsafe {
+            match protocol {
+                Protocol::Tcp => bpf_sk_lookup_tcp(self.0.as_ptr(), tuple, size, THIS_NETNS, 0),
+                Protocol::Udp => bpf_sk_lookup_udp(self.0.as_ptr(), tuple, size, THIS_NETNS, 0),
+            }
+        };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: a socket that the kernel has given to us, until we give it back.
+        let bound_to = unsafe {
+            let bound_to = word(&raw const (*socket).src_ip4);
+            bpf_sk_release(socket.cast());
+            bound_to
+        };
+        bound_to == u32::from_ne_bytes(addr)
+    }
+
     /// The socket as far as the kernel shows it.
     #[inline(always)]
     fn sk(&self) -> *mut bpf_sock {
@@ -113,28 +142,6 @@ impl Closed {
     pub fn cookie(&self) -> u64 {
         // SAFETY: the helper takes this context.
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
-    }
-
-    /// The port of its other end, network order; 0 if it has none.
-    #[inline(always)]
-    pub fn peer_port(&self) -> [u8; 2] {
-        // SAFETY: as in `word`.
-        unsafe { ptr::read_volatile(&raw const (*self.0.sock).dst_port) }.to_ne_bytes()
-    }
-
-    /// The address of its other end.
-    #[inline(always)]
-    pub fn peer_addr(&self) -> [u8; 16] {
-        // Both, whatever the family: see docs/verifier.md.
-        // SAFETY: as in `word`.
-        let (family, ip4, ip6) = unsafe {
-            (
-                word(&raw const (*self.0.sock).family),
-                word(&raw const (*self.0.sock).dst_ip4),
-                words(&raw const (*self.0.sock).dst_ip6),
-            )
-        };
-        if family == AF_INET { widen(ip4) } else { ip6 }
     }
 }
 

@@ -1,14 +1,20 @@
-//! What the programs find out about backends: how many flows each has open, and who has failed lately.
+//! What the programs find out about backends: how many flows each has open, and whose connections have failed.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::TcContext;
 use samport_common::choose::Load;
-use samport_common::failover;
+use samport_common::conntrack::State;
+use samport_common::failover::{self, Call};
 use samport_common::flow::FlowWord;
-use samport_common::layout::{Backend, Event};
-use samport_common::local::Chosen;
+use samport_common::layout::{Backend, BackendStats, Condition, Event, event, failure};
+use samport_common::local::{self, Chosen};
+use samport_common::packet::Packet;
 
 use crate::atomic;
-use crate::maps;
+use crate::flows;
+use crate::maps::{self, Tables, sockets};
+use crate::skb::Skb;
 
 /// The clock in units of 1.024 µs. It wraps after 73 minutes.
 #[inline(always)]
@@ -22,7 +28,7 @@ pub fn now_micros() -> u32 {
 #[inline(always)]
 pub fn opens(word: FlowWord) {
     if word.state().is_open() {
-        change_open(word, 1);
+        count_opened(word);
     }
 }
 
@@ -30,8 +36,8 @@ pub fn opens(word: FlowWord) {
 #[inline(always)]
 pub fn moves(from: FlowWord, to: FlowWord) {
     match (from.state().is_open(), to.state().is_open()) {
-        (true, false) => change_open(from, u64::MAX),
-        (false, true) => change_open(to, 1),
+        (true, false) => count_ended(from),
+        (false, true) => count_opened(to),
         (true, true) | (false, false) => {}
     }
 }
@@ -40,44 +46,101 @@ pub fn moves(from: FlowWord, to: FlowWord) {
 #[inline(always)]
 pub fn ends(word: FlowWord) {
     if word.state().is_open() {
-        change_open(word, u64::MAX);
+        count_ended(word);
     }
 }
 
 /// Takes note of a socket of this machine that is sent to a backend.
 #[inline(always)]
 pub fn opens_socket(chosen: &Chosen) {
-    add_open(chosen.backend, chosen.generation, 1);
+    add(chosen.backend, chosen.generation, opened);
 }
 
 /// Takes note of such a socket that is closed.
 #[inline(always)]
 pub fn closes_socket(chosen: &Chosen) {
-    add_open(chosen.backend, chosen.generation, u64::MAX);
+    add(chosen.backend, chosen.generation, ended);
+}
+
+/// Takes note of such a socket whose connection its backend has refused or not answered. It is counted once, and is
+/// evidence each time.
+#[inline(always)]
+pub fn fails_socket(chosen: &Chosen, what: u32, is_first: bool) {
+    if !is_the_same(chosen.backend, chosen.generation) {
+        return;
+    }
+    if is_first {
+        sockets::count_failure_in_call(chosen.backend, what);
+    }
+    let word = FlowWord::new(chosen.backend, chosen.generation, State::SynSent).to_bits();
+    add_evidence(word, local::CLIENT, what, flows::now_tick());
+}
+
+/// Takes note of such a socket whose connection its backend has accepted. It has come by the machine's own stack, so it
+/// says nothing of how outside clients' packets get there.
+#[inline(always)]
+pub fn accepts_socket(chosen: &Chosen) {
+    if let Some(evidence) = maps::evidence(chosen.backend)
+        && is_the_same(chosen.backend, chosen.generation)
+    {
+        // SAFETY: as in `add`. Of two CPUs at once one may not be counted.
+        unsafe {
+            let known = evidence.read_volatile();
+            let left = known.without(local::CLIENT).clients;
+            if left != known.clients {
+                (&raw mut (*evidence).clients).write_volatile(left);
+            }
+        }
+    }
 }
 
 #[inline(always)]
-fn change_open(word: FlowWord, by: u64) {
-    add_open(word.backend(), word.generation(), by);
+fn count_opened(word: FlowWord) {
+    add(word.backend(), word.generation(), opened);
 }
 
-/// Adds to a backend's open flows, unless its id is another's by now.
 #[inline(always)]
-fn add_open(id: u32, generation: u32, by: u64) {
-    if let (Some(backend), Some(condition)) = (maps::backend(id), maps::condition(id))
-        && backend.generation == generation
+fn count_ended(word: FlowWord) {
+    add(word.backend(), word.generation(), ended);
+}
+
+#[inline(always)]
+fn opened(of: *mut Condition) -> *mut u64 {
+    // SAFETY: inside the value of an array that is never freed.
+    unsafe { &raw mut (*of).opened }
+}
+
+#[inline(always)]
+fn ended(of: *mut Condition) -> *mut u64 {
+    // SAFETY: as in `opened`.
+    unsafe { &raw mut (*of).ended }
+}
+
+/// Adds one to a counter of a backend, unless its id is another's by now.
+#[inline(always)]
+fn add(id: u32, generation: u32, counter: impl FnOnce(*mut Condition) -> *mut u64) {
+    if let Some(condition) = maps::condition(id)
+        && is_the_same(id, generation)
     {
         // SAFETY: an aligned word of an array that is never freed.
-        unsafe { atomic::add(&raw mut (*condition).open, by) };
+        unsafe { atomic::add(counter(condition), 1) };
     }
+}
+
+/// Whether an id is still the backend's that had it in this generation.
+#[inline(always)]
+fn is_the_same(id: u32, generation: u32) -> bool {
+    maps::backend(id).is_some_and(|backend| backend.generation == generation)
 }
 
 /// How busy a backend is.
 #[inline(always)]
 pub fn load(id: u32, backend: &'static Backend) -> Load {
     let open = match maps::condition(id) {
-        // SAFETY: as in `add_open`.
-        Some(condition) => unsafe { atomic::load(&raw const (*condition).open) },
+        // SAFETY: as in `add`.
+        Some(condition) => unsafe {
+            atomic::load(opened(condition)).wrapping_sub(atomic::load(ended(condition)))
+        },
         None => 0,
     };
     let open = open.wrapping_sub(maps::lost(id)).cast_signed();
@@ -85,45 +148,123 @@ pub fn load(id: u32, backend: &'static Backend) -> Load {
     Load { open: u32::try_from(open.max(0)).unwrap_or(u32::MAX), weight: backend.weight }
 }
 
-/// Whether new flows avoid a backend.
+/// Whether new flows avoid a backend: the loader has confirmed that it fails.
 #[inline(always)]
 pub fn is_suspect(id: u32, now_tick: u32) -> bool {
-    // SAFETY: as in `add_open`.
-    maps::condition(id).is_some_and(|condition| unsafe {
-        (&raw const (*condition).suspect_until).read_volatile() > now_tick
+    // SAFETY: as in `add`.
+    maps::suspicion(id).is_some_and(|suspicion| unsafe {
+        (&raw const (*suspicion).until).read_volatile() > now_tick
     })
 }
 
-/// Takes note of a backend that has failed a connection, and tells the loader once.
+/// What tells a client from others: see [`failover::fingerprint`].
 #[inline(always)]
-pub fn suspect(word: FlowWord, now_tick: u32, kind: u32) {
-    let id = word.backend();
-    let Some(condition) = maps::condition(id) else { return };
-    // SAFETY: as in `add_open`. Of two CPUs at once one may not be counted.
-    let ticks = unsafe {
-        if (&raw const (*condition).suspect_until).read_volatile() > now_tick {
-            return;
-        }
-        let failures = (&raw const (*condition).failures).read_volatile().saturating_add(1);
-        (&raw mut (*condition).failures).write_volatile(failures);
-        let ticks = failover::suspicion(failures);
-        (&raw mut (*condition).suspect_until).write_volatile(now_tick.saturating_add(ticks));
-        ticks
-    };
-    maps::tell(&Event { kind, backend: id, generation: word.generation(), ticks });
+pub fn client<P: Tables>(addr: P::Addr) -> u32 {
+    failover::fingerprint(P::widen(addr))
 }
 
-/// Takes note of a connection that a backend has accepted, this long after it was opened.
+/// Whether a backend has failed a connection of this client lately.
+#[inline(always)]
+pub fn has_failed(id: u32, client: u32, now_tick: u32) -> bool {
+    // SAFETY: as in `add`; words that are torn make one connection go to another backend.
+    maps::evidence(id)
+        .is_some_and(|evidence| unsafe { evidence.read_volatile() }.has_failed(client, now_tick))
+}
+
+/// Takes note of a flow whose client asks again: its backend has kept silent, or its refusal was held back.
+#[inline(always)]
+pub fn fails<P: Tables>(
+    skb: &Skb,
+    packet: &'static Packet<P::Addr>,
+    word: FlowWord,
+    now_tick: u32,
+) {
+    // One after the other, and not one from within the other: Linux 6.1 has no stack for that.
+    let client = count_failure::<P>(skb.pointer_to_context(), packet, word.to_bits());
+    if client != 0 {
+        let is_silent = !matches!(word.state(), State::Failed);
+        let what = if is_silent { failure::SILENT } else { failure::REFUSED };
+        add_evidence(word.to_bits(), client, what, now_tick);
+    }
+}
+
+/// Counts the failure. The client's fingerprint if it is evidence; 0 if not.
+#[inline(never)]
+fn count_failure<P: Tables>(
+    ctx: *mut __sk_buff,
+    packet: &'static Packet<P::Addr>,
+    word: u64,
+) -> u32 {
+    let (skb, word) = (Skb::new(TcContext::new(ctx)), FlowWord::from_bits(word));
+    let is_silent = !matches!(word.state(), State::Failed);
+    let is_for_one_peer = failover::is_for_one_peer(&skb, packet.l4);
+    maps::count_backend(word.backend(), |stats: &mut BackendStats| {
+        stats.silent += u64::from(is_silent);
+        stats.for_one_peer += u64::from(is_for_one_peer);
+    });
+    if is_for_one_peer { 0 } else { client::<P>(packet.source.addr) }
+}
+
+/// Takes note of a connection that has failed, and calls for the loader. What it returns says nothing.
+#[inline(never)]
+pub fn add_evidence(word: u64, client: u32, what: u32, now_tick: u32) -> u32 {
+    let id = FlowWord::from_bits(word).backend();
+    let Some(evidence) = maps::evidence(id) else { return 0 };
+    if is_suspect(id, now_tick) {
+        return 0;
+    }
+    // SAFETY: as in `add`. Of two CPUs at once one may not be counted.
+    let call = unsafe {
+        let (after, call) = evidence.read_volatile().add(client, now_tick);
+        evidence.write_volatile(after);
+        call
+    };
+    tell(word, call, what);
+    0
+}
+
+/// Asks the loader to check a backend now. What it returns says nothing.
+#[inline(never)]
+pub fn ask_for_check(word: u64, what: u32, now_tick: u32) -> u32 {
+    let id = FlowWord::from_bits(word).backend();
+    let Some(evidence) = maps::evidence(id) else { return 0 };
+    // SAFETY: as in `add_evidence`.
+    let call = unsafe {
+        let (after, call) = evidence.read_volatile().ask(now_tick);
+        (&raw mut (*evidence).check_tick).write_volatile(after.check_tick);
+        call
+    };
+    tell(word, call, what);
+    0
+}
+
+#[inline(always)]
+fn tell(word: u64, call: Call, failure: u32) {
+    let kind = match call {
+        Call::None => return,
+        Call::Check => event::CHECK,
+        Call::Confirm => event::CONFIRM,
+    };
+    let word = FlowWord::from_bits(word);
+    maps::tell(&Event { kind, backend: word.backend(), generation: word.generation(), failure });
+}
+
+/// Takes note of a connection that a backend has accepted, this long after it was opened: what has failed
+/// before is no evidence any more, and a suspect is none.
 #[inline(always)]
 pub fn accepts(word: FlowWord, took: u32) {
     let id = word.backend();
     maps::count_handshake(id, failover::class(took), took);
-    if let Some(condition) = maps::condition(id) {
-        // SAFETY: as in `add_open`.
+    if let (Some(evidence), Some(suspicion)) = (maps::evidence(id), maps::suspicion(id)) {
+        // SAFETY: as in `add`.
         unsafe {
-            if (&raw const (*condition).failures).read_volatile() != 0 {
-                (&raw mut (*condition).failures).write_volatile(0);
-                (&raw mut (*condition).suspect_until).write_volatile(0);
+            let clients = &raw mut (*evidence).clients;
+            if (&raw const (*clients)[0]).read_volatile() != 0 {
+                clients.write_volatile([0; failover::CLIENTS]);
+            }
+            let until = &raw mut (*suspicion).until;
+            if until.read_volatile() != 0 {
+                until.write_volatile(0);
             }
         }
     }

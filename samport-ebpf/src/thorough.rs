@@ -8,8 +8,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::State;
-use samport_common::flow::{EndpointKey, FlowKey, FlowWord, Lane};
-use samport_common::layout::{Draft, event, place, program, unusual};
+use samport_common::failover::{MAKES_WAY_AFTER, Refusals};
+use samport_common::flow::{EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::layout::{Draft, place, program, unusual};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -17,11 +18,13 @@ use samport_common::wire::protocol::Protocol;
 use crate::affinity;
 use crate::apply;
 use crate::choice::{self, Opening, Trouble};
+use crate::context::Context as _;
 use crate::flood;
 use crate::flows::{self, Place, Taken};
-use crate::forward::{self, Next};
+use crate::forward::{self, Followed, Next};
 use crate::fragment;
 use crate::maps::{self, Insert, Tables};
+use crate::room;
 use crate::skb::Skb;
 use crate::standing;
 use crate::{Done, Outcome};
@@ -36,7 +39,27 @@ pub fn run<P: Tables>(skb: &Skb) -> Done {
     match Answer::from_bits(look_by_number::<P>(skb.pointer_to_context(), packet)) {
         Answer::Backend(id, _) => Done::Outcome(send::<P>(skb, packet, id)),
         Answer::Verdict(verdict) => forward::give_up(skb, verdict),
-        Answer::GoOn => Done::GoOn(program::OPEN),
+        Answer::GoOn => {
+            if maps::draft().is_some_and(|draft| draft.unwanted != 0) {
+                take_note_of_failure::<P>(skb, packet);
+            } else if forward::answers_outbound::<P, _>(skb, packet) {
+                // Not where the flow was looked for: Linux 6.1 has no stack for it there.
+                return Verdict::OutboundAnswer.into();
+            }
+            Done::GoOn(program::OPEN)
+        }
+    }
+}
+
+/// Takes note of the backend that has failed the packet's flow, which is why it is opened. Not where that was found,
+/// where there is no stack left.
+#[inline(always)]
+fn take_note_of_failure<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>) {
+    if let Some(draft) = maps::draft()
+        // A refused datagram was counted when it was refused, and is no evidence.
+        && packet.protocol == Protocol::Tcp
+    {
+        standing::fails::<P>(skb, packet, FlowWord::from_bits(draft.judged), flows::now_tick());
     }
 }
 
@@ -48,28 +71,67 @@ pub fn open<P: Tables>(skb: &Skb) -> Done {
         return Verdict::RewriteFailed.into();
     };
     match Answer::from_bits(open_by_number::<P>(skb.pointer_to_context(), packet)) {
-        Answer::Backend(id, is_flood) => {
+        Answer::Backend(id, stored) => {
             let outcome = send::<P>(skb, packet, id);
-            Done::Outcome(if is_flood { outcome.renamed(Verdict::ForwardFlood) } else { outcome })
+            Done::Outcome(match stored {
+                Stored::AsUsual => outcome,
+                Stored::Flood => outcome.renamed(Verdict::ForwardFlood),
+                Stored::Overflow => outcome.renamed(Verdict::ForwardOverflow),
+            })
+        }
+        Answer::Verdict(Verdict::FlowAmbiguous) if skb.attempt() <= MAKES_WAY_AFTER => {
+            Done::GoOn(program::MAKE_WAY)
         }
         Answer::Verdict(verdict) => forward::give_up(skb, verdict),
         Answer::GoOn => {
+            let is_in_the_way = maps::draft().is_some_and(|draft| draft.taken != 0);
+            if is_in_the_way && skb.attempt() == MAKES_WAY_AFTER {
+                return Done::GoOn(program::MAKE_WAY);
+            }
             skb.draws_again();
             Done::GoOn(program::OPEN)
         }
     }
 }
 
+/// Closes the flows that the client's port has with other addresses of the service and that nothing has proven to
+/// be the client's: whoever knows the port can have opened them.
+#[inline(always)]
+pub fn make_way<P: Tables>(skb: &Skb) -> Done {
+    skb.draws_after(MAKES_WAY_AFTER + 1);
+    // SAFETY: as in `open`.
+    let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
+        return Verdict::RewriteFailed.into();
+    };
+    let key = EndpointKey::new(packet.destination, packet.protocol.number());
+    let Some(service) = P::service(&key).and_then(|service| ServiceId::new(service.id)) else {
+        return Verdict::NotOurs.into();
+    };
+    flows::close_unproven::<P>(packet, service);
+    Done::GoOn(program::CROWDED)
+}
+
 #[inline(always)]
 fn send<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, backend: u32) -> Outcome {
-    fragment::remember_forward::<P>(packet, backend);
+    fragment::remember_forward::<P>(skb, packet, backend);
     forward::send_apart::<P>(skb, packet, backend)
+}
+
+/// Where a flow was stored.
+#[derive(Clone, Copy)]
+enum Stored {
+    /// In the table of flows, if it was stored at all.
+    AsUsual,
+    /// Beside it, because of a flood.
+    Flood,
+    /// Beside it, because it has no room.
+    Overflow,
 }
 
 /// What a function of its own has come to, in 32 bits.
 enum Answer {
-    /// The packet goes to this backend; and whether its flow has just been put into the flood's table.
-    Backend(u32, bool),
+    /// The packet goes to this backend; and where its flow has just been stored.
+    Backend(u32, Stored),
     /// The packet leaves by this verdict.
     Verdict(Verdict),
     /// It is for the next program, or the next draw.
@@ -81,24 +143,35 @@ impl Answer {
     const BACKEND: u32 = 1 << 31;
     const FLOOD: u32 = 1 << 30;
     const GO_ON: u32 = 1 << 29;
+    const OVERFLOW: u32 = 1 << 28;
 
     #[inline(always)]
     fn to_bits(&self) -> u32 {
         match self {
-            Self::Backend(id, is_flood) => {
-                Self::BACKEND | if *is_flood { Self::FLOOD } else { 0 } | (id & !Self::FLAGS)
+            Self::Backend(id, stored) => {
+                let stored = match stored {
+                    Stored::AsUsual => 0,
+                    Stored::Flood => Self::FLOOD,
+                    Stored::Overflow => Self::OVERFLOW,
+                };
+                Self::BACKEND | stored | (id & !Self::FLAGS)
             }
             Self::Verdict(verdict) => *verdict as u32,
             Self::GoOn => Self::GO_ON,
         }
     }
 
-    const FLAGS: u32 = Self::BACKEND | Self::FLOOD | Self::GO_ON;
+    const FLAGS: u32 = Self::BACKEND | Self::FLOOD | Self::GO_ON | Self::OVERFLOW;
 
     #[inline(always)]
     fn from_bits(bits: u32) -> Self {
         if bits & Self::BACKEND != 0 {
-            return Self::Backend(bits & !Self::FLAGS, bits & Self::FLOOD != 0);
+            let stored = match bits & (Self::FLOOD | Self::OVERFLOW) {
+                0 => Stored::AsUsual,
+                Self::FLOOD => Stored::Flood,
+                _ => Stored::Overflow,
+            };
+            return Self::Backend(bits & !Self::FLAGS, stored);
         }
         match Verdict::from_number(bits) {
             Some(verdict) => Self::Verdict(verdict),
@@ -111,7 +184,7 @@ impl Answer {
 fn look_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match look::<P>(&skb, packet) {
-        Ok(Some(word)) => Answer::Backend(word.backend(), false),
+        Ok(Some(word)) => Answer::Backend(word.backend(), Stored::AsUsual),
         Ok(None) => Answer::GoOn,
         Err(verdict) => Answer::Verdict(verdict),
     };
@@ -130,22 +203,27 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
     draft.place = lanes.place;
     draft.judged = 0;
     draft.unwanted = 0;
-    match forward::follow(skb, own, packet.flags, &opening)? {
-        Next::Follow(word) => {
-            if lanes.place == place::FLOOD
+    draft.refusals = 0;
+    match forward::follow::<P, _>(skb, packet, own, &opening)? {
+        Next::Follow(Followed { word, .. }) => {
+            if lanes.place == place::OVERFLOW
                 && let Some(entry) = own
-                && matches!(entry.word().state(), State::Established)
+                && !entry.word().state().is_unproven()
             {
-                flood::promote::<P>(&FlowKey::new(client, opening.id, Lane::FIRST), entry);
+                let key = FlowKey::new(client, opening.id, Lane::FIRST);
+                room::promote::<P>(&key, opening.id, entry);
             }
             return Ok(Some(word));
         }
         Next::Open(word) => draft.judged = word.to_bits(),
         Next::Ask(word) => {
-            maps::count_backend(word.backend(), |stats| stats.silent += 1);
-            standing::suspect(word, opening.now_tick, event::SILENT);
             draft.judged = word.to_bits();
             draft.unwanted = word.backend();
+            if packet.protocol == Protocol::Udp
+                && let Some(entry) = own
+            {
+                draft.refusals = Refusals::of(entry.sequences()).0;
+            }
         }
     }
     Ok(None)
@@ -155,44 +233,65 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
 fn open_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match open_drafted::<P>(&skb, packet) {
-        Ok((word, is_flood)) => Answer::Backend(word.backend(), is_flood),
+        Ok((word, stored)) => Answer::Backend(word.backend(), stored),
         Err(Trouble::Verdict(verdict)) => Answer::Verdict(verdict),
         Err(Trouble::Crowded) => Answer::GoOn,
     };
     answer.to_bits()
 }
 
-/// The word of the flow that was opened, and whether it is in the flood's table.
+/// The word of the flow that was opened, and where it was stored.
 #[inline(always)]
 fn open_drafted<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
-) -> Result<(FlowWord, bool), Trouble> {
+) -> Result<(FlowWord, Stored), Trouble> {
     let client = packet.source;
     let key = EndpointKey::new(packet.destination, packet.protocol.number());
     let service = P::service(&key).ok_or(Verdict::NotOurs)?;
-    let opening = forward::opening_of(skb, skb.seat(), packet, service)?;
+    let mut opening = forward::opening_of(skb, skb.seat(), packet, service)?;
     let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
     let judged = FlowWord::from_bits(draft.judged);
-    if draft.unwanted != 0 && opening.has_lost_patience() {
-        // It is silent, but there is nobody else.
-        return Ok((judged, false));
+    let mut unwanted = draft.unwanted;
+    if unwanted != 0 && opening.has_lost_patience() {
+        // There is nobody else.
+        if !matches!(judged.state(), State::Failed) {
+            return Ok((judged, Stored::AsUsual));
+        }
+        unwanted = 0;
     }
     let taken = Taken::from_bits(draft.taken);
-    let chosen = choice::draw_thoroughly::<P>(client, taken, &opening, draft.unwanted)?;
+    let refusals = Refusals(draft.refusals);
+    let chosen = choice::draw_thoroughly::<P>(client, taken, &opening, unwanted, refusals)?;
     // All that open a flow in unusual times come here. What the quick search has found to be a flood
     // counts twice, and is one.
     let is_flood = opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick);
+    opening.validate(skb.source_marks::<P>(packet))?;
+    let mut stored = Stored::AsUsual;
     if draft.judged == 0 && is_flood {
-        let word = choice::store_flood::<P, _>(skb, packet, &opening, chosen)?;
-        return Ok((word, true));
+        stored = Stored::Flood;
+    } else if draft.judged == 0 && !room::has_room::<P>(opening.id) {
+        stored = Stored::Overflow;
     }
-    let place = place_of::<P>(packet, &opening, draft)?;
-    let word = choice::store::<P, _>(skb, packet, place, &opening, chosen)?;
-    if service.affinity_ticks != 0 {
-        affinity::remember::<P>(client.addr, &opening, word);
+    let mut result = Err(Verdict::FlowInsertFailed);
+    if matches!(stored, Stored::AsUsual) {
+        let place = place_of::<P>(packet, &opening, draft)?;
+        result = choice::store::<P, _>(skb, packet, place, &opening, chosen);
     }
-    Ok((word, false))
+    if matches!(result, Err(Verdict::FlowInsertFailed)) {
+        if matches!(stored, Stored::AsUsual) {
+            stored = Stored::Overflow;
+        }
+        result = choice::store_beside::<P, _>(skb, packet, &opening, chosen);
+    }
+    let word = result?;
+    // A connection that failed may be anybody's, with this client's address: only the connection moves, and the
+    // client when its backend is avoided by all.
+    if service.affinity_ticks != 0 && draft.unwanted == 0 {
+        let backend = (word.backend(), word.generation());
+        affinity::remember::<P>(client.addr, service, backend, opening.now_tick);
+    }
+    Ok((word, stored))
 }
 
 /// Where the flow is stored.

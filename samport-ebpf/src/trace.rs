@@ -239,9 +239,9 @@ fn write_call<H: Hook>(sock: &SockAddr, verdict: u32, traced: &mut Traced) {
         traced.left.destination = named;
         traced.left.destination_port = port;
         let key = SocketKey::new(sock.cookie(), named, port);
-        let dialled = match sockets::local_peer(&key) {
-            None => sockets::local_sender(&key),
-            some => some,
+        let dialled = match sockets::local_peer(key.cookie) {
+            Some(connected) if connected.is_with(&named, port) => Some(&connected.dialled),
+            _ => sockets::local_sender(&key),
         };
         if let Some(dialled) = dialled {
             traced.came.destination = dialled.addr;

@@ -3,7 +3,7 @@
 //! was opened here.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
-use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::programs::XdpContext;
 use samport_common::checksum;
 use samport_common::family::{Family, V4, V6};
@@ -11,8 +11,10 @@ use samport_common::frame::Frame;
 use samport_common::layout::{Backend, Via, XdpDevice};
 use samport_common::packet::{MAX_OFFSET, Packet};
 use samport_common::rewrite::{self, End, Rewrite};
+use samport_common::source::REFUSED;
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
+use samport_common::wire::protocol::Protocol;
 use zerocopy::IntoBytes as _;
 
 use crate::apply;
@@ -21,6 +23,8 @@ use crate::choice::Trouble;
 use crate::context::{Context, Seat};
 use crate::forward;
 use crate::maps::{self, Tables};
+use crate::skb::{self, Ends};
+use crate::source::FibLookup;
 use crate::trace;
 
 /// A packet at XDP.
@@ -35,10 +39,8 @@ static UNKNOWN: XdpDevice = XdpDevice { mac: [0; 6], generic: 0, pad: 0 };
 
 /// What the kernel is told about a packet. What is passed on is counted where it goes.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "aya makes a usize of the kernel's u32")]
 pub fn run(ctx: XdpContext) -> u32 {
-    let ifindex = ctx.ingress_ifindex() as u32;
-    let xdp = Xdp { ctx, ifindex, device: &UNKNOWN };
+    let xdp = Xdp::new(ctx);
     let verdict = match xdp.read(ethernet::TYPE.start) {
         Some(V4::ETHER_TYPE) => forward::<V4>(xdp),
         Some(V6::ETHER_TYPE) => forward::<V6>(xdp),
@@ -74,7 +76,7 @@ fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
         return send_to::<P>(xdp, &packet, on.id, on.backend);
     }
     let word = match forward::choose::<P, _>(xdp, Seat::Interface, &packet) {
-        Ok(word) => word,
+        Ok(on) => on.word,
         // The rest is counted, and told to the log, where skbs are.
         Err(Trouble::Verdict(Verdict::NotAllowed)) => {
             return Some(told::<P>(xdp, &packet, Verdict::NotAllowed, 0));
@@ -146,6 +148,14 @@ fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &'static Backend) -
 }
 
 impl Xdp {
+    /// A frame of a device that was not asked for yet.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "aya makes a usize of the kernel's u32")]
+    pub fn new(ctx: XdpContext) -> Self {
+        let ifindex = ctx.ingress_ifindex() as u32;
+        Self { ctx, ifindex, device: &UNKNOWN }
+    }
+
     /// Overwrites the bytes at `offset`; `None` if the frame ends before.
     #[inline(always)]
     fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
@@ -189,6 +199,33 @@ impl Context for Xdp {
     #[inline(always)]
     fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    #[inline(always)]
+    fn fib_lookup(&self, question: *mut FibLookup, flags: u32) -> i64 {
+        // SAFETY: the context is valid, and so is the question, which the kernel checks by its length.
+        unsafe { bpf_fib_lookup(self.ctx.ctx.cast(), question.cast(), FibLookup::LEN, flags) }
+    }
+
+    #[inline(always)]
+    fn source_marks<P: Tables>(&self, packet: &Packet<P::Addr>) -> u32 {
+        if maps::keep(*packet) { P::marks_of_frame(self.ctx.ctx) } else { REFUSED }
+    }
+
+    #[inline(always)]
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
+        let packet = self.source_marks::<P>(packet);
+        P::move_of(Seat::Interface, way, flow, packet)
+    }
+
+    #[inline(always)]
+    fn answers_outbound<P: Tables>(&self, packet: &Packet<P::Addr>) -> bool {
+        maps::keep(*packet) && P::answers_outbound_of_frame(self.ctx.ctx) != 0
+    }
+
+    #[inline(always)]
+    fn has_connection<A>(&self, protocol: Protocol, ends: &Ends<A>) -> bool {
+        skb::is_connected(skb::socket_state(self.ctx.ctx.cast(), protocol, ends))
     }
 
     #[inline(always)]

@@ -8,10 +8,15 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
+
+use crate::resyncs::{Gap, Resyncs};
 
 /// Writers touch a file several times in a row; this long after the first touch it is read.
 const SETTLE: Duration = Duration::from_millis(5);
+
+/// Between two looks at a file of which nothing is heard.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A file that may change, or another one in its folder.
 pub struct Followed {
@@ -24,26 +29,32 @@ impl Followed {
     ///
     /// # Errors
     /// When its folder cannot be watched.
-    pub async fn start(path: &Path) -> Result<Self> {
+    pub async fn start(path: &Path, resyncs: &Resyncs) -> Result<Self> {
         let (wake, touches) = mpsc::channel(1);
-        let path = path.to_owned();
+        let (path, resyncs) = (path.to_owned(), resyncs.clone());
         // Its thread inherits from the one that starts it, and is to have no more privileges than the others.
-        let watcher = spawn_blocking(move || watch_folder(&path, wake)).await??;
+        let watcher = spawn_blocking(move || watch_folder(&path, wake, resyncs)).await??;
         Ok(Self { touches, _watcher: watcher })
     }
 
-    /// Waits until it may have changed, and whoever changes it has probably finished.
+    /// Waits until it may have changed, and whoever changes it has probably finished. That is so now and then anyway:
+    /// its folder may have been replaced, or what happened there been missed.
     pub async fn touched(&mut self) {
-        match self.touches.recv().await {
-            Some(()) => sleep(SETTLE).await,
-            // The watcher has ended, and nothing will be seen any more.
-            None => std::future::pending().await,
+        match timeout(LOOK_AGAIN, self.touches.recv()).await {
+            Ok(Some(())) => sleep(SETTLE).await,
+            // The watcher has ended, and sees nothing any more.
+            Ok(None) => sleep(LOOK_AGAIN).await,
+            Err(_) => {}
         }
     }
 }
 
 /// Watches the folder, not the file: editors and deployments put a new file in the old one's place.
-fn watch_folder(path: &Path, wake: mpsc::Sender<()>) -> Result<notify::RecommendedWatcher> {
+fn watch_folder(
+    path: &Path,
+    wake: mpsc::Sender<()>,
+    resyncs: Resyncs,
+) -> Result<notify::RecommendedWatcher> {
     // The watcher's own words name neither the file nor the trouble.
     std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?;
     let folder = match path.parent() {
@@ -51,7 +62,11 @@ fn watch_folder(path: &Path, wake: mpsc::Sender<()>) -> Result<notify::Recommend
         _ => Path::new("."),
     };
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| changes(event.kind)) {
+        let is_gap = event.as_ref().map_or(true, notify::Event::need_rescan);
+        if is_gap {
+            resyncs.count(Gap::File);
+        }
+        if is_gap || event.is_ok_and(|event| changes(event.kind)) {
             // A full channel already says that there is something to read.
             let _ = wake.try_send(());
         }

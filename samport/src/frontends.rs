@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use anyhow::Result;
 use samport_common::layout::{MAX_FRONTENDS, Scope};
 
+use crate::exit::{Exit, coded};
 use crate::netlink::Devices;
 use crate::ports::Listen;
 
@@ -28,6 +30,7 @@ pub fn assign(devices: &Devices, interfaces: &[String], listens: &BTreeSet<Liste
     let mut fronts = Fronts::default();
     if everywhere > 0 {
         fronts.complaints.extend(addresses.complaint(everywhere));
+        fronts.complaints.extend(addresses.outer_complaint(everywhere));
     }
     for listen in listens {
         let on = match listen.addr {
@@ -48,6 +51,40 @@ pub fn assign(devices: &Devices, interfaces: &[String], listens: &BTreeSet<Liste
     fronts
 }
 
+/// How many addresses every port is served on to everybody, by family: IPv4, IPv6.
+#[must_use]
+pub fn outer_addresses(devices: &Devices, interfaces: &[String]) -> [usize; 2] {
+    let outer = devices.values().filter(|device| interfaces.contains(&device.name));
+    let all: BTreeSet<IpAddr> = outer.flat_map(|device| device.addresses.iter().copied()).collect();
+    let v6 = all.iter().filter(|addr| addr.is_ipv6()).count();
+    [all.len() - v6, v6]
+}
+
+/// Whether there is room for all ports of `-p` on all addresses that clients dial.
+///
+/// # Errors
+/// Says how many that would be.
+pub fn check_room(
+    devices: &Devices,
+    interfaces: &[String],
+    listens: &BTreeSet<Listen>,
+) -> Result<()> {
+    let everywhere = listens.iter().filter(|listen| listen.addr.is_none()).count();
+    for (addresses, family) in
+        outer_addresses(devices, interfaces).into_iter().zip(["IPv4", "IPv6"])
+    {
+        let places = everywhere * addresses;
+        if places > MAX_FRONTENDS as usize {
+            let message = format!(
+                "{everywhere} ports on all their {family} addresses are {places} places to serve, more than \
+                 the {MAX_FRONTENDS} there is room for; serve fewer ports, or fewer interfaces"
+            );
+            return Err(coded(Exit::Failure, message));
+        }
+    }
+    Ok(())
+}
+
 /// To whom an address is served, if it is one of this machine's.
 fn scope_of(devices: &Devices, interfaces: &[String], addr: IpAddr) -> Option<Scope> {
     let mut holders = devices.values().filter(|device| device.addresses.contains(&addr)).peekable();
@@ -65,6 +102,8 @@ struct Addresses {
     served: BTreeMap<IpAddr, Scope>,
     /// How many others there is no room for, by family: IPv4, IPv6.
     left_out: [usize; 2],
+    /// Those of them that are everybody's.
+    outer_left_out: BTreeSet<IpAddr>,
 }
 
 /// The addresses of the interfaces clients come in by for everybody, all others of this machine for
@@ -86,9 +125,13 @@ fn addresses(devices: &Devices, interfaces: &[String], room: usize) -> Addresses
     let mut addresses = Addresses::default();
     let mut room = [room; 2];
     for addr in everybody {
-        let room = &mut room[usize::from(addr.is_ipv6())];
-        *room = room.saturating_sub(1);
-        addresses.served.insert(addr, Scope::Everybody);
+        let family = usize::from(addr.is_ipv6());
+        if room[family] == 0 {
+            addresses.outer_left_out.insert(addr);
+        } else {
+            room[family] -= 1;
+            addresses.served.insert(addr, Scope::Everybody);
+        }
     }
     for addr in inside {
         let family = usize::from(addr.is_ipv6());
@@ -109,7 +152,18 @@ impl Addresses {
         all.filter(|(addr, _)| !listens.contains(&listen.at(*addr))).collect()
     }
 
-    /// What is left out, in words, if anything is.
+    /// What of everybody's is left out, in words, if anything is.
+    fn outer_complaint(&self, ports: usize) -> Option<String> {
+        let (first, last) = (self.outer_left_out.first()?, self.outer_left_out.last()?);
+        let count = self.outer_left_out.len();
+        let which = if count == 1 { first.to_string() } else { format!("{first} to {last}") };
+        Some(format!(
+            "{count} addresses of the -i interfaces are not served ({which}): addresses times ports ({ports}) may \
+             be {MAX_FRONTENDS} of each family; serve fewer ports, or fewer interfaces"
+        ))
+    }
+
+    /// What of those inside is left out, in words, if anything is.
     fn complaint(&self, ports: usize) -> Option<String> {
         let families = ["IPv4", "IPv6"].into_iter().zip(self.left_out);
         let missing: Vec<_> = families
@@ -144,7 +198,12 @@ mod tests {
             is_veth: false,
             is_bridge: false,
             is_ethernet: true,
+            mtu: 1_500,
+            is_vrf: false,
+            peer_namespace: None,
+            master: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
+            broadcasts: BTreeSet::new(),
         };
         (1..).zip(list).map(device).map(|device| (device.ifindex, device)).collect()
     }
@@ -209,7 +268,29 @@ mod tests {
         devices.get_mut(&1).unwrap().addresses = many(1, 2_049);
         let found = addresses(&devices, &["eth0".to_owned()], 2_048);
         assert!(!found.served.contains_key(&IpAddr::from([127, 0, 0, 1])));
-        assert_eq!(found.left_out, [102, 0], "the plan refuses what is left");
+        assert_eq!((found.left_out, served_to_all(&found)), ([102, 0], 2_048));
+        let complaint = found.outer_complaint(2).unwrap();
+        assert!(complaint.contains("1 addresses") && complaint.contains("10.1.8.0"), "{complaint}");
+    }
+
+    fn served_to_all(found: &Addresses) -> usize {
+        found.served.values().filter(|scope| **scope == Scope::Everybody).count()
+    }
+
+    #[test]
+    fn more_addresses_times_ports_than_the_kernel_holds_are_refused_at_the_start() {
+        let mut devices = devices(&[("eth0", &["2001:db8::1"])]);
+        let many = |count: u16| {
+            (0..count).map(|n| IpAddr::from([10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]]))
+        };
+        let (interfaces, listens) = (["eth0".to_owned()], ["80", "443", "10.1.0.1:80"]);
+        let listens = listens.map(|text| text.parse().unwrap()).into();
+        devices.get_mut(&1).unwrap().addresses.extend(many(2_048));
+        assert_eq!(outer_addresses(&devices, &interfaces), [2_048, 1]);
+        check_room(&devices, &interfaces, &listens).unwrap();
+        devices.get_mut(&1).unwrap().addresses.extend(many(2_049));
+        let error = check_room(&devices, &interfaces, &listens).unwrap_err().to_string();
+        assert!(error.contains("2 ports on all their IPv4 addresses are 4098"), "{error}");
     }
 
     fn shown(fronts: &Fronts) -> Vec<String> {

@@ -5,9 +5,12 @@
 //! an instance whose lock is free is a leftover.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+    PermissionsExt as _,
+};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +19,7 @@ use anyhow::{Context as _, Result};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::allow::Networks;
 use crate::api::words::Limits;
 use crate::exit::{Exit, coded};
 use crate::orders::Orders;
@@ -24,6 +28,9 @@ use crate::ports::Listen;
 
 /// Where locks and records are kept.
 const RUN: &str = "/run/samport";
+/// The modes of that folder, and of what is in it.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 /// How often, and how long apart, a lock is tried before it counts as held.
 const LOCK_TRIES: u32 = 10;
 /// Longest path of a socket: `sun_path` with its zero (unix(7)).
@@ -72,6 +79,9 @@ pub struct Record {
     /// How much it remembers, and for how long.
     #[serde(default)]
     pub limits: Limits,
+    /// The file of the seed that its choices by hash are keyed by; empty for one that knows no seed.
+    #[serde(default)]
+    pub hash_seed_file: PathBuf,
     /// Its services.
     #[serde(default)]
     pub services: Vec<ServiceRecord>,
@@ -85,6 +95,12 @@ pub struct Record {
     /// What the operator has ordered.
     #[serde(default)]
     pub orders: Orders,
+    /// Containers that are left out, and why; not all of them, if they are very many.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+    /// What labels restrict ports to: JSON has only strings for keys.
+    #[serde(default)]
+    pub restricted: Vec<(Listen, Networks)>,
 }
 
 /// A service.
@@ -133,6 +149,9 @@ pub struct BackendRecord {
     pub state: String,
     /// The name of a [`crate::plan::Route`]; empty for one that is not in the kernel yet.
     pub via: String,
+    /// Whether its answers find their way to outside clients, as far as that is known and matters.
+    #[serde(default)]
+    pub route_back: Option<bool>,
 }
 
 impl Instance {
@@ -141,16 +160,12 @@ impl Instance {
     /// # Errors
     /// [`Exit::Conflict`] if a process holds it; the message names it.
     pub fn claim(name: &str) -> Result<Self> {
-        fs::create_dir_all(RUN).with_context(|| format!("make {RUN}"))?;
+        make_folder().with_context(|| format!("make {RUN}"))?;
         let path = lock_path(name);
         loop {
-            let lock = File::options()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .open(&path)
-                .with_context(|| format!("open {}", path.display()))?;
+            let mut options = File::options();
+            options.create(true).truncate(false).read(true).write(true).mode(FILE_MODE);
+            let lock = options.open(&path).with_context(|| format!("open {}", path.display()))?;
             if !locks_soon(&lock) {
                 let pid = read_record(name).map(|record| record.pid).unwrap_or_default();
                 return Err(coded(
@@ -189,7 +204,12 @@ impl Instance {
         let path = record_path(&self.name);
         let new = path.with_extension("new");
         let text = serde_json::to_vec_pretty(record).context("encode the record")?;
-        File::create(&new)
+        // One that was left half written may have another mode.
+        let _ = fs::remove_file(&new);
+        let mut options = File::options();
+        options.create_new(true).write(true).mode(FILE_MODE);
+        options
+            .open(&new)
             .and_then(|mut file| file.write_all(&text))
             .and_then(|()| fs::rename(&new, &path))
             .with_context(|| format!("write {}", path.display()))
@@ -213,10 +233,39 @@ impl Drop for Instance {
         // Whatever the record says, or if it cannot be read.
         remove_dead_socket(&self.socket());
         let _ = fs::remove_file(record_path(&self.name));
+        let _ = fs::remove_file(progress_path(&self.name));
         let _ = fs::remove_file(lock_path(&self.name));
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
         // Fails while other instances live, and that is right.
         let _ = fs::remove_dir(RUN);
+    }
+}
+
+/// Makes the folder, for us alone: whoever can open a lock can hold it, and keep the next samport from starting.
+fn make_folder() -> io::Result<()> {
+    if let Err(error) = fs::DirBuilder::new().mode(FOLDER_MODE).create(RUN)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    let metadata = fs::metadata(RUN)?;
+    // Made by Docker as a mount, or by a samport of before.
+    if metadata.mode() & 0o077 != 0 && metadata.uid() == rustix::process::geteuid().as_raw() {
+        fs::set_permissions(RUN, Permissions::from_mode(FOLDER_MODE))?;
+    }
+    Ok(())
+}
+
+/// Whether this user may see which instances there are.
+///
+/// # Errors
+/// [`Exit::Privileges`] if not.
+pub fn check_visible() -> Result<()> {
+    match fs::read_dir(RUN) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(coded(Exit::Privileges, format!("{RUN} is root's; run it as root, with sudo")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -263,8 +312,14 @@ pub fn name_for(interfaces: &[String], ports: &[Listen], namespace: u64) -> Stri
 ///
 /// # Errors
 /// [`Exit::Conflict`], naming the other one.
-pub fn refuse_overlap(interfaces: &[String], ports: &[Listen], namespace: u64) -> Result<()> {
-    for name in known().into_iter().filter(|name| is_running(name)) {
+pub fn refuse_overlap(
+    interfaces: &[String],
+    ports: &[Listen],
+    namespace: u64,
+    own: Option<&str>,
+) -> Result<()> {
+    let others = known().into_iter().filter(|name| Some(name.as_str()) != own);
+    for name in others.filter(|name| is_running(name)) {
         let Ok(other) = read_record(&name) else { continue };
         if other.pid == std::process::id() {
             continue;
@@ -371,6 +426,12 @@ pub fn known() -> Vec<String> {
 
 fn lock_path(name: &str) -> PathBuf {
     Path::new(RUN).join(format!("{name}.lock"))
+}
+
+/// Where an instance's control loop writes down how it gets on.
+#[must_use]
+pub fn progress_path(name: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{name}.loop"))
 }
 
 fn record_path(name: &str) -> PathBuf {

@@ -1,20 +1,25 @@
 //! The loader of samport: finds backends, keeps the kernel's tables as they should be, and shows what
 //! goes on. The program is `src/main.rs`; the library is there for it and for the tests.
 
+mod admission;
 mod allow;
 pub mod api;
 pub mod check;
 pub mod cli;
 pub mod dataplane;
+mod descriptors;
 pub mod discovery;
 mod draining;
 mod duration;
+pub mod escape;
 pub mod exit;
 pub mod explain;
 mod follow;
 mod frontends;
 pub mod groups;
+pub mod hash_seed;
 pub mod health;
+mod http_server;
 pub mod instance;
 pub mod lab;
 mod listening;
@@ -27,7 +32,11 @@ pub mod plan;
 mod policy;
 pub mod ports;
 pub mod privileges;
+pub mod progress;
 pub mod reconcile;
+mod reply_devices;
+pub mod resyncs;
+pub mod reverse_path;
 pub mod routes;
 mod seat;
 mod service;

@@ -1,5 +1,6 @@
 //! Who listens on a port of this machine already.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
@@ -38,26 +39,46 @@ impl Listener {
 /// # Errors
 /// [`Exit::Conflict`], naming the process.
 pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
+    let Some((at, inode)) = takers(ports).next() else { return Ok(()) };
+    let (who, way_out) = describe(inode);
+    let port = at.brief();
+    Err(coded(
+        Exit::Conflict,
+        format!("port {port} is listened on by {who}; {way_out}, or choose another port with -p"),
+    ))
+}
+
+/// Sentences about sockets that listen on ports while these are served. They hear nothing of what comes in by the
+/// interfaces, and nobody tells them.
+pub fn warnings(ports: &[Listen]) -> BTreeSet<String> {
+    let sentence = |(at, inode): (Listen, u64)| {
+        let ((who, way_out), port) = (describe(inode), at.brief());
+        format!(
+            "port {port} is served, and listened on by {who} since: clients that come in by the interfaces get \
+             backends, not it; {way_out}, or serve another port"
+        )
+    };
+    takers(ports).map(sentence).collect()
+}
+
+/// Sockets that listen on one of these ports: which port, and the socket's inode.
+fn takers(ports: &[Listen]) -> impl Iterator<Item = (Listen, u64)> {
     let listeners =
         Protocol::ALL.into_iter().filter(|of| ports.iter().any(|port| port.protocol == *of));
-    let mut listeners = listeners.flat_map(listeners_of);
     let taken = |one: &Listener| ports.iter().find(|port| one.is_in_the_way_of(**port)).copied();
-    let Some((at, inode)) = listeners.find_map(|one| Some((taken(&one)?, one.inode))) else {
-        return Ok(());
-    };
-    let (who, way_out) = match owner(inode) {
+    listeners.flat_map(listeners_of).filter_map(move |one| Some((taken(&one)?, one.inode)))
+}
+
+/// Who holds a socket, and what to do about it.
+fn describe(inode: u64) -> (String, &'static str) {
+    match owner(inode) {
         Some((pid, name)) if name.starts_with("docker-proxy") => (
             format!("a container that publishes it (docker-proxy, pid {pid})"),
             "remove it from that container's `ports:`",
         ),
         Some((pid, name)) => (format!("{name} (pid {pid})"), "stop it"),
         None => ("another process (`ss -lnptu` as root says which)".to_owned(), "stop it"),
-    };
-    let port = at.brief();
-    Err(coded(
-        Exit::Conflict,
-        format!("port {port} is listened on by {who}; {way_out}, or choose another port with -p"),
-    ))
+    }
 }
 
 /// The loopback addresses on which some server of this host has one of these ports: the host's own
@@ -73,6 +94,14 @@ pub fn on_loopback(ports: &[Listen]) -> Vec<(Listen, IpAddr)> {
         }
     }
     found
+}
+
+/// Whether a socket of this machine listens on this very address, rather than on all of them.
+pub(crate) fn is_listened_on(at: SocketAddr, protocol: Protocol) -> bool {
+    let is_there = |(local, _): &(SocketAddr, u64)| {
+        (local.ip().to_canonical(), local.port()) == (at.ip(), at.port())
+    };
+    sockets_of(protocol).iter().any(is_there)
 }
 
 fn listeners_of(protocol: Protocol) -> Vec<Listener> {
@@ -177,6 +206,10 @@ mod tests {
         let listen = Listen::tcp(server.local_addr().unwrap().port());
         assert_eq!(on_loopback(&[listen]), [(listen, Ipv4Addr::LOCALHOST.into())]);
         assert_eq!(on_loopback(&[Listen::udp(listen.port)]), []);
+        let at = server.local_addr().unwrap();
+        assert!(is_listened_on(at, Protocol::Tcp) && !is_listened_on(at, Protocol::Udp));
+        let beside = SocketAddr::new(Ipv4Addr::new(127, 0, 1, 1).into(), at.port());
+        assert!(!is_listened_on(beside, Protocol::Tcp));
         let here = listen.at(Ipv4Addr::LOCALHOST.into());
         assert_eq!(on_loopback(&[here]), [], "who is given the address takes it or is refused");
         let error = refuse_taken(&[here]).unwrap_err().to_string();

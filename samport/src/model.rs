@@ -35,6 +35,8 @@ pub struct Candidate {
     pub wishes: Wishes,
     /// How its packets reach it, where the provider knows better than the routing table.
     pub place: Option<Site>,
+    /// How its own packets leave it, as far as the provider knows.
+    pub egress: Egress,
     /// When it was started, if that was just now: for the line that says how long it took.
     pub started: Option<SystemTime>,
 }
@@ -42,6 +44,8 @@ pub struct Candidate {
 /// What a container's labels say about its service, beyond itself.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Wishes {
+    /// Whose it is, if its own labels say which port it serves.
+    pub application: Application,
     /// The name of its service, if it is not called after its port.
     pub service: Option<String>,
     /// The group whose share of its service it has a part of.
@@ -54,11 +58,25 @@ pub struct Wishes {
     pub affinity: Option<u32>,
 }
 
+/// What containers belong to that claim a port by their labels. Two are of one application if they have a service
+/// or a project in common; one that has neither is of any.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Application {
+    /// Its label `samport.service`.
+    pub service: Option<String>,
+    /// The project of Compose, or the stack, that it was started in.
+    pub project: Option<String>,
+    /// Its image without tag and digest, where that says anything.
+    pub image: Option<String>,
+}
+
 /// What a provider thinks of a candidate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Condition {
-    /// May serve at once.
+    /// May serve at once; may be asked when there is evidence that it fails.
     Ready,
+    /// May serve at once, and is never asked by us: the user wants it so, or we cannot reach it.
+    Unchecked,
     /// May serve while this check of ours passes.
     Checked(Check),
     /// Must not serve yet: its own health check has not passed.
@@ -135,11 +153,28 @@ pub struct Place {
     pub polls: bool,
 }
 
+/// How packets leave a container, by its own links and routes; nothing is known by default.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Egress {
+    /// This machine's end of the link that its default route leads out by: the other end of a veth, or the
+    /// parent of a macvlan child.
+    pub default_device: Option<u32>,
+    /// This machine's ends of its veths.
+    pub veths: Vec<u32>,
+    /// The parents of its macvlan links.
+    pub parents: Vec<u32>,
+    /// Whether a route leads out of the networks it is in: without one, answers reach no client outside of this
+    /// machine. `None` where that is not known, or [`crate::site::settle`] has found that it does not matter.
+    pub leads_out: Option<bool>,
+}
+
 /// Everything a provider offers at one moment. Each snapshot replaces the one before.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Snapshot {
     /// The candidates, in a stable order.
     pub candidates: Vec<Candidate>,
+    /// The [`crate::discovery::Terms::generation`] they are offered on.
+    pub generation: u64,
 }
 
 #[cfg(test)]
@@ -159,6 +194,7 @@ pub(crate) mod test {
             allow: Networks::new(),
             wishes: Wishes::default(),
             place: None,
+            egress: Egress::default(),
             started: None,
         }
     }

@@ -13,6 +13,8 @@ use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 use netlink_sys::{Socket, SocketAddr};
 
+use crate::sockets::limit_waits;
+
 /// `NETDEV_CMD_DEV_GET` and attributes of a device, in linux/netdev.h.
 const DEV_GET: u8 = 1;
 const IFINDEX: u16 = 1;
@@ -27,6 +29,7 @@ const TAKES_FRAMES: u64 = 1 << 2;
 /// A kernel before 6.3, or no such device.
 pub fn takes_frames(ifindex: u32) -> io::Result<bool> {
     let socket = Socket::new(NETLINK_GENERIC)?;
+    limit_waits(&socket)?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let family = family(&socket)?;
     let mut question = GenlMessage::from_payload(Device(vec![attribute(IFINDEX, ifindex)]));

@@ -1,82 +1,56 @@
 //! What the kernel knows of devices, addresses, routes and neighbours, asked over netlink.
 
+mod changes;
+mod device;
+mod multipath;
+mod neighbours;
+mod place;
+mod requests;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
-use rtnetlink::packet_route::route::RouteAttribute;
-use rtnetlink::packet_route::tc::TcHandle;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::neighbour::NeighbourAttribute;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use samport_common::source::{NextHop, Route};
 use tokio::sync::watch;
 
-use crate::model::Place;
+use crate::resyncs::Resyncs;
+use changes::Changes;
+pub use device::{Device, Devices, LinkState};
+use device::{add_address, device, state};
+use multipath::NextHopList;
+pub use multipath::NextHops;
+pub use neighbours::{Known, Neighbours};
+use requests::Requests;
 
-/// A network device.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Device {
-    /// Its index.
-    pub ifindex: u32,
-    /// Its name.
-    pub name: String,
-    /// Whether it is one end of a veth pair.
-    pub is_veth: bool,
-    /// Whether it is a bridge.
-    pub is_bridge: bool,
-    /// Whether its frames begin with an Ethernet header.
-    pub is_ethernet: bool,
-    /// Its addresses.
-    pub addresses: BTreeSet<IpAddr>,
-}
-
-/// What may change about a device without samport doing anything about it.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct LinkState {
-    /// Whether it is switched on.
-    pub is_up: bool,
-    /// The kernel's number of the XDP program on it.
-    pub xdp: Option<u32>,
-}
-
-/// All devices of this network namespace, by index.
-pub type Devices = BTreeMap<u32, Device>;
-
-/// A connection to the kernel.
+/// Connections to the kernel: what is asked has a socket of its own, and so has what the kernel tells.
 #[derive(Clone)]
 pub struct Netlink {
-    handle: Handle,
+    requests: Arc<Requests>,
     changes: watch::Receiver<u64>,
+    next_hops: NextHopList,
+    neighbours: Neighbours,
 }
 
 impl Netlink {
-    /// Connects, and says whenever a link, an address or a route changes (the number counts changes).
-    pub fn connect() -> Result<(Self, watch::Receiver<u64>)> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-        ];
-        let (connection, handle, mut messages) =
-            new_multicast_connection(&groups).context("open a netlink socket")?;
-        tokio::spawn(connection);
+    /// Connects, and says whenever a link, an address, a route, a next hop or a device's rp_filter or
+    /// forwarding changes (the number counts changes). Changes that were lost are counted.
+    pub fn connect(resyncs: &Resyncs) -> Result<(Self, watch::Receiver<u64>)> {
         let (counter, changed) = watch::channel(0);
-        tokio::spawn(async move {
-            while messages.next().await.is_some() {
-                counter.send_modify(|count| *count += 1);
-            }
-        });
-        Ok((Self { handle, changes: changed.clone() }, changed))
+        let told = Changes::listen(counter, resyncs.clone()).context("open a netlink socket")?;
+        tokio::spawn(told.follow());
+        let requests = Arc::new(Requests::connect().context("open a netlink socket")?);
+        let (next_hops, neighbours) = (NextHopList::default(), Neighbours::default());
+        Ok((Self { requests, changes: changed.clone(), next_hops, neighbours }, changed))
     }
 
     /// How many changes there have been so far: while it stays the same, routes do.
@@ -85,27 +59,24 @@ impl Netlink {
         *self.changes.borrow()
     }
 
+    /// Where backends were found, and which of them may have moved.
+    #[must_use]
+    pub const fn neighbours(&self) -> &Neighbours {
+        &self.neighbours
+    }
+
     /// All devices with their addresses.
     pub async fn devices(&self) -> Result<Devices> {
-        let mut devices = Devices::new();
-        let mut links = self.handle.link().get().execute();
-        while let Some(link) = links.try_next().await.context("list links")? {
-            devices.insert(link.header.index, device(&link));
-        }
-        let mut addresses = self.handle.address().get().execute();
-        while let Some(message) = addresses.try_next().await.context("list addresses")? {
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(addr) => Some(*addr),
-                _ => None,
-            });
-            let addr = local.or_else(|| {
-                message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Address(addr) => Some(*addr),
-                    _ => None,
-                })
-            });
-            if let (Some(addr), Some(device)) = (addr, devices.get_mut(&message.header.index)) {
-                device.addresses.insert(addr);
+        let links = self.links_as_told().await?;
+        let mut devices: Devices =
+            links.iter().map(|link| (link.header.index, device(link))).collect();
+        let list =
+            |handle: Handle| async move { handle.address().get().execute().try_collect().await };
+        let what = "list addresses";
+        let addresses: Vec<AddressMessage> = self.requests.list(what, list).await?.context(what)?;
+        for message in addresses {
+            if let Some(device) = devices.get_mut(&message.header.index) {
+                add_address(device, &message);
             }
         }
         Ok(devices)
@@ -113,13 +84,20 @@ impl Netlink {
 
     /// The state of each device, by index.
     pub async fn links(&self) -> Result<BTreeMap<u32, LinkState>> {
-        let links = self.handle.link().get().execute();
-        let links: Vec<_> = links.try_collect().await.context("list links")?;
+        let links = self.links_as_told().await?;
         Ok(links.iter().map(|link| (link.header.index, state(link))).collect())
     }
 
-    /// The device packets to an address leave by.
-    pub async fn route(&self, to: IpAddr) -> Result<Option<u32>> {
+    async fn links_as_told(&self) -> Result<Vec<LinkMessage>> {
+        let list =
+            |handle: Handle| async move { handle.link().get().execute().try_collect().await };
+        let what = "list links";
+        self.requests.list(what, list).await?.context(what)
+    }
+
+    /// The device packets to an address leave by, and whether the address is on its link: behind a gateway there is
+    /// no neighbour of that address. None if no route leads there.
+    pub async fn route(&self, to: IpAddr) -> Result<Option<Leads>> {
         let message = match to {
             IpAddr::V4(to) => {
                 RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build()
@@ -128,79 +106,118 @@ impl Netlink {
                 RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build()
             }
         };
-        let mut routes = self.handle.route().get(message).execute();
-        // No route is an answer, not a failure.
-        let Ok(Some(route)) = routes.try_next().await else { return Ok(None) };
-        Ok(route.attributes.iter().find_map(|attribute| match attribute {
+        let Some(route) = self.ask_for_route(to, message).await? else { return Ok(None) };
+        let device = route.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Oif(ifindex) => Some(*ifindex),
             _ => None,
-        }))
+        });
+        let is_gateway = |one: &RouteAttribute| {
+            matches!(one, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+        };
+        let is_on_link = !route.attributes.iter().any(is_gateway);
+        Ok(device.map(|device| Leads { device, is_on_link }))
     }
 
-    /// The veth a neighbour is behind, and its MAC, if it is behind one: directly, or through a
-    /// bridge's forwarding table.
-    pub async fn place_of(&self, addr: IpAddr, via: &Device, devices: &Devices) -> Option<Place> {
-        let mac = self.mac_of(addr, via.ifindex).await?;
-        if via.is_veth {
-            return Some(Place { ifindex: via.ifindex, mac, polls: false });
+    /// No route is an answer, not a failure.
+    async fn ask_for_route(
+        &self,
+        to: IpAddr,
+        question: RouteMessage,
+    ) -> Result<Option<RouteMessage>> {
+        let get =
+            |handle: Handle| async move { handle.route().get(question).execute().try_next().await };
+        let what = format!("ask for the route to {to}");
+        match self.requests.ask(&what, get).await? {
+            Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => Ok(None),
+            answer => answer.context(what),
         }
-        if !via.is_bridge {
-            return None;
-        }
-        let ifindex = self.bridge_port_of(mac, via.ifindex).await?;
-        devices.get(&ifindex).filter(|port| port.is_veth).map(|_| Place {
-            ifindex,
-            mac,
-            polls: false,
-        })
     }
 
-    /// A neighbour's MAC, asking it if nobody has lately.
-    async fn mac_of(&self, addr: IpAddr, ifindex: u32) -> Option<[u8; 6]> {
-        for attempt in 0..20 {
-            if let Some(mac) = self.known_mac(addr, ifindex).await {
-                return Some(mac);
+    /// The route to an address for what the host itself sends from another, out of a VRF if one is given: what
+    /// the kernel programs ask `bpf_fib_lookup`, as long as forwarding is on.
+    /// The second part is the gateway's address, if there is one.
+    pub async fn route_from(
+        &self,
+        to: IpAddr,
+        from: Option<IpAddr>,
+        vrf: Option<u32>,
+    ) -> Result<(Route, Option<IpAddr>)> {
+        let mut message = match (to, from) {
+            (IpAddr::V4(to), None | Some(IpAddr::V4(_))) => {
+                let mut route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32);
+                if let Some(IpAddr::V4(from)) = from {
+                    route = route.source_prefix(from, 32);
+                }
+                route.build()
             }
-            if attempt % 10 == 0 {
-                provoke_resolution(addr);
+            (IpAddr::V6(to), None | Some(IpAddr::V6(_))) => {
+                let mut route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128);
+                if let Some(IpAddr::V6(from)) = from {
+                    route = route.source_prefix(from, 128);
+                }
+                route.build()
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        None
+            _ => return Ok((Route::None, None)),
+        };
+        message.attributes.extend(vrf.map(RouteAttribute::Oif));
+        let route = self.ask_for_route(to, message).await?;
+        Ok(route.map_or((Route::None, None), |route| found_route(&route)))
     }
 
-    async fn known_mac(&self, addr: IpAddr, ifindex: u32) -> Option<[u8; 6]> {
-        let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let mut neighbours = self.handle.neighbours().get().set_address_family(family).execute();
-        let mut found = None;
-        while let Ok(Some(neighbour)) = neighbours.try_next().await {
-            let is_it = neighbour.header.ifindex == ifindex
-                && neighbour.attributes.iter().any(|attribute| match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => addr == *ip,
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => addr == *ip,
-                    _ => false,
-                });
-            if is_it {
-                found = found.or(mac_in(&neighbour.attributes));
+    /// The IPv4 policy rules.
+    pub async fn rules(&self) -> Result<Vec<RuleMessage>> {
+        let list = |handle: Handle| async move {
+            handle.rule().get(IpVersion::V4).execute().try_collect().await
+        };
+        let what = "list policy rules";
+        match self.requests.list(what, list).await? {
+            // The kernel was built without them.
+            Err(rtnetlink::Error::NetlinkError(error))
+                if matches!(-error.raw_code(), libc::EOPNOTSUPP | libc::EAFNOSUPPORT) =>
+            {
+                Ok(Vec::new())
             }
+            rules => rules.context(what),
         }
-        found
     }
 
-    /// The port of a bridge a MAC was last heard on.
-    async fn bridge_port_of(&self, mac: [u8; 6], bridge: u32) -> Option<u32> {
-        let mut entries =
-            self.handle.neighbours().get().set_address_family(AddressFamily::Bridge).execute();
-        let mut found = None;
-        while let Ok(Some(entry)) = entries.try_next().await {
-            let on_bridge = entry.attributes.iter().any(
-                |attribute| matches!(attribute, NeighbourAttribute::Controller(c) if *c == bridge),
-            );
-            if on_bridge && mac_in(&entry.attributes) == Some(mac) {
-                found = Some(entry.header.ifindex);
+    /// The filters on a device's ingress, or on its egress: their priorities and handles.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub async fn filters(&self, ifindex: u32, egress: bool) -> Result<BTreeSet<(u16, u32)>> {
+        let index = i32::try_from(ifindex).context("device index")?;
+        let list = |handle: Handle| async move {
+            let filters = handle.traffic_filter(index).get();
+            let filters = if egress { filters.egress() } else { filters.ingress() };
+            filters.execute().try_collect::<Vec<_>>().await
+        };
+        let what = "list filters";
+        match self.requests.list(what, list).await? {
+            // There is no qdisc they could be under, or no such device.
+            Err(rtnetlink::Error::NetlinkError(error))
+                if matches!(-error.raw_code(), libc::EINVAL | libc::ENODEV | libc::ENOENT) =>
+            {
+                Ok(BTreeSet::new())
+            }
+            filters => {
+                let of = |filter: &TcMessage| {
+                    (priority_of(filter.header.info), filter.header.handle.into())
+                };
+                Ok(filters.context(what)?.iter().map(of).collect())
             }
         }
-        found
+    }
+
+    /// The next hops of multipath routes, of all tables and both families. As they are now, but where routes
+    /// are many: [`NextHopList`] says how old an answer may be.
+    pub async fn next_hops(&self) -> Result<NextHops> {
+        self.next_hops.get(self.changes()).await
+    }
+
+    /// Waits until next hops are known that were not in time for [`Self::next_hops`].
+    pub async fn late_next_hops(&self) {
+        self.next_hops.late().await;
     }
 }
 
@@ -231,38 +248,43 @@ pub fn remove_empty_clsact(ifindex: u32) {
     }
 }
 
-fn device(link: &LinkMessage) -> Device {
-    let kind = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-            LinkInfo::Kind(kind) => Some(kind.clone()),
-            _ => None,
-        }),
-        _ => None,
-    });
-    let name = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    });
-    Device {
-        ifindex: link.header.index,
-        name: name.unwrap_or_default(),
-        is_veth: kind == Some(InfoKind::Veth),
-        is_bridge: kind == Some(InfoKind::Bridge),
-        is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
-        addresses: BTreeSet::new(),
-    }
+/// The priority in what a filter's message says of priority and protocol (TC_H_MAJ, linux/pkt_sched.h).
+const fn priority_of(info: u32) -> u16 {
+    (info >> 16) as u16
 }
 
-fn state(link: &LinkMessage) -> LinkState {
-    let mut xdp = link.attributes.iter().flat_map(|attribute| match attribute {
-        LinkAttribute::Xdp(about) => &about[..],
-        _ => &[],
-    });
-    let xdp = xdp.find_map(|about| match about {
-        LinkXdp::ProgId(id) => Some(*id),
-        _ => None,
-    });
-    LinkState { is_up: link.header.flags.contains(LinkFlags::Up), xdp }
+/// Where the kernel sends packets to an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leads {
+    /// The device they leave by.
+    pub device: u32,
+    /// Whether the address itself is on that device's link, rather than behind a gateway there.
+    pub is_on_link: bool,
+}
+
+/// A route as `bpf_fib_lookup` answers it: it does not follow those into a tunnel without a device.
+fn found_route(route: &RouteMessage) -> (Route, Option<IpAddr>) {
+    if route.header.kind != RouteType::Unicast {
+        return (Route::None, None);
+    }
+    let (mut via, mut gateway, mut is_encapsulated) = (None, None, false);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => via = Some(*ifindex),
+            RouteAttribute::Gateway(RouteAddress::Inet(addr)) => gateway = Some((*addr).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(addr)) => gateway = Some((*addr).into()),
+            RouteAttribute::EncapType(_) => is_encapsulated = true,
+            _ => {}
+        }
+    }
+    let via = via.filter(|_| !is_encapsulated);
+    (via.map_or(Route::Unknown, |via| Route::Via(via, NextHop::OnLink)), gateway)
+}
+
+/// Whether the kernel has answered that there is no route, or that it is unreachable, prohibited or a
+/// blackhole (`fib_props` in net/ipv4/fib_semantics.c).
+const fn is_no_route(code: i32) -> bool {
+    matches!(-code, libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL)
 }
 
 fn mac_in(attributes: &[NeighbourAttribute]) -> Option<[u8; 6]> {
@@ -270,14 +292,4 @@ fn mac_in(attributes: &[NeighbourAttribute]) -> Option<[u8; 6]> {
         NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok(),
         _ => None,
     })
-}
-
-/// Makes the kernel ask for a neighbour's MAC: a datagram to the discard port (RFC 863) has to be
-/// addressed to somebody. That nobody listens there does no harm.
-fn provoke_resolution(addr: IpAddr) {
-    let any: IpAddr =
-        if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    if let Ok(socket) = UdpSocket::bind(SocketAddr::new(any, 0)) {
-        let _ = socket.send_to(&[], SocketAddr::new(addr, 9));
-    }
 }

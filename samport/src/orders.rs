@@ -31,6 +31,8 @@ pub enum Order {
     Weight(String, u32),
     /// How a service chooses.
     Balance(String, Balance),
+    /// A service is restricted only as the labels of its containers say now.
+    ResetAllow(String),
 }
 
 /// Why an order was not carried out, in words for the operator.
@@ -125,6 +127,11 @@ impl Orders {
             Order::Balance(name, balance) => {
                 let listen = service_called(name, view)?;
                 self.balance.insert(listen, *balance);
+                view.backends.iter().filter(|one| one.seat.listen == listen).collect()
+            }
+            // What is to be forgotten the loop remembers.
+            Order::ResetAllow(name) => {
+                let listen = service_called(name, view)?;
                 view.backends.iter().filter(|one| one.seat.listen == listen).collect()
             }
         };

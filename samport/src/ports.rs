@@ -1,5 +1,7 @@
 //! Ports as users write them: what clients dial on the host, and where it leads.
 
+mod ranges;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -8,6 +10,8 @@ use anyhow::{Context as _, Result, bail};
 use samport_common::wire::protocol::Protocol;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use ranges::{PortRange, PortRanges};
 
 /// What is shown to who has got it wrong.
 const LIKE: &str = "like 198.51.100.7:80 or [2001:db8::7]:80";

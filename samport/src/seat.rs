@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use samport_common::choose::Balance;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::groups::Group;
 use crate::instance::Record;
@@ -63,6 +63,8 @@ pub struct Seated {
     pub state: State,
     /// How packets get there, if the kernel has it.
     pub via: Option<String>,
+    /// Whether its answers find their way to outside clients, as far as that is known and matters.
+    pub route_back: Option<bool>,
     /// The id the kernel counts it under, if the kernel has it.
     pub index: Option<u32>,
     /// When its time to drain is over, if that is known.
@@ -98,6 +100,7 @@ impl View {
                 weight: backend.weight,
                 state: State::named(&backend.state)?,
                 via: Some(backend.via.clone()),
+                route_back: backend.route_back,
                 // 0 is none: it was not ready.
                 index: (backend.id > 0).then_some(backend.id),
                 drains_until: None,
@@ -157,6 +160,12 @@ impl Desk {
         self.view.borrow().clone()
     }
 
+    /// Follows what is shown.
+    #[must_use]
+    pub fn follow(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
     /// Shows something else.
     pub fn show(&self, view: View) {
         self.view.send_replace(Arc::new(view));
@@ -168,12 +177,12 @@ impl Window {
     pub async fn order(&self, order: Order) -> Result<Vec<Seat>, Refusal> {
         let (answer, answered) = oneshot::channel();
         let ending = || Refusal::Failed("samport is ending".to_owned());
-        self.requests.send(Request { order, answer }).await.map_err(|_| ending())?;
-        match tokio::time::timeout(ANSWER, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(ending()),
-            Err(_) => Err(Refusal::Failed("no answer in time".to_owned())),
-        }
+        let given = async {
+            self.requests.send(Request { order, answer }).await.map_err(|_| ending())?;
+            answered.await.unwrap_or_else(|_| Err(ending()))
+        };
+        let late = || format!("the control loop has not answered within {ANSWER:?}");
+        timeout(ANSWER, given).await.unwrap_or_else(|_| Err(Refusal::Failed(late())))
     }
 
     /// How things are.
@@ -216,6 +225,7 @@ mod tests {
             weight: 3,
             state: "draining".into(),
             via: "peer".into(),
+            route_back: Some(false),
         };
         let strange = crate::instance::BackendRecord { state: "tired".into(), ..backend.clone() };
         let record = Record { backends: vec![backend, strange], ..Record::default() };

@@ -95,7 +95,12 @@ mod tests {
                 is_veth: false,
                 is_bridge: false,
                 is_ethernet: true,
+                mtu: 1_500,
+                is_vrf: false,
+                peer_namespace: None,
+                master: None,
                 addresses,
+                broadcasts: BTreeSet::new(),
             };
             (ifindex, device)
         };

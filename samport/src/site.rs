@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::frontends::is_link_local;
-use crate::model::{Condition, Place, Site, Snapshot};
+use crate::model::{Candidate, Condition, Place, Site, Snapshot};
 use crate::netlink::Devices;
 
 /// The candidates as they can be served from these interfaces, and sentences for the user about what
@@ -35,12 +35,15 @@ pub fn settle(
             }
             Some(Site::Macvlan(place)) => {
                 if matches!(candidate.condition, Condition::Checked(_)) {
-                    settled.condition = Condition::Ready;
+                    settled.condition = Condition::Unchecked;
                     notes.insert(format!(
                         "{name} is in a macvlan network, where this machine itself cannot ask it \
                          how it is: it serves at once, unless it has a HEALTHCHECK; clients on \
                          this machine and in its bridge networks get other backends only"
                     ));
+                }
+                if settled.condition == Condition::Ready {
+                    settled.condition = Condition::Unchecked;
                 }
                 parent_trouble(place, devices, interfaces)
             }
@@ -60,6 +63,10 @@ pub fn settle(
             ),
             Some(Site::Veth(_)) | None => None,
         };
+        settled.egress.leads_out = leads_out(candidate, devices, interfaces);
+        if trouble.is_none() && settled.egress.leads_out == Some(false) {
+            notes.insert(no_way_back(name, candidate.endpoint.is_ipv6()));
+        }
         match trouble {
             None => candidates.push(settled),
             Some(trouble) => {
@@ -76,7 +83,36 @@ pub fn settle(
             ));
         }
     }
-    (Snapshot { candidates }, notes.into_iter().collect())
+    (Snapshot { candidates, ..*snapshot }, notes.into_iter().collect())
+}
+
+/// What is said of a container whose answers reach no client outside of this machine.
+pub(crate) fn no_way_back(name: &str, v6: bool) -> String {
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    format!(
+        "{name} has no {family} route to clients outside of this machine, which get no answer from it: its network \
+         is internal, or it has no default route; connect it to a network with a gateway, too, or give it a route \
+         (clients on this machine are served)"
+    )
+}
+
+/// Whether a candidate's routes lead out of its networks, if that is known and matters: outside clients may be on
+/// its own segment.
+pub(crate) fn leads_out(
+    candidate: &Candidate,
+    devices: &Devices,
+    interfaces: &[String],
+) -> Option<bool> {
+    let Some(Site::Veth(place)) = candidate.place else { return None };
+    let master = devices.get(&place.ifindex).and_then(|device| device.master);
+    let bridge = master.and_then(|master| devices.get(&master));
+    let is_outer = |name: &String| interfaces.contains(name);
+    let is_on_segment = bridge.is_some_and(|bridge| is_outer(&bridge.name))
+        || devices.get(&place.ifindex).is_some_and(|device| is_outer(&device.name));
+    // Without such an address no outside client gets here.
+    let is_served =
+        own_addresses(devices, interfaces)[usize::from(candidate.endpoint.is_ipv6())].is_some();
+    candidate.egress.leads_out.filter(|_| !is_on_segment && is_served)
 }
 
 /// By family, IPv4 first, the first address of the interfaces clients come in by.
@@ -105,7 +141,7 @@ fn parent_trouble(place: Place, devices: &Devices, interfaces: &[String]) -> Opt
 mod tests {
     use super::*;
     use crate::health::spec::{Config, Method};
-    use crate::model::{Candidate, Wishes};
+    use crate::model::{Egress, Wishes};
     use crate::netlink::Device;
     use crate::ports::Listen;
 
@@ -116,12 +152,18 @@ mod tests {
             is_veth: false,
             is_bridge: false,
             is_ethernet: true,
+            mtu: 1_500,
+            is_vrf: false,
+            peer_namespace: None,
+            master: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
+            broadcasts: BTreeSet::new(),
         };
         [
             device(1, "lo", &["127.0.0.1", "::1"]),
             device(2, "eth0", &["192.0.2.1", "192.0.2.9", "fe80::1", "2001:db8::1"]),
             device(3, "eth1", &["198.51.100.1"]),
+            Device { master: Some(2), ..device(7, "veth7", &[]) },
         ]
         .into_iter()
         .map(|device| (device.ifindex, device))
@@ -140,13 +182,14 @@ mod tests {
             allow: BTreeSet::new(),
             wishes: Wishes::default(),
             place,
+            egress: Egress::default(),
             started: None,
         }
     }
 
     fn settled(candidates: &[Candidate], interfaces: &[&str]) -> (Vec<String>, String) {
         let interfaces: Vec<String> = interfaces.iter().map(|name| (*name).to_owned()).collect();
-        let snapshot = Snapshot { candidates: candidates.to_vec() };
+        let snapshot = Snapshot { candidates: candidates.to_vec(), generation: 0 };
         let (snapshot, notes) = settle(&snapshot, &devices(), &interfaces);
         let endpoints = snapshot.candidates.iter().map(|c| c.endpoint.to_string()).collect();
         (endpoints, notes.join("\n"))
@@ -173,12 +216,59 @@ mod tests {
             "192.0.2.77:80",
             Some(Site::Macvlan(Place { ifindex: 2, mac: [2; 6], polls: false })),
         );
-        let snapshot = Snapshot { candidates: vec![child.clone()] };
+        let snapshot = Snapshot { candidates: vec![child.clone()], generation: 0 };
         let (served, notes) = settle(&snapshot, &devices(), &["eth0".to_owned()]);
-        assert_eq!(served.candidates[0].condition, Condition::Ready);
+        assert_eq!(served.candidates[0].condition, Condition::Unchecked);
         assert!(notes[0].contains("cannot ask it"), "{notes:?}");
         let (endpoints, notes) = settled(&[child], &["eth1"]);
         assert!(endpoints.is_empty() && notes.contains("macvlan network is on eth0"), "{notes}");
+    }
+
+    /// Case 87: a network without a gateway, or a container without a default route.
+    #[test]
+    fn a_container_without_a_route_back_is_named_and_served() {
+        let place = Place { ifindex: 9, mac: [2; 6], polls: false };
+        let of = |endpoint: &str, site, leads_out, interfaces: &[&str]| {
+            let egress = Egress { leads_out, ..Egress::default() };
+            let one = Candidate { egress, ..candidate(endpoint, Some(site)) };
+            settled(&[one], interfaces)
+        };
+        let veth = Site::Veth(place);
+        for (endpoint, site, leads_out, interfaces, is_said) in [
+            ("10.0.0.2:80", veth, Some(false), &["eth0"][..], true),
+            ("10.0.0.2:80", veth, Some(true), &["eth0"], false),
+            ("10.0.0.2:80", veth, None, &["eth0"], false),
+            ("[2001:db8:9::2]:80", veth, Some(false), &["eth0"], true),
+            // Nobody comes in there by IPv6.
+            ("[2001:db8:9::2]:80", veth, Some(false), &["eth1"], false),
+            // Clients are on its own segment.
+            (
+                "192.0.2.7:80",
+                Site::Veth(Place { ifindex: 2, ..place }),
+                Some(false),
+                &["eth0"],
+                false,
+            ),
+            (
+                "192.0.2.7:80",
+                Site::Veth(Place { ifindex: 7, ..place }),
+                Some(false),
+                &["eth0"],
+                false,
+            ),
+            (
+                "192.0.2.7:80",
+                Site::Macvlan(Place { ifindex: 2, ..place }),
+                Some(false),
+                &["eth0"],
+                false,
+            ),
+        ] {
+            let (endpoints, notes) = of(endpoint, site, leads_out, interfaces);
+            assert_eq!(endpoints, [endpoint]);
+            let has_said = notes.contains("web has no IPv") && notes.contains("; connect it");
+            assert_eq!(has_said, is_said, "{endpoint} {site:?} {leads_out:?}: {notes}");
+        }
     }
 
     /// Case 87: rootless Podman, seen by where its containers' interfaces end.

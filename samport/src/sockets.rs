@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -14,6 +16,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use rustix::net::sockopt;
 
 const PROTOCOLS: [u8; 2] = [IPPROTO_TCP, IPPROTO_UDP];
 
@@ -35,6 +38,7 @@ impl Sockets {
     /// Opens the conversation, in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        limit_waits(&socket)?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
@@ -136,6 +140,14 @@ impl Sockets {
     }
 }
 
+/// Has a read of an answer that does not come fail with `WouldBlock` after a while.
+pub(crate) fn limit_waits(socket: &Socket) -> io::Result<()> {
+    const ANSWER: Duration = Duration::from_secs(5);
+    // SAFETY: the socket is open for as long as it is borrowed.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    Ok(sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(ANSWER))?)
+}
+
 /// All in which a socket has another end that may still be heard of. (An unconnected datagram socket
 /// is CLOSE.)
 fn connected_states() -> StateFlags {
@@ -157,6 +169,14 @@ mod tests {
 
     fn cookies(peer: SocketAddr) -> usize {
         Sockets::open().unwrap().connected_to(peer).unwrap().len()
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_is_not_waited_for_without_end() {
+        let sockets = Sockets::open().unwrap();
+        // SAFETY: the socket is open.
+        let socket = unsafe { BorrowedFd::borrow_raw(sockets.socket.as_raw_fd()) };
+        assert!(sockopt::socket_timeout(socket, sockopt::Timeout::Recv).unwrap().is_some());
     }
 
     #[test]

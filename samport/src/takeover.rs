@@ -1,10 +1,13 @@
 //! What a samport that was killed has left, and what becomes of it: the next one for the same interfaces
 //! goes on from there.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, bail};
 use samport_common::layout::LAYOUT_VERSION;
 
-use crate::dataplane::{clean, pins};
+use crate::dataplane::{self, clean, pins};
+use crate::discovery::ServedIn;
 use crate::instance::{self, Instance, Record};
 
 /// Finds what a killed run has left on the interfaces that this one is to serve. One is to be taken over, and
@@ -42,6 +45,22 @@ pub fn prepare(ours: &Instance, interfaces: &[String], namespace: u64) -> Result
     Ok(found)
 }
 
+/// Where killed runs on these interfaces have served containers, by the containers' ids.
+#[must_use]
+pub fn served_before(interfaces: &[String], namespace: u64) -> BTreeMap<String, ServedIn> {
+    let names = instance::known();
+    let records = names.iter().filter_map(|name| instance::read_record(name).ok());
+    let ours = records.filter(|record| {
+        record.namespace == namespace
+            && record.interfaces.iter().any(|other| interfaces.contains(other))
+    });
+    let mut served: BTreeMap<String, ServedIn> = BTreeMap::new();
+    for (key, _) in ours.flat_map(|record| record.ledger.backends().collect::<Vec<_>>()) {
+        served.entry(key.id).or_default().addresses.insert(key.endpoint.ip());
+    }
+    served
+}
+
 /// What has been left under our own name.
 fn own(ours: &Instance) -> Result<Option<Record>> {
     let name = ours.name();
@@ -69,7 +88,8 @@ fn own(ours: &Instance) -> Result<Option<Record>> {
 
 fn check_layout(name: &str, record: &Record) -> Result<()> {
     let Record { layout, version, .. } = record;
-    if *layout == LAYOUT_VERSION {
+    let known = dataplane::layouts();
+    if known.contains(layout) {
         return Ok(());
     }
     let way_out = "`samport clean` removes it, which ends its connections";
@@ -81,8 +101,9 @@ fn check_layout(name: &str, record: &Record) -> Result<()> {
             env!("CARGO_PKG_VERSION")
         );
     }
+    let oldest = known.first().copied().unwrap_or(LAYOUT_VERSION);
     bail!(
         "samport {name} was left by version {version}, whose maps have layout {layout}; this version \
-         takes over from layout {LAYOUT_VERSION} only. {way_out}"
+         takes over from layouts {oldest} to {LAYOUT_VERSION}. {way_out}"
     )
 }

@@ -10,7 +10,7 @@ use samport::model::State;
 use samport::plan::{Actual, BackendKey, Change, Desired, Policy, Route, Share, plan};
 use samport::ports::Listen;
 use samport_common::choose::Balance;
-use samport_common::layout::{MAX_BACKENDS, Scope};
+use samport_common::layout::{DeviceSet, MAX_BACKENDS, Scope};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const ROUNDS: u32 = 31;
@@ -60,7 +60,15 @@ fn reach(
 
 fn desired(backends: u32, balance: Balance) -> Desired {
     let listen = Listen::tcp(80);
-    let share = Share { name: "web".to_owned(), weight: 1, group: None, state: State::Active };
+    let share = Share {
+        name: "web".to_owned(),
+        weight: 1,
+        group: None,
+        state: State::Active,
+        answers_on: DeviceSet::NONE,
+        leaves_by: Vec::new(),
+        route_back: None,
+    };
     let key = |number: u32| {
         let [_, a, b, c] = number.to_be_bytes();
         let endpoint = ([10, a, b, c], 8_080).into();

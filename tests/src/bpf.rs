@@ -1,7 +1,7 @@
-//! The `bpf` system call, for what no tool of Debian 12 shows or does: programs of somebody else on
-//! a tcx hook, the list of those that are there, and ids of maps that are not opened for it.
+//! The `bpf` system call: programs of somebody else on a tcx hook, the list of those that are there, entries of
+//! pinned maps, how often programs have run. Not every distribution
+//! has a bpftool that works on any kernel, and none shows all of this.
 
-use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
@@ -10,17 +10,23 @@ use std::path::Path;
 
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
+use samport::dataplane::objects::{Kind, ids};
 use samport::lab::Namespace;
 
 // Numbers of linux/bpf.h.
+const BPF_MAP_CREATE: i64 = 0;
+const BPF_MAP_LOOKUP_ELEM: i64 = 1;
 const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_PROG_LOAD: i64 = 5;
+const BPF_OBJ_PIN: i64 = 6;
 const BPF_OBJ_GET: i64 = 7;
 const BPF_PROG_GET_FD_BY_ID: i64 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 const BPF_PROG_QUERY: i64 = 16;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_LINK_DETACH: i64 = 34;
+const MAP_TYPE_HASH: u32 = 1;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
@@ -70,12 +76,27 @@ impl Foreign {
         Self::linked(namespace, device, [XDP, XDP_FLAGS_SKB_MODE], pass)
     }
 
+    /// The same with a program that uses a map and passes everything on.
+    #[must_use]
+    pub fn attach_using(namespace: &Namespace, device: &str, map: &OwnedFd) -> Self {
+        let program = [
+            // r1 = the map, in two instructions
+            instruction(0x18, 0x11, 0, map.as_raw_fd()),
+            instruction(0, 0, 0, 0),
+            // r0 = -1 (TCX_NEXT); exit
+            instruction(0xb7, 0x00, 0, -1),
+            instruction(0x95, 0x00, 0, 0),
+        ];
+        let load = || load_as(PROG_TYPE_SCHED_CLS, &program);
+        Self::linked(namespace, device, [TCX_INGRESS, 0], load)
+    }
+
     /// A link for a hook, with flags of its.
     fn linked(
         namespace: &Namespace,
         device: &str,
         [hook, flags]: [u32; 2],
-        load: fn() -> io::Result<OwnedFd>,
+        load: impl Fn() -> io::Result<OwnedFd> + Sync,
     ) -> Self {
         let attached = namespace.run(|| {
             let program = load()?;
@@ -89,6 +110,17 @@ impl Foreign {
         let link = attached.unwrap_or_else(|e| panic!("attach a program to {device}: {e}"));
         Self { _link: link }
     }
+}
+
+/// Takes the program of a pinned link off what it is attached to, as `bpftool link detach` does.
+///
+/// # Errors
+/// Why the kernel refuses.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    let link = open_pin(pin)?;
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &link.as_raw_fd().cast_unsigned().to_ne_bytes());
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Most programs one hook of one control group takes (`BPF_CGROUP_MAX_PROGS` in linux/bpf-cgroup.h).
@@ -114,92 +146,164 @@ pub fn attach_to_connect6(cgroup: &Path) -> io::Result<OwnedFd> {
     open(BPF_LINK_CREATE, &mut attr)
 }
 
-/// A kind of BPF object.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// Programs.
-    Program,
-    /// Maps.
-    Map,
-    /// Links.
-    Link,
+/// Opens what is pinned at a path, whatever its kind.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &(path.as_ptr() as u64).to_ne_bytes());
+    open(BPF_OBJ_GET, &mut attr)
 }
 
-/// Ids of all objects of a kind in the kernel.
-#[must_use]
-pub fn all_ids(kind: Kind) -> BTreeSet<u32> {
-    let all = samport::dataplane::inventory().expect("list BPF objects");
-    match kind {
-        Kind::Program => all.programs,
-        Kind::Map => all.maps,
-        Kind::Link => all.links,
+/// Opens a program by its id.
+pub fn open_program(id: u32) -> io::Result<OwnedFd> {
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &id.to_ne_bytes());
+    open(BPF_PROG_GET_FD_BY_ID, &mut attr)
+}
+
+/// Pins an object at a path.
+pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr: Attr = [0; 128];
+    put(&mut attr, 0, &(path.as_ptr() as u64).to_ne_bytes());
+    put(&mut attr, 8, &object.as_raw_fd().cast_unsigned().to_ne_bytes());
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// A map, but none of those that have a value for each CPU.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    /// Lengths in bytes.
+    key_len: usize,
+    value_len: usize,
+}
+
+impl Map {
+    /// Opens the map that is pinned at a path.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let fd = open_pin(path)?;
+        let info = info_of(&fd)?;
+        let len = |at| usize::try_from(word(&info, at)).map_err(io::Error::other);
+        Ok(Self { key_len: len(8)?, value_len: len(12)?, fd })
     }
-}
 
-/// The id of the object pinned at a path, whatever its kind.
-pub fn id_of_pin(path: &Path) -> io::Result<u32> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr: Attr = [0; 128];
-    put(&mut attr, 0, &(path.as_ptr() as u64).to_ne_bytes());
-    let object = open(BPF_OBJ_GET, &mut attr)?;
-    // The kinds' structures all have the id in the second place.
-    Ok(word(&info_of(&object, &mut [])?, 4))
-}
-
-/// Deletes everything in the hash map pinned at a path, whose keys have this length in bytes; how many
-/// entries there were.
-pub fn clear_map(path: &Path, key_len: usize) -> io::Result<usize> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr: Attr = [0; 128];
-    put(&mut attr, 0, &(path.as_ptr() as u64).to_ne_bytes());
-    let map = open(BPF_OBJ_GET, &mut attr)?;
-    let mut key = vec![0_u8; key_len];
-    let mut deleted = 0;
-    loop {
-        // Without a key to start from, the kernel gives the first one.
+    /// Makes a hash table and pins it at a path, where the lengths of a key and a value are in bytes.
+    pub fn pin_hash(
+        path: &Path,
+        name: &str,
+        [key_len, value_len, entries]: [u32; 3],
+    ) -> io::Result<()> {
         let mut attr: Attr = [0; 128];
-        put(&mut attr, 0, &map.as_raw_fd().cast_unsigned().to_ne_bytes());
+        for (index, number) in [MAP_TYPE_HASH, key_len, value_len, entries].into_iter().enumerate()
+        {
+            put(&mut attr, 4 * index, &number.to_ne_bytes());
+        }
+        put(&mut attr, 28, name.as_bytes());
+        let map = open(BPF_MAP_CREATE, &mut attr)?;
+        pin(&map, path)
+    }
+
+    /// All values, in the order of the map's keys.
+    pub fn values(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut values = Vec::new();
+        let mut last = None;
+        while let Some(key) = self.key_after(last.as_deref())? {
+            let mut value = vec![0_u8; self.value_len];
+            let mut attr = self.attr(&key);
+            put(&mut attr, 16, &(value.as_mut_ptr() as u64).to_ne_bytes());
+            match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
+                Ok(_) => values.push(value),
+                // Deleted in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            last = Some(key);
+        }
+        Ok(values)
+    }
+
+    /// Deletes everything in a hash table; how many entries there were.
+    pub fn clear(&self) -> io::Result<usize> {
+        let mut deleted = 0;
+        while let Some(key) = self.key_after(None)? {
+            bpf(BPF_MAP_DELETE_ELEM, &mut self.attr(&key))?;
+            deleted += 1;
+        }
+        Ok(deleted)
+    }
+
+    /// The key behind another one, or the first one.
+    fn key_after(&self, last: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
+        let mut key = vec![0_u8; self.key_len];
+        // Without a key to start from, the kernel gives the first one.
+        let mut attr = self.attr(last.unwrap_or_default());
         put(&mut attr, 16, &(key.as_mut_ptr() as u64).to_ne_bytes());
         match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(deleted),
-            next => next?,
+            Ok(_) => Ok(Some(key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What begins every command about one key; no key is a null pointer.
+    fn attr(&self, key: &[u8]) -> Attr {
+        let mut attr: Attr = [0; 128];
+        put(&mut attr, 0, &self.fd.as_raw_fd().cast_unsigned().to_ne_bytes());
+        let key = if key.is_empty() { 0 } else { key.as_ptr() as u64 };
+        put(&mut attr, 8, &key.to_ne_bytes());
+        attr
+    }
+}
+
+/// How often a program has run, and how long in all, while the kernel counted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Runs {
+    /// The program's name: its first 15 bytes.
+    pub program: String,
+    /// How often.
+    pub count: u64,
+    /// How long in all.
+    pub time_ns: u64,
+}
+
+/// The runs of all programs in the kernel that have run.
+pub fn runs() -> io::Result<Vec<Runs>> {
+    let mut all = Vec::new();
+    for id in ids(Kind::Program).map_err(io::Error::other)? {
+        let program = match open_program(id) {
+            Ok(program) => program,
+            // Unloaded in between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
         };
-        let mut attr: Attr = [0; 128];
-        put(&mut attr, 0, &map.as_raw_fd().cast_unsigned().to_ne_bytes());
-        put(&mut attr, 8, &(key.as_mut_ptr() as u64).to_ne_bytes());
-        bpf(BPF_MAP_DELETE_ELEM, &mut attr)?;
-        deleted += 1;
+        // `struct bpf_prog_info` up to `verified_insns`.
+        let mut info = [0_u8; 224];
+        info_into(&program, &mut info)?;
+        let number = |at: usize| u64::from(word(&info, at)) | u64::from(word(&info, at + 4)) << 32;
+        let (time_ns, count) = (number(192), number(200));
+        let name = info[64..80].split(|byte| *byte == 0).next().unwrap_or_default();
+        if count > 0 {
+            let program = String::from_utf8_lossy(name).into_owned();
+            all.push(Runs { program, count, time_ns });
+        }
     }
+    Ok(all)
 }
 
-/// Ids of the maps a program uses; none if it has just gone.
-#[must_use]
-pub fn maps_of_program(id: u32) -> BTreeSet<u32> {
-    let mut ids = [0; 64];
-    let ask = |ids: &mut [u32; 64]| {
-        let mut attr: Attr = [0; 128];
-        put(&mut attr, 0, &id.to_ne_bytes());
-        let program = open(BPF_PROG_GET_FD_BY_ID, &mut attr)?;
-        Ok::<_, io::Error>(word(&info_of(&program, ids)?, 52))
-    };
-    let count = ask(&mut ids).map_or(0, |count| usize::try_from(count).unwrap_or(0));
-    ids.into_iter().take(count).collect()
-}
-
-/// `struct bpf_prog_info`, `bpf_map_info` or `bpf_link_info`, as far as 128 bytes go. A program's
-/// maps are written to `map_ids`, if there is room; other kinds must not be asked for them.
-fn info_of(object: &OwnedFd, map_ids: &mut [u32]) -> io::Result<Attr> {
+/// `struct bpf_map_info`, as far as 128 bytes go.
+fn info_of(object: &OwnedFd) -> io::Result<Attr> {
     let mut info: Attr = [0; 128];
-    if !map_ids.is_empty() {
-        put(&mut info, 52, &u32::try_from(map_ids.len()).unwrap_or(0).to_ne_bytes());
-        put(&mut info, 56, &(map_ids.as_mut_ptr() as u64).to_ne_bytes());
-    }
+    info_into(object, &mut info)?;
+    Ok(info)
+}
+
+fn info_into(object: &OwnedFd, info: &mut [u8]) -> io::Result<()> {
     let mut attr: Attr = [0; 128];
     put(&mut attr, 0, &object.as_raw_fd().cast_unsigned().to_ne_bytes());
-    put(&mut attr, 4, &128_u32.to_ne_bytes());
+    put(&mut attr, 4, &u32::try_from(info.len()).map_err(io::Error::other)?.to_ne_bytes());
     put(&mut attr, 8, &(info.as_mut_ptr() as u64).to_ne_bytes());
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
 /// Ids of the programs on a tcx hook of a device, in their order; none where the kernel has no tcx.
@@ -274,7 +378,7 @@ fn put(attr: &mut Attr, at: usize, bytes: &[u8]) {
     attr[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-fn word(attr: &Attr, at: usize) -> u32 {
+fn word(attr: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([attr[at], attr[at + 1], attr[at + 2], attr[at + 3]])
 }
 

@@ -1,19 +1,29 @@
 //! samport as a child process in the lab's host.
 
+use std::collections::BTreeSet;
 use std::env;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+use samport::dataplane::pins;
+use samport::instance;
 use samport::lab::{BackendsFile, Lab, Line, Namespace, Watched, output_of};
 use tempfile::TempDir;
 
 use crate::profile_folder;
+use crate::served::inode;
 
-/// How long samport may take to be ready.
-const READY: Duration = Duration::from_secs(20);
+/// How long samport may take to be ready: nothing is measured by it, and on 2 cores with a load of 20 the
+/// verifier alone took more than 20 s.
+const READY: Duration = Duration::from_mins(3);
 
 /// The binary: `SAMPORT_BIN`, or the one of the test's own profile, or of the other one.
 #[must_use]
@@ -28,11 +38,31 @@ pub fn samport_binary() -> PathBuf {
     found.unwrap_or_else(|| panic!("no samport binary in {places:?}: `cargo build` makes it"))
 }
 
+/// Variable that names the file of the hash seed.
+pub const HASH_SEED_FILE: &str = "SAMPORT_HASH_SEED_FILE";
+
+/// A seed that all tests have in common, so that they choose the same every time and the machine's own is left alone.
+#[must_use]
+pub fn hash_seed_file() -> &'static Path {
+    static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let path = env::temp_dir().join("samport-tests-hash-seed");
+        // Of one's own name first: others make it too.
+        let draft = path.with_extension(std::process::id().to_string());
+        let _ = fs::remove_file(&draft);
+        let made = File::options().write(true).create_new(true).mode(0o600).open(&draft);
+        made.and_then(|mut file| file.write_all(b"73616d706f727473206f776e20746573\n"))
+            .and_then(|()| fs::rename(&draft, &path))
+            .unwrap_or_else(|e| panic!("make {}: {e}", path.display()));
+        path
+    });
+    &FILE
+}
+
 /// A samport command in a namespace, to be started.
 #[must_use]
 pub fn samport_command(namespace: &Namespace, args: &[&str]) -> Command {
     let mut command = namespace.command(samport_binary());
-    command.args(args);
+    command.args(args).env(HASH_SEED_FILE, hash_seed_file());
     command
 }
 
@@ -43,11 +73,31 @@ pub fn samport(namespace: &Namespace, args: &[&str]) -> Output {
     command.stdin(Stdio::null()).output().expect("start samport")
 }
 
-/// A running `samport run`. Dropped, it gets SIGTERM; after SIGKILL `samport clean` runs too.
+/// Removes what killed instances in a namespace have left, and nothing of others; panics unless that succeeds. What
+/// it has printed.
+pub fn clean(namespace: &Namespace, args: &[&str]) -> String {
+    let instances = instances_in(inode(namespace));
+    // Without a name it would remove what others have left, too.
+    assert!(!instances.is_empty(), "nothing to clean in {}", namespace.name());
+    let mut command = samport_command(namespace, &["clean"]);
+    command.args(args).args(instances);
+    output_of(&mut command).unwrap_or_else(|e| panic!("{e:#}"))
+}
+
+/// `--instance NAME` for each that runs or has left something, by the inode of its namespace.
+fn instances_in(inode: u64) -> Vec<String> {
+    let suffix = format!("@{inode}");
+    let names: BTreeSet<_> = pins::instances().into_iter().chain(instance::known()).collect();
+    let ours = names.into_iter().filter(|name| name.ends_with(&suffix));
+    ours.flat_map(|name| ["--instance".to_owned(), name]).collect()
+}
+
+/// A running `samport run`. Dropped, it gets SIGTERM; after SIGKILL `samport clean` removes what is left in its
+/// namespace too.
 pub struct Daemon {
     process: Watched,
-    /// `samport clean` in the daemon's namespace, made while that is at hand.
-    clean: Command,
+    /// `samport clean` in the daemon's namespace, made while that is at hand, and the namespace's inode.
+    clean: (Command, u64),
     killed: bool,
 }
 
@@ -109,7 +159,8 @@ impl Daemon {
         environment: &[(&str, &str)],
     ) -> Self {
         let mut command = namespace.command(words[0]);
-        command.args(&words[1..]).envs(environment.iter().copied());
+        command.args(&words[1..]).env(HASH_SEED_FILE, hash_seed_file());
+        command.envs(environment.iter().copied());
         let daemon = Self::spawn(namespace, command);
         daemon.wait_for_line("ready: ", READY);
         daemon
@@ -123,13 +174,20 @@ impl Daemon {
 
     fn spawn(namespace: &Namespace, command: Command) -> Self {
         let process = Watched::spawn(command, None).unwrap_or_else(|e| panic!("{e:#}"));
-        Self { process, clean: samport_command(namespace, &["clean"]), killed: false }
+        let clean = (samport_command(namespace, &["clean"]), inode(namespace));
+        Self { process, clean, killed: false }
     }
 
     /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id");
+        kill_process(pid, signal).unwrap_or_else(|e| panic!("send {signal:?} to samport: {e}"));
     }
 
     /// Everything it has said so far, with times.
@@ -184,8 +242,13 @@ impl Drop for Daemon {
             let _ = self.process.kill9();
             self.killed = true;
         }
-        if self.killed
-            && let Err(error) = output_of(&mut self.clean)
+        if !self.killed {
+            return;
+        }
+        let (clean, inode) = &mut self.clean;
+        let instances = instances_in(*inode);
+        if !instances.is_empty()
+            && let Err(error) = output_of(clean.args(instances))
         {
             eprintln!("{error:#}");
         }

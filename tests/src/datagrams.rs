@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, eventually};
 
 /// How often the server looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -95,6 +95,18 @@ pub fn mirrored(name: &str, datagram: &[u8]) -> Vec<u8> {
     let length = name.len().min(answer.len());
     answer[..length].copy_from_slice(&name.as_bytes()[..length]);
     answer
+}
+
+/// What a connected socket gets for a question, sent again as long as its own timeout passes without an answer.
+#[must_use]
+pub fn ask_until_answered(socket: &UdpSocket, question: &[u8], what: &str) -> Vec<u8> {
+    let mut buffer = vec![0; 65_536];
+    let length = eventually(&format!("an answer: {what}"), || {
+        socket.send(question).expect("send the question");
+        socket.recv(&mut buffer).ok()
+    });
+    buffer.truncate(length);
+    buffer
 }
 
 /// Sets an option of UDP on a socket.

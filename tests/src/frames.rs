@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ipv4Header, PacketBuilder};
+use etherparse::{Ipv4Header, NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 
 /// The source of all frames.
 pub const SOURCE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -15,6 +15,8 @@ pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
 /// Length of ICMP's header.
 pub const ICMP_LEN: usize = 8;
+/// Where the checksum stands in TCP.
+pub const TCP_CHECKSUM: usize = 16;
 /// Where the checksum stands in UDP.
 pub const UDP_CHECKSUM: usize = 6;
 
@@ -78,6 +80,33 @@ pub fn is_v6(frame: &[u8]) -> bool {
     frame[12..14] == [0x86, 0xdd]
 }
 
+/// The frame with a TCP or UDP checksum that is another one; without IP options.
+#[must_use]
+pub fn with_wrong_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    const PROTOCOL_TCP: u8 = 6;
+    let (header, protocol) = if is_v6(&frame) { (IPV6_LEN, 6) } else { (IPV4_LEN, 9) };
+    let at = if frame[IP + protocol] == PROTOCOL_TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
+    frame[IP + header + at] ^= 0x55;
+    frame
+}
+
+/// Source and destination of a TCP segment or a datagram of UDP.
+#[must_use]
+pub fn ends_of(frame: &[u8]) -> Option<[SocketAddr; 2]> {
+    let packet = PacketHeaders::from_ethernet_slice(frame).ok()?;
+    let addresses: [IpAddr; 2] = match packet.net? {
+        NetHeaders::Ipv4(ip, _) => [ip.source.into(), ip.destination.into()],
+        NetHeaders::Ipv6(ip, _) => [ip.source.into(), ip.destination.into()],
+        NetHeaders::Arp(_) => return None,
+    };
+    let ports = match packet.transport? {
+        TransportHeader::Tcp(tcp) => [tcp.source_port, tcp.destination_port],
+        TransportHeader::Udp(udp) => [udp.source_port, udp.destination_port],
+        _ => return None,
+    };
+    Some([0, 1].map(|end| SocketAddr::new(addresses[end], ports[end])))
+}
+
 /// Cuts a frame without IP options into fragments with `size` bytes each of what follows IP, a
 /// multiple of 8.
 #[must_use]
@@ -122,6 +151,25 @@ fn fragment_v6(frame: &[u8], id: u16, (offset, more): (usize, bool), piece: &[u8
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wrong_checksum_is_all_that_changes() {
+        for (source, destination) in
+            [("192.0.2.2:4000", "192.0.2.1:80"), ("[2001:db8::2]:4000", "[2001:db8::1]:80")]
+        {
+            let ends = [source, destination].map(|end| end.parse().unwrap());
+            let segment = crate::packet::Segment::syn(ends[0], ends[1]).frame();
+            for (right, at) in
+                [(segment, TCP_CHECKSUM), (datagram(ends[0], ends[1], b"?"), UDP_CHECKSUM)]
+            {
+                let wrong = with_wrong_checksum(right.clone());
+                let header = if is_v6(&right) { IPV6_LEN } else { IPV4_LEN };
+                let differs: Vec<_> = (0..right.len()).filter(|i| right[*i] != wrong[*i]).collect();
+                assert_eq!(differs, [IP + header + at]);
+                assert_eq!(ends_of(&wrong), Some(ends));
+            }
+        }
+    }
 
     #[test]
     fn fragments_together_are_the_whole() {

@@ -5,11 +5,18 @@
     reason = "what acts on daemons and containers is called for its effect as often as for its value"
 )]
 
+pub mod attacker;
 pub mod bpf;
 pub mod daemon;
 pub mod datagrams;
 pub mod docker;
+pub mod engine;
+mod engine_wire;
+pub mod fake_engine;
+pub mod flood;
 pub mod frames;
+pub mod http;
+pub mod kept;
 pub mod load;
 pub mod packet;
 pub mod podman;
@@ -26,7 +33,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use samport::lab::{Backend, BackendsFile, HOST_V4, HOST_V6, Lab, Namespace, Server, stats};
+pub use samport::lab::{
+    Backend, BackendsFile, CLIENT_V4, HOST_V4, HOST_V6, Lab, Namespace, Server, stats,
+};
 
 /// Ends the test unless it runs as root. Nothing is ever skipped: a skipped test looks like one
 /// that has passed.
@@ -37,8 +46,9 @@ pub fn require_root() {
     );
 }
 
-/// How long anything may take that is waited for: nothing is measured by it, the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take that is waited for: nothing is measured by it, the machine may be busy. It is longer than
+/// the time that a backend drains for by default.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until a look around finds something; panics with `what` if it does not in time.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -69,6 +69,22 @@ impl Segment {
         segment
     }
 
+    /// The same with these numbers.
+    #[must_use]
+    pub fn numbered(mut self, sequence: u32, acknowledgement: u32) -> Self {
+        self.tcp.sequence_number = sequence;
+        self.tcp.acknowledgment_number = acknowledgement;
+        self
+    }
+
+    /// The answer to a SYN of [`Self::syn`], with the same number.
+    #[must_use]
+    pub fn syn_ack(source: SocketAddr, destination: SocketAddr) -> Self {
+        let mut segment = Self::ack(source, destination, b"").numbered(1_000, 1_001);
+        segment.tcp.syn = true;
+        segment
+    }
+
     /// The frame, with right lengths and checksums.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {

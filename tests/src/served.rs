@@ -1,7 +1,6 @@
 //! What most tests begin with: a lab whose backends serve behind samport.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt as _;
 
 use samport::lab::{Lab, Namespace, Server};
 use serde_json::Value;
@@ -120,9 +119,7 @@ impl Served {
     /// What `samport status -o json` says of this instance.
     #[must_use]
     pub fn status(&self) -> Status {
-        let mut all = Status::all_in(self.lab.host());
-        assert_eq!(all.len(), 1, "one instance runs in the host: {all:?}");
-        all.remove(0)
+        Status::only_in(self.lab.host())
     }
 }
 
@@ -139,6 +136,15 @@ impl Status {
         let instances = document["instances"].as_array().expect("a list of instances");
         let ours = instances.iter().filter(|one| text(one, "name").ends_with(&suffix));
         ours.cloned().map(Self).collect()
+    }
+
+    /// The one instance of a network namespace. `samport status` shows the machine's, those of tests that
+    /// run at the same time too.
+    #[must_use]
+    pub fn only_in(namespace: &Namespace) -> Self {
+        let mut all = Self::all_in(namespace);
+        assert_eq!(all.len(), 1, "one instance runs in the namespace: {all:?}");
+        all.remove(0)
     }
 
     /// How many packets have left by a verdict.
@@ -183,9 +189,7 @@ fn document(namespace: &Namespace) -> Value {
 /// Inode of a network namespace, which is part of the instances' names.
 #[must_use]
 pub fn inode(namespace: &Namespace) -> u64 {
-    // The thread's, not the process's: that one is elsewhere.
-    let path = "/proc/thread-self/ns/net";
-    namespace.run(|| std::fs::metadata(path).map(|metadata| metadata.ino())).expect("its inode")
+    namespace.inode().unwrap_or_else(|e| panic!("{e:#}"))
 }
 
 /// Waits until an address answers as backend; the way to know that a change has arrived which

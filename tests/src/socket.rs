@@ -12,16 +12,31 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connects from a local port, which sockets to other destinations may use at the same time.
 pub fn connect_from(port: u16, to: SocketAddr) -> io::Result<TcpStream> {
-    let (family, any): (_, IpAddr) = match to {
-        SocketAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
-        SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
+    connect_between(SocketAddr::new(any, port), to)
+}
+
+/// Connects from a local address of the other one's family; port 0 is any.
+pub fn connect_between(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    connect_within(TIMEOUT, from, to)
+}
+
+/// The same with another time that connecting, and each answer, may take.
+pub fn connect_within(
+    timeout: Duration,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
+    let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_reuseaddr(&socket, true)?;
     for direction in [Timeout::Send, Timeout::Recv] {
-        set_socket_timeout(&socket, direction, Some(TIMEOUT))?;
+        set_socket_timeout(&socket, direction, Some(timeout))?;
     }
-    bind(&socket, &SocketAddr::new(any, port))?;
+    bind(&socket, &from)?;
     connect(&socket, &to)?;
     Ok(TcpStream::from(socket))
 }

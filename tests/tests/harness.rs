@@ -1,5 +1,6 @@
 //! The helpers themselves, without samport.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -146,15 +147,23 @@ fn backends_come_and_go_and_every_option_builds() {
 #[test]
 fn a_lab_leaves_nothing_behind() {
     require_root();
-    let before = Footprint::take().unwrap();
-    let lab = Lab::builder().backends(1).build().unwrap();
+    let builder = Lab::builder().backends(1);
+    let footprint = Footprint::of(&builder);
+    let lab = builder.build().unwrap();
     let name = lab.host().name().to_owned();
-    let changes = Footprint::take().unwrap().changes_since(&before);
-    assert!(changes.contains(&format!("+ namespace {name}")), "{changes:?}");
+    let there = footprint.left_by_lab().unwrap();
+    assert!(there.contains(&format!("namespace {name}")), "{there:?}");
     drop(lab);
-    let changes = Footprint::take().unwrap().changes_since(&before);
-    // Labs of the tests that run beside this one come and go.
-    assert!(!changes.iter().any(|change| change.contains(&name)), "{changes:?}");
+    footprint.wait_for_lab().unwrap();
+    assert!(!exists(&name));
+}
+
+#[test]
+fn labs_have_names_that_nobody_else_has() {
+    require_root();
+    let [one, other] = [lab(1), lab(1)];
+    assert_ne!(one.host().name(), other.host().name());
+    assert_ne!(one.backends()[0].namespace().name(), other.backends()[0].namespace().name());
 }
 
 #[test]
@@ -265,8 +274,10 @@ fn compose_scales_the_server() {
     fs::write(folder.path().join("docker-compose.yml"), text).unwrap();
     for scale in [3, 1] {
         docker.compose(folder.path(), &["up", "-d", "--scale", &format!("app={scale}")]);
-        let label = "label=com.docker.compose.service=app";
-        assert_eq!(docker.cli(&["ps", "-q", "--filter", label]).lines().count(), scale);
+        let name = |number| docker.compose_version().container_name(folder.path(), "app", number);
+        let names = docker.cli(&["ps", "--format", "{{.Names}}"]);
+        let names: BTreeSet<_> = names.lines().map(str::to_owned).collect();
+        assert_eq!(names, (1..=scale).map(name).collect());
     }
 }
 

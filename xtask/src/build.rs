@@ -56,3 +56,24 @@ pub fn binary(release: bool) -> Result<PathBuf> {
     let profile = if release { "release" } else { "debug" };
     Ok(sh::target_dir()?.join(profile).join("samport"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::sh;
+
+    /// Debian 12's cargo 1.65 reads no further than what it does not know: the edition is the one thing whose error
+    /// says that cargo is too old.
+    #[test]
+    fn an_old_cargo_reads_as_far_as_the_edition() {
+        let manifest = fs::read_to_string(sh::root().join("Cargo.toml")).unwrap();
+        let values = |key: &str| {
+            let key = format!("{key} = ");
+            manifest.lines().filter_map(move |line| line.strip_prefix(&key).map(str::to_owned))
+        };
+        assert_eq!(values("resolver").collect::<Vec<_>>(), ["\"2\""]);
+        let known = |value: &String| ["0", "1", "2", "false", "true"].contains(&value.as_str());
+        assert!(values("debug").count() > 0 && values("debug").all(|value| known(&value)));
+    }
+}

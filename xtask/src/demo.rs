@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::run;
+use crate::setup::{self, Level};
+use crate::{build, sh};
 
 /// Build samport and run `samport demo ARGS` as root: a lab of its own, no Docker needed
 #[derive(clap::Args)]
@@ -16,5 +17,8 @@ pub struct Args {
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
-    run::samport("demo", &args.args)
+    setup::ensure(Level::Demo)?;
+    // The build of the tests: what is seen first is there sooner, and `cargo xtask test` goes on with it.
+    let mut samport = sh::as_root(build::samport(false)?)?;
+    Err(sh::exec(samport.arg("demo").args(&args.args)))
 }

@@ -6,7 +6,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{setup, sh};
+use crate::setup::{self, Level};
+use crate::sh;
 
 /// The length of an input, in bytes: room for every header we parse, twice over.
 const MAX_LEN: u32 = 256;
@@ -37,7 +38,8 @@ pub fn verb(args: &Args) -> Result<ExitCode> {
         }
         targets = vec![target.clone()];
     }
-    let program = setup::ensure_fuzzer()?;
+    setup::ensure(Level::Fuzz)?;
+    let program = setup::tool(&setup::CARGO_FUZZ)?;
     let mut ended = ExitCode::SUCCESS;
     for target in targets {
         if let Err(error) = fuzz(&program, &target, args) {

@@ -7,14 +7,13 @@ use anyhow::{Context as _, Result};
 use crate::setup::{self, Bpf, Level};
 use crate::sh;
 
-/// Check the formatting and run clippy, for the host and for the kernel's target
+/// Check the formatting and what crates may be used (deny.toml), and run clippy, for the host and for the kernel's target
 #[derive(clap::Args)]
 pub struct Args {}
 
 pub fn verb(_: &Args) -> Result<ExitCode> {
-    let bpf = setup::ensure(Level::Build)?;
-    setup::ensure_lint_tools(&bpf)?;
-    let failures = run(&bpf)?;
+    setup::ensure(Level::Lint)?;
+    let failures = run(&setup::bpf()?)?;
     for failure in &failures {
         eprintln!("error: {failure:#}");
     }
@@ -27,6 +26,7 @@ pub fn run(bpf: &Bpf) -> Result<Vec<anyhow::Error>> {
     let checks = [
         ("the formatting", formatting()),
         ("clippy for the host", host()?),
+        ("the crates (deny.toml)", crates()?),
         ("clippy for the kernel's target", kernel(bpf)?),
     ];
     let failure = |(name, mut command): (&str, Command)| {
@@ -48,6 +48,13 @@ fn host() -> Result<Command> {
     cargo.args(["clippy", "--workspace", "--all-targets", "--target-dir"]);
     cargo.arg(sh::target_dir()?.join("lint")).args(["--", "-D", "warnings"]);
     Ok(cargo)
+}
+
+/// Licences, versions and sources of all crates in the lock file; nothing is fetched.
+fn crates() -> Result<Command> {
+    let mut deny = Command::new(setup::tool(&setup::CARGO_DENY)?);
+    deny.current_dir(sh::root()).args(["--locked", "check", "licenses", "bans", "sources"]);
+    Ok(deny)
 }
 
 fn kernel(bpf: &Bpf) -> Result<Command> {

@@ -3,6 +3,8 @@
 //! Every verb first makes sure that what it needs is installed, so a new checkout needs no other
 //! step. No product crate is a dependency: this builds in seconds and works when they do not.
 
+mod apt;
+mod archives;
 mod bench;
 mod build;
 mod cases;
@@ -14,6 +16,9 @@ mod package;
 #[cfg(test)]
 mod papers;
 mod pictures;
+mod prebuilt;
+mod pristine;
+mod released;
 mod run;
 mod setup;
 mod sh;
@@ -27,10 +32,13 @@ use clap::{Parser, Subcommand};
 
 /// Set up, build, run, test and measure samport.
 ///
-/// Each verb first installs what it needs and is missing, and says so.
+/// Each verb first installs what it needs and is missing. It shows what that is, and asks where there is a terminal.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
+    /// Install what is missing without asking
+    #[arg(long, short)]
+    yes: bool,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -45,16 +53,22 @@ enum Verb {
     Bench(bench::Args),
     Lint(lint::Args),
     Fuzz(fuzz::Args),
+    Prebuilt(prebuilt::Args),
+    Released(released::Args),
     Package(package::Args),
     Cases(cases::Args),
     Pictures(pictures::Args),
+    Pristine(pristine::Args),
     Ci(ci::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // SAFETY: the process has started no thread yet.
-    unsafe { sh::add_system_folders_to_path() };
+    unsafe { sh::add_folders_to_path(setup::cache().ok().map(|cache| setup::bin(&cache))) };
+    if cli.yes {
+        setup::assume_yes();
+    }
     dispatch(&cli.verb).unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
@@ -71,9 +85,12 @@ fn dispatch(verb: &Verb) -> Result<ExitCode> {
         Verb::Bench(args) => bench::verb(args),
         Verb::Lint(args) => lint::verb(args),
         Verb::Fuzz(args) => fuzz::verb(args),
+        Verb::Prebuilt(args) => prebuilt::verb(args),
+        Verb::Released(args) => released::verb(args),
         Verb::Package(args) => package::verb(args),
         Verb::Cases(args) => cases::verb(args),
         Verb::Pictures(args) => pictures::verb(args),
+        Verb::Pristine(args) => pristine::verb(args),
         Verb::Ci(args) => ci::verb(args),
     }
 }

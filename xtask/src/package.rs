@@ -14,7 +14,7 @@ use crate::{build, sh};
 /// What is in it is listed in samport/Cargo.toml, what happens when it is installed is in dist/deb.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Take the program of the debug build as it is, as the tests do
+    /// Take the program of the debug build as it is and install nothing, as the tests do
     #[arg(long)]
     debug: bool,
     /// Debian's revision, after the version and a dash
@@ -26,13 +26,14 @@ pub struct Args {
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
-    let cargo_deb = setup::ensure_packager()?;
     let program = if args.debug {
+        // A test does not change the machine: what it needs is there, or it fails.
         build::binary(false)?
     } else {
-        setup::ensure(Level::Build)?;
+        setup::ensure(Level::Package)?;
         build::samport(true)?
     };
+    let cargo_deb = setup::tool(&setup::CARGO_DEB)?;
     papers(&program)?;
     let output = match &args.output {
         Some(folder) => std::path::absolute(folder).context("the folder of --output")?,

@@ -17,14 +17,7 @@ pub struct Args {
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
-    samport("run", &args.args)
-}
-
-/// Builds samport and becomes `samport VERB ARGS`; returns only if that cannot be started.
-pub fn samport(verb: &str, args: &[OsString]) -> Result<ExitCode> {
     setup::ensure(Level::Run)?;
-    // Before the build: whoever cannot become root should not have to wait for it to learn so.
-    let mut samport = sh::as_root(build::binary(true)?)?;
-    build::samport(true)?;
-    Err(sh::exec(samport.arg(verb).args(args)))
+    let mut samport = sh::as_root(build::samport(true)?)?;
+    Err(sh::exec(samport.arg("run").args(&args.args)))
 }

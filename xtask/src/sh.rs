@@ -55,6 +55,14 @@ pub fn probe(command: &mut Command) -> Option<String> {
     String::from_utf8(output.stdout).ok()
 }
 
+/// Runs a command silently and fails with what it has said unless it succeeds.
+pub fn quietly(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("cannot start `{}`", text(command)))?;
+    succeeded(command, output.status)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
 /// Fails, naming the command and how it ended, unless `status` is success.
 pub fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
     match status.code() {
@@ -122,12 +130,16 @@ pub fn run_tests_as_root(cargo: &mut Command) -> Result<()> {
     if find("sudo").is_none() {
         bail!("the tests load BPF programs and need root, and there is no sudo: try again as root");
     }
-    let version = probe(Command::new("rustc").arg("-vV")).context("`rustc -vV` failed")?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("`rustc -vV` names no host")?;
-    let host = host.to_uppercase().replace('-', "_");
+    let host = host_target()?.to_uppercase().replace('-', "_");
     cargo.env(format!("CARGO_TARGET_{host}_RUNNER"), "sudo -E");
     Ok(())
+}
+
+/// The target that cargo compiles for here.
+pub fn host_target() -> Result<String> {
+    let version = probe(Command::new("rustc").arg("-vV")).context("`rustc -vV` failed")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("`rustc -vV` names no host")?.to_owned())
 }
 
 /// Where a program is, looked for in PATH.
@@ -142,14 +154,14 @@ pub fn is_program(file: &Path) -> bool {
 }
 
 /// Adds the folders of system tools to PATH: `su` and many desktops leave them out, and `ip`,
-/// `tc` and `dockerd` live there.
+/// `tc` and `dockerd` live there. `first` comes before all others.
 ///
 /// # Safety
 ///
 /// No other thread may run.
-pub unsafe fn add_system_folders_to_path() {
+pub unsafe fn add_folders_to_path(first: Option<PathBuf>) {
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    let mut folders: Vec<PathBuf> = first.into_iter().chain(env::split_paths(&path)).collect();
     for folder in ["/usr/local/sbin", "/usr/sbin", "/sbin"] {
         if !folders.iter().any(|known| known == Path::new(folder)) {
             folders.push(folder.into());

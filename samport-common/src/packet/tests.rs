@@ -122,6 +122,94 @@ fn options_and_extension_headers_move_the_ports() {
     assert_eq!((packet.l4, packet.destination.port), (78, [0, 80]));
 }
 
+fn segment_of_v4(bytes: &[u8]) -> Segment {
+    segment(bytes, &parse::<V4, _>(bytes).unwrap())
+}
+
+fn segment_of_v6(bytes: &[u8]) -> Segment {
+    segment(bytes, &parse::<V6, _>(bytes).unwrap())
+}
+
+/// Makes the packet one whose IP header gives this many bytes of TCP.
+fn set_v4_length(bytes: &mut [u8], segment: u16) {
+    let header = u16::from(bytes[L3] & 0x0f) * 4;
+    bytes[L3 + ipv4::TOTAL_LEN.start..][..2].copy_from_slice(&(header + segment).to_be_bytes());
+}
+
+#[test]
+fn a_segment_has_its_numbers_and_its_payload() {
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([192, 0, 2, 1], [198, 51, 100, 7], 64)
+        .tcp(40_000, 80, 0x8102_0304, 1_000)
+        .ack(0x8506_0708)
+        .fin()
+        // With a timestamp, as nearly every segment has one: 12 bytes of options.
+        .options_raw(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2])
+        .unwrap()
+        .write(&mut bytes, b"seven b")
+        .unwrap();
+    let flags = tcp::Flags(tcp::Flags::ACK | tcp::Flags::FIN);
+    let (sequence, acknowledgement) = (0x8102_0304, 0x8506_0708);
+    let expected = Segment { flags, sequence, acknowledgement, payload: 7 };
+    assert_eq!(segment_of_v4(&bytes), expected);
+    assert_eq!(expected.end(), 0x8102_030c, "a FIN counts for one");
+
+    // Ethernet pads what is short.
+    bytes.extend([0; 20]);
+    assert_eq!(segment_of_v4(&bytes), expected);
+
+    // Options of IP.
+    bytes[L3] = 0x47;
+    bytes.splice(34..34, [1; 8]);
+    set_v4_length(&mut bytes, 39);
+    assert_eq!(segment_of_v4(&bytes), expected);
+}
+
+/// What segmentation offload leaves to the device is longer than what is there of the frame.
+#[test]
+fn the_payload_is_what_the_ip_header_says() {
+    let mut bytes = v4_syn();
+    assert_eq!(segment_of_v4(&bytes).payload, 0);
+    assert_eq!(segment_of_v4(&bytes).end(), 2, "a SYN counts for one");
+    set_v4_length(&mut bytes, u16::MAX - 20);
+    assert_eq!(segment_of_v4(&bytes).payload, u16::MAX - 40);
+    // Longer than the field can say: not known.
+    bytes[L3 + ipv4::TOTAL_LEN.start..][..2].copy_from_slice(&[0, 0]);
+    assert_eq!(segment_of_v4(&bytes).payload, 0);
+    // A header that is longer than all there is.
+    let mut bytes = v4_syn();
+    bytes[34 + tcp::DATA_OFFSET] = 0xf0;
+    assert_eq!(segment_of_v4(&bytes).payload, 0);
+
+    let mut bytes = v6_syn();
+    assert_eq!(segment_of_v6(&bytes).payload, 0);
+    for (length, payload) in [(21, 1), (u16::MAX, u16::MAX - 20), (0, 0)] {
+        bytes[L3 + ipv6::PAYLOAD_LEN.start..][..2].copy_from_slice(&length.to_be_bytes());
+        assert_eq!(segment_of_v6(&bytes).payload, payload, "length {length}");
+    }
+    // Extension headers are no payload of TCP's.
+    for (units, extension) in [(0, 8), (1, 16)] {
+        let mut options = vec![protocol::TCP, units];
+        options.resize(extension, 0);
+        let mut bytes = with_extension(ipv6::HOP_BY_HOP, &options);
+        assert_eq!(segment_of_v6(&bytes).payload, 0);
+        bytes[L3 + ipv6::PAYLOAD_LEN.start + 1] += 9;
+        assert_eq!(segment_of_v6(&bytes).payload, 9);
+        assert_eq!(segment_of_v6(&bytes).sequence, 1);
+    }
+}
+
+#[test]
+fn a_datagram_has_no_numbers() {
+    let mut bytes = Vec::new();
+    let builder =
+        PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([192, 0, 2, 1], [198, 51, 100, 7], 64);
+    builder.udp(40_000, 53).write(&mut bytes, &[0xff; 30]).unwrap();
+    let Segment { flags, sequence, acknowledgement, .. } = segment_of_v4(&bytes);
+    assert_eq!((flags, sequence, acknowledgement), (tcp::Flags(0), 0, 0));
+}
+
 #[test]
 fn a_chain_of_extensions_ends() {
     let endless: Vec<u8> = [ipv6::HOP_BY_HOP, 0, 0, 0, 0, 0, 0, 0].repeat(ipv6::MAX_EXTENSIONS + 1);

@@ -16,7 +16,22 @@ pub const fn is_error(kind: u8) -> bool {
     matches!(kind, 3 | 4 | 11 | 12)
 }
 
-/// The same for ICMPv6: unreachable, too big, time exceeded, parameter problem (1–4).
+/// Whether an error says that the packet it is about cannot be delivered: destination unreachable, but for the
+/// code that only says that the packet is too big (RFC 792).
+#[must_use]
+#[inline(always)]
+pub const fn is_unreachable(kind: u8, code: u8) -> bool {
+    kind == 3 && code != 4
+}
+
+/// The same for ICMPv6, where too big is a type of its own.
+#[must_use]
+#[inline(always)]
+pub const fn is_unreachable_v6(kind: u8) -> bool {
+    kind == 1
+}
+
+/// Whether an ICMPv6 type is an error that quotes the packet it is about: unreachable, too big, time exceeded, parameter problem (1–4).
 #[must_use]
 #[inline(always)]
 pub const fn is_error_v6(kind: u8) -> bool {

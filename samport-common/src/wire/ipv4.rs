@@ -19,6 +19,8 @@ pub const SOURCE: Range<usize> = 12..16;
 /// Destination address.
 pub const DESTINATION: Range<usize> = 16..20;
 
+/// DF: nobody on the way may make fragments of the datagram.
+pub const DONT_FRAGMENT: u16 = 0x4000;
 /// MF plus the offset's 13 bits: any of them set means the datagram is a fragment.
 pub const FRAGMENT_MASK: u16 = 0x3fff;
 /// The offset's 13 bits: any of them set means that another fragment carries the ports.

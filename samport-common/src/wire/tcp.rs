@@ -8,6 +8,8 @@ pub const MIN_LEN: usize = 20;
 pub const SOURCE_PORT: Range<usize> = 0..2;
 /// Destination port.
 pub const DESTINATION_PORT: Range<usize> = 2..4;
+/// Acknowledgement number.
+pub const ACKNOWLEDGEMENT: Range<usize> = 8..12;
 /// Data offset: the header's length in 32-bit words, in the upper half.
 pub const DATA_OFFSET: usize = 12;
 /// Flags.
@@ -16,7 +18,7 @@ pub const FLAGS: usize = 13;
 pub const CHECKSUM: Range<usize> = 16..18;
 
 /// The flags byte of a segment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Flags(pub u8);
 
 impl Flags {
@@ -49,6 +51,12 @@ impl Flags {
     #[must_use]
     pub const fn rst(self) -> bool {
         self.has(Self::RST)
+    }
+
+    /// Whether the acknowledgement number counts.
+    #[must_use]
+    pub const fn ack(self) -> bool {
+        self.has(Self::ACK)
     }
 
     /// Whether this segment asks for a new connection: SYN alone. SYN with FIN or RST is no

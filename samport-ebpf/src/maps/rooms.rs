@@ -6,6 +6,8 @@ use samport_common::flow::Fragmented;
 use samport_common::layout::Draft;
 use samport_common::packet::MAX_OFFSET;
 
+use crate::source::FibLookup;
+
 /// A word for [`forget`].
 #[map]
 static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -22,6 +24,24 @@ static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 type Room = [u64; 16];
 #[map]
 static KEPT: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
+
+/// A question to the kernel's routing table.
+#[map]
+static FIB_LOOKUP: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(2, 0);
+
+/// This CPU's [`FibLookup`].
+#[inline(always)]
+pub fn fib_lookup() -> Option<&'static mut FibLookup> {
+    // SAFETY: as in `fragmented_draft`.
+    FIB_LOOKUP.get_ptr_mut(0).map(|question| unsafe { &mut *question })
+}
+
+/// What is asked of a reply's route, which the kernel's answer is not written over.
+#[inline(always)]
+pub fn route_question() -> Option<&'static mut FibLookup> {
+    // SAFETY: as in `fib_lookup`; another element.
+    FIB_LOOKUP.get_ptr_mut(1).map(|question| unsafe { &mut *question })
+}
 
 /// This CPU's room for a [`Fragmented`].
 #[inline(always)]

@@ -2,19 +2,20 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
+use samport_common::layout::failure;
 use samport_common::local::{
-    Chosen, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
+    Chosen, Connected, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
 };
 use samport_common::verdict::Verdict;
 
 use super::{BACKEND_STATS, VERDICTS};
 use crate::atomic;
 
-/// What sockets of this machine dialled that are connected to a backend. Closing them removes it: a
-/// connection that is kept for long must not be the one to make room.
+/// What sockets of this machine dialled that are connected to a backend, by their cookies: each counts as
+/// open. The end of the connection removes it, at the latest the close of the socket: a connection that is kept
+/// for long must not be the one to make room.
 #[map]
-static LOCAL_PEERS: LruHashMap<SocketKey, Dialled> =
-    LruHashMap::with_max_entries(MAX_LOCAL_PEERS, 0);
+static LOCAL_PEERS: LruHashMap<u64, Connected> = LruHashMap::with_max_entries(MAX_LOCAL_PEERS, 0);
 
 /// What datagram sockets of this machine dialled by naming it in a datagram, by the backend they got.
 #[map]
@@ -44,25 +45,40 @@ pub fn count_flow_in_call(backend: u32) {
     }
 }
 
-/// What a socket dialled that is connected to a backend.
+/// Counts a connection of a socket that its backend has refused, or not answered.
 #[inline(always)]
-pub fn local_peer(key: &SocketKey) -> Option<&'static Dialled> {
+pub fn count_failure_in_call(backend: u32, what: u32) {
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        // SAFETY: as in `count_flow_in_call`.
+        unsafe {
+            let counter = if what == failure::SILENT {
+                &raw mut (*stats).silent
+            } else {
+                &raw mut (*stats).refused
+            };
+            atomic::add(counter, 1);
+        }
+    }
+}
+
+/// What is known of a socket that is connected to a backend.
+#[inline(always)]
+pub fn local_peer(cookie: u64) -> Option<&'static Connected> {
     // SAFETY: the element may be given to another socket while it is read; then a client is told a
-    // wrong address once, nothing worse.
-    unsafe { LOCAL_PEERS.get(key) }
+    // wrong address once, or a connection is taken off another backend until the loader counts again.
+    unsafe { LOCAL_PEERS.get(cookie) }
 }
 
-/// Remembers what a socket dialled that connects to a backend. Whether that worked.
+/// Remembers a socket that connects to a backend. Whether that worked.
 #[inline(always)]
-pub fn remember_local_peer(key: &SocketKey, dialled: &Dialled) -> bool {
-    LOCAL_PEERS.insert(key, dialled, 0).is_ok()
+pub fn remember_local_peer(cookie: u64, connected: &Connected) -> bool {
+    LOCAL_PEERS.insert(cookie, connected, 0).is_ok()
 }
 
-/// Forgets a socket that is closed.
+/// Forgets a socket. Whether it was remembered: of several that find it over at once, one is told so.
 #[inline(always)]
-pub fn forget_local_peer(key: &SocketKey) {
-    // It may have made room before.
-    let _ = LOCAL_PEERS.remove(key);
+pub fn forget_local_peer(cookie: u64) -> bool {
+    LOCAL_PEERS.remove(cookie).is_ok()
 }
 
 /// What a datagram socket dialled when it sent something to a backend.

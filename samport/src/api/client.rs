@@ -48,6 +48,7 @@ impl Client {
     /// # Errors
     /// [`Exit::Unreachable`] if there is none; [`Exit::Usage`] if there are several.
     pub fn find(name: Option<&str>) -> Result<Self> {
+        instance::check_visible()?;
         let here = instance::network_namespace()?;
         choose(name, running(), here).map(|one| Self { socket: one.socket })
     }

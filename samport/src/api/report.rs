@@ -46,6 +46,7 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
             state: one.state.name().to_owned(),
             weight: one.weight,
             via: one.via.clone(),
+            route_back: one.route_back,
             share_expected: part(u64::from(share), of(&weights, one)),
             share_actual: part(counters.map_or(0, |c| c.flows), of(&flows, one)),
             is_last: one.is_last,
@@ -107,9 +108,15 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether so many containers of a service take new flows; of every service, if none is named.
+/// Whether so many containers of a service take new flows; of every service, if none is named. What is known of them
+/// is of no worth when the control loop hangs.
 #[must_use]
-pub fn health(view: &View, wanted: usize, service: Option<Listen>) -> Health {
+pub fn health(
+    view: &View,
+    wanted: usize,
+    service: Option<Listen>,
+    trouble: Option<String>,
+) -> Health {
     let of = |listen: Listen| {
         let active = view.backends.iter().filter(|one| one.state == State::Active);
         let ids = active.filter(|one| one.seat.listen == listen).map(|one| &one.seat.id);
@@ -119,7 +126,8 @@ pub fn health(view: &View, wanted: usize, service: Option<Listen>) -> Health {
         Some(listen) => of(listen),
         None => view.services.keys().map(|listen| of(*listen)).min().unwrap_or(0),
     };
-    Health { schema: SCHEMA, healthy, wanted, ok: healthy >= wanted }
+    let ok = healthy >= wanted && trouble.is_none();
+    Health { schema: SCHEMA, healthy, wanted, ok, trouble }
 }
 
 #[cfg(test)]
@@ -138,6 +146,7 @@ mod tests {
             weight,
             state,
             via: None,
+            route_back: None,
             index: None,
             drains_until: None,
             is_last: false,
@@ -203,9 +212,10 @@ mod tests {
             seated("b", "10.0.0.2:80", 1, State::Active),
             seated("c", "10.0.0.3:80", 1, State::Starting),
         ]);
-        let count = |view: &View, service| health(view, 2, service).healthy;
+        let count = |view: &View, service| health(view, 2, service, None).healthy;
         assert_eq!(count(&view, None), 2);
-        assert!(health(&view, 2, None).ok && !health(&view, 3, None).ok);
+        let ok = |wanted, trouble| health(&view, wanted, None, trouble).ok;
+        assert!(ok(2, None) && !ok(3, None) && !ok(2, Some("it hangs".to_owned())));
         // Of every service: one that has nobody counts.
         view.services.insert(Listen::tcp(443), Balance::Random);
         assert_eq!(count(&view, None), 0);

@@ -18,8 +18,10 @@ use super::report::{self, Counted};
 use super::socket::Socket;
 use super::words::{self, Health, SCHEMA, Trouble};
 use crate::dataplane::inspect::Counters;
+use crate::http_server;
 use crate::orders::{self, Order, Refusal};
 use crate::ports::Listen;
+use crate::progress::Progress;
 use crate::seat::{Seat, View, Window};
 
 /// A server at work. Dropping it ends it and removes its socket.
@@ -34,6 +36,7 @@ pub struct Server {
 struct Office {
     instance: String,
     window: Window,
+    progress: Progress,
     status: fn(&str) -> Result<words::Status>,
 }
 
@@ -45,15 +48,13 @@ impl Server {
         socket: Socket,
         instance: &str,
         window: Window,
+        progress: Progress,
         status: fn(&str) -> Result<words::Status>,
     ) -> Result<Self> {
-        let office = Arc::new(Office { instance: instance.to_owned(), window, status });
+        let office = Arc::new(Office { instance: instance.to_owned(), window, progress, status });
         let listener = socket.listener()?;
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, routes(office)).await {
-                tracing::error!("the control socket is served no longer: {error}");
-            }
-        });
+        let routes = routes(office);
+        let task = tokio::spawn(async move { match http_server::serve(listener, routes).await {} });
         Ok(Self { task, _socket: socket })
     }
 }
@@ -73,6 +74,7 @@ fn routes(office: Arc<Office>) -> Router {
         .route("/v1/weights/{name}", put(weight))
         .route("/v1/services", get(services))
         .route("/v1/services/{name}/balance", put(balance))
+        .route("/v1/services/{name}/allow/reset", post(reset_allow))
         .route("/v1/health", get(health))
         .fallback(async || Fault(StatusCode::NOT_FOUND, "there is no such thing here".to_owned()))
         .method_not_allowed_fallback(async || {
@@ -167,6 +169,13 @@ async fn balance(
     office.carry_out(Order::Balance(name, mode)).await
 }
 
+async fn reset_allow(
+    State(office): Asked,
+    Path(name): Path<String>,
+) -> Result<Json<words::Backends>, Fault> {
+    office.carry_out(Order::ResetAllow(name)).await
+}
+
 async fn services(State(office): Asked) -> Json<words::Services> {
     let view = office.window.view();
     let service = |(listen, balance): (&Listen, &Balance)| words::Service {
@@ -189,7 +198,7 @@ async fn health(
     let Query(HealthQuestion { healthy, service }) = question?;
     let view = office.window.view();
     let service = service.map(|name| orders::service_called(&name, &view)).transpose()?;
-    let health = report::health(&view, healthy, service);
+    let health = report::health(&view, healthy, service, office.progress.trouble());
     let code = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((code, Json(health)))
 }
@@ -226,11 +235,16 @@ pub(super) fn count(instance: &str, view: &View) -> Result<Counted> {
 
 fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
     let (stats, handshakes) = (counters.backend(index)?, counters.handshakes(index)?);
+    let suspicion = counters.suspicion(index)?;
     Ok(words::Counters {
         open: Some(counters.open_flows(index)?),
         flows: stats.flows,
         refused: stats.refused,
         silent: stats.silent,
+        unreachable: stats.unreachable,
+        for_one_peer: stats.for_one_peer,
+        evidence_confirmed: suspicion.confirmed.into(),
+        evidence_refuted: suspicion.refuted.into(),
         packets_in: stats.packets_in,
         bytes_in: stats.bytes_in,
         packets_out: stats.packets_out,

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
 pub use packets::{Entry, Explained, OfFlow, PassedOver, TracedPacket, Way};
-pub use status::{FlowTable, Instance, InstanceBackend, Limits, MapUse, ServiceCount, Status};
+pub use status::{
+    ControlLoop, FlowTable, Instance, InstanceBackend, Limits, MapUse, ServiceCount, Status,
+};
 
 /// Version of all of it.
 pub const SCHEMA: u32 = 1;
@@ -55,6 +57,9 @@ pub struct Backend {
     pub weight: u32,
     /// `peer`, `neigh`, `stack` or `macvlan`; null if the kernel does not have it.
     pub via: Option<String>,
+    /// Whether its answers find a route to clients outside of this machine; null if that is not known, or does not
+    /// matter because they are on its own network.
+    pub route_back: Option<bool>,
     /// The part of new flows it should get, 0 to 1.
     #[cfg_attr(test, schemars(range(min = 0, max = 1)))]
     pub share_expected: f64,
@@ -81,6 +86,14 @@ pub struct Counters {
     pub refused: u64,
     /// Connections it has left without an answer.
     pub silent: u64,
+    /// Connections of which an ICMP error has said that it cannot be reached.
+    pub unreachable: u64,
+    /// Of `refused` and `silent`, those whose SYN has asked for what only one certain peer can give.
+    pub for_one_peer: u64,
+    /// Checks that have confirmed that it fails, after connections of several clients had failed.
+    pub evidence_confirmed: u64,
+    /// Such checks that it has passed.
+    pub evidence_refuted: u64,
     /// Towards it.
     pub packets_in: u64,
     /// Towards it.
@@ -122,8 +135,11 @@ pub struct Health {
     pub healthy: usize,
     /// How many were asked for.
     pub wanted: usize,
-    /// Whether that is enough.
+    /// Whether that is enough, and the control loop is well.
     pub ok: bool,
+    /// Why the control loop is not well: it has not completed a round for 30 seconds. Null if it is.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// An order about a weight.

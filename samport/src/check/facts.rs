@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::firewall::Inspector;
 use crate::dataplane::{Bpffs, Tcx};
 use crate::discovery::Seen;
+use crate::hash_seed::Look;
 use crate::netlink::{Devices, LinkState};
 use crate::ports::Listen;
 
@@ -32,6 +33,13 @@ pub struct Facts {
     pub links: BTreeMap<u32, LinkState>,
     /// `-i`.
     pub interfaces: Vec<String>,
+    /// Whether the kernel looks routes up for programs, by family, IPv4 first: it does not where `lo` does not
+    /// forward.
+    pub forwarding: [bool; 2],
+    /// Those of `-i` with strict reverse path filtering.
+    pub strict: Vec<String>,
+    /// Why samport cannot filter strictly, one sentence each.
+    pub not_strict: Told<Vec<String>>,
     /// The tcx programs on each of them, by name.
     pub at_tcx: BTreeMap<String, Vec<String>>,
     /// The XDP program on each of them that has one.
@@ -42,6 +50,8 @@ pub struct Facts {
     pub ports: Vec<(Listen, Told<()>)>,
     /// Whether another samport serves the same.
     pub alone: Told<()>,
+    /// The file of the seed of choices by hash.
+    pub hash_seed: Told<Look>,
     /// Who looks at what comes in for the host.
     pub inspectors: Told<Vec<Inspector>>,
 }

@@ -1,7 +1,7 @@
 //! Asks the machine. Everything here only looks.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -9,11 +9,14 @@ use super::facts::{Facts, Told};
 use super::firewall;
 use crate::dataplane::{self, Tcx};
 use crate::discovery::{Engine, Seen, Unreachable, look};
+use crate::hash_seed;
 use crate::instance;
 use crate::listening;
 use crate::netlink::{Devices, LinkState, Netlink};
 use crate::ports::{Listen, PortSpec};
 use crate::privileges;
+use crate::resyncs::Resyncs;
+use crate::reverse_path::{self, ReversePaths};
 
 /// What `samport check` is asked about.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct Asked {
     pub engines: Vec<Engine>,
     /// `--endpoint`.
     pub endpoint: Option<String>,
+    /// `--hash-seed-file`.
+    pub hash_seed_file: Option<PathBuf>,
 }
 
 /// Looks at everything.
@@ -33,7 +38,7 @@ pub struct Asked {
 /// # Errors
 /// An address of an engine that is none, or no netlink.
 pub async fn gather(asked: Asked) -> Result<Facts> {
-    let (netlink, _) = Netlink::connect()?;
+    let (netlink, _) = Netlink::connect(&Resyncs::default())?;
     let devices = netlink.devices().await?;
     let links = netlink.links().await?;
     let mut engines = Vec::new();
@@ -54,10 +59,14 @@ pub async fn gather(asked: Asked) -> Result<Facts> {
         tcx: dataplane::at_tcx("lo").map_or_else(|tcx| tcx, |_| Tcx::Present),
         bpffs: dataplane::bpffs(),
         local: told(dataplane::can_serve_local_clients()),
+        forwarding: [false, true].map(|v6| reverse_path::forwards(v6, "lo")),
+        strict: strict(&asked.interfaces, &devices)?,
+        not_strict: told(ReversePaths::find(&netlink, &devices).await.map(|found| found.reasons)),
         at_tcx: at_tcx(&asked.interfaces),
         at_xdp: at_xdp(&asked.interfaces, &devices, &links),
         ports: listens.iter().map(taken).collect(),
-        alone: told(instance::refuse_overlap(&asked.interfaces, &listens, namespace)),
+        alone: told(instance::refuse_overlap(&asked.interfaces, &listens, namespace, None)),
+        hash_seed: told(hash_seed::look(asked.hash_seed_file.as_deref())),
         inspectors: told(firewall::inspectors()),
         interfaces: asked.interfaces,
         devices,
@@ -84,6 +93,18 @@ fn taken(listen: Listen, engines: &[Told<Seen>]) -> Told<()> {
         Some(sentence) => Err(sentence.clone()),
         None => told(listening::refuse_taken(&[listen])),
     }
+}
+
+/// The interfaces with strict reverse path filtering.
+fn strict(interfaces: &[String], devices: &Devices) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for name in interfaces {
+        let is_there = devices.values().any(|device| device.name == *name);
+        if is_there && reverse_path::is_strict(name)? {
+            found.push(name.clone());
+        }
+    }
+    Ok(found)
 }
 
 fn at_tcx(interfaces: &[String]) -> BTreeMap<String, Vec<String>> {

@@ -7,10 +7,13 @@ use super::{Finding, Level};
 use crate::dataplane::{Bpffs, Tcx};
 use crate::exit::Exit;
 use crate::frontends::{assign, is_link_local};
+use crate::hash_seed::Look;
+use crate::model::Candidate;
 use crate::netlink::Device;
 use crate::ports::Listen;
 use crate::privileges;
 use crate::reconcile::check_interfaces;
+use crate::site;
 
 /// The oldest kernel whose hooks and helpers samport's programs have all they need of.
 const OLDEST: (u16, u8) = (5, 14);
@@ -28,13 +31,29 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     for name in &facts.interfaces {
         interface(facts, name, &mut findings);
     }
+    sources(facts, &mut findings);
     engines(facts, &mut findings);
     if let Err(sentence) = &facts.alone {
         findings.push(Finding::said(FAILED, sentence));
     }
     ports(facts, &mut findings);
+    findings.push(hash_seed(facts));
     firewall(facts, &mut findings);
     findings
+}
+
+/// Where choices by hash are as they are because of a secret, everybody should know where that is.
+fn hash_seed(facts: &Facts) -> Finding {
+    match &facts.hash_seed {
+        Ok(Look::There(path)) => Finding::good(format!("hash seed: {}", path.display())),
+        Ok(Look::New(path)) => {
+            Finding::good(format!("hash seed: {}, which `samport run` will make", path.display()))
+        }
+        Ok(Look::UntilReboot(_, sentence)) => Finding::said(Level::Warning, sentence),
+        // It may be there to be read by those only who may run samport.
+        Err(sentence) if facts.privileges.is_err() => Finding::said(Level::Warning, sentence),
+        Err(sentence) => Finding::said(Level::Failure(Exit::Usage), sentence),
+    }
 }
 
 /// What is well about the machine is one line, what is not has one each.
@@ -159,6 +178,50 @@ fn is_ours(program: &str) -> bool {
     program.starts_with("samport_")
 }
 
+/// What keeps samport from validating sources as it should.
+fn sources(facts: &Facts, findings: &mut Vec<Finding>) {
+    let served = |device: &&Device| facts.interfaces.contains(&device.name);
+    let mut addresses = facts.devices.values().filter(served).flat_map(|device| &device.addresses);
+    // Most machines do not forward IPv6, and do not serve it either.
+    let serves_ipv6 = addresses.any(|addr| addr.is_ipv6() && !is_link_local(*addr));
+    for (family, forwards, matters, way_out) in [
+        (4, facts.forwarding[0], true, ""),
+        (
+            6,
+            facts.forwarding[1],
+            serves_ipv6,
+            ", which forgets default routes from router advertisements where accept_ra is not 2",
+        ),
+    ] {
+        if matters && !forwards {
+            let setting = format!("net.ipv{family}.conf.lo.forwarding");
+            findings.push(Finding::warning(
+                format!(
+                    "IPv{family} forwarding is off ({setting}): samport cannot check that the sources of \
+                     containers' packets are theirs"
+                ),
+                format!("sysctl -w {setting}=1{way_out}"),
+            ));
+        }
+    }
+    if facts.strict.is_empty() {
+        return;
+    }
+    let strict = facts.strict.join(", ");
+    match &facts.not_strict {
+        Ok(reasons) => findings.extend(reasons.iter().map(|reason| {
+            let way_out = format!("on {strict}, use --allow CIDR to say who is served");
+            Finding::warning(reason.clone(), way_out)
+        })),
+        Err(why) => findings.push(Finding::said(
+            Level::Warning,
+            &format!(
+                "whether strict rp_filter on {strict} can be honoured is not to be seen: {why}"
+            ),
+        )),
+    }
+}
+
 fn engines(facts: &Facts, findings: &mut Vec<Finding>) {
     for engine in &facts.engines {
         match engine {
@@ -166,7 +229,18 @@ fn engines(facts: &Facts, findings: &mut Vec<Finding>) {
                 format!("{seen} is rootless: its containers have no interface samport could reach"),
                 "run the engine as root",
             )),
-            Ok(seen) => findings.push(Finding::good(seen.to_string())),
+            Ok(seen) => {
+                findings.push(Finding::good(seen.to_string()));
+                let said = |one: &Candidate| {
+                    let leads_out = site::leads_out(one, &facts.devices, &facts.interfaces);
+                    let v6 = one.endpoint.is_ipv6();
+                    (leads_out == Some(false)).then(|| site::no_way_back(&one.name, v6))
+                };
+                // One for each port it serves.
+                let sentences: BTreeSet<_> = seen.candidates.iter().filter_map(said).collect();
+                let warning = |said: &String| Finding::said(Level::Warning, said);
+                findings.extend(sentences.iter().map(warning));
+            }
             Err(sentence) => {
                 findings.push(Finding::said(Level::Failure(Exit::Unreachable), sentence));
             }

@@ -73,12 +73,12 @@ impl fmt::Display for Finding {
     }
 }
 
-/// How the program is to end: without privileges nothing else is certain, and an engine that does not
-/// answer counts only if everything else is well.
+/// How the program is to end: without privileges nothing else is certain, a file that is not as it should be is
+/// put right soon, and an engine that does not answer counts only if everything else is well.
 #[must_use]
 pub fn exit_of(findings: &[Finding]) -> Option<Exit> {
     let found = |exit: &Exit| findings.iter().any(|one| one.level == Level::Failure(*exit));
-    [Exit::Privileges, Exit::Kernel, Exit::Unreachable].into_iter().find(found)
+    [Exit::Privileges, Exit::Kernel, Exit::Usage, Exit::Unreachable].into_iter().find(found)
 }
 
 #[cfg(test)]
@@ -102,8 +102,9 @@ mod tests {
         let engine = failed(Exit::Unreachable);
         assert_eq!(exit_of(&[fine.clone(), warned.clone()]), None);
         assert_eq!(exit_of(&[warned, engine.clone(), fine]), Some(Exit::Unreachable));
-        let all = [engine, failed(Exit::Kernel), failed(Exit::Privileges)];
-        assert_eq!(exit_of(&all[..2]), Some(Exit::Kernel));
+        let all = [engine, failed(Exit::Usage), failed(Exit::Kernel), failed(Exit::Privileges)];
+        assert_eq!(exit_of(&all[..2]), Some(Exit::Usage));
+        assert_eq!(exit_of(&all[..3]), Some(Exit::Kernel));
         assert_eq!(exit_of(&all), Some(Exit::Privileges));
     }
 }

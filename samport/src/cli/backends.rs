@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::connection::Connection;
-use super::output::{Output, print_json};
+use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table};
 use crate::api::left_behind;
 use crate::api::words::{Backend, Backends};
@@ -33,8 +33,8 @@ pub async fn run(args: Args) -> Result<()> {
     };
     match args.output {
         Output::Json => print_json(&all)?,
-        Output::Table => println!("{}", table(&all.backends, &NARROW)),
-        Output::Wide => println!("{}", table(&all.backends, &[&NARROW[..], &WIDER[..]].concat())),
+        Output::Table => say(&table(&all.backends, &NARROW)),
+        Output::Wide => say(&table(&all.backends, &[&NARROW[..], &WIDER[..]].concat())),
     }
     if !all.running {
         tracing::warn!(
@@ -91,6 +91,7 @@ const WIDER: [Column<Backend>; 6] = [
 pub(super) fn state(one: &Backend) -> String {
     match one.drain_left_ms {
         Some(left) => format!("{} ({} s left)", one.state, left.div_ceil(1_000)),
+        None if one.route_back == Some(false) => format!("{} (no route back)", one.state),
         None if one.is_last => format!("{} (last)", one.state),
         None => one.state.clone(),
     }
@@ -152,6 +153,7 @@ mod tests {
             state: "draining".into(),
             weight: 0,
             via: Some("peer".into()),
+            route_back: Some(false),
             share_expected: 0.0,
             share_actual: 0.3334,
             is_last: false,
@@ -165,6 +167,8 @@ mod tests {
             counters: None,
             ..draining.clone()
         };
+        let cut_off = Backend { state: "active".into(), drain_left_ms: None, ..draining.clone() };
+        assert_eq!(state(&cut_off), "active (no route back)");
         let shown = table(&[draining, down], &[&NARROW[..], &WIDER[..]].concat());
         let lines: Vec<_> = shown.lines().collect();
         assert_eq!(lines.len(), 3, "{shown}");

@@ -1,14 +1,17 @@
 //! `samport check`: whether `samport run` would work here, and what it would get in the way of.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
-use super::output::{Output, print_json};
+use super::output::{Output, print_json, say};
 use super::run::{ProviderName, parse};
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::words::{self, SCHEMA};
 use crate::check::{Asked, Finding, Level, exit_of, gather, judge};
 use crate::discovery::Engine;
+use crate::escape;
 use crate::exit::coded;
 use crate::ports::PortSpec;
 
@@ -28,6 +31,9 @@ pub struct Args {
     /// too, and CONTAINER_HOST for Podman.
     #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
     endpoint: Option<String>,
+    /// File of the seed by which maglev and source-hash choose. [default: /var/lib/samport/hash-seed]
+    #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
+    hash_seed_file: Option<PathBuf>,
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -40,13 +46,18 @@ pub async fn run(args: Args) -> Result<()> {
     } else {
         args.provider.iter().filter_map(|name| name.engine()).collect()
     };
-    let asked =
-        Asked { interfaces: args.iface, ports: args.port, engines, endpoint: args.endpoint };
+    let asked = Asked {
+        interfaces: args.iface,
+        ports: args.port,
+        engines,
+        endpoint: args.endpoint,
+        hash_seed_file: args.hash_seed_file,
+    };
     let findings = judge(&gather(asked).await?);
     match args.output {
         Output::Json => print_json(&document(&findings))?,
         Output::Table => findings.iter().for_each(print),
-        Output::Wide => println!("{}", table(&findings, &COLUMNS)),
+        Output::Wide => say(&table(&findings, &COLUMNS)),
     }
     match exit_of(&findings) {
         None => Ok(()),
@@ -62,6 +73,7 @@ fn print(finding: &Finding) {
         Level::Failure(_) => BAD,
     };
     let line = finding.to_string();
+    let line = escape::lines(&line);
     let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
     anstream::println!("{style}{word}{style:#} {rest}");
 }

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::output::{Output, print_json};
+use super::here;
+use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table, text};
 use crate::api::words::{Cleaned, Cleaning, SCHEMA};
 use crate::dataplane::{clean, pins};
@@ -15,6 +16,10 @@ pub struct Args {
     /// Only say what would be removed.
     #[arg(long)]
     dry_run: bool,
+    /// Only of this instance, as `samport status` shows it; can be given several times. [default: all that
+    /// nobody runs]
+    #[arg(long, value_name = "NAME")]
+    instance: Vec<String>,
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -31,28 +36,38 @@ fn filters_elsewhere(record: &Record) -> Option<String> {
     Some(format!("clean it with: nsenter --net={} samport clean", path.display()))
 }
 
-/// Removes every instance nobody runs.
+/// Removes every instance nobody runs, or those that are named.
 pub fn run(args: &Args) -> Result<()> {
     privileges::require()?;
-    let mut names = pins::instances();
-    names.extend(instance::known());
-    names.sort();
-    names.dedup();
+    let names = names(&args.instance)?;
     let mut cleaned = Vec::new();
     for name in names {
         let one = clean_one(&name, args.dry_run)?;
         if args.output == Output::Table {
-            println!("{}", line(&one));
+            say(&line(&one));
         }
         cleaned.push(one);
     }
     match args.output {
         Output::Json => print_json(&Cleaning { schema: SCHEMA, instances: cleaned })?,
-        Output::Wide if !cleaned.is_empty() => println!("{}", table(&cleaned, &COLUMNS)),
+        Output::Wide if !cleaned.is_empty() => say(&table(&cleaned, &COLUMNS)),
         _ if cleaned.iter().all(|one| one.outcome == RUNNING) => println!("nothing to clean"),
         _ => {}
     }
     Ok(())
+}
+
+/// Those that are meant: the named ones, or all.
+fn names(meant: &[String]) -> Result<Vec<String>> {
+    let mut names = pins::instances();
+    names.extend(instance::known());
+    names.sort();
+    names.dedup();
+    if let Some(missing) = meant.iter().find(|name| !names.contains(name)) {
+        return Err(here::not_found(missing));
+    }
+    names.retain(|name| meant.is_empty() || meant.contains(name));
+    Ok(names)
 }
 
 const RUNNING: &str = "running";

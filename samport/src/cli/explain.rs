@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 use samport_common::wire::protocol::Protocol;
 
 use super::here;
-use super::output::{Output, print_json};
+use super::output::{Output, print_json, say};
 use crate::exit::{Exit, coded};
 use crate::explain::{self, Question};
 use crate::privileges;
@@ -27,6 +27,9 @@ pub struct Args {
     /// Over UDP rather than TCP.
     #[arg(long)]
     udp: bool,
+    /// As if the packet came in by this device, rather than by the one that the client is behind.
+    #[arg(long, value_name = "DEVICE")]
+    iif: Option<String>,
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -72,11 +75,11 @@ pub async fn run(args: Args) -> Result<()> {
     let question = args.question()?;
     privileges::require()?;
     let names = here::instances(args.instance.as_deref())?;
-    let facts = gather::gather(question, &names).await?;
+    let facts = gather::gather(question, args.iif.as_deref(), &names).await?;
     let explanation = explain::explain(facts);
     match args.output {
         Output::Json => print_json(&explain::document(&explanation))?,
-        Output::Table | Output::Wide => println!("{}", explain::lines(&explanation)),
+        Output::Table | Output::Wide => say(&explain::lines(&explanation)),
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use super::here;
 use super::output::Output;
 use crate::dataplane::flows::{OpenFlow, open_flows};
 use crate::dataplane::pins;
+use crate::escape;
 use crate::instance;
 use crate::privileges;
 
@@ -78,7 +79,7 @@ fn once(args: &Args) -> Result<()> {
         }
         Output::Table | Output::Wide => show::table(&flows, args.output == Output::Wide),
     };
-    writeln!(io::stdout(), "{text}")?;
+    writeln!(io::stdout(), "{}", escape::lines(&text))?;
     // Unless they have ended meanwhile.
     for name in here::instances(args.instance.as_deref()).unwrap_or_default() {
         if !instance::is_running(&name) {
@@ -102,7 +103,7 @@ fn follow(args: &Args) -> Result<()> {
                 Output::Json => serde_json::to_string(&show::event(change))?,
                 Output::Table | Output::Wide => show::line(change),
             };
-            writeln!(io::stdout(), "{line}")?;
+            writeln!(io::stdout(), "{}", escape::lines(&line))?;
         }
         before = now;
     }

@@ -12,7 +12,8 @@ pub(super) struct Health {
     /// tcp. tcp: while it accepts connections. http:/path, or http:PORT/path: while it answers that with
     /// a status from 200 to 399. none: as soon as it runs. UDP ports accept no connections: with tcp
     /// they go by the HEALTHCHECK, if there is one. Backends of --backend and --file are checked only
-    /// with tcp or http.
+    /// with tcp or http. When connections of several clients have failed, a backend is asked once more, unless it
+    /// is none: others avoid it only if that fails.
     #[arg(
         long = "health",
         value_name = "docker|tcp|http:/PATH|none",

@@ -18,7 +18,8 @@ pub struct Args {
 ///
 /// # Errors
 /// [`Exit::Unreachable`] if samport does not answer; plain failure, naming the services, if some have no
-/// backend that takes new connections, or if there is no service.
+/// backend that takes new connections, if there is no service, or if the control loop has not completed a round for
+/// 30 seconds.
 pub async fn run(args: Args) -> Result<()> {
     let client = args.connection.client()?;
     let Services { services, .. } = client.get("/v1/services").await?;
@@ -28,7 +29,11 @@ pub async fn run(args: Args) -> Result<()> {
     let mut without = Vec::new();
     for one in services {
         let path = format!("/v1/health?healthy=1&service={}", escaped(&one.service));
-        if !client.look::<Health>(&path).await?.ok {
+        let health: Health = client.look(&path).await?;
+        if let Some(trouble) = health.trouble {
+            return Err(coded(Exit::Failure, trouble));
+        }
+        if !health.ok {
             without.push(one.service);
         }
     }

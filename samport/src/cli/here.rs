@@ -1,6 +1,6 @@
 //! The instances of this network namespace, running or left behind.
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use crate::dataplane::pins;
 use crate::exit::{Exit, coded};
@@ -20,11 +20,15 @@ pub(super) fn instances(meant: Option<&str>) -> Result<Vec<String>> {
         None => is_here(name),
     });
     if names.is_empty() {
-        let message = match meant {
-            Some(name) => format!("no samport {name} runs or has left anything"),
-            None => "samport does not run in this network namespace".to_owned(),
-        };
-        return Err(coded(Exit::Unreachable, message));
+        return Err(match meant {
+            Some(name) => not_found(name),
+            None => coded(Exit::Unreachable, "samport does not run in this network namespace"),
+        });
     }
     Ok(names)
+}
+
+/// There is no instance of this name.
+pub(super) fn not_found(name: &str) -> Error {
+    coded(Exit::Unreachable, format!("no samport {name} runs or has left anything"))
 }

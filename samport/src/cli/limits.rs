@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, MAX_BACKENDS};
 
-use crate::dataplane::Timeouts;
+use crate::dataplane::{DEFAULT_SERVICE_SHARE, Timeouts};
 pub(super) use crate::duration::read as time;
 
 /// Shortest time-out: the kernel programs' clock is no finer.
@@ -14,9 +14,11 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
-    /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.1 MiB of locked memory for
-    /// either, besides 11 MiB for floods, fragments and affinity; when a table is full, the longest idle
-    /// make room.
+    /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.15 MiB of locked memory for
+    /// either, besides 9 MiB for fragments, affinity and what is begun from served ports. Half-open connections and datagrams without an answer
+    /// take no more than a quarter. What finds no room is served all the same, from a table beside of an eighth
+    /// of the size, where the oldest make way. When a table is full, those that are closed make room, then those
+    /// that are half open or without an answer, then services beyond their share, then the longest idle.
     #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
     /// Connections remembered for IPv6, if not as many as for IPv4: a table that nobody needs takes as much
@@ -27,6 +29,10 @@ pub(super) struct Limits {
     /// MiB for each CPU.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
     pub(super) max_backends: u32,
+    /// Percent of a table of connections that one service may hold when others need room, 1 to 100: while more
+    /// than three quarters of the table are in use, and what it holds beyond that when the table is full.
+    #[arg(long, value_name = "PERCENT", default_value_t = DEFAULT_SERVICE_SHARE, value_parser = clap::value_parser!(u8).range(1..=100), env = "SAMPORT_SERVICE_SHARE")]
+    pub(super) service_share: u8,
     /// TCP connections that may be left half open on one CPU in about a second before it counts as a
     /// flood of SYNs. Those of a flood are kept in a small table of their own, so that it drives out
     /// nobody else. [default: a 128th of --flows]

@@ -47,7 +47,9 @@ use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::descriptors;
 use crate::discovery::Unreachable;
+use crate::escape;
 use crate::exit::{Exit, code_of};
 use crate::privileges;
 
@@ -101,11 +103,16 @@ enum Verb {
     Weight(steer::WeightArgs),
     /// Change how backends are chosen for new connections.
     Balance(steer::BalanceArgs),
+    /// Lift what labels of containers that have gone restricted a service to.
+    Allow(steer::AllowArgs),
     /// Return when enough backends serve.
     Wait(wait::Args),
     /// See whether `run` would work here, without touching anything.
     Check(check::Args),
     /// Whether samport answers and every service has a backend: for the HEALTHCHECK of its container.
+    ///
+    /// It fails also when the control loop, which keeps the kernel up to date, has not completed a round for 30
+    /// seconds: it looks around every 10 seconds, and each wait within a round has a limit.
     Healthcheck(healthcheck::Args),
     /// Whether a configuration file is good, and what is in force.
     Config(config::Args),
@@ -145,6 +152,7 @@ pub fn main() -> ExitCode {
 fn act(cli: Cli) -> Result<()> {
     // Threads inherit what they may do.
     if let Verb::Run(_) = &cli.verb {
+        descriptors::raise_limit();
         privileges::shed(asked::configuration()?.flags.reads_files())?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -164,6 +172,7 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),
         Verb::Weight(args) => runtime.block_on(steer::weight(args)),
         Verb::Balance(args) => runtime.block_on(steer::balance(args)),
+        Verb::Allow(args) => runtime.block_on(steer::allow(args)),
         Verb::Wait(args) => runtime.block_on(wait::run(args)),
         Verb::Check(args) => runtime.block_on(check::run(args)),
         Verb::Healthcheck(args) => runtime.block_on(healthcheck::run(args)),
@@ -224,8 +233,10 @@ where
                 write!(writer, "  {target}: ")?;
             }
         }
-        context.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+        let mut fields = String::new();
+        context.field_format().format_fields(Writer::new(&mut fields), event)?;
+        // A line that others have put into the text does not begin as one of ours does.
+        writeln!(writer, "{}", escape::lines(&fields).replace('\n', "\n  "))
     }
 }
 

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::escape;
+
 /// What `-o` takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(super) enum Output {
@@ -16,6 +18,11 @@ pub(super) enum Output {
 
 /// Prints a document of ours.
 pub(super) fn print_json(document: &impl Serialize) -> Result<()> {
-    println!("{:#}", serde_json::to_value(document)?);
+    say(&format!("{:#}", serde_json::to_value(document)?));
     Ok(())
+}
+
+/// Prints text of ours, with names in it that others have chosen.
+pub(super) fn say(text: &str) {
+    println!("{}", escape::lines(text));
 }

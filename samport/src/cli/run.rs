@@ -20,13 +20,16 @@ use super::{asked, status};
 use crate::api::{Server, Socket};
 use crate::dataplane::{self, Dataplane};
 use crate::discovery;
+use crate::hash_seed;
 use crate::instance::{self, Instance};
 use crate::listening;
 use crate::metrics;
 use crate::model::Snapshot;
 use crate::netlink::Netlink;
 use crate::privileges;
+use crate::progress::Progress;
 use crate::reconcile::{NewRules, Reconciler};
+use crate::resyncs::Resyncs;
 use crate::takeover;
 use crate::{seat, service};
 
@@ -71,8 +74,11 @@ pub async fn run(args: &Args, log: bool) -> Result<()> {
     };
     service::ready();
     let mut reloader = Reloader::new(asked, config, hang_up, reins).await;
+    // Whatever the loop waits for: it is dropped there.
     tokio::select! {
-        () = reconciler.run(snapshots, network, rules, stop) => {}
+        biased;
+        () = &mut stop => {}
+        never = reconciler.run(snapshots, network, rules) => match never {},
         never = reloader.follow() => match never {},
     }
     service::stopping();
@@ -100,18 +106,23 @@ struct Started {
 async fn start(config: &Config) -> Result<Started> {
     let namespace = instance::network_namespace()?;
     let ports = config.listens();
-    instance::refuse_overlap(&config.interfaces, &ports, namespace)?;
+    instance::refuse_overlap(&config.interfaces, &ports, namespace, None)?;
 
-    let (netlink, network) = Netlink::connect()?;
+    let resyncs = Resyncs::default();
+    let (netlink, network) = Netlink::connect(&resyncs)?;
     // Before it is asked who listens on our ports: it may be us.
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     let (terms_in, terms) = watch::channel(config.terms.clone());
+    let networks = takeover::served_before(&config.interfaces, namespace);
     let (snapshots, providers) =
-        discovery::start_all(config.providers.clone(), &config.ports, &terms).await?;
+        discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
+            .await?;
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
     listening::refuse_taken(&ports)?;
     let mut instance = Instance::claim(&instance::name_for(&config.interfaces, &ports, namespace))?;
+    let hash_seed = hash_seed::open(config.hash_seed_file.as_deref())?;
+    let options = dataplane::Options { hash_seed: hash_seed.seed, ..config.dataplane };
     // Until all is well, what others have left stays as it is.
     instance.keep(true);
     let before = takeover::prepare(&instance, &config.interfaces, namespace)?;
@@ -120,27 +131,33 @@ async fn start(config: &Config) -> Result<Started> {
     let socket = Socket::bind(&socket_path)?;
     let loading = Patience::with("the kernel looks at the programs");
     let mut dataplane = match &before {
-        Some(record) => Dataplane::take_over(&instance, config.dataplane, &record.filters)?,
-        None => Dataplane::open(&instance, config.dataplane)?,
+        Some(record) => Dataplane::take_over(&instance, options, record)?,
+        None => Dataplane::open(&instance, options)?,
     };
-    tokio::spawn(dataplane.collector(&config.dataplane.timeouts)?.run());
+    tokio::spawn(dataplane.collector(&config.dataplane)?.run());
     if config.dataplane.log
         && let Some(logs) = dataplane.take_logs()
     {
         tokio::spawn(dataplane::follow_logs(logs));
     }
-    let job = config.job(socket_path, namespace);
+    let job = config.job(socket_path, hash_seed, namespace);
     let (desk, window) = seat::open();
     let name = instance.name().to_owned();
-    let mut reconciler = Reconciler::new(job, netlink, dataplane, instance, desk);
+    let progress = Progress::begin(resyncs);
+    let mut reconciler = Reconciler::new(job, netlink, dataplane, instance, desk, progress.clone());
     if let Some(record) = before {
         reconciler.adopt(record)?;
     }
     drop(loading);
     reconciler.start(&first).await?;
-    let source = metrics::Source { instance: name.clone(), window: window.clone(), providers };
+    let source = metrics::Source {
+        instance: name.clone(),
+        window: window.clone(),
+        providers,
+        progress: progress.clone(),
+    };
     let metrics = metrics.map(|at| metrics::Server::start(at, source.clone())).transpose()?;
-    let server = Server::start(socket, &name, window, status::document)?;
+    let server = Server::start(socket, &name, window, progress.clone(), status::document)?;
     privileges::settle();
     say_ready(config, &reconciler);
     let (rules_in, rules) = mpsc::channel(1);

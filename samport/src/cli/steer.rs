@@ -1,4 +1,4 @@
-//! `samport drain`, `undrain`, `weight` and `balance`: orders to a running samport.
+//! `samport drain`, `undrain`, `weight`, `balance` and `allow`: orders to a running samport.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use samport_common::choose::Balance;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::output::say;
 use super::patience::Progress;
 use crate::api::client::{Client, escaped};
 use crate::api::words::{self, Backend, Backends};
@@ -70,6 +71,20 @@ pub struct BalanceArgs {
     connection: Connection,
 }
 
+/// Options of `samport allow`.
+#[derive(clap::Args, Debug)]
+pub struct AllowArgs {
+    /// Port of the service, like 80 or 53/udp, or the name its containers give it.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    service: String,
+    /// Forget what labels of containers that have gone restricted it to: it is restricted as the labels of its
+    /// containers say now, within --allow.
+    #[arg(long, required = true)]
+    reset: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
 /// Lets a backend drain.
 pub async fn drain(args: DrainArgs) -> Result<()> {
     let client = args.connection.client()?;
@@ -115,8 +130,17 @@ pub async fn balance(args: BalanceArgs) -> Result<()> {
     for service in services {
         let path = format!("/v1/services/{}/balance", escaped(&service));
         let _: Backends = client.put(&path, &balance).await?;
-        println!("{service} {}", balance.balance);
+        say(&format!("{service} {}", balance.balance));
     }
+    Ok(())
+}
+
+/// Forgets what labels restricted a service to that no container has any more.
+pub async fn allow(args: AllowArgs) -> Result<()> {
+    let client = args.connection.client()?;
+    let service = args.service;
+    carry_out(&client, &Order::ResetAllow(service.clone())).await?;
+    say(&format!("{service}: restricted as its containers' labels say now"));
     Ok(())
 }
 
@@ -135,6 +159,9 @@ pub(super) async fn carry_out(client: &Client, order: &Order) -> Result<Backends
             let body = words::Balance { balance: mode.name().to_owned() };
             client.put(&format!("/v1/services/{}/balance", escaped(service)), &body).await
         }
+        Order::ResetAllow(service) => {
+            client.post(&format!("/v1/services/{}/allow/reset", escaped(service))).await
+        }
     }
 }
 
@@ -146,7 +173,7 @@ async fn services(client: &Client) -> Result<Vec<String>> {
 
 fn print_all(backends: &Backends) {
     for backend in &backends.backends {
-        println!("{}", about(backend));
+        say(&about(backend));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::escape;
+
 pub(super) const LEFT: CellAlignment = CellAlignment::Left;
 pub(super) const RIGHT: CellAlignment = CellAlignment::Right;
 
@@ -17,7 +19,7 @@ pub(super) fn table<'a, T: 'a>(
     table.load_preset(presets::NOTHING);
     table.set_header(columns.iter().map(|(head, ..)| *head));
     for row in rows {
-        table.add_row(columns.iter().map(|(_, _, cell)| cell(row)));
+        table.add_row(columns.iter().map(|(_, _, cell)| escape::line(&cell(row)).into_owned()));
     }
     for (column, (_, alignment, _)) in table.column_iter_mut().zip(columns) {
         column.set_cell_alignment(*alignment);

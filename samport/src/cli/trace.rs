@@ -14,6 +14,7 @@ use super::here;
 use super::output::Output;
 use crate::dataplane::pins;
 use crate::dataplane::traces::{RENEW, Tracer};
+use crate::escape;
 use crate::exit::{Exit, coded};
 use crate::instance;
 use crate::privileges;
@@ -119,7 +120,7 @@ impl Shower {
             }
             Output::Table | Output::Wide => show::line(traced, &self.clock, &self.names),
         };
-        writeln!(io::stdout(), "{text}")
+        writeln!(io::stdout(), "{}", escape::lines(&text))
     }
 
     fn say_lost(&mut self, lost: u64) {

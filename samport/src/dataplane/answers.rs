@@ -13,12 +13,15 @@ use samport_common::family::{Address, V4, V6};
 use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, Lane, ServiceId,
 };
-use samport_common::layout::{Backend, Condition, Service, Slots};
+use samport_common::layout::{
+    Backend, Condition, DeviceInfo, DeviceSet, Evidence, Service, Slots, Suspicion,
+};
+use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
 
 use super::batch::HashTable;
 use super::maps::{MapCell, open};
-use super::{allowed, flows, pins};
+use super::{allowed, flows, pins, seed};
 
 /// What is known of a backend's id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +32,8 @@ pub struct Known {
     pub load: Load,
     /// Until when new flows avoid it, in ticks.
     pub suspect_until: u32,
+    /// The connections it has failed lately.
+    pub evidence: Evidence,
 }
 
 /// The maps of one instance.
@@ -36,6 +41,8 @@ pub struct Answers {
     instance: String,
     backends: Array<MapData, MapCell<Backend>>,
     conditions: Array<MapData, MapCell<Condition>>,
+    suspects: Array<MapData, MapCell<Suspicion>>,
+    evidence: Array<MapData, MapCell<Evidence>>,
     lost: Array<MapData, u64>,
     /// The kernel programs' clock, when this was opened.
     pub now_ns: u64,
@@ -48,6 +55,8 @@ impl Answers {
             instance: instance.to_owned(),
             backends: array(instance, "BACKENDS")?,
             conditions: array(instance, "CONDITIONS")?,
+            suspects: array(instance, "SUSPECTS")?,
+            evidence: array(instance, "EVIDENCE")?,
             lost: array(instance, "LOST")?,
             now_ns: flows::now_ns(),
         })
@@ -102,21 +111,27 @@ impl Answers {
     pub fn backend(&self, id: u32) -> Result<Known> {
         let MapCell(backend) = self.backends.get(&id, 0).context("read BACKENDS")?;
         let MapCell(condition) = self.conditions.get(&id, 0).context("read CONDITIONS")?;
-        let open = open(condition.open, self.lost.get(&id, 0).context("read LOST")?);
+        let open = open(&condition, self.lost.get(&id, 0).context("read LOST")?);
         let open = u32::try_from(open).unwrap_or(u32::MAX);
         let load = Load { open, weight: backend.weight };
-        Ok(Known { backend, load, suspect_until: condition.suspect_until })
+        let MapCell(suspicion) = self.suspects.get(&id, 0).context("read SUSPECTS")?;
+        let MapCell(evidence) = self.evidence.get(&id, 0).context("read EVIDENCE")?;
+        Ok(Known { backend, load, suspect_until: suspicion.until, evidence })
     }
 
-    /// All that a client's port has at a service, in the order the programs look, the table of a flood last.
+    /// All that a client's port has at a service, in the order the programs look, the table for those that find no room last.
     pub fn flows(&self, client: SocketAddr, service: ServiceId) -> Result<Vec<Flow>> {
         match client.ip() {
-            IpAddr::V4(ip) => {
-                self.flows_in(["FLOWS4", "FLOOD4"], endpoint(ip.octets(), client.port()), service)
-            }
-            IpAddr::V6(ip) => {
-                self.flows_in(["FLOWS6", "FLOOD6"], endpoint(ip.octets(), client.port()), service)
-            }
+            IpAddr::V4(ip) => self.flows_in(
+                ["FLOWS4", "OVERFLOW4"],
+                endpoint(ip.octets(), client.port()),
+                service,
+            ),
+            IpAddr::V6(ip) => self.flows_in(
+                ["FLOWS6", "OVERFLOW6"],
+                endpoint(ip.octets(), client.port()),
+                service,
+            ),
         }
     }
 
@@ -166,6 +181,25 @@ impl Answers {
         Ok(trie.get(key, 0).is_ok())
     }
 
+    /// What sources of packets that come in by a device are validated by; `None` if it has no hook.
+    pub fn device(&self, ifindex: u32) -> Result<Option<DeviceInfo>> {
+        Ok(self.table::<u32, DeviceInfo>("DEVICES")?.get(&ifindex))
+    }
+
+    /// The devices that packets from an address may come in by: none if it is the host's own, `None` if
+    /// the routes say so.
+    pub fn source_devices(&self, addr: IpAddr) -> Result<Option<DeviceSet>> {
+        Ok(match addr {
+            IpAddr::V4(ip) => self.table::<[u8; 4], DeviceSet>("SOURCES4")?.get(&ip.octets()),
+            IpAddr::V6(ip) => self.table::<[u8; 16], DeviceSet>("SOURCES6")?.get(&ip.octets()),
+        })
+    }
+
+    /// What the programs' choices by hash are keyed by; `None` if they know no seed.
+    pub fn hash_seed(&self) -> Result<Option<Seed>> {
+        seed::of(&self.instance)
+    }
+
     /// The number of a service's next turn.
     pub fn turn(&self, service: ServiceId) -> Result<u64> {
         let cursors: Array<MapData, u64> = array(&self.instance, "CURSORS")?;
@@ -183,10 +217,11 @@ impl Answers {
 
 /// A client as its hash, with its port or without.
 #[must_use]
-pub fn hash(client: SocketAddr, with_port: bool) -> u32 {
+pub fn hash(seed: &Seed, client: SocketAddr, with_port: bool) -> u32 {
+    let port = client.port();
     match client.ip() {
-        IpAddr::V4(ip) => choose::hash::<V4>(&endpoint(ip.octets(), client.port()), with_port),
-        IpAddr::V6(ip) => choose::hash::<V6>(&endpoint(ip.octets(), client.port()), with_port),
+        IpAddr::V4(ip) => choose::hash::<V4>(seed, &endpoint(ip.octets(), port), with_port),
+        IpAddr::V6(ip) => choose::hash::<V6>(seed, &endpoint(ip.octets(), port), with_port),
     }
 }
 

@@ -42,7 +42,7 @@ impl Hook {
 
 /// One attached program. Dropping it detaches the program.
 pub(super) enum Attachment {
-    /// Held by a pin: tcx, and the hooks for local clients. `None` only while being dropped.
+    /// Held by a pin: tcx, and the hooks for local clients. `None` while being dropped, or attached again.
     Pinned(Option<PinnedLink>),
     /// Held by the device.
     Tc { link: Option<SchedClassifierLink>, filter: FilterRecord },
@@ -53,6 +53,15 @@ impl Attachment {
         match self {
             Self::Pinned(_) => None,
             Self::Tc { filter, .. } => Some(filter.clone()),
+        }
+    }
+
+    /// Lets go of one that is attached no more, and of nothing else: a qdisc that is there now is somebody else's.
+    pub(super) fn forget(mut self) {
+        match &mut self {
+            // Dropped, it takes its pin away.
+            Self::Pinned(_) => {}
+            Self::Tc { link, .. } => std::mem::forget(link.take()),
         }
     }
 
@@ -113,6 +122,7 @@ const fn program_of(role: Role) -> (&'static str, TcAttachType) {
         Role::Egress => ("samport_egress", TcAttachType::Egress),
         Role::Device => ("samport_device", TcAttachType::Ingress),
         Role::Inside => ("samport_bridge", TcAttachType::Ingress),
+        Role::Outbound => ("samport_outbound", TcAttachType::Egress),
     }
 }
 
@@ -259,4 +269,13 @@ pub(crate) fn device_name(ifindex: u32) -> Result<String> {
             .context("open a socket")?;
     rustix::net::netdevice::index_to_name(socket.as_fd(), ifindex)
         .map_err(|_| coded(Exit::Failure, format!("there is no device with index {ifindex}")))
+}
+
+/// The index of a device of this network namespace.
+pub(super) fn device_index(name: &str) -> Result<u32> {
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+            .context("open a socket")?;
+    rustix::net::netdevice::name_to_index(socket.as_fd(), name)
+        .map_err(|_| coded(Exit::Failure, format!("there is no device {name}")))
 }

@@ -141,6 +141,19 @@ where
         }
     }
 
+    /// Sets the value of a key.
+    pub(super) fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut attr = self.element(key);
+        attr.value = (&raw const *value) as u64;
+        // SAFETY: as in `for_each`.
+        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// How many entries it has room for.
+    pub(super) fn max_entries(&self) -> Result<usize> {
+        Ok(self.map.info().context("ask about a map")?.max_entries() as usize)
+    }
+
     fn element(&self, key: &K) -> ElementAttr {
         ElementAttr {
             map_fd: fd_of(&self.map),

@@ -1,113 +1,232 @@
-//! Carrying what maps hold over into others of another size, when a samport takes over from one that was
-//! told other limits.
+//! Carrying what maps hold over into maps that are made anew, when a samport takes over from one that was told
+//! other limits, or whose maps have an older layout.
+//!
+//! What becomes of each map of an older layout is a list, in a module that is named after the layout.
+
+mod copy;
+mod layout3;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, Map, MapData, PerCpuArray};
+use aya::maps::MapInfo;
+use aya_obj::generated::bpf_map_type;
 use samport_common::flow::{EndpointKey, Flow, FlowKey};
-use samport_common::layout::{Backend, BackendStats, Condition, Handshakes, Life, Owners};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use samport_common::layout::{
+    Backend, BackendStats, Condition, Handshakes, LAYOUT_VERSION, Owners,
+};
 
-use super::batch::HashTable;
+use super::attach::device_index;
 use super::load::{self, Options};
-use super::maps::MapCell;
 use super::pins::{self, Folder};
-use crate::exit::{Exit, coded};
+use super::seed;
+use crate::instance::Record;
+use crate::plan::Route;
+use copy::{Carry, Pair, array, array_by_cpu, hash, nothing};
 
-/// The pinned maps that have another size than is wanted.
+/// Opens an old map and the one that takes its place.
+type Open = fn(&Pair) -> Result<Box<dyn Carry>>;
+
+/// What becomes of a map when a samport takes over.
+#[derive(Clone, Copy)]
+enum Carried {
+    /// It goes on being used: keys and values mean the same.
+    Kept,
+    /// Another takes its place, and gets what it holds in this way.
+    Converted(Open),
+    /// Another takes its place, and begins empty: nothing is lost with what it holds.
+    Emptied,
+    /// There was none.
+    New,
+    /// Each run has its own.
+    OfRun,
+}
+
+type List = &'static [(&'static str, Carried)];
+
+/// The older layouts that can be taken over, each with its list.
+const OLDER: [(u32, List); 1] = [(3, &layout3::MAPS)];
+
+/// The layout of the maps that are taken over.
+#[derive(Clone, Copy)]
+pub(super) struct Layout(Option<List>);
+
+impl Layout {
+    /// The layout with this number, if it can be taken over.
+    pub(super) fn of(version: u32) -> Option<Self> {
+        if version == LAYOUT_VERSION {
+            return Some(Self(None));
+        }
+        let older = OLDER.iter().find(|(older, _)| *older == version);
+        older.map(|(_, list)| Self(Some(list)))
+    }
+
+    fn carried(self, name: &str) -> Carried {
+        if load::OF_A_RUN.contains(&name) {
+            return Carried::OfRun;
+        }
+        // Written anew, with what this run was given.
+        if name == seed::MAP {
+            return Carried::Emptied;
+        }
+        let listed = self.0.and_then(|list| list.iter().find(|(one, _)| *one == name));
+        listed.map_or(Carried::Kept, |(_, carried)| *carried)
+    }
+
+    /// What copies a map into one of another size, or of another layout.
+    fn open(self, name: &str) -> Result<Open> {
+        Ok(match (self.carried(name), name) {
+            (Carried::Converted(open), _) => open,
+            // Whoever fails now will fail again; and another size means that there were no local clients, or will
+            // be none.
+            (Carried::Emptied | Carried::New | Carried::OfRun, _)
+            | (
+                Carried::Kept,
+                "EVIDENCE" | "SUSPECTS" | "LOCAL_PEERS" | "LOCAL_SENDERS" | "LOCAL_CHOICES",
+            ) => nothing,
+            (Carried::Kept, "FLOWS4" | "OVERFLOW4") => hash::<FlowKey<[u8; 4]>, Flow>,
+            (Carried::Kept, "FLOWS6" | "OVERFLOW6") => hash::<FlowKey<[u8; 16]>, Flow>,
+            (Carried::Kept, "OWNERS4") => hash::<EndpointKey<[u8; 4]>, Owners>,
+            (Carried::Kept, "OWNERS6") => hash::<EndpointKey<[u8; 16]>, Owners>,
+            (Carried::Kept, "BACKENDS") => array::<Backend>,
+            (Carried::Kept, "CONDITIONS") => array::<Condition>,
+            (Carried::Kept, "LOST") => array::<u64>,
+            (Carried::Kept, "BACKEND_STATS") => array_by_cpu::<BackendStats>,
+            (Carried::Kept, "HANDSHAKES") => array_by_cpu::<Handshakes>,
+            (Carried::Kept, _) => bail!(
+                "map {name} is of another kind or size than this version makes, and there is no way to copy it"
+            ),
+        })
+    }
+}
+
+/// Numbers of the layouts whose maps can be taken over.
+pub(crate) fn layouts() -> BTreeSet<u32> {
+    OLDER.iter().map(|(version, _)| *version).chain([LAYOUT_VERSION]).collect()
+}
+
+/// What conversions need to know beside the maps.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Context {
+    /// How packets get to each backend, by its number.
+    routes: BTreeMap<u32, Route>,
+    /// The devices that outside clients come in by.
+    interfaces: BTreeSet<u32>,
+}
+
+impl Context {
+    /// What a samport has written down for its successor.
+    pub(super) fn of(record: &Record) -> Self {
+        let routes = record.ledger.backends().map(|(key, id)| (id.index, key.route));
+        // One that is gone has no flows any more.
+        let interfaces = record.interfaces.iter().filter_map(|name| device_index(name).ok());
+        Self { routes: routes.collect(), interfaces: interfaces.collect() }
+    }
+}
+
+/// What the kernel is told when a map is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Shape {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl Shape {
+    fn of(info: &MapInfo) -> Result<Self> {
+        let kind = info.map_type().context("a map of an unknown type")? as u32;
+        let (key, value) = (info.key_size(), info.value_size());
+        let (entries, flags) = (info.max_entries(), info.map_flags());
+        Ok(Self { kind, key, value, entries, flags }.bounded())
+    }
+
+    fn wanted(map: &aya_obj::Map, entries: Option<u32>) -> Self {
+        let (kind, key, value) = (map.map_type(), map.key_size(), map.value_size());
+        let entries = entries.unwrap_or_else(|| map.max_entries());
+        Self { kind, key, value, entries, flags: map.map_flags() }.bounded()
+    }
+
+    /// Without the size of a ring, which is made of whole pages.
+    fn bounded(self) -> Self {
+        let is_ring = self.kind == bpf_map_type::BPF_MAP_TYPE_RINGBUF as u32;
+        if is_ring { Self { entries: 0, ..self } } else { self }
+    }
+}
+
+/// The maps that are to be made anew beside those that are pinned: they have another size or another layout, or
+/// there are none yet.
 ///
 /// # Errors
-/// [`Exit::Usage`] if a smaller one would have no room for what is in use.
-pub(super) fn resized(options: Options, pins: &Folder) -> Result<Vec<&'static str>> {
-    let mut resized = Vec::new();
-    for (name, wanted) in load::sizes(options) {
-        let pin = pins.map(name);
-        if !pin.exists() {
-            continue;
-        }
-        let info = pins::open(&pin)?.info().with_context(|| format!("ask about {name}"))?;
-        if info.max_entries() != wanted {
-            resized.push(name);
-        }
-    }
-    if resized.contains(&"BACKENDS") {
-        let backends: Array<_, MapCell<Backend>> = array(&pins.map("BACKENDS"))?;
-        let serves = |index: &u32| {
-            let value = backends.get(index, 0);
-            value.is_ok_and(|MapCell(one)| Life::from_byte(one.life).serves())
+/// If a pin is missing or cannot be read.
+pub(super) fn anew(options: Options, pins: &Folder, layout: Layout) -> Result<Vec<&'static str>> {
+    let object = aya_obj::Object::parse(load::OBJECT).context("read the kernel programs")?;
+    let sizes: BTreeMap<_, _> = load::sizes(options).into_iter().collect();
+    let mut anew = Vec::new();
+    for name in load::MAPS {
+        let is_anew = match layout.carried(name) {
+            Carried::OfRun => false,
+            Carried::Emptied => true,
+            Carried::New if !pins.map(name).exists() => true,
+            // One that was converted before, by a samport that was killed in the middle, is as it should be.
+            Carried::New | Carried::Kept | Carried::Converted(_) => {
+                let wanted = object
+                    .maps
+                    .get(name)
+                    .with_context(|| format!("the object has no map {name}"))?;
+                let wanted = Shape::wanted(wanted, sizes.get(name).copied());
+                let pinned = pins::open(&pins.map(name))?;
+                let info = pinned.info().with_context(|| format!("ask about {name}"))?;
+                Shape::of(&info)? != wanted
+            }
         };
-        let last = (0..backends.len()).rev().find(serves).unwrap_or(0);
-        if last > options.backends {
-            let message = format!(
-                "--max-backends {} is too small to take over what runs: backend number {last} is in \
-                 use; give at least that, or run `samport clean` first",
-                options.backends
-            );
-            return Err(coded(Exit::Usage, message));
+        if is_anew {
+            anew.push(name);
         }
     }
-    Ok(resized)
+    Ok(anew)
 }
 
-/// Copies what the pinned maps of these names hold, and this run's own maps do not yet.
-pub(super) fn copy(pins: &Folder, names: &[&str]) -> Result<()> {
-    for name in names {
-        let copied = match *name {
-            "FLOWS4" => hash::<FlowKey<[u8; 4]>, Flow>(pins, name),
-            "FLOWS6" => hash::<FlowKey<[u8; 16]>, Flow>(pins, name),
-            "OWNERS4" => hash::<EndpointKey<[u8; 4]>, Owners>(pins, name),
-            "OWNERS6" => hash::<EndpointKey<[u8; 16]>, Owners>(pins, name),
-            "BACKENDS" => values::<MapCell<Backend>>(pins, name),
-            "CONDITIONS" => values::<MapCell<Condition>>(pins, name),
-            "LOST" => values::<u64>(pins, name),
-            "BACKEND_STATS" => values_by_cpu::<BackendStats>(pins, name),
-            "HANDSHAKES" => values_by_cpu::<Handshakes>(pins, name),
-            // Another size means that there were no local clients, or will be none.
-            "LOCAL_PEERS" | "LOCAL_SENDERS" | "LOCAL_CHOICES" => Ok(()),
-            _ => bail!("nobody knows how to copy {name}"),
+/// Maps that are copied, each with the one it is copied into.
+pub(super) struct Copies(Vec<(&'static str, Box<dyn Carry>)>);
+
+impl Copies {
+    /// Opens the pinned maps of these names, and this run's own.
+    pub(super) fn open(
+        pins: &Folder,
+        names: &[&'static str],
+        layout: Layout,
+        context: Context,
+    ) -> Result<Self> {
+        let context = Rc::new(context);
+        let open = |name: &&'static str| {
+            let pair = Pair {
+                from: pins.map(name),
+                to: pins.map_of_run(name),
+                context: Rc::clone(&context),
+            };
+            let copy = layout.open(name).and_then(|open| open(&pair));
+            Ok((*name, copy.with_context(|| format!("copy {name}"))?))
         };
-        copied.with_context(|| format!("copy {name}"))?;
+        let mut copies: Vec<_> = names.iter().map(open).collect::<Result<_>>()?;
+        // What connections wait for comes first.
+        copies.sort_by_key(|(name, _)| !name.starts_with("FLOWS"));
+        Ok(Self(copies))
     }
-    Ok(())
-}
 
-fn hash<K, V>(pins: &Folder, name: &str) -> Result<()>
-where
-    K: FromBytes + IntoBytes + Immutable + Copy,
-    V: FromBytes + IntoBytes + Immutable + Copy,
-{
-    let to = HashTable::<K, V>::open(&pins.map_of_run(name))?;
-    let mut failed = Ok(());
-    HashTable::<K, V>::open(&pins.map(name))?.for_each(|key, value| {
-        if failed.is_ok() {
-            failed = to.add(key, value);
+    /// Copies what they hold; the second time, what has changed since the first.
+    pub(super) fn copy(&mut self) -> Result<()> {
+        for (name, copy) in &mut self.0 {
+            let lost = copy.carry().with_context(|| format!("copy {name}"))?;
+            if lost > 0 {
+                tracing::warn!("{lost} entries of {name} had no room in the new table");
+            }
         }
-    })?;
-    Ok(failed?)
-}
-
-fn array<V: aya::Pod>(pin: &std::path::Path) -> Result<Array<MapData, V>> {
-    Ok(Array::try_from(Map::Array(pins::open(pin)?))?)
-}
-
-fn values<V: aya::Pod>(pins: &Folder, name: &str) -> Result<()> {
-    let from: Array<_, V> = array(&pins.map(name))?;
-    let mut to: Array<_, V> = array(&pins.map_of_run(name))?;
-    for index in 0..from.len().min(to.len()) {
-        to.set(index, from.get(&index, 0)?, 0)?;
+        Ok(())
     }
-    Ok(())
 }
 
-fn values_by_cpu<V>(pins: &Folder, name: &str) -> Result<()>
-where
-    V: IntoBytes + FromBytes + Immutable + Copy + 'static,
-{
-    let open = |pin: &std::path::Path| -> Result<PerCpuArray<MapData, MapCell<V>>> {
-        Ok(PerCpuArray::try_from(Map::PerCpuArray(pins::open(pin)?))?)
-    };
-    let (from, mut to) = (open(&pins.map(name))?, open(&pins.map_of_run(name))?);
-    for index in 0..from.len().min(to.len()) {
-        to.set(index, from.get(&index, 0)?, 0)?;
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

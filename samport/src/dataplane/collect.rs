@@ -1,8 +1,9 @@
-//! Taking flows that are over out of the tables. Nothing depends on it: the kernel's programs go by the
-//! clock themselves, and a full table makes room. It keeps the numbers honest, and the way short for
-//! look-ups that find nothing.
+//! Taking flows that are over out of the tables, and others out of a table that is full. Without it the
+//! kernel's programs go by the clock themselves, and what finds no room is served from the tables beside, where
+//! the oldest make way. It also keeps the numbers honest, and the way short for look-ups that find nothing.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
@@ -10,23 +11,34 @@ use rustix::time::{ClockId, clock_gettime};
 use samport_common::conntrack::{TICK_SHIFT, Timeouts};
 use samport_common::family::Address;
 use samport_common::flow::{Flow, FlowKey, FlowWord, Lane};
-use samport_common::layout::{Collected, Pressure, unusual};
+use samport_common::layout::{Collected, Pressure, is_nearly_full, unusual};
 
 use super::batch::HashTable;
 use super::census::{Census, Count};
 use super::maps::MapCell;
+use super::room::{Seen, Size, make_room};
 use super::{load, pins, settle};
 
 /// Between two rounds, at most and at least; half the shortest time-out if that is in between.
 const SLOWEST: Duration = Duration::from_secs(10);
 const FASTEST: Duration = Duration::from_secs(1);
+/// Between two looks whether a table fills, and while one does.
+const LOOK: Duration = Duration::from_secs(1);
+const QUICK_LOOK: Duration = Duration::from_millis(250);
 
 /// Removes what is over, round after round.
 pub struct Collector {
     flows4: Table<[u8; 4]>,
     flows6: Table<[u8; 16]>,
-    flood4: Table<[u8; 4]>,
-    flood6: Table<[u8; 16]>,
+    overflow4: Table<[u8; 4]>,
+    overflow6: Table<[u8; 16]>,
+    sizes: [Size; 2],
+    nearly_full: Array<MapData, [u32; 2]>,
+    /// Flows in both tables after the last round, and the entries made until then.
+    left: [u64; 2],
+    inserted: u64,
+    /// Whether several services had flows of a family then: only others need room.
+    shared: [bool; 2],
     unusual: Array<MapData, u32>,
     pressure: PerCpuArray<MapData, MapCell<Pressure>>,
     told: Array<MapData, MapCell<Collected>>,
@@ -40,16 +52,21 @@ pub struct Collector {
 type Table<A> = HashTable<FlowKey<A>, Flow>;
 
 /// What a round has found in a table.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Round {
     left: u64,
     removed: u64,
+    /// Of those that were not over.
+    evicted: u64,
     /// Whether any flow that is left is outside of the first lane.
     lanes: bool,
+    /// The services of those that are left.
+    services: BTreeSet<u16>,
 }
 
 impl Collector {
-    pub(super) fn open(pins: &pins::Folder, timeouts: &load::Timeouts) -> Result<Self> {
+    pub(super) fn open(pins: &pins::Folder, options: &load::Options) -> Result<Self> {
+        let timeouts = &options.timeouts;
         let data = |name: &str| pins::open(&pins.map(name));
         let told: Array<_, MapCell<Collected>> =
             Array::try_from(Map::Array(data("COLLECTED")?)).context("COLLECTED")?;
@@ -58,8 +75,14 @@ impl Collector {
         Ok(Self {
             flows4: HashTable::open(&pins.map("FLOWS4"))?,
             flows6: HashTable::open(&pins.map("FLOWS6"))?,
-            flood4: HashTable::open(&pins.map("FLOOD4"))?,
-            flood6: HashTable::open(&pins.map("FLOOD6"))?,
+            overflow4: HashTable::open(&pins.map("OVERFLOW4"))?,
+            overflow6: HashTable::open(&pins.map("OVERFLOW6"))?,
+            sizes: sizes(options),
+            nearly_full: Array::try_from(Map::Array(data("NEARLY_FULL")?))
+                .context("NEARLY_FULL")?,
+            left: [before.left4, before.left6],
+            inserted: 0,
+            shared: [false; 2],
             unusual: Array::try_from(Map::Array(data("UNUSUAL")?)).context("UNUSUAL")?,
             pressure: PerCpuArray::try_from(Map::PerCpuArray(data("PRESSURE")?))
                 .context("PRESSURE")?,
@@ -75,7 +98,10 @@ impl Collector {
     /// Works until it is dropped.
     pub async fn run(mut self) {
         loop {
-            tokio::time::sleep(self.pause).await;
+            if let Err(error) = self.wait().await {
+                tracing::error!("the tables of flows cannot be looked at: {error:#}");
+                tokio::time::sleep(SLOWEST).await;
+            }
             // Some ten milliseconds for a hundred thousand flows: too long for the others to wait.
             let round = tokio::task::spawn_blocking(move || {
                 let result = self.round();
@@ -89,29 +115,72 @@ impl Collector {
         }
     }
 
+    /// Until the next round: its time has come, or a table fills.
+    async fn wait(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        let mut look = LOOK;
+        while begin.elapsed() < self.pause {
+            tokio::time::sleep(look.min(self.pause.saturating_sub(begin.elapsed()))).await;
+            let new = self.inserts()?.saturating_sub(self.inserted);
+            let at_most = [0, 1].map(|family| self.left[family] + new);
+            let is_full = self.are_nearly_full(at_most);
+            if is_full.contains(&true) {
+                self.tell_nearly_full(is_full)?;
+                tokio::time::sleep(QUICK_LOOK).await;
+                return Ok(());
+            }
+            let is_half_full = |family: usize| at_most[family] > self.sizes[family].entries / 2;
+            look = if is_half_full(0) || is_half_full(1) { QUICK_LOOK } else { LOOK };
+        }
+        Ok(())
+    }
+
+    /// Which tables are nearly full with so many flows.
+    fn are_nearly_full(&self, held: [u64; 2]) -> [bool; 2] {
+        [0, 1].map(|family| is_nearly_full(held[family], self.sizes[family].entries))
+    }
+
+    /// Tells the kernel in which tables a service may hold its share and no more: where others need room.
+    fn tell_nearly_full(&mut self, is_full: [bool; 2]) -> Result<()> {
+        let told = [0, 1].map(|family| u32::from(is_full[family] && self.shared[family]));
+        self.nearly_full.set(0, told, 0).context("write NEARLY_FULL")
+    }
+
+    /// Entries made in both tables, ever.
+    fn inserts(&self) -> Result<u64> {
+        let pressure = self.pressure.get(&0, 0).context("read PRESSURE")?;
+        Ok(pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum())
+    }
+
     fn round(&mut self) -> Result<()> {
         let now = now_tick();
-        // Before the tables are read: what comes meanwhile must not look as if it had gone.
-        let pressure = self.pressure.get(&0, 0).context("read PRESSURE")?;
-        let inserted: u64 = pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum();
+        // Before the tables are read: what comes meanwhile must not look as if it had been seen.
+        let inserted = self.inserts()?;
         let mut count = self.census.begin()?;
-        let flood4 = sweep(&self.flood4, &self.timeouts, now, &mut count)?;
-        let flood6 = sweep(&self.flood6, &self.timeouts, now, &mut count)?;
-        let flows4 = sweep(&self.flows4, &self.timeouts, now, &mut count)?;
-        let flows6 = sweep(&self.flows6, &self.timeouts, now, &mut count)?;
+        let of_overflow = Sweep { timeouts: &self.timeouts, now, size: None };
+        let overflow4 = sweep(&self.overflow4, &of_overflow, &mut count)?;
+        let overflow6 = sweep(&self.overflow6, &of_overflow, &mut count)?;
+        let [size4, size6] = self.sizes.map(Some);
+        let flows4 = sweep(&self.flows4, &Sweep { size: size4, ..of_overflow }, &mut count)?;
+        let flows6 = sweep(&self.flows6, &Sweep { size: size6, ..of_overflow }, &mut count)?;
         self.census.end(&count)?;
+        (self.left, self.inserted) = ([flows4.left, flows6.left], inserted);
+        // Who waits for room in the table beside needs it, too.
+        self.shared = [(&flows4, &overflow4), (&flows6, &overflow6)]
+            .map(|(flows, beside)| flows.services.union(&beside.services).count() > 1);
+        self.tell_nearly_full(self.are_nearly_full(self.left))?;
         self.removed += flows4.removed + flows6.removed;
-        let accounted = self.removed + flows4.left + flows6.left;
-        self.evicted = self.evicted.max(inserted.saturating_sub(accounted));
+        self.evicted += flows4.evicted + flows6.evicted;
         let told = Collected {
             removed: self.removed,
             left4: flows4.left,
             left6: flows6.left,
             evicted: self.evicted,
+            overflow: overflow4.left + overflow6.left,
         };
         self.told.set(0, MapCell(told), 0).context("write COLLECTED")?;
-        if flood4.left + flood6.left == 0 {
-            self.forget(unusual::FLOOD)?;
+        if overflow4.left + overflow6.left == 0 {
+            self.forget(unusual::OVERFLOW)?;
         }
         if !flows4.lanes && !flows6.lanes {
             self.forget(unusual::LANES)?;
@@ -130,7 +199,7 @@ impl Collector {
         settle();
         let is_back = match bit {
             unusual::LANES => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
-            _ => !is_empty(&self.flood4)? || !is_empty(&self.flood6)?,
+            _ => !is_empty(&self.overflow4)? || !is_empty(&self.overflow6)?,
         };
         if is_back {
             let bits = self.unusual.get(&0, 0).context("read UNUSUAL")?;
@@ -141,40 +210,87 @@ impl Collector {
 }
 
 /// The kernel programs' clock.
-fn now_tick() -> u32 {
+pub(super) fn now_tick() -> u32 {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     let ns = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
     u32::try_from(ns >> TICK_SHIFT).unwrap_or(u32::MAX)
 }
 
-fn sweep<A: Address>(
-    table: &Table<A>,
-    timeouts: &Timeouts,
+/// How a table is swept.
+#[derive(Clone, Copy)]
+struct Sweep<'a> {
+    timeouts: &'a Timeouts,
     now: u32,
-    count: &mut Count,
-) -> Result<Round> {
-    let mut round = Round::default();
-    let mut over = Vec::new();
+    /// That of a table that drives nothing out by itself.
+    size: Option<Size>,
+}
+
+/// Takes out what is over, and what makes room; counts what stays.
+fn sweep<A: Address>(table: &Table<A>, how: &Sweep<'_>, count: &mut Count) -> Result<Round> {
+    let Sweep { timeouts, now, size } = *how;
+    let (mut expired, mut stay) = (Vec::new(), Vec::new());
     table
         .for_each(|key, flow| {
-            if has_expired(flow, timeouts, now) {
-                over.push(*key);
-            } else {
-                round.left += 1;
-                count.see(FlowWord::from_bits(flow.word));
-                round.lanes |= key.lane() != Lane::FIRST;
-            }
+            let of = if has_expired(flow, timeouts, now) { &mut expired } else { &mut stay };
+            of.push(Met { key: *key, word: FlowWord::from_bits(flow.word), seen: flow.seen_tick });
         })
         .context("read a flow table")?;
-    for key in over {
-        // Between reading and now it may have been taken by a new connection. What is left of that
-        // window is microseconds, and a connection that falls into it sends its SYN again.
-        let still = table.get(&key).is_some_and(|flow| has_expired(&flow, timeouts, now));
-        if still && table.remove(&key) {
-            round.removed += 1;
+    let mut round = Round::default();
+    round.removed += expired.iter().filter(|met| met.leaves(table)).count() as u64;
+    if let Some(size) = size {
+        let seen = stay.iter().enumerate().map(|(index, met)| met.seen_as(index, now)).collect();
+        let leaving = make_room(seen, size);
+        let mut take = |indices: &[usize]| {
+            let leave = |index: &&usize| stay.get(**index).is_some_and(|met| met.leaves(table));
+            let gone: Vec<usize> = indices.iter().filter(leave).copied().collect();
+            for index in &gone {
+                stay[*index].word = FlowWord::from_bits(0);
+            }
+            gone.len() as u64
+        };
+        round.removed += take(&leaving.over);
+        round.evicted += take(&leaving.evicted);
+    }
+    for Met { key, word, .. } in stay.iter().filter(|met| met.word.to_bits() != 0) {
+        round.left += 1;
+        round.lanes |= key.lane() != Lane::FIRST;
+        round.services.insert(key.service().get());
+        count.see(*word);
+        if size.is_some() {
+            count.hold(key.service(), *word);
         }
     }
     Ok(round)
+}
+
+/// A flow as it was when its turn came.
+struct Met<A: Address> {
+    key: FlowKey<A>,
+    word: FlowWord,
+    seen: u32,
+}
+
+impl<A: Address> Met<A> {
+    fn seen_as(&self, index: usize, now: u32) -> Seen<usize> {
+        let (service, state) = (self.key.service().get(), self.word.state());
+        Seen { key: index, service, state, idle: now.saturating_sub(self.seen) }
+    }
+
+    /// Takes it out, unless it has gone on since, or its entry has been taken by a new connection. What is left
+    /// of that window is microseconds, and a connection that falls into it sends its SYN again.
+    fn leaves(&self, table: &Table<A>) -> bool {
+        let is_same = |flow: Flow| flow.word == self.word.to_bits() && flow.seen_tick == self.seen;
+        table.get(&self.key).is_some_and(is_same) && table.remove(&self.key)
+    }
+}
+
+/// The tables of flows, and what a service may hold of them.
+fn sizes(options: &load::Options) -> [Size; 2] {
+    let [share4, share6] = options.room_limits().share.map(u64::from);
+    [
+        Size { entries: options.flows.into(), share: share4 },
+        Size { entries: options.flows6.into(), share: share6 },
+    ]
 }
 
 fn has_expired(flow: &Flow, timeouts: &Timeouts, now: u32) -> bool {
@@ -214,6 +330,8 @@ mod tests {
                 opened: 0,
                 failed: 0,
                 flags: 0,
+                acknowledged: 0,
+                awaited: 0,
             };
             let last = 1_000 + timeouts.of(state);
             assert!(!has_expired(&flow, &timeouts, last), "{state:?}");

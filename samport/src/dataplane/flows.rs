@@ -49,10 +49,10 @@ pub fn open_flows(instance: &str) -> Result<Vec<OpenFlow>> {
         now_ns: now_ns(),
     };
     let mut found = Vec::new();
-    for map in ["FLOWS4", "FLOOD4"] {
+    for map in ["FLOWS4", "OVERFLOW4"] {
         reader.read(instance, map, v4, &mut found)?;
     }
-    for map in ["FLOWS6", "FLOOD6"] {
+    for map in ["FLOWS6", "OVERFLOW6"] {
         reader.read(instance, map, v6, &mut found)?;
     }
     Ok(found)
@@ -123,7 +123,7 @@ fn idle(seen_tick: u32, now_ns: u64) -> Duration {
 
 const fn protocol_of(state: State) -> Protocol {
     match state {
-        State::Unanswered | State::Answered => Protocol::Udp,
+        State::Unanswered | State::Answered | State::Assured => Protocol::Udp,
         State::Closed
         | State::SynSent
         | State::SynReceived
@@ -132,7 +132,11 @@ const fn protocol_of(state: State) -> Protocol {
         | State::BackendFinished
         | State::Finished
         | State::Reset
-        | State::Failed => Protocol::Tcp,
+        | State::Failed
+        | State::Unverified
+        | State::ClientFinishing
+        | State::Finishing
+        | State::ClientReset => Protocol::Tcp,
     }
 }
 

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
-use samport_common::layout::{BackendStats, Collected, Condition, Handshakes, Pressure};
+use samport_common::layout::{
+    BackendStats, Collected, Condition, Handshakes, Held, Pressure, Suspicion, UNPROVEN,
+};
 
 use super::maps::{MapCell, open, sums};
 use super::pins;
@@ -15,6 +17,7 @@ pub struct Counters {
     pub flows: Flows,
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
     conditions: Array<MapData, MapCell<Condition>>,
+    suspects: Array<MapData, MapCell<Suspicion>>,
     lost: Array<MapData, u64>,
     handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
 }
@@ -36,6 +39,10 @@ pub struct Flows {
     pub expired: u64,
     /// Entries that had to make room for others, likewise.
     pub evicted: u64,
+    /// Flows that found no room, and are kept beside the tables, likewise.
+    pub overflow: u64,
+    /// Flows whose client is not proven, in both tables.
+    pub unproven: u64,
 }
 
 impl Counters {
@@ -50,16 +57,24 @@ impl Counters {
             .context("HANDSHAKES has another type")?;
         let conditions = Array::try_from(Map::Array(data(instance, "CONDITIONS")?))
             .context("CONDITIONS has another type")?;
+        let suspects = Array::try_from(Map::Array(data(instance, "SUSPECTS")?))
+            .context("SUSPECTS has another type")?;
         let lost = Array::try_from(Map::Array(data(instance, "LOST")?))
             .context("LOST has another type")?;
         let (verdicts, flows) = (sums(&verdicts)?, flows(instance)?);
-        Ok(Self { verdicts, flows, stats, conditions, lost, handshakes })
+        Ok(Self { verdicts, flows, stats, conditions, suspects, lost, handshakes })
     }
 
     /// Flows of a backend that are open.
     pub fn open_flows(&self, id: u32) -> Result<u64> {
         let MapCell(condition) = self.conditions.get(&id, 0).context("read CONDITIONS")?;
-        Ok(open(condition.open, self.lost.get(&id, 0).context("read LOST")?))
+        Ok(open(&condition, self.lost.get(&id, 0).context("read LOST")?))
+    }
+
+    /// What checks on evidence have found out about a backend.
+    pub fn suspicion(&self, id: u32) -> Result<Suspicion> {
+        let MapCell(suspicion) = self.suspects.get(&id, 0).context("read SUSPECTS")?;
+        Ok(suspicion)
     }
 
     /// How long a backend took to answer, summed over the CPUs.
@@ -85,6 +100,8 @@ impl Counters {
             bytes_out: sum.bytes_out + one.bytes_out,
             refused: sum.refused + one.refused,
             silent: sum.silent + one.silent,
+            unreachable: sum.unreachable + one.unreachable,
+            for_one_peer: sum.for_one_peer + one.for_one_peer,
         }))
     }
 }
@@ -99,10 +116,18 @@ fn flows(instance: &str) -> Result<Flows> {
         Array::try_from(Map::Array(data(instance, "COLLECTED")?))
             .context("COLLECTED has another type")?;
     let pressure = pressure.get(&0, 0).context("read PRESSURE")?;
-    let MapCell(Collected { removed, left4, left6, evicted }) =
+    let MapCell(Collected { removed, left4, left6, evicted, overflow }) =
         collected.get(&0, 0).context("read COLLECTED")?;
     let inserted = pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum();
-    Ok(Flows { capacity4, capacity6, left4, left6, inserted, expired: removed, evicted })
+    let held: Array<MapData, MapCell<Held>> =
+        Array::try_from(Map::Array(data(instance, "HELD")?)).context("HELD has another type")?;
+    let freed: Array<MapData, u64> =
+        Array::try_from(Map::Array(data(instance, "FREED")?)).context("FREED has another type")?;
+    let MapCell(unproven) = held.get(&UNPROVEN, 0).context("read HELD")?;
+    let unproven = unproven.now(freed.get(&UNPROVEN, 0).context("read FREED")?);
+    let expired = removed.saturating_sub(evicted);
+    let tables = Flows { capacity4, capacity6, left4, left6, ..Flows::default() };
+    Ok(Flows { inserted, expired, evicted, overflow, unproven, ..tables })
 }
 
 fn capacity(instance: &str, map: &str) -> Result<u32> {

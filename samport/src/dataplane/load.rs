@@ -7,13 +7,17 @@ use aya::maps::ProgramArray;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use samport_common::conntrack;
-use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, program};
+use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, RoomLimits, overflow_of, program};
+use samport_common::seed::Seed;
 
 use super::attach::Hook;
 use super::maps::MapCell;
 use super::xdp::XdpMode;
-use super::{clock, local, pins};
+use super::{clock, local, pins, seed};
 use crate::exit::{Coded as _, Exit, coded};
+
+/// Percent of a table of flows that one service may hold when others need room.
+pub const DEFAULT_SERVICE_SHARE: u8 = 50;
 
 /// What can be chosen when loading.
 #[derive(Clone, Copy, Debug)]
@@ -24,10 +28,14 @@ pub struct Options {
     pub flows6: u32,
     /// Backends at a time.
     pub backends: u32,
+    /// Percent of a table of flows that one service may hold when others need room.
+    pub service_share: u8,
     /// Handshakes left unanswered on one CPU in a tick that are a flood; `None` for a part of `flows`.
     pub syn_flood: Option<u32>,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
+    /// What choices by hash are keyed by.
+    pub hash_seed: Seed,
     /// How programs are attached at tc.
     pub hook: Hook,
     /// Whether there is a program at XDP in front of them.
@@ -38,6 +46,14 @@ pub struct Options {
     pub local: bool,
 }
 
+impl Options {
+    /// Who may hold how much of the tables of flows.
+    #[must_use]
+    pub const fn room_limits(&self) -> RoomLimits {
+        RoomLimits::new([self.flows, self.flows6], self.service_share)
+    }
+}
+
 impl Default for Options {
     /// What holds without any flag.
     fn default() -> Self {
@@ -45,8 +61,10 @@ impl Default for Options {
             flows: DEFAULT_FLOWS,
             flows6: DEFAULT_FLOWS,
             backends: DEFAULT_BACKENDS,
+            service_share: DEFAULT_SERVICE_SHARE,
             syn_flood: None,
             timeouts: Timeouts::default(),
+            hash_seed: Seed::default(),
             hook: Hook::Auto,
             xdp: None,
             log: false,
@@ -119,7 +137,7 @@ pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
 /// Every program that sees packets.
-pub(super) const PROGRAMS: [&str; 19] = [
+pub(super) const PROGRAMS: [&str; 21] = [
     "samport_forward",
     "samport_bridge",
     "samport_inside",
@@ -127,10 +145,12 @@ pub(super) const PROGRAMS: [&str; 19] = [
     "samport_choose",
     "samport_crowded",
     "samport_open",
+    "samport_make_way",
     "samport_icmp",
     "samport_reverse",
     "samport_device",
     "samport_egress",
+    "samport_outbound",
     "samport_reverse6",
     "samport_answer",
     "samport_reverse_first",
@@ -145,6 +165,7 @@ pub(super) const PROGRAMS: [&str; 19] = [
 const CALLED: [(u32, &str); program::COUNT as usize] = [
     (program::CROWDED, "samport_crowded"),
     (program::OPEN, "samport_open"),
+    (program::MAKE_WAY, "samport_make_way"),
     (program::ICMP, "samport_icmp"),
     (program::REVERSE_FIRST, "samport_reverse_first"),
     (program::REVERSE_ICMP, "samport_reverse_icmp"),
@@ -159,7 +180,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-const MAPS: [&str; 45] = [
+pub(super) const MAPS: [&str; 58] = [
     "PORTS",
     "SHORTCUTS",
     "SERVICES4",
@@ -172,29 +193,42 @@ const MAPS: [&str; 45] = [
     "OWNERS6",
     "FLOWS4",
     "FLOWS6",
-    "FLOOD4",
-    "FLOOD6",
+    "OVERFLOW4",
+    "OVERFLOW6",
+    "HELD",
+    "FREED",
+    "NEARLY_FULL",
     "FRAGMENTS4",
     "FRAGMENTS6",
     "FRAGMENTED",
     "KEPT",
     "DRAFT",
+    "ROUTES",
     "UNUSUAL",
     "PRESSURE",
     "COLLECTED",
+    seed::MAP,
     "CLOCK",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",
     "SCRATCH",
     "XDP_DEVICES",
+    "DEVICES",
+    "SOURCES4",
+    "SOURCES6",
+    "FIB_LOOKUP",
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
     "LOCAL_CHOICES",
     "AFFINITY4",
     "AFFINITY6",
+    "OUTBOUND4",
+    "OUTBOUND6",
     "CURSORS",
     "CONDITIONS",
+    "EVIDENCE",
+    "SUSPECTS",
     "LOST",
     "HANDSHAKES",
     "EVENTS",
@@ -208,7 +242,8 @@ const MAPS: [&str; 45] = [
 ];
 
 /// Arrays by backend id.
-const BY_BACKEND: [&str; 5] = ["BACKENDS", "BACKEND_STATS", "CONDITIONS", "HANDSHAKES", "LOST"];
+const BY_BACKEND: [&str; 7] =
+    ["BACKENDS", "BACKEND_STATS", "CONDITIONS", "EVIDENCE", "HANDSHAKES", "LOST", "SUSPECTS"];
 /// Hash tables by where backends answer: there are new ones before the old ones go.
 const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
 
@@ -220,7 +255,7 @@ const NO_ROOM: u32 = 16;
 
 /// Maps that hold nothing beyond one packet's way through the programs, or that nobody else is to read: a
 /// run that takes over makes its own, as other programs may use them in other ways.
-const OF_A_RUN: [&str; 9] = [
+pub(super) const OF_A_RUN: [&str; 10] = [
     "PROGRAMS",
     "SHORTCUTS",
     "CLOCK",
@@ -228,13 +263,19 @@ const OF_A_RUN: [&str; 9] = [
     "KEPT",
     "DRAFT",
     "FRAGMENTED",
+    "FIB_LOOKUP",
     "EVENTS",
     "AYA_LOGS",
 ];
 
 /// Maps of which a flag says how many entries they have, and how many that is.
 pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
-    let mut sizes = vec![("FLOWS4", options.flows), ("FLOWS6", options.flows6)];
+    let mut sizes = vec![
+        ("FLOWS4", options.flows),
+        ("FLOWS6", options.flows6),
+        ("OVERFLOW4", overflow_of(options.flows)),
+        ("OVERFLOW6", overflow_of(options.flows6)),
+    ];
     // Id 0 is never used.
     sizes.extend(BY_BACKEND.map(|name| (name, options.backends + 1)));
     sizes.extend(BY_ENDPOINT.map(|name| (name, 2 * options.backends)));
@@ -275,6 +316,7 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("TIMEOUTS", &timeouts, true)
         .override_global("FLOOD_LIMIT", &flood_limit, true)
+        .override_global("ROOM_LIMITS", &MapCell(options.room_limits()), true)
         .override_global("HOST_NETNS_COOKIE", &netns_cookie, true)
         .load(OBJECT)
         .exit(Exit::Kernel, "make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)")?;
@@ -289,6 +331,7 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
         put(&mut ebpf, "PROGRAMS", index, name)?;
     }
     put(&mut ebpf, "TRACERS", 0, "samport_trace")?;
+    seed::set(&mut ebpf, options.hash_seed)?;
     if let Err(error) = clock::set(&mut ebpf) {
         // Then they ask the kernel's clock each time.
         tracing::debug!("the programs' clock: {error:#}");
@@ -336,5 +379,19 @@ pub(super) fn explain(error: ProgramError) -> anyhow::Error {
             anyhow::anyhow!("{io_error}; the verifier's last words:\n{end}")
         }
         other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever adds a map says what becomes of one entry too many.
+    #[test]
+    fn every_map_has_its_limit_in_the_docs() {
+        let page = include_str!("../../../docs/limits.md");
+        let missing: Vec<_> =
+            MAPS.into_iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "not in docs/limits.md: {missing:?}");
     }
 }

@@ -11,11 +11,12 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::links::{FdLink, LinkError};
-use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError};
+use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, SockOps};
 use rustix::net::{AddressFamily, SocketType};
-use samport_common::local::{Chosen, Dialled, SocketKey};
+use samport_common::local::{Chosen, Connected};
 
 use super::attach::{self, Attachment};
+use super::hooks;
 use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
@@ -36,6 +37,10 @@ const HOOKS: [&str; 8] = [
     "connect6",
 ];
 
+/// The hook that hears of closed sockets, and that of connections' states.
+const RELEASE: &str = "sock_release";
+const SOCK_OPS: &str = "sock_ops";
+
 /// aya would pass the flag for several programs on to the kernel, which takes none for links: there,
 /// several is all there is.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
@@ -44,10 +49,14 @@ const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 pub(super) const NO_COOKIE: &str =
     "the kernel does not number its network namespaces (it does from 5.14 on)";
 
+/// What is known of sockets that are connected to backends, by their cookies.
+type Peers = HashMap<MapData, u64, MapCell<Connected>>;
+
 /// The hooks of an instance, and the sockets that went through them.
 pub(super) struct Local {
-    attached: Vec<Attachment>,
-    peers: HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>,
+    /// By their hooks, in the order they were attached.
+    attached: Vec<(&'static str, Attachment)>,
+    peers: Peers,
     sockets: Option<Sockets>,
 }
 
@@ -66,38 +75,66 @@ fn attach_all(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
     if netns_cookie().is_err() {
         bail!(NO_COOKIE);
     }
-    let root = cgroup_root()?;
-    let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
+    let cgroup = open_cgroup_root()?;
     let mut attached = Vec::new();
     // What is remembered must be forgotten again.
-    let closing = program::<CgroupSock>(ebpf, "samport_close")?;
-    closing.load().map_err(load::explain).context("load samport_close")?;
-    let hook = "sock_release";
-    let taken = attach::take_over(&pins.local_link(hook), closing.fd()?.as_fd())?;
-    attached.push(taken.map_or_else(
-        || {
-            let id = closing.attach(&cgroup, MODE);
-            let link = id.and_then(|id| closing.take_link(id)).map_err(|e| why_not(e, hook))?;
-            pin(link.try_into(), pins, hook)
-        },
-        Ok,
-    )?);
+    attached.push((RELEASE, attach_one(ebpf, pins, &cgroup, RELEASE)?));
+    attached.extend(follow_connections(ebpf, pins, &cgroup).map(|followed| (SOCK_OPS, followed)));
     for hook in HOOKS {
-        let name = format!("samport_{hook}");
-        let program = program::<CgroupSockAddr>(ebpf, &name)?;
-        program.load().map_err(load::explain).with_context(|| format!("load {name}"))?;
-        let taken = attach::take_over(&pins.local_link(hook), program.fd()?.as_fd())?;
-        attached.push(taken.map_or_else(
-            || {
-                let id = program.attach(&cgroup, MODE);
-                let link = id.and_then(|id| program.take_link(id)).map_err(|e| why_not(e, hook))?;
-                pin(link.try_into(), pins, hook)
-            },
-            Ok,
-        )?);
+        attached.push((hook, attach_one(ebpf, pins, &cgroup, hook)?));
     }
     let sockets = Sockets::open().inspect_err(cannot_close).ok();
     Ok(Local { attached, peers: typed(ebpf, "LOCAL_PEERS")?, sockets })
+}
+
+fn open_cgroup_root() -> Result<File> {
+    let root = cgroup_root()?;
+    File::open(&root).with_context(|| format!("open {}", root.display()))
+}
+
+/// Attaches the program of a hook, or puts it into the link that another samport has left there.
+fn attach_one(
+    ebpf: &mut Ebpf,
+    pins: &pins::Folder,
+    cgroup: &File,
+    hook: &'static str,
+) -> Result<Attachment> {
+    /// The same for programs of any type: aya has no trait for it.
+    macro_rules! attach {
+        ($type:ty, $name:expr) => {{
+            let name = $name;
+            let program = program::<$type>(ebpf, &name)?;
+            // One that is attached again is loaded.
+            if program.fd().is_err() {
+                program.load().map_err(load::explain).with_context(|| format!("load {name}"))?;
+            }
+            let taken = attach::take_over(&pins.local_link(hook), program.fd()?.as_fd())?;
+            if let Some(taken) = taken {
+                return Ok(taken);
+            }
+            let id = program.attach(cgroup, MODE);
+            let link = id.and_then(|id| program.take_link(id)).map_err(|e| why_not(e, hook))?;
+            pin(link.try_into(), pins, hook)
+        }};
+    }
+    match hook {
+        RELEASE => attach!(CgroupSock, "samport_close".to_owned()),
+        SOCK_OPS => attach!(SockOps, "samport_sockops".to_owned()),
+        _ => attach!(CgroupSockAddr, format!("samport_{hook}")),
+    }
+}
+
+/// Attaches the hook that hears what becomes of TCP connections. Without it, one that has failed counts as open until
+/// its socket is closed.
+fn follow_connections(ebpf: &mut Ebpf, pins: &pins::Folder, cgroup: &File) -> Option<Attachment> {
+    let attached = attach_one(ebpf, pins, cgroup, SOCK_OPS);
+    let why = |error: &anyhow::Error| {
+        tracing::warn!(
+            "failed connections of this machine's own clients count as open until their sockets are closed: \
+             {error:#}"
+        );
+    };
+    attached.inspect_err(why).ok()
 }
 
 fn why_not(error: ProgramError, hook: &str) -> anyhow::Error {
@@ -160,6 +197,25 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
 }
 
 impl Local {
+    /// Attaches programs again that somebody else has taken off their hooks. How many.
+    ///
+    /// # Errors
+    /// If one cannot be attached.
+    pub(super) fn restore(&mut self, ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<u64> {
+        let mut restored = 0;
+        for (hook, attachment) in &mut self.attached {
+            let is_missing = matches!(attachment, Attachment::Pinned(None));
+            if !is_missing && !hooks::is_off_its_cgroup(&pins.local_link(hook)) {
+                continue;
+            }
+            // Its pin goes first: the new link is to have it.
+            *attachment = Attachment::Pinned(None);
+            *attachment = attach_one(ebpf, pins, &open_cgroup_root()?, hook)?;
+            restored += 1;
+        }
+        Ok(restored)
+    }
+
     /// Ends the connections of local clients to a backend that is gone: without the kernel's help
     /// they would wait for it, datagram sockets for ever.
     pub(super) fn close_sockets_of(&mut self, backend: SocketAddr, id: BackendId) {
@@ -178,7 +234,7 @@ impl Local {
 
     /// Leaves the hooks attached.
     pub(super) fn keep(self) {
-        for attachment in self.attached {
+        for (_, attachment) in self.attached {
             attachment.keep();
         }
     }
@@ -187,19 +243,19 @@ impl Local {
 /// Closes those sockets connected to a backend that were sent to it in this life of its.
 fn close_sockets(
     sockets: &mut Sockets,
-    peers: &mut HashMap<MapData, MapCell<SocketKey>, MapCell<Dialled>>,
+    peers: &mut Peers,
     backend: SocketAddr,
     id: BackendId,
 ) -> io::Result<usize> {
     let gone = Chosen { backend: id.index, generation: id.generation };
+    let (addr, port) = (wide(backend.ip()), backend.port().to_be_bytes());
     let mut closed = 0;
     for socket in sockets.connected_to(backend)? {
-        let key = SocketKey::new(socket.cookie, wide(backend.ip()), backend.port().to_be_bytes());
-        let ours = peers.get(&MapCell(key), 0).is_ok_and(|MapCell(dialled)| dialled.chosen == gone);
+        let ours = peers.get(&socket.cookie, 0).is_ok_and(|MapCell(connected)| {
+            connected.dialled.chosen == gone && connected.is_with(&addr, port)
+        });
         if ours {
             sockets.destroy(&socket)?;
-            // The socket has forgotten its other end, which its close would need to find this.
-            let _ = peers.remove(&MapCell(key));
             closed += 1;
         }
     }

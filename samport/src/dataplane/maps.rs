@@ -7,17 +7,20 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use aya::{Ebpf, Pod};
+use samport_common::exit::Generation;
+use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{
-    Backend, BackendStats, Condition, Handshakes, Life, Owners, Service, port_bit,
+    Backend, BackendStats, Condition, Evidence, Handshakes, Life, Owners, Service, Suspicion,
+    port_bit,
 };
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::batch::Slots;
 use super::shortcuts::Shortcuts;
-use crate::plan::Source;
+use crate::plan::{BackendId, Source};
 use crate::ports::Listen;
 
 /// A map key or value. The derives of zerocopy are the proof that aya's `Pod` asks for.
@@ -42,11 +45,14 @@ pub(super) struct Maps {
     owners4: Hash<[u8; 4], Owners>,
     owners6: Hash<[u8; 16], Owners>,
     conditions: Array<MapData, MapCell<Condition>>,
+    evidence: Array<MapData, MapCell<Evidence>>,
+    suspects: Array<MapData, MapCell<Suspicion>>,
     lost: Array<MapData, u64>,
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
     handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
     verdicts: PerCpuArray<MapData, u64>,
     shortcuts: Shortcuts,
+    routes: Array<MapData, u32>,
 }
 
 impl Maps {
@@ -61,11 +67,14 @@ impl Maps {
             owners4: typed(ebpf, "OWNERS4")?,
             owners6: typed(ebpf, "OWNERS6")?,
             conditions: typed(ebpf, "CONDITIONS")?,
+            evidence: typed(ebpf, "EVIDENCE")?,
+            suspects: typed(ebpf, "SUSPECTS")?,
             lost: typed(ebpf, "LOST")?,
             stats: typed(ebpf, "BACKEND_STATS")?,
             handshakes: typed(ebpf, "HANDSHAKES")?,
             verdicts: typed(ebpf, "VERDICTS")?,
             shortcuts: Shortcuts::new(typed(ebpf, "SHORTCUTS")?),
+            routes: typed(ebpf, "ROUTES")?,
         })
     }
 
@@ -75,6 +84,12 @@ impl Maps {
         let before = self.ports.get(&word, 0)?;
         let after = if open { before | 1 << bit } else { before & !(1 << bit) };
         Ok(self.ports.set(word, after, 0)?)
+    }
+
+    /// Raises the generation of the host's routes.
+    pub(super) fn raise_routes(&mut self) -> Result<()> {
+        let before = u16::try_from(self.routes.get(&0, 0)?).unwrap_or(0);
+        Ok(self.routes.set(0, u32::from(Generation(before).next().0), 0)?)
     }
 
     pub(super) fn write_table(&mut self, base: u32, slots: &[u32]) -> Result<()> {
@@ -87,11 +102,44 @@ impl Maps {
             // Nothing of what is known of the one before is about this one.
             self.lost.set(index, 0, 0)?;
             self.conditions.set(index, MapCell(Condition::default()), 0)?;
+            self.evidence.set(index, MapCell(Evidence::default()), 0)?;
+            self.suspects.set(index, MapCell(Suspicion::default()), 0)?;
             clear(&mut self.stats, index)?;
             clear(&mut self.handshakes, index)?;
         }
         self.backends.set(index, MapCell(value), 0)?;
         Ok(())
+    }
+
+    /// Makes new flows avoid a backend that a check has confirmed to fail. Ticks for which they do; `None` if it
+    /// is another's number by now.
+    pub(super) fn confirm(&mut self, id: BackendId, now_tick: u32) -> Result<Option<u32>> {
+        let Some(before) = self.suspicion(id)? else { return Ok(None) };
+        // The kernel has cleared it if the backend has taken a connection since.
+        let in_a_row = if before.until == 0 { 1 } else { before.in_a_row.saturating_add(1) };
+        let ticks = failover::suspicion(in_a_row);
+        let until = now_tick.saturating_add(ticks);
+        let confirmed = before.confirmed.saturating_add(1);
+        let after = Suspicion { until, in_a_row, confirmed, ..before };
+        self.suspects.set(id.index, MapCell(after), 0)?;
+        Ok(Some(ticks))
+    }
+
+    /// Drops the evidence against a backend that a check has found well.
+    pub(super) fn refute(&mut self, id: BackendId) -> Result<()> {
+        let Some(before) = self.suspicion(id)? else { return Ok(()) };
+        let MapCell(evidence) = self.evidence.get(&id.index, 0)?;
+        // When it has asked stays: it does not ask more often for that.
+        let evidence = Evidence { clients: Default::default(), ..evidence };
+        self.evidence.set(id.index, MapCell(evidence), 0)?;
+        let refuted = before.refuted.saturating_add(1);
+        Ok(self.suspects.set(id.index, MapCell(Suspicion { refuted, ..before }), 0)?)
+    }
+
+    fn suspicion(&self, id: BackendId) -> Result<Option<Suspicion>> {
+        let MapCell(backend) = self.backends.get(&id.index, 0)?;
+        let MapCell(suspicion) = self.suspects.get(&id.index, 0)?;
+        Ok((backend.generation == id.generation).then_some(suspicion))
     }
 
     pub(super) fn retire_backend(&mut self, index: u32) -> Result<()> {
@@ -138,8 +186,7 @@ impl Maps {
     /// Flows of a backend that are open.
     pub(super) fn open_flows(&self, index: u32) -> Result<u64> {
         let MapCell(condition) = self.conditions.get(&index, 0)?;
-        // Negative for a moment, when a flow ends before its opening has been counted.
-        Ok(open(condition.open, self.lost.get(&index, 0)?))
+        Ok(open(&condition, self.lost.get(&index, 0)?))
     }
 
     pub(super) fn verdicts(&self) -> Result<Vec<u64>> {
@@ -210,8 +257,10 @@ where
     Ok(map.set(index, zeros, 0)?)
 }
 
-/// Open flows: those counted, less those that were lost sight of.
-pub(super) fn open(counted: u64, lost: u64) -> u64 {
+/// Open flows: those that opened, less those that were seen to end, and those that were lost sight of.
+/// Negative for a moment, when a flow ends before its opening has been counted.
+pub(super) fn open(condition: &Condition, lost: u64) -> u64 {
+    let counted = condition.opened.wrapping_sub(condition.ended);
     u64::try_from(counted.wrapping_sub(lost).cast_signed()).unwrap_or(0)
 }
 

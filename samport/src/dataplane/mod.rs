@@ -12,16 +12,20 @@ mod clock;
 mod collect;
 mod events;
 pub mod flows;
+mod hooks;
 pub mod inspect;
-mod inventory;
 mod load;
 mod local;
 mod logs;
 mod maps;
 pub mod memory;
+pub mod objects;
 pub mod pins;
 pub mod program_run;
+mod room;
+mod seed;
 mod shortcuts;
+mod sources;
 mod survey;
 mod syscall;
 mod takeover;
@@ -30,12 +34,13 @@ mod xdp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use samport_common::conntrack;
+use samport_common::conntrack::{self, TICK_SHIFT};
 use samport_common::layout::{
-    Backend, Life, Owner, Owners, SHARED_BY, Service, Slots, Via, service,
+    Backend, DeviceSet, Life, Owner, Owners, SHARED_BY, Service, Slots, Via, service,
 };
 
 use crate::instance::{FilterRecord, Instance};
@@ -43,15 +48,15 @@ use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::wire_forms::wide;
 
 pub(crate) use attach::device_name;
+pub(crate) use carry::layouts;
 
 pub use attach::Hook;
 pub use collect::Collector;
-pub use events::{Events, Failure};
-pub use inventory::{Inventory, inventory};
-pub use load::{Options, Timeouts};
+pub use events::{Ask, Events, Failing, Failure, Told};
+pub use load::{DEFAULT_SERVICE_SHARE, Options, Timeouts};
 pub use logs::follow as follow_logs;
 pub use pins::{Bpffs, bpffs};
-pub use survey::{Tcx, at_tcx, can_serve_local_clients, name_of_program};
+pub use survey::{Tcx, at_tcx, can_serve_local_clients, name_of_program, programs_at_tcx};
 pub use xdp::XdpMode;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the
@@ -64,6 +69,7 @@ pub struct Dataplane {
     shields: Option<xdp::Shields>,
     maps: maps::Maps,
     allowed: allowed::Allowed,
+    sources: sources::Sources,
     ebpf: Ebpf,
     hook: Hook,
     pins: pins::Folder,
@@ -86,10 +92,11 @@ impl Dataplane {
         let mut ebpf = load::load(options, &pins, anew)?;
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
+        let sources = sources::Sources::take(&mut ebpf)?;
         let shields = options.xdp.map(|mode| xdp::Shields::new(&mut ebpf, mode)).transpose()?;
         let (attached, local, hook) = (BTreeMap::new(), None, options.hook);
         let is_guest = false;
-        Ok(Self { attached, local, shields, maps, allowed, ebpf, hook, pins, is_guest })
+        Ok(Self { attached, local, shields, maps, allowed, sources, ebpf, hook, pins, is_guest })
     }
 
     fn serve_local_clients(&mut self, options: Options) {
@@ -109,20 +116,25 @@ impl Dataplane {
         logs::take(&mut self.ebpf)
     }
 
+    /// Has the programs ask anew by which device replies leave: routes, rules, addresses or links have changed.
+    pub fn routes_have_changed(&mut self) -> Result<()> {
+        self.maps.raise_routes().context("write ROUTES")
+    }
+
     /// What takes flows that are over out of the tables.
-    pub fn collector(&self, timeouts: &Timeouts) -> Result<Collector> {
-        Collector::open(&self.pins, timeouts)
+    pub fn collector(&self, options: &Options) -> Result<Collector> {
+        Collector::open(&self.pins, options)
     }
 
     /// Makes one change.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
         match change {
-            Change::SetBackend { key, id, shared, weight, draining } => {
-                let life = if *draining { Life::Draining } else { Life::Serving };
+            Change::SetBackend { key, id, shared, weight, life, answers_on } => {
                 let value = Backend {
                     weight: *weight,
-                    life: life as u8,
+                    life: *life as u8,
                     shared: u8::from(*shared),
+                    answers_on: *answers_on,
                     ..backend_value(key.endpoint, key.route, *id)
                 };
                 self.maps.set_backend(id.index, value)
@@ -132,6 +144,10 @@ impl Dataplane {
                     local.close_sockets_of(key.endpoint, *id);
                 }
             }),
+            Change::SetDevice(ifindex, device) => self.sources.set_device(*ifindex, *device),
+            Change::RemoveDevice(ifindex) => self.sources.remove_device(*ifindex),
+            Change::SetSource(addr, devices) => self.sources.set(*addr, *devices),
+            Change::RemoveSource(addr) => self.sources.remove(*addr),
             Change::SetOwners { source, owners } => {
                 self.maps.set_owners(*source, Some(&owners_value(owners)))
             }
@@ -204,6 +220,18 @@ impl Dataplane {
         self.maps.open_flows(index)
     }
 
+    /// Makes new flows avoid a backend that a check has confirmed to fail, for the time it returns; `None` if it is
+    /// gone.
+    pub fn confirm(&mut self, backend: BackendId) -> Result<Option<Duration>> {
+        let ticks = self.maps.confirm(backend, collect::now_tick())?;
+        Ok(ticks.map(|ticks| Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)))
+    }
+
+    /// Drops the evidence against a backend that a check has found well.
+    pub fn refute(&mut self, backend: BackendId) -> Result<()> {
+        self.maps.refute(backend)
+    }
+
     /// What the kernel tells at once, if it has not been taken before.
     pub fn take_events(&mut self) -> Result<Events> {
         Events::take(&mut self.ebpf)
@@ -265,6 +293,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId) -> Backend {
         via: via as u8,
         shared: 0,
         takes_frames: u8::from(matches!(route, Route::Peer(place) if place.polls)),
+        answers_on: DeviceSet::NONE,
     }
 }
 

@@ -33,7 +33,7 @@ impl Folder {
     pub(super) fn create(instance: &Instance) -> Result<Self> {
         ensure_mounted()?;
         let path = Path::new(ROOT).join(instance.name());
-        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        make(&path).with_context(|| format!("make {}", path.display()))?;
         let last = names_in(&path).iter().filter_map(|pin| run_of(pin)).max().unwrap_or(0);
         Ok(Self { path, on_drop: OnDrop::Remove, run: last + 1 })
     }
@@ -64,6 +64,18 @@ impl Folder {
         let (from, to) = (self.map_of_run(name), self.map(name));
         fs::rename(&from, &to)
             .with_context(|| format!("rename {} to {}", from.display(), to.display()))
+    }
+
+    /// Removes the pins of maps that this version does not have.
+    pub(super) fn remove_maps_but(&self, known: &[&str]) -> Result<()> {
+        for pin in names_in(&self.path) {
+            let is_unknown = |map: &str| run_of(&pin).is_none() && !known.contains(&map);
+            if pin.strip_prefix("map_").is_some_and(is_unknown) {
+                let pin = self.path.join(pin);
+                fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The links that are pinned.
@@ -233,6 +245,17 @@ fn remove(path: &Path) -> io::Result<()> {
     // Fails while other instances have pins, and that is right.
     let _ = fs::remove_dir(ROOT);
     Ok(())
+}
+
+/// Makes a folder for pins, also while an instance that ends takes the empty [`ROOT`] away.
+fn make(path: &Path) -> io::Result<()> {
+    for _ in 0..9 {
+        match fs::create_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            made => return made,
+        }
+    }
+    fs::create_dir_all(path)
 }
 
 /// The state of the file system for pins.

@@ -21,12 +21,21 @@ pub enum Tcx {
 /// # Errors
 /// Why they are not known.
 pub fn at_tcx(device: &str) -> Result<Vec<String>, Tcx> {
-    let mut names = Vec::new();
-    for hook in [TcAttachType::Ingress, TcAttachType::Egress] {
+    let programs = programs_at_tcx(device)?;
+    Ok(programs.into_iter().map(|(_, _, name)| name).collect())
+}
+
+/// The programs on both tcx hooks of a device: which hook, the program's id and its name.
+///
+/// # Errors
+/// Why they are not known.
+pub fn programs_at_tcx(device: &str) -> Result<Vec<(&'static str, u32, String)>, Tcx> {
+    let mut found = Vec::new();
+    for (hook, word) in [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")] {
         let (_, programs) = SchedClassifier::query_tcx(device, hook).map_err(|e| why_not(&e))?;
-        names.extend(programs.iter().map(name));
+        found.extend(programs.iter().map(|program| (word, program.id(), name(program))));
     }
-    Ok(names)
+    Ok(found)
 }
 
 fn why_not(error: &ProgramError) -> Tcx {

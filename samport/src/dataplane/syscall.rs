@@ -29,15 +29,20 @@ struct UpdateAttr {
     before: u32,
 }
 
-/// Puts another program of the same kind into a pinned link: no packet passes between the old one and the
-/// new one.
-pub(super) fn exchange_program(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+/// Opens what is pinned at a path, whatever its kind.
+pub(super) fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let mut attr = PinAttr { path: path.as_ptr() as u64, ..PinAttr::default() };
     // SAFETY: a path that ends with a zero, and lives until the call has returned.
-    let link = unsafe { bpf(OBJ_GET, &mut attr) }?;
+    let object = unsafe { bpf(OBJ_GET, &mut attr) }?;
     // SAFETY: the kernel has just given it to us.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    Ok(unsafe { OwnedFd::from_raw_fd(object) })
+}
+
+/// Puts another program of the same kind into a pinned link: no packet passes between the old one and the
+/// new one.
+pub(super) fn exchange_program(pin: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    let link = open_pin(pin)?;
     let mut attr = UpdateAttr {
         link: link.as_raw_fd().cast_unsigned(),
         program: program.as_raw_fd().cast_unsigned(),

@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{Backend, Life, Owners, Scope, Service, Slots, service};
+use samport_common::layout::{
+    Backend, LAYOUT_VERSION, Life, Owners, Scope, Service, Slots, service,
+};
 
 use super::pins::{self, Link};
-use super::{Dataplane, Options, attach, backend_value, carry};
-use crate::instance::{FilterRecord, Instance};
+use super::{Dataplane, Options, attach, backend_value, carry, load, seed};
+use crate::instance::{FilterRecord, Instance, Record};
 use crate::plan::{
     BackendId, BackendKey, Found, Frontend, Ledger, Marks, Owner, Policy, Role, Stray,
 };
@@ -18,31 +20,41 @@ use crate::table::Region;
 
 impl Dataplane {
     /// Loads the programs and puts them into the places of those that this instance has left. The maps
-    /// are used as they are; those that are to have another size are copied. If it fails, or is dropped
-    /// before it is told to [`settle_in`](Self::settle_in), what was there goes on working.
+    /// are used as they are; those that are to have another size or another layout are copied, and the seed is
+    /// that of the `options`. If it fails, or is dropped before it is told to
+    /// [`settle_in`](Self::settle_in), what was there goes on working.
     ///
     /// # Errors
-    /// As [`open`](Self::open); and if what is in use has no room in the sizes wanted.
-    pub fn take_over(
-        instance: &Instance,
-        options: Options,
-        filters: &[FilterRecord],
-    ) -> Result<Self> {
+    /// As [`open`](Self::open); and if what is in use has no room in the sizes wanted, or its maps are of no
+    /// [layout](carry::layouts) that can be taken over.
+    pub fn take_over(instance: &Instance, options: Options, record: &Record) -> Result<Self> {
+        let layout = carry::Layout::of(record.layout)
+            .with_context(|| format!("maps of layout {} cannot be taken over", record.layout))?;
         let mut pins = pins::Folder::create(instance)?;
         pins.keep_others();
-        let anew = carry::resized(options, &pins)?;
+        warn_of_another_seed(instance, &options)?;
+        let anew = carry::anew(options, &pins, layout)?;
         let mut dataplane = Self::load(options, pins, &anew)?;
-        carry::copy(&dataplane.pins, &anew)?;
+        let context = carry::Context::of(record);
+        let mut copies = carry::Copies::open(&dataplane.pins, &anew, layout, context)?;
+        copies.copy()?;
         dataplane.maps.find_shortcuts().context("find shortcuts")?;
+        // What has come into the old maps while they were copied: just before the programs are exchanged, so that
+        // little is left to come, and just after.
+        copies.copy()?;
         dataplane.is_guest = true;
         dataplane.pins.keep(true);
-        dataplane.take_links(filters)?;
+        dataplane.take_links(&record.filters)?;
+        copies.copy()?;
         dataplane.serve_local_clients(options);
-        // What has come into the old maps while they were copied.
-        carry::copy(&dataplane.pins, &anew)?;
+        // The sockets that the programs before have counted meanwhile.
+        copies.copy()?;
         for name in &anew {
             dataplane.pins.replace_map(name)?;
         }
+        dataplane.pins.remove_maps_but(&load::MAPS)?;
+        // Whoever takes over from us finds our layout, even if that is in this moment.
+        instance.write(&Record { layout: LAYOUT_VERSION, ..record.clone() })?;
         dataplane.remove_unwanted_links()?;
         dataplane.pins.end_other_runs()?;
         Ok(dataplane)
@@ -136,6 +148,8 @@ impl Dataplane {
             allowed: self.allowed.all().context("read ALLOWED4 and ALLOWED6")?,
             ports: self.maps.all_ports().context("read PORTS")?,
             attached: self.attached.keys().copied().collect(),
+            devices: self.sources.all_devices().context("read DEVICES")?,
+            sources: self.sources.all().context("read SOURCES4 and SOURCES6")?,
         })
     }
 
@@ -157,17 +171,23 @@ impl Dataplane {
     }
 }
 
+/// Connections that are remembered stay where they are; new ones of the same clients need not go there.
+fn warn_of_another_seed(instance: &Instance, options: &Options) -> Result<()> {
+    if seed::of(instance.name())? != Some(options.hash_seed) {
+        tracing::warn!(
+            "the hash seed is not that of the run before: with `maglev` and `source-hash` new connections may go              to other backends than those before; open connections stay"
+        );
+    }
+    Ok(())
+}
+
 /// What may change of a backend, if the kernel has just this one under this number, at work.
 fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Marks> {
     let life = Life::from_byte(found.life);
-    let (weight, shared) = (found.weight, found.shared);
+    let Backend { weight, shared, answers_on, .. } = *found;
     let expected = backend_value(key.endpoint, key.route, id);
-    let is_same = *found == Backend { weight, shared, life: found.life, ..expected };
-    (is_same && life.serves()).then_some(Marks {
-        shared: shared != 0,
-        weight,
-        draining: life == Life::Draining,
-    })
+    let is_same = *found == Backend { weight, shared, answers_on, life: found.life, ..expected };
+    (is_same && life.serves()).then_some(Marks { shared: shared != 0, weight, life, answers_on })
 }
 
 fn owners_of(value: &Owners) -> Vec<Owner> {

@@ -98,6 +98,11 @@ impl Shields {
         Ok(is_taken)
     }
 
+    /// The devices it is on.
+    pub(super) fn devices(&self) -> impl Iterator<Item = u32> {
+        self.attached.keys().copied()
+    }
+
     /// Whether the program is on a device.
     pub(super) fn is_on(&self, ifindex: u32) -> bool {
         self.attached.contains_key(&ifindex)

@@ -9,9 +9,10 @@ use samport_common::wire::protocol::Protocol;
 use super::filter::Filters;
 use super::labels::{self, Labels};
 use super::published::Published;
+use crate::escape;
 use crate::health::spec::{Config, Method, Source};
-use crate::model::{Candidate, Condition, Wishes};
-use crate::ports::{Listen, PortSpec};
+use crate::model::{Application, Candidate, Condition, Egress, Wishes};
+use crate::ports::{Listen, PortRanges, PortSpec};
 
 /// What samport wants to know of a container, taken from the engine's inspect answer.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -86,6 +87,17 @@ pub struct Policy {
     pub filters: Filters,
     /// `--health`.
     pub health: Config,
+    /// `--label-ports`.
+    pub label_ports: PortRanges,
+}
+
+/// Where a container is served, or was by the samport before: it stays there as long as it can.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct ServedIn {
+    /// The network's name, if it is known.
+    pub network: Option<String>,
+    /// The container's addresses there.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// What a container offers.
@@ -95,6 +107,8 @@ pub struct Offer {
     pub candidates: Vec<Candidate>,
     /// The network they are reached in.
     pub network: Attachment,
+    /// What it is called; `None` for the host's.
+    pub network_name: Option<String>,
     /// Sentences for the user about what is left out.
     pub warnings: Vec<String>,
 }
@@ -125,15 +139,23 @@ impl Rejection {
 }
 
 /// Says what a container offers under a policy. One that does not run, or is not meant, offers
-/// nothing; one that is meant and cannot be served is an error with a sentence for the user.
-pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> {
+/// nothing; one that is meant and cannot be served is an error with a sentence for the user. `served` is where it
+/// has been served so far.
+pub fn offer(
+    view: &ContainerView,
+    policy: &Policy,
+    served: Option<&ServedIn>,
+) -> Result<Offer, Rejection> {
     if !view.running || !selected(view, &policy.filters) {
         return Ok(Offer::default());
     }
     let mut labels = labels::read(&view.labels).map_err(|why| Rejection::new(view, why))?;
     let health = health(view, &labels, &policy.health)?;
-    let ports = ports(view, &mut labels, &policy.ports)?;
-    let network = network(view, &labels, &policy.filters)?;
+    // A port that -p alone opens is the operator's: whose containers stand behind it he has said.
+    let claims = !labels.ports.is_empty();
+    let application = if claims { application(view, &labels) } else { Application::default() };
+    let ports = ports(view, &mut labels, policy)?;
+    let (network_name, network) = network(view, &labels, &policy.filters, served)?;
     let ports =
         if is_on_host(view) { without_clashes(view, &ports, &mut labels, policy)? } else { ports };
     let candidate = |listen: Listen, endpoint| Candidate {
@@ -145,8 +167,13 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         drain: labels.drain,
         condition: condition(view, &health, listen.protocol),
         allow: labels.allow.clone(),
-        wishes: Wishes { service: service(view, &labels), ..labels.wishes.clone() },
+        wishes: Wishes {
+            application: application.clone(),
+            service: service(view, &labels),
+            ..labels.wishes.clone()
+        },
         place: None,
+        egress: Egress::default(),
         started: None,
     };
     let candidates = ports
@@ -156,7 +183,8 @@ pub fn offer(view: &ContainerView, policy: &Policy) -> Result<Offer, Rejection> 
         })
         .collect();
     let about = |warning: &String| format!("container {:?}: {warning}", view.name);
-    Ok(Offer { candidates, network, warnings: labels.warnings.iter().map(about).collect() })
+    let warnings = labels.warnings.iter().map(about).collect();
+    Ok(Offer { candidates, network, network_name, warnings })
 }
 
 fn selected(view: &ContainerView, filters: &Filters) -> bool {
@@ -186,7 +214,7 @@ fn condition(view: &ContainerView, config: &Config, protocol: Protocol) -> Condi
         return Condition::Draining;
     }
     match (&config.source, protocol) {
-        (Source::None, _) => return Condition::Ready,
+        (Source::None, _) => return Condition::Unchecked,
         (Source::Http(page), _) => return config.checked(Method::Http(page.clone())),
         (Source::Tcp, Protocol::Tcp) => return config.checked(Method::Tcp),
         (Source::Docker, _) | (Source::Tcp, Protocol::Udp) => {}
@@ -199,19 +227,55 @@ fn condition(view: &ContainerView, config: &Config, protocol: Protocol) -> Condi
     }
 }
 
+/// A name that Compose or another tool has given, fit for lists.
+fn foreign_name(name: &str) -> String {
+    escape::line(labels::shortened(name, labels::MAX_NAME).as_ref()).into_owned()
+}
+
 /// The name of its service: its label's, or Compose's for it.
 fn service(view: &ContainerView, labels: &Labels) -> Option<String> {
-    let compose = |what: &str| view.labels.get(&format!("com.docker.compose.{what}"));
+    let compose = |what: &str| {
+        let name = view.labels.get(&format!("com.docker.compose.{what}"))?;
+        Some(foreign_name(name))
+    };
     let own = labels.wishes.service.clone();
     own.or_else(|| Some(format!("{}/{}", compose("project")?, compose("service")?)))
+}
+
+/// What labels say of a project's name.
+const PROJECTS: [&str; 3] =
+    ["com.docker.compose.project", "io.podman.compose.project", "com.docker.stack.namespace"];
+
+/// Whose it is, as far as its labels and its image tell.
+fn application(view: &ContainerView, labels: &Labels) -> Application {
+    Application {
+        service: labels.wishes.service.clone(),
+        project: PROJECTS
+            .iter()
+            .find_map(|label| view.labels.get(*label))
+            .map(|name| foreign_name(name)),
+        image: repository(&view.image).map(str::to_owned),
+    }
+}
+
+/// An image's name without tag and digest; `None` for one that is named by its id.
+fn repository(image: &str) -> Option<&str> {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    let (path, last) = name.rsplit_once('/').map_or(("", name), |(path, last)| (path, last));
+    let last = last.split_once(':').map_or(last, |(last, _)| last);
+    let is_id = path.is_empty()
+        && (last == "sha256" || (last.len() >= 12 && last.bytes().all(|b| b.is_ascii_hexdigit())));
+    let length = if path.is_empty() { last.len() } else { path.len() + 1 + last.len() };
+    (!is_id && !last.is_empty()).then(|| &name[..length])
 }
 
 /// The ports it serves, as pairs of listen and target.
 fn ports(
     view: &ContainerView,
     labels: &mut Labels,
-    flags: &[PortSpec],
+    policy: &Policy,
 ) -> Result<Vec<(Listen, u16)>, Rejection> {
+    let flags = &policy.ports;
     let own = std::mem::take(&mut labels.ports);
     if own.is_empty() {
         if flags.is_empty() {
@@ -222,7 +286,12 @@ fn ports(
         return Ok(ports.collect());
     }
     let mut ports = Vec::new();
+    let mut beyond = Vec::new();
     for spec in own {
+        if flags.is_empty() && !policy.label_ports.has(spec.listen.port) {
+            beyond.push(spec.listen.brief());
+            continue;
+        }
         let flag = flags.iter().find(|flag| flag.listen == spec.listen);
         match flag {
             None if !flags.is_empty() => labels.warnings.push(format!(
@@ -234,6 +303,18 @@ fn ports(
                 ports.push((spec.listen, target(view, labels, flag, spec.target)));
             }
         }
+    }
+    if !beyond.is_empty() {
+        let why = format!(
+            "its labels claim port {}, and --label-ports lets labels claim {} only; take it off the label, or \
+             add it to --label-ports",
+            beyond.join(", "),
+            policy.label_ports
+        );
+        if ports.is_empty() {
+            return Err(Rejection::new(view, why));
+        }
+        labels.warnings.push(why);
     }
     Ok(ports)
 }
@@ -281,17 +362,19 @@ fn without_clashes(
     Ok(free)
 }
 
-/// The one network its packets take.
+/// The one network it is reached in, and its name unless it is the host's. Which one is meant has to be clear only
+/// until it is served: networks that it is connected to later change nothing.
 fn network(
     view: &ContainerView,
     labels: &Labels,
     filters: &Filters,
-) -> Result<Attachment, Rejection> {
+    served: Option<&ServedIn>,
+) -> Result<(Option<String>, Attachment), Rejection> {
     own_network(view)?;
     if is_on_host(view) {
         // Which of the host's addresses is not the container's to say.
         let (ipv4, ipv6) = (Some(Ipv4Addr::UNSPECIFIED), Some(Ipv6Addr::UNSPECIFIED));
-        return Ok(Attachment { ipv4, ipv6, mac: None });
+        return Ok((None, Attachment { ipv4, ipv6, mac: None }));
     }
     let names = || view.networks.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let (name, network) = if let Some(name) = &labels.network {
@@ -300,7 +383,8 @@ fn network(
             Rejection::new(view, why)
         })?
     } else {
-        only_network(view, filters).ok_or_else(|| {
+        let found = only_network(view, filters);
+        found.or_else(|| network_served_in(view, served?)).ok_or_else(|| {
             let why = format!(
                 "it is in several networks; label it samport.network=NAME, NAME being one of: {}",
                 names()
@@ -314,7 +398,18 @@ fn network(
         );
         return Err(Rejection::passing(view, why));
     }
-    Ok(*network)
+    Ok((Some(name.clone()), *network))
+}
+
+/// The network it is served in: that of its address, or, after another start, that of the name.
+fn network_served_in<'a>(
+    view: &'a ContainerView,
+    served: &ServedIn,
+) -> Option<(&'a String, &'a Attachment)> {
+    let has_address =
+        |network: &Attachment| network.addresses().any(|ip| served.addresses.contains(&ip));
+    let by_address = view.networks.iter().find(|(_, network)| has_address(network));
+    by_address.or_else(|| view.networks.get_key_value(served.network.as_ref()?))
 }
 
 /// The network, if there is no doubt: the only one, or the only one that a filter names.

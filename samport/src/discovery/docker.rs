@@ -3,9 +3,13 @@
 //!
 //! Events are subscribed to before containers are listed, so that nothing falls in between. Each
 //! container is then inspected in a task of its own; `World` puts answers and events in order.
+//!
+//! An engine drops events without a word when they are not read in time, so containers are listed again at an interval
+//! too, and after everything by which something may have been missed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -16,22 +20,25 @@ use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, ListContainersOptions,
 };
 use futures_util::StreamExt as _;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Terms;
-use super::container::{ContainerView, Policy, offer};
+use super::container::{ContainerView, Policy, ServedIn, offer};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
-use super::events;
+use super::events::{self, Notice};
 use super::inspect;
 use super::leaving::Leaving;
+use super::listing::{Listing, listed};
 use super::locate::{self, Located};
 use super::published;
 use super::standing::Standing;
-use super::world::{Answer, Outcome, Task, World};
+use super::world::{Answer, Outcome, Question, Task, World};
 use crate::model::Snapshot;
 use crate::ports::PortSpec;
+use crate::resyncs::{Gap, Resyncs};
 
 /// Longest wait for the answers that open a session.
 const OPENING: Duration = Duration::from_secs(10);
@@ -39,6 +46,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Inspections at one time: each has a connection of its own.
 const INSPECTIONS: usize = 32;
+/// Events that wait for us. If there are more, all containers are listed again instead.
+const WAITING: usize = 4_096;
+/// Events that are acted on at a time.
+const BATCH: usize = 512;
 
 /// What the provider is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,9 +60,16 @@ pub struct Options {
     pub endpoint: Option<String>,
 }
 
-/// What the background tasks tell the watcher.
+/// What the background tasks tell the watcher. There is one inspection at a time of a container, and one list: so
+/// much may wait.
 enum Message {
-    Event(EventMessage),
+    /// The containers that run, of a list that was asked for at `since`.
+    Listed {
+        session: u64,
+        since: u64,
+        running: Result<Vec<ContainerSummary>, Error>,
+    },
+    AskAgain(Question),
     /// The event stream of this session is over; why, in words.
     Lost {
         session: u64,
@@ -72,30 +90,42 @@ pub(super) async fn start(
     ports: Vec<PortSpec>,
     terms: watch::Receiver<Terms>,
     standing: Arc<Standing>,
+    served: BTreeMap<String, ServedIn>,
+    resyncs: Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
     let engine = options.engine;
     let variable = std::env::var(engine.variable()).ok();
     let endpoint = Endpoint::find(engine, options.endpoint.as_deref(), variable.as_deref())?;
     let policy = Arc::new(policy(ports, &terms.borrow()));
+    let generation = terms.borrow().generation;
     let (inbox, messages) = mpsc::unbounded_channel();
+    let (told, notices) = mpsc::channel(WAITING);
+    let told = Told { notices: told, is_full: Arc::default(), standing: Arc::clone(&standing) };
     let (snapshots, receiver) = watch::channel(Snapshot::default());
-    let opened = Session::open(&endpoint, 1, &inbox).await;
+    let opened = Session::open(&endpoint, 1, &inbox, &told).await;
     let (session, running) = opened.map_err(|error| Unreachable::new(engine, &endpoint, &error))?;
     published::refuse(&policy.ports, &running)?;
     let mut watcher = Watcher {
         engine,
         endpoint,
         terms,
+        taken: generation,
+        in_force: generation,
         leaving: Leaving::default(),
-        world: World::new(Arc::clone(&policy)),
+        world: World::new(Arc::clone(&policy), served),
         policy,
         session,
         retry: FIRST_RETRY,
         inspections: Arc::new(Semaphore::new(INSPECTIONS)),
         inbox,
         messages,
+        told,
+        notices,
+        listing: Listing::default(),
         snapshots,
         standing,
+        pauses: resyncs.pauses(),
+        resyncs,
     };
     watcher.adopt(running);
     while !watcher.world.is_settled() {
@@ -126,10 +156,11 @@ impl Session {
         endpoint: &Endpoint,
         number: u64,
         inbox: &Inbox,
+        told: &Told,
     ) -> Result<(Self, Vec<ContainerSummary>), Error> {
         let client = endpoint.client()?;
         in_time(client.ping()).await?;
-        let events = tokio::spawn(forward(client.clone(), number, inbox.clone()));
+        let events = tokio::spawn(forward(client.clone(), number, inbox.clone(), told.clone()));
         let session = Self { number, client, opened: Instant::now(), events };
         let listed = in_time(session.client.list_containers(None::<ListContainersOptions>)).await?;
         Ok((session, listed))
@@ -142,8 +173,30 @@ pub(super) async fn in_time<T>(
     timeout(OPENING, question).await.unwrap_or(Err(Error::RequestTimeoutError))
 }
 
+/// Where events go.
+#[derive(Clone)]
+struct Told {
+    notices: mpsc::Sender<Notice>,
+    /// Whether there was no room for one.
+    is_full: Arc<AtomicBool>,
+    standing: Arc<Standing>,
+}
+
+impl Told {
+    /// Hands an event on. The stream is read on in any case: the engine drops what nobody reads, and does not say so.
+    fn hand_on(&self, event: EventMessage) {
+        self.standing.happened();
+        let notice = events::read(event);
+        tracing::trace!(?notice, "event");
+        if let Some(Err(TrySendError::Full(_))) = notice.map(|notice| self.notices.try_send(notice))
+        {
+            self.is_full.store(true, Relaxed);
+        }
+    }
+}
+
 /// Hands on all events from now until the stream ends.
-async fn forward(client: Docker, session: u64, inbox: Inbox) {
+async fn forward(client: Docker, session: u64, inbox: Inbox, told: Told) {
     // The engine answers before it has subscribed us; with `since` it also sends what happened
     // meanwhile.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -152,13 +205,10 @@ async fn forward(client: Docker, session: u64, inbox: Inbox) {
     let options = EventsOptionsBuilder::new().since(&since).filters(&kinds).build();
     let mut stream = client.events(Some(options));
     let why = loop {
-        let message = match stream.next().await {
-            Some(Ok(event)) => Message::Event(event),
+        match stream.next().await {
+            Some(Ok(event)) => told.hand_on(event),
             Some(Err(error)) => break words(&error),
             None => break "it closed the stream of events".to_owned(),
-        };
-        if inbox.send(message).is_err() {
-            return;
         }
     };
     // Nobody receives it only if the watcher is gone.
@@ -167,13 +217,18 @@ async fn forward(client: Docker, session: u64, inbox: Inbox) {
 
 /// What containers are judged by.
 fn policy(ports: Vec<PortSpec>, terms: &Terms) -> Policy {
-    Policy { ports, filters: terms.filters.clone(), health: terms.health.clone() }
+    let Terms { filters, health, label_ports, .. } = terms.clone();
+    Policy { ports, filters, health, label_ports }
 }
 
 struct Watcher {
     engine: Engine,
     endpoint: Endpoint,
     terms: watch::Receiver<Terms>,
+    /// The generation of the newest terms that were taken.
+    taken: u64,
+    /// The one that every container is offered on.
+    in_force: u64,
     /// Candidates that are meant no longer, on the terms that hold now.
     leaving: Leaving,
     policy: Arc<Policy>,
@@ -184,8 +239,13 @@ struct Watcher {
     inspections: Arc<Semaphore>,
     inbox: Inbox,
     messages: mpsc::UnboundedReceiver<Message>,
+    told: Told,
+    notices: mpsc::Receiver<Notice>,
+    listing: Listing,
     snapshots: watch::Sender<Snapshot>,
     standing: Arc<Standing>,
+    pauses: watch::Receiver<u64>,
+    resyncs: Resyncs,
 }
 
 impl Watcher {
@@ -202,44 +262,65 @@ impl Watcher {
         }
     }
 
-    /// Waits for one thing to happen and acts on it.
+    /// Waits for something to happen and acts on it.
     async fn step(&mut self) {
+        let mut batch = Vec::new();
         tokio::select! {
-            // We hold a sender ourselves: there is always another message.
+            // We hold senders ourselves: there is always another message.
             Some(message) = self.messages.recv() => self.take(message).await,
+            _ = self.notices.recv_many(&mut batch, BATCH) => {
+                for notice in batch {
+                    let task = self.world.happened(notice);
+                    self.carry_out(task);
+                }
+            }
             Ok(()) = self.terms.changed() => self.take_terms(),
             () = self.leaving.next() => {}
+            () = sleep_until(self.listing.due), if !self.listing.is_running => self.list(false),
+            Ok(()) = self.pauses.changed() => self.list(true),
+        }
+        if self.told.is_full.swap(false, Relaxed) {
+            let name = self.engine.name();
+            tracing::debug!(
+                "more events of {name} than room for them; all containers are listed again"
+            );
+            self.resyncs.count(Gap::Engine);
+            self.list(true);
         }
         self.leaving.pass(Instant::now());
         let world = &self.world;
         self.leaving.keep_only(|candidate| world.runs(&candidate.id));
+        if self.world.is_judged() {
+            self.in_force = self.taken;
+        }
     }
 
     /// Whom the new terms do not mean any more drains.
     fn take_terms(&mut self) {
         let terms = self.terms.borrow_and_update().clone();
+        self.taken = terms.generation;
         let policy = Arc::new(policy(self.policy.ports.clone(), &terms));
         if policy == self.policy {
             return;
         }
         self.policy = Arc::clone(&policy);
-        let before = self.world.snapshot().candidates;
-        for task in self.world.go_by(policy) {
-            self.carry_out(task);
-        }
-        let after = self.world.snapshot().candidates;
+        let before = self.world.candidates();
+        let tasks = self.world.go_by(policy);
+        self.carry_out(tasks);
+        let after = self.world.candidates();
         self.leaving.replace(before, &after, Instant::now() + terms.drain);
     }
 
     async fn take(&mut self, message: Message) {
         let task = match message {
-            Message::Event(event) => {
-                self.standing.happened();
-                let notice = events::read(event);
-                tracing::trace!(?notice, "event");
-                notice.and_then(|notice| self.world.happened(notice))
-            }
             Message::Answer(answer) => self.world.answered(answer),
+            Message::AskAgain(question) => self.world.ask_again(question),
+            Message::Listed { session, since, running } => {
+                if session == self.session.number {
+                    self.take_list(since, running).await;
+                }
+                None
+            }
             Message::DrainIsOver { id, number } => self.world.drain_is_over(id, number),
             Message::Lost { session, why } if session == self.session.number => {
                 self.reconnect(&why).await;
@@ -247,27 +328,72 @@ impl Watcher {
             }
             Message::Lost { .. } => None,
         };
-        if let Some(task) = task {
+        self.carry_out(task);
+    }
+
+    /// Takes in the events that have been told of.
+    fn take_waiting(&mut self) {
+        for _ in 0..WAITING {
+            let Ok(notice) = self.notices.try_recv() else { return };
+            let task = self.world.happened(notice);
             self.carry_out(task);
+        }
+    }
+
+    /// Has the containers listed again; as soon as the list that is under way is there, if there is one.
+    fn list(&mut self, after_gap: bool) {
+        if self.listing.is_running {
+            self.listing.again |= after_gap;
+            return;
+        }
+        self.listing = Listing { is_running: true, after_gap, ..Listing::default() };
+        let (client, inbox) = (self.session.client.clone(), self.inbox.clone());
+        let (session, since) = (self.session.number, self.world.now());
+        tokio::spawn(async move {
+            let running = in_time(client.list_containers(None::<ListContainersOptions>)).await;
+            // Nobody receives it only if the watcher is gone.
+            let _ = inbox.send(Message::Listed { session, since, running });
+        });
+    }
+
+    async fn take_list(&mut self, since: u64, running: Result<Vec<ContainerSummary>, Error>) {
+        let Listing { after_gap, again, .. } = std::mem::take(&mut self.listing);
+        match running {
+            Ok(running) => {
+                self.standing.synced();
+                // Some of them have happened before it was made.
+                self.take_waiting();
+                let tasks = self.world.listed(listed(running), since, after_gap);
+                self.carry_out(tasks);
+                if again {
+                    self.list(true);
+                }
+            }
+            // Its events may have gone silent without an end: from a machine that is away, or a process that hangs.
+            Err(error) => self.reconnect(&words(&error)).await,
         }
     }
 
     fn publish(&self) {
-        let candidates = self.leaving.and(&self.world.snapshot().candidates);
-        super::publish(&self.snapshots, Snapshot { candidates });
+        let candidates = self.leaving.and(&self.world.candidates());
+        super::publish(&self.snapshots, Snapshot { candidates, generation: self.in_force });
     }
 
+    /// Takes over the list of a new session.
     fn adopt(&mut self, running: Vec<ContainerSummary>) {
         self.standing.synced();
-        let ids = running.into_iter().filter_map(|container| container.id).collect();
-        for task in self.world.listed(ids) {
-            self.carry_out(task);
-        }
+        self.listing = Listing::default();
+        let since = self.world.now();
+        let tasks = self.world.listed(listed(running), since, true);
+        self.carry_out(tasks);
     }
 
     /// Opens new sessions until one holds. What is offered stays as it is meanwhile.
     async fn reconnect(&mut self, why: &str) {
         self.standing.lost();
+        self.resyncs.count(Gap::Engine);
+        self.session.events.abort();
+        self.take_waiting();
         let (engine, endpoint) = (self.engine, self.endpoint.clone());
         let name = engine.name();
         tracing::warn!(
@@ -280,7 +406,7 @@ impl Watcher {
         loop {
             sleep(self.retry).await;
             self.retry = (self.retry * 2).min(LAST_RETRY);
-            match Session::open(&endpoint, self.session.number + 1, &self.inbox).await {
+            match Session::open(&endpoint, self.session.number + 1, &self.inbox, &self.told).await {
                 Ok((session, running)) => {
                     self.session = session;
                     tracing::info!("{name} at {endpoint} is back");
@@ -292,8 +418,14 @@ impl Watcher {
         }
     }
 
-    /// Starts what the world wants done; the outcome comes back as a message.
-    fn carry_out(&self, task: Task) {
+    /// Starts what the world wants done; the outcomes come back as messages.
+    fn carry_out(&self, tasks: impl IntoIterator<Item = Task>) {
+        for task in tasks {
+            self.start(task);
+        }
+    }
+
+    fn start(&self, task: Task) {
         let inbox = self.inbox.clone();
         match task {
             Task::AwaitDrain { id, number, drain } => {
@@ -303,7 +435,13 @@ impl Watcher {
                     let _ = inbox.send(Message::DrainIsOver { id, number });
                 });
             }
-            Task::Inspect { question, delay } => {
+            Task::AskAgain { question, delay } => {
+                tokio::spawn(async move {
+                    sleep(delay).await;
+                    let _ = inbox.send(Message::AskAgain(question));
+                });
+            }
+            Task::Inspect(question) => {
                 let inspector = Inspector {
                     client: self.session.client.clone(),
                     policy: Arc::clone(&self.policy),
@@ -311,11 +449,8 @@ impl Watcher {
                 };
                 let permits = Arc::clone(&self.inspections);
                 tokio::spawn(async move {
-                    if !delay.is_zero() {
-                        sleep(delay).await;
-                    }
                     let _permit = permits.acquire().await;
-                    let outcome = inspector.look(&question.id).await;
+                    let outcome = inspector.look(&question.id, question.served.as_ref()).await;
                     let _ = inbox.send(Message::Answer(Answer { question, outcome }));
                 });
             }
@@ -324,18 +459,19 @@ impl Watcher {
 }
 
 /// Asks the engine about one container, and the kernel about its veth.
-struct Inspector {
-    client: Docker,
-    policy: Arc<Policy>,
-    is_local: bool,
+pub(super) struct Inspector {
+    pub(super) client: Docker,
+    pub(super) policy: Arc<Policy>,
+    pub(super) is_local: bool,
 }
 
 impl Inspector {
-    async fn look(&self, id: &str) -> Outcome {
-        match self.client.inspect_container(id, None::<InspectContainerOptions>).await {
+    pub(super) async fn look(&self, id: &str, served: Option<&ServedIn>) -> Outcome {
+        let answer = self.client.inspect_container(id, None::<InspectContainerOptions>);
+        match in_time(answer).await {
             Ok(answer) => {
                 let view = inspect::view(answer);
-                let located = self.locate(&view).await.unwrap_or_default();
+                let located = self.locate(&view, served).await.unwrap_or_default();
                 Outcome::Found(Box::new(view), located)
             }
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => Outcome::Gone,
@@ -344,9 +480,9 @@ impl Inspector {
     }
 
     /// Another machine's process ids mean nothing here; and who is not served needs no place.
-    async fn locate(&self, view: &ContainerView) -> Option<Located> {
+    async fn locate(&self, view: &ContainerView, served: Option<&ServedIn>) -> Option<Located> {
         let pid = view.pid.filter(|_| self.is_local)?;
-        let offer = offer(view, &self.policy).ok()?;
+        let offer = offer(view, &self.policy, served).ok()?;
         if offer.candidates.is_empty() {
             return None;
         }

@@ -5,10 +5,13 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
+use super::access;
+use crate::escape;
 use crate::exit::{Coded as _, Exit};
 
 /// Who is asked for containers. Podman's service speaks Docker's API.
@@ -161,6 +164,8 @@ pub enum Trouble {
     NoSocket,
     /// We may not open it.
     Forbidden,
+    /// It is another user's, as these words say, and root gives up what it would take to open it all the same.
+    AnotherUsers(String),
     /// Nobody listens.
     NobodyListens,
     /// No answer in time.
@@ -184,6 +189,12 @@ impl fmt::Display for Unreachable {
                 f,
                 "permission denied; run samport as root, or as a user who may open the socket"
             ),
+            Trouble::AnotherUsers(whose) => write!(
+                f,
+                "permission denied: {whose}, and samport gives up root's right to open what is others' \
+                 (CAP_DAC_OVERRIDE); containers of a rootless engine cannot be served: run {name} as root, or, \
+                 if it does run as root, let root open the socket (setfacl -m u:root:rw)"
+            ),
             Trouble::NobodyListens => {
                 write!(f, "nothing listens there; {start}, or {elsewhere}")
             }
@@ -199,11 +210,11 @@ impl Unreachable {
     /// Finds out what an error of the client means.
     pub(super) fn new(engine: Engine, endpoint: &Endpoint, error: &bollard::errors::Error) -> Self {
         let trouble = match (error, kind(error)) {
-            (bollard::errors::Error::SocketNotFoundError(path), _) => absence(path),
+            (bollard::errors::Error::SocketNotFoundError(path), _) => absence(path, endpoint),
             (bollard::errors::Error::RequestTimeoutError, _) | (_, Some(ErrorKind::TimedOut)) => {
                 Trouble::Silent
             }
-            (_, Some(ErrorKind::PermissionDenied)) => Trouble::Forbidden,
+            (_, Some(ErrorKind::PermissionDenied)) => refusal_by_mode(endpoint),
             (_, Some(ErrorKind::NotFound | ErrorKind::NotADirectory)) => Trouble::Absent,
             (_, Some(ErrorKind::ConnectionRefused)) => refusal(endpoint),
             _ => Trouble::Other(words(error)),
@@ -213,11 +224,20 @@ impl Unreachable {
 }
 
 /// The client calls everything absent that it cannot look at.
-fn absence(path: &str) -> Trouble {
+fn absence(path: &str, endpoint: &Endpoint) -> Trouble {
     match std::fs::metadata(path) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Trouble::Forbidden,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => refusal_by_mode(endpoint),
         _ => Trouble::Absent,
     }
+}
+
+/// Somebody may not open it: whose it is, if that is in the way.
+pub(super) fn refusal_by_mode(endpoint: &Endpoint) -> Trouble {
+    let whose = match endpoint {
+        Endpoint::Unix(path) => access::obstacle(Path::new(path)),
+        Endpoint::Http(_) => None,
+    };
+    whose.map_or(Trouble::Forbidden, Trouble::AnotherUsers)
 }
 
 /// Connecting to a plain file is refused just as connecting to a socket nobody listens on.
@@ -241,7 +261,7 @@ fn kind(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
 /// is no engine may answer with a whole web page.
 pub(super) fn words(error: &(dyn Error + 'static)) -> String {
     let cause = causes(error).last().map_or_else(String::new, ToString::to_string);
-    cause.lines().next().unwrap_or_default().to_owned()
+    escape::line(cause.lines().next().unwrap_or_default()).into_owned()
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -331,6 +351,10 @@ mod tests {
             (Trouble::Absent, "--endpoint"),
             (Trouble::NoSocket, "DOCKER_HOST"),
             (Trouble::Forbidden, "as root"),
+            (
+                Trouble::AnotherUsers("/run/user/7 is user 7's (mode 0700)".into()),
+                "/run/user/7 is user 7's",
+            ),
             (Trouble::NobodyListens, "start Docker"),
             (Trouble::Silent, "no answer"),
             (Trouble::Other("odd".into()), "odd"),

@@ -45,12 +45,17 @@ pub(super) fn read(message: EventMessage) -> Option<Notice> {
     let (id, event) = match message.typ? {
         EventMessageTypeEnum::CONTAINER => (actor.id?, container_event(&action, &attributes)?),
         EventMessageTypeEnum::NETWORK => {
-            let event = match action.as_str() {
-                "connect" => Event::Changed,
-                "disconnect" => Event::LeftNetwork(attributes.remove("name")?),
-                _ => return None,
+            // Docker's actor is the network, and its attributes name network and container. Podman's is the
+            // container; its attributes have that one's name, and the network's in some versions of Podman 5.
+            let (id, network) = match attributes.remove("container") {
+                Some(container) => (container, attributes.remove("name")),
+                None => (actor.id?, attributes.remove("network")),
             };
-            (attributes.remove("container")?, event)
+            match (action.as_str(), network) {
+                ("disconnect", Some(network)) => (id, Event::LeftNetwork(network)),
+                ("connect" | "disconnect", _) => (id, Event::Changed),
+                _ => return None,
+            }
         }
         _ => return None,
     };
@@ -180,8 +185,28 @@ mod tests {
         assert_eq!(read("connect", &named), Some(("c2".into(), Event::Changed)));
         let left = Event::LeftNetwork("front".into());
         assert_eq!(read("disconnect", &named), Some(("c2".into(), left)));
-        assert_eq!(read("connect", &[]), None);
         assert_eq!(read("create", &named), None);
+    }
+
+    /// As Podman 4.3 and 5.0 (without the network's name) and newer ones send them.
+    #[test]
+    fn podmans_network_events_belong_to_their_container_too() {
+        let read = |action, attributes: &[_]| {
+            read(message(EventMessageTypeEnum::NETWORK, action, attributes))
+                .map(|n| (n.id, n.event))
+        };
+        let older = [("image", ""), ("name", "web"), ("podId", "")];
+        for action in ["connect", "disconnect"] {
+            assert_eq!(read(action, &older), Some(("c1".into(), Event::Changed)), "{action}");
+        }
+        let newer = [("image", ""), ("name", "web"), ("network", "front"), ("podId", "")];
+        assert_eq!(read("connect", &newer), Some(("c1".into(), Event::Changed)));
+        let left = Event::LeftNetwork("front".into());
+        assert_eq!(read("disconnect", &newer), Some(("c1".into(), left)));
+        // Of a network itself.
+        for action in ["create", "remove"] {
+            assert_eq!(read(action, &newer), None);
+        }
     }
 
     #[test]

@@ -22,10 +22,12 @@ use super::leaving::Leaving;
 use super::standing::Standing;
 use super::static_::Address;
 use crate::allow::Networks;
+use crate::escape;
 use crate::follow::Followed;
 use crate::health::spec::Config;
-use crate::model::{Candidate, Snapshot, Wishes};
+use crate::model::{Candidate, Egress, Snapshot, Wishes};
 use crate::ports::{Listen, PortSpec};
+use crate::resyncs::Resyncs;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,13 +64,15 @@ pub(super) async fn start(
     ports: Vec<PortSpec>,
     terms: watch::Receiver<Terms>,
     standing: Arc<Standing>,
+    resyncs: &Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
     // Watched before it is read: a change in between is not lost.
-    let watch = Followed::start(&path).await?;
+    let watch = Followed::start(&path, resyncs).await?;
     let text = read(&path)?;
     let current =
         parse(&text, &ports, &terms.borrow().health).with_context(|| path.display().to_string())?;
-    let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone() });
+    let generation = terms.borrow().generation;
+    let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone(), generation });
     standing.synced();
     let follower = Follower {
         path,
@@ -77,6 +81,7 @@ pub(super) async fn start(
         text,
         unreadable: false,
         current,
+        generation,
         leaving: Leaving::default(),
         sender,
         standing,
@@ -124,7 +129,8 @@ fn listens(entry: &Entry, ports: &[PortSpec]) -> Result<Vec<PortSpec>> {
 
 fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
     let address = entry.address.0;
-    let name = entry.name.clone().unwrap_or_else(|| address.to_string());
+    let name = entry.name.as_ref().map(|name| escape::line(name).into_owned());
+    let name = name.unwrap_or_else(|| address.to_string());
     Candidate {
         id: name.clone(),
         name,
@@ -136,6 +142,7 @@ fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
         allow: Networks::new(),
         wishes: Wishes::default(),
         place: None,
+        egress: Egress::default(),
         started: None,
     }
 }
@@ -149,6 +156,8 @@ struct Follower {
     /// Whether it could not be read the last time, which is told once too.
     unreadable: bool,
     current: Vec<Candidate>,
+    /// Which terms they are offered on.
+    generation: u64,
     /// Candidates that have left the file.
     leaving: Leaving,
     sender: watch::Sender<Snapshot>,
@@ -170,7 +179,8 @@ impl Follower {
 
     /// Whose health is known by something else now.
     fn judge_anew(&mut self) {
-        let health = self.terms.borrow_and_update().health.clone();
+        let Terms { health, generation, .. } = self.terms.borrow_and_update().clone();
+        self.generation = generation;
         for candidate in &mut self.current {
             candidate.condition = health.of_listed(candidate.listen.protocol);
         }
@@ -223,7 +233,8 @@ impl Follower {
 
     fn publish(&mut self, now: Instant) {
         self.leaving.pass(now);
-        super::publish(&self.sender, Snapshot { candidates: self.leaving.and(&self.current) });
+        let candidates = self.leaving.and(&self.current);
+        super::publish(&self.sender, Snapshot { candidates, generation: self.generation });
     }
 }
 

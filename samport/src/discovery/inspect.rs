@@ -7,6 +7,7 @@ use bollard::models::{ContainerInspectResponse, EndpointSettings, PortBinding, P
 use super::container::{Attachment, ContainerView};
 use super::events::health;
 use super::published::Published;
+use crate::escape;
 use crate::ports::Listen;
 
 /// Takes what we need. What is missing or makes no sense is left empty: the rules that need it
@@ -19,7 +20,7 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
     let status = state.health.and_then(|health| health.status);
     ContainerView {
         id: answer.id.unwrap_or_default(),
-        name: answer.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+        name: escape::line(answer.name.unwrap_or_default().trim_start_matches('/')).into_owned(),
         pid,
         // While the engine waits to start it again, it is both running and restarting.
         running: state.running == Some(true) && state.restarting != Some(true),
@@ -27,7 +28,7 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
         stopping: false,
         health: status.and_then(|status| health(status.as_ref())),
         labels: config.labels.unwrap_or_default().into_iter().collect(),
-        image: config.image.unwrap_or_default(),
+        image: escape::line(&config.image.unwrap_or_default()).into_owned(),
         exposed: exposed(&config.exposed_ports.unwrap_or_default()),
         network_mode: answer.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
         published: published(&settings.ports.unwrap_or_default()),

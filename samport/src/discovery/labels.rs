@@ -1,5 +1,6 @@
 //! The `samport.*` labels of a container.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,7 +11,25 @@ use crate::model::Wishes;
 use crate::policy;
 use crate::ports::{PortSpec, port};
 
-const PREFIX: &str = "samport.";
+/// What all of them begin with.
+pub(super) const PREFIX: &str = "samport.";
+
+/// Ports that the labels of one container may name.
+pub(super) const MAX_PORTS: usize = 64;
+/// Networks in one `samport.allow`.
+pub(super) const MAX_NETWORKS: usize = 1_024;
+/// Networks in `samport.allow` times ports in the labels of one container: each port has an allow-list of its own.
+pub(super) const MAX_ALLOWED: usize = 4_096;
+/// Largest weight of a container or a group.
+pub(super) const MAX_WEIGHT: u32 = 65_535;
+/// Bytes in the value of a label.
+pub(super) const MAX_VALUE: usize = 65_536;
+/// Characters in the name of a service or a group.
+pub(super) const MAX_NAME: usize = 128;
+/// Warnings about the labels of one container.
+pub(super) const MAX_WARNINGS: usize = 8;
+/// Characters of a label that a message repeats.
+const QUOTED: usize = 80;
 
 /// What the labels say, read but not yet held against `-p`.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -65,13 +84,41 @@ pub fn read(labels: &BTreeMap<String, String>) -> Result<Labels, String> {
     for (key, value) in labels {
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         read.present = true;
-        take(&mut read, name, value.trim())
-            .map_err(|what| format!("label {key}={value:?}: {what}"))?;
+        take(&mut read, name, value.trim()).map_err(|what| refusal(key, value, &what))?;
+    }
+    if read.allow.len() * read.ports.len() > MAX_ALLOWED {
+        let (networks, ports) = (read.allow.len(), read.ports.len());
+        return Err(format!(
+            "label samport.allow: its {networks} networks on {ports} ports are more than the {MAX_ALLOWED} a \
+             container may have; name fewer, or larger ones"
+        ));
+    }
+    if read.warnings.len() > MAX_WARNINGS {
+        let more = read.warnings.len() - MAX_WARNINGS;
+        read.warnings.truncate(MAX_WARNINGS);
+        read.warnings.push(format!("{more} more of its labels are unknown"));
     }
     Ok(read)
 }
 
+/// What is wrong with a label; neither it nor what is said about it is repeated at length.
+fn refusal(key: &str, value: &str, what: &str) -> String {
+    let (key, value) = (shortened(key, QUOTED), shortened(value, QUOTED));
+    format!("label {key}={value:?}: {}", shortened(what, 4 * QUOTED))
+}
+
+/// A text, cut if it is longer than so many characters.
+pub(super) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
 fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
+    if value.len() > MAX_VALUE {
+        return Err(format!("{} bytes; {MAX_VALUE} at most", value.len()));
+    }
     match name {
         "enable" => read.enable = Some(truth(value)?),
         "port" if value.contains(',') => {
@@ -95,16 +142,18 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "balance" => read.wishes.balance = Some(policy::balance(value)?),
         "affinity" => read.wishes.affinity = Some(policy::affinity(value)?),
         _ => read.warnings.push(format!(
-            "label {PREFIX}{name} is unknown; there are samport.enable, port, ports, target, \
+            "label {PREFIX}{} is unknown; there are samport.enable, port, ports, target, \
              service, weight, group, group.weight, balance, affinity, drain, network, allow, health \
-             and health.interval, timeout, rise, fall"
+             and health.interval, timeout, rise, fall",
+            shortened(name, QUOTED)
         )),
     }
     Ok(())
 }
 
 fn weight(value: &str) -> Result<u32, String> {
-    value.parse().map_err(|_| "no weight; give a whole number from 0 up".into())
+    let weight = value.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
+    weight.ok_or_else(|| format!("no weight; give a whole number from 0 up to {MAX_WEIGHT}"))
 }
 
 /// Reads a name that users choose. It stands in lists, and between words of a command.
@@ -112,6 +161,10 @@ fn given_name(value: &str) -> Result<String, String> {
     let is_fine = |c: char| c.is_alphanumeric() || "-_./".contains(c);
     if value.is_empty() || !value.chars().all(is_fine) {
         return Err("no name; give one of letters, digits and any of - _ . /".into());
+    }
+    let length = value.chars().count();
+    if length > MAX_NAME {
+        return Err(format!("a name of {length} characters; {MAX_NAME} at most"));
     }
     Ok(value.to_owned())
 }
@@ -127,7 +180,14 @@ fn truth(value: &str) -> Result<bool, String> {
 /// Reads `10.0.0.0/8,2001:db8::/32`.
 fn networks(value: &str) -> Result<Networks, String> {
     let networks = value.split(',').map(|text| allow::network(text.trim()));
-    networks.collect::<Result<_, _>>().map_err(|error| error.to_string())
+    let networks = networks.collect::<Result<Networks, _>>().map_err(|error| error.to_string())?;
+    if networks.len() > MAX_NETWORKS {
+        let count = networks.len();
+        return Err(format!(
+            "{count} networks; {MAX_NETWORKS} at most: name larger ones, or give them to --allow"
+        ));
+    }
+    Ok(networks)
 }
 
 /// Reads `80:8080/tcp,53/udp`.
@@ -135,6 +195,12 @@ fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
     for entry in value.split(',').map(str::trim) {
         let spec: PortSpec = entry.parse().map_err(|error| format!("{error:#}"))?;
         match read.ports.iter().find(|known| known.listen == spec.listen) {
+            None if read.ports.len() >= MAX_PORTS => {
+                return Err(format!(
+                    "more than {MAX_PORTS} ports, which is as many as a container's labels may name; give the \
+                     others to -p"
+                ));
+            }
             None => read.ports.push(spec),
             Some(known) if *known == spec => {}
             Some(known) => return Err(format!("port {known} is given as {spec} too; keep one")),
@@ -207,6 +273,7 @@ mod tests {
                 group_weight: Some(5),
                 balance: Some(Balance::LeastConn),
                 affinity: Some(1_800),
+                ..Wishes::default()
             },
             warnings: vec![],
         };
@@ -258,6 +325,49 @@ mod tests {
             assert!(error.contains(&format!("{key}={value:?}")), "{error}");
             assert!(error.contains(way_out), "{error}");
         }
+    }
+
+    /// Case 87: whatever one container says takes no more than its part, and a message repeats only its beginning.
+    #[test]
+    fn what_one_container_may_say_is_limited() {
+        let networks = |count: usize| {
+            let net = |n: usize| format!("10.{}.{}.0/24", n / 256, n % 256);
+            (0..count).map(net).collect::<Vec<_>>().join(",")
+        };
+        let ports =
+            |count: usize| (1..=count).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+        let name = |length: usize| "é".repeat(length);
+        let weight = |weight: u32| weight.to_string();
+        for (key, fits, too_much, limit) in [
+            ("samport.allow", networks(MAX_NETWORKS), networks(MAX_NETWORKS + 1), "1024 at most"),
+            ("samport.ports", ports(MAX_PORTS), ports(MAX_PORTS + 1), "more than 64 ports"),
+            ("samport.weight", weight(MAX_WEIGHT), weight(MAX_WEIGHT + 1), "up to 65535"),
+            ("samport.group.weight", weight(MAX_WEIGHT), weight(MAX_WEIGHT + 1), "up to 65535"),
+            ("samport.service", name(MAX_NAME), name(MAX_NAME + 1), "128 at most"),
+            ("samport.group", name(MAX_NAME), name(MAX_NAME + 1), "128 at most"),
+            ("samport.network", "n".repeat(MAX_VALUE), "n".repeat(MAX_VALUE + 1), "65536 at most"),
+        ] {
+            assert!(read_all(&[(key, &fits)]).is_ok(), "{key}");
+            let error = read_all(&[(key, &too_much)]).unwrap_err();
+            assert!(error.contains(key) && error.contains(limit), "{error}");
+            assert!(error.len() < 500, "{error}");
+        }
+        let both = |count| {
+            let (ports, networks) = (ports(8), networks(count));
+            read_all(&[("samport.ports", &ports), ("samport.allow", &networks)])
+        };
+        assert!(both(512).is_ok());
+        let error = both(513).unwrap_err();
+        assert!(error.contains("513 networks on 8 ports"), "{error}");
+    }
+
+    #[test]
+    fn a_few_unknown_labels_are_named_and_the_others_counted() {
+        let labels = (0..100).map(|n| (format!("samport.{n}{}", "x".repeat(1_000)), String::new()));
+        let warnings = read(&labels.collect()).unwrap().warnings;
+        assert_eq!(warnings.len(), MAX_WARNINGS + 1);
+        assert!(warnings[MAX_WARNINGS].starts_with("92 more"), "{warnings:?}");
+        assert!(warnings.iter().all(|warning| warning.len() < 400), "{warnings:?}");
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! would take far more power (CAP_SYS_ADMIN, and CAP_SYS_PTRACE to open it).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -16,17 +16,23 @@ use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::{Handle, new_connection_with_strict_check};
 
 use super::container::Attachment;
-use crate::model::{Place, Site};
+use super::egress::{egress, routes_of};
+use crate::model::{Egress, Place, Site};
 use crate::netdev;
 
+/// Longest wait for all that is asked of the kernel about a container.
+const LIMIT: Duration = Duration::from_secs(5);
+
 /// How a container is connected.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Located {
     /// `None` if that could not be found out.
     pub(super) site: Option<Site>,
     /// Its address on the link that leads here, if its network's own link leads elsewhere: of a
     /// container in an overlay network, that in `docker_gwbridge`.
     pub(super) instead: Option<Ipv4Addr>,
+    /// How its packets leave it, IPv4 and IPv6.
+    pub(super) egress: [Egress; 2],
 }
 
 impl Located {
@@ -38,13 +44,19 @@ impl Located {
             (Some(_), SocketAddr::V6(_)) => None,
         }
     }
+
+    /// How packets leave it that answer clients of such an address.
+    pub(super) fn egress_of(&self, endpoint: SocketAddr) -> Egress {
+        self.egress[usize::from(endpoint.is_ipv6())].clone()
+    }
 }
 
 /// How the process `pid` is in this network, as far as it can be told from its side. Nothing if the
 /// process is gone or not ours to look into.
 pub(super) async fn find(pid: u32, network: Attachment) -> Located {
     let began = Instant::now();
-    match look(pid, network).await {
+    let looked = tokio::time::timeout(LIMIT, look(pid, network)).await;
+    match looked.unwrap_or_else(|_| Err(anyhow!("no answer from the kernel within {LIMIT:?}"))) {
         Ok(located) => {
             tracing::debug!("process {pid} is at {located:?}, found in {:?}", began.elapsed());
             located
@@ -70,7 +82,7 @@ async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> 
     let here = number_of(handle, std::process::id()).await?;
     let on_host = network.addresses().all(|addr| addr.is_unspecified());
     match (theirs == here, on_host) {
-        (true, true) => return Ok(Located { site: Some(Site::Host), instead: None }),
+        (true, true) => return Ok(Located { site: Some(Site::Host), ..Located::default() }),
         (true, false) => bail!("it is in our own network namespace"),
         (false, true) => bail!("the engine's host is another network namespace"),
         (false, false) => {}
@@ -82,6 +94,7 @@ async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> 
     addresses.message_mut().attributes.push(AddressAttribute::TargetNetNsId(theirs));
     let addresses = addresses.execute().try_collect::<Vec<AddressMessage>>().await;
     let mut located = judge(&links, &addresses.context("list addresses")?, network, here);
+    located.egress = egress(&links, routes_of(pid), here);
     if let Some(Site::Veth(place)) = &mut located.site {
         place.polls = netdev::takes_frames(place.ifindex).unwrap_or_else(|error| {
             tracing::debug!("whether device {} takes bare frames: {error}", place.ifindex);
@@ -144,7 +157,7 @@ fn judge(
         links.iter().find(|link| link.header.index == message.header.index)
     };
     let Some(link) = by_mac.or_else(by_address) else { return Located::default() };
-    let leads_here = |link: &LinkMessage| namespace(link) == Some(here);
+    let leads_here = |link: &LinkMessage| leads_to(link, here);
     let site = match kind(link) {
         Some(InfoKind::Veth) if leads_here(link) => place(link).map(Site::Veth),
         Some(InfoKind::MacVlan) if leads_here(link) => place(link).map(Site::Macvlan),
@@ -155,13 +168,17 @@ fn judge(
                 .filter(|link| kind(link) == Some(&InfoKind::Veth) && leads_here(link))
                 .find_map(|link| Some((place(link)?, ipv4_of(link, addresses)?)));
             if let Some((place, address)) = other {
-                return Located { site: Some(Site::Veth(place)), instead: Some(address) };
+                return Located {
+                    site: Some(Site::Veth(place)),
+                    instead: Some(address),
+                    ..Located::default()
+                };
             }
             Some(Site::Elsewhere)
         }
         _ => None,
     };
-    Located { site, instead: None }
+    Located { site, ..Located::default() }
 }
 
 fn ips(message: &AddressMessage) -> impl Iterator<Item = IpAddr> {
@@ -181,11 +198,20 @@ fn ipv4_of(link: &LinkMessage, addresses: &[AddressMessage]) -> Option<Ipv4Addr>
 
 /// The other end of a veth, or the parent of a child, and the link's own MAC.
 fn place(link: &LinkMessage) -> Option<Place> {
-    let ifindex = link.attributes.iter().find_map(|attribute| match attribute {
+    Some(Place { ifindex: other_end(link)?, mac: mac(link)?, polls: false })
+}
+
+/// The index of the other end of a veth, or of the parent of a child.
+pub(super) fn other_end(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Link(index) => Some(*index),
         _ => None,
-    })?;
-    Some(Place { ifindex, mac: mac(link)?, polls: false })
+    })
+}
+
+/// Whether that is in the namespace of this number.
+pub(super) fn leads_to(link: &LinkMessage, number: i32) -> bool {
+    namespace(link) == Some(number)
 }
 
 /// The number of the namespace the other end or the parent is in, if it is another one.
@@ -196,7 +222,8 @@ fn namespace(link: &LinkMessage) -> Option<i32> {
     })
 }
 
-fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+/// What kind of device it is.
+pub(super) fn kind(link: &LinkMessage) -> Option<&InfoKind> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
             LinkInfo::Kind(kind) => Some(kind),
@@ -251,7 +278,7 @@ mod tests {
     }
 
     fn at(site: Site) -> Located {
-        Located { site: Some(site), instead: None }
+        Located { site: Some(site), ..Located::default() }
     }
 
     #[test]
@@ -285,7 +312,8 @@ mod tests {
         let overlay = link(1, InfoKind::Veth, OVERLAY);
         let found = of(&[overlay.clone(), link(2, InfoKind::Veth, HERE)]);
         let instead = Some([10, 0, 0, 2].into());
-        assert_eq!(found, Located { site: Some(Site::Veth(place(2))), instead });
+        let site = Some(Site::Veth(place(2)));
+        assert_eq!(found, Located { site, instead, ..Located::default() });
         let v4 = found.endpoint("10.9.9.9:80".parse().unwrap());
         assert_eq!(v4, Some("10.0.0.2:80".parse().unwrap()));
         assert_eq!(found.endpoint("[2001:db8::9]:80".parse().unwrap()), None);

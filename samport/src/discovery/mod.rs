@@ -11,15 +11,19 @@ pub mod filter;
 pub mod labels;
 pub mod static_;
 
+mod access;
+mod egress;
 mod events;
 mod inspect;
 mod leaving;
+mod listing;
 mod locate;
 mod look;
 mod published;
 mod standing;
 mod world;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +36,10 @@ use self::filter::Filters;
 use self::static_::StaticBackend;
 use crate::health::spec::Config;
 use crate::model::{Candidate, Snapshot};
-use crate::ports::PortSpec;
+use crate::ports::{PortRanges, PortSpec};
+use crate::resyncs::Resyncs;
 
+pub use container::ServedIn;
 pub use endpoint::{Engine, Unreachable};
 pub use look::{Seen, look};
 pub use standing::Standing;
@@ -58,8 +64,13 @@ pub struct Terms {
     pub filters: Filters,
     /// `--health`.
     pub health: Config,
+    /// `--label-ports`.
+    pub label_ports: PortRanges,
     /// How long a backend keeps its flows that is offered no longer, or was sent its stop signal.
     pub drain: Duration,
+    /// How many terms there were before these: a snapshot says which it is made on, so that whoever has
+    /// changed them knows when they are in force.
+    pub generation: u64,
 }
 
 impl Provider {
@@ -83,10 +94,14 @@ async fn start(
     ports: Vec<PortSpec>,
     terms: watch::Receiver<Terms>,
     standing: Arc<Standing>,
+    served: BTreeMap<String, ServedIn>,
+    resyncs: Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
     match provider {
-        Provider::Docker(options) => docker::start(options, ports, terms, standing).await,
-        Provider::File(path) => file::start(path, ports, terms, standing).await,
+        Provider::Docker(options) => {
+            docker::start(options, ports, terms, standing, served, resyncs).await
+        }
+        Provider::File(path) => file::start(path, ports, terms, standing, &resyncs).await,
         Provider::Static => {
             let snapshots = static_::start(ports, terms)?;
             standing.synced();
@@ -96,16 +111,21 @@ async fn start(
 }
 
 /// Starts several engines' providers; a snapshot holds what all of them offer. One that cannot be started is an
-/// error of all. Also how each of them is doing.
+/// error of all. Also how each of them is doing. `served` is where the samport before has served containers, by
+/// their ids.
 pub async fn start_all(
     providers: Vec<Provider>,
     ports: &[PortSpec],
     terms: &watch::Receiver<Terms>,
+    served: &BTreeMap<String, ServedIn>,
+    resyncs: &Resyncs,
 ) -> Result<(watch::Receiver<Snapshot>, Vec<Arc<Standing>>)> {
     let (mut sources, mut standings) = (Vec::new(), Vec::new());
     for provider in providers {
         let standing = Standing::of(provider.name());
-        let source = start(provider, ports.to_vec(), terms.clone(), Arc::clone(&standing));
+        let (ports, served) = (ports.to_vec(), served.clone());
+        let source =
+            start(provider, ports, terms.clone(), Arc::clone(&standing), served, resyncs.clone());
         sources.push(source.await?);
         standings.push(standing);
     }
@@ -148,10 +168,13 @@ fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot
 
 /// What all of them offer.
 fn joined(sources: &mut [watch::Receiver<Snapshot>]) -> Snapshot {
-    let all = sources.iter_mut().map(|source| source.borrow_and_update().candidates.clone());
-    let mut candidates = all.collect::<Vec<_>>().concat();
+    let all = sources.iter_mut().map(|source| source.borrow_and_update().clone());
+    let all: Vec<Snapshot> = all.collect();
+    // In force are only the terms that all of them go by.
+    let generation = all.iter().map(|one| one.generation).min().unwrap_or_default();
+    let mut candidates: Vec<_> = all.into_iter().flat_map(|one| one.candidates).collect();
     sort(&mut candidates);
-    Snapshot { candidates }
+    Snapshot { candidates, generation }
 }
 
 /// Brings candidates into the order every snapshot has.
@@ -167,4 +190,23 @@ fn publish(sender: &watch::Sender<Snapshot>, snapshot: Snapshot) {
         *current = snapshot;
         differs
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::test::candidate;
+
+    #[test]
+    fn terms_are_in_force_when_all_providers_go_by_them() {
+        let of = |name, generation| Snapshot { candidates: vec![candidate(name)], generation };
+        let (first, one) = watch::channel(of("b", 2));
+        let (_second, other) = watch::channel(of("a", 1));
+        let mut sources = [one, other];
+        assert_eq!(joined(&mut sources).generation, 1);
+        first.send_replace(of("b", 0));
+        let all = joined(&mut sources);
+        let names: Vec<_> = all.candidates.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!((all.generation, names), (0, vec!["a", "b"]));
+    }
 }

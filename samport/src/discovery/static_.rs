@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Terms;
 use super::leaving::Leaving;
 use crate::allow::Networks;
-use crate::model::{Candidate, Snapshot, Wishes};
+use crate::model::{Candidate, Egress, Snapshot, Wishes};
 use crate::ports::{PortSpec, port};
 
 /// One `--backend [NAME=]IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
@@ -111,9 +111,9 @@ pub(super) fn start(
         bail!("nothing says on which port the backends are served; give -p PORT");
     }
     let first = snapshot(&terms.borrow(), &ports)?;
-    let current = first.candidates.clone();
+    let Snapshot { candidates: current, generation } = first.clone();
     let (sender, receiver) = watch::channel(first);
-    let offer = Offer { ports, terms, current, leaving: Leaving::default(), sender };
+    let offer = Offer { ports, terms, current, generation, leaving: Leaving::default(), sender };
     tokio::spawn(offer.follow());
     Ok(receiver)
 }
@@ -127,6 +127,7 @@ struct Offer {
     ports: Vec<PortSpec>,
     terms: watch::Receiver<Terms>,
     current: Vec<Candidate>,
+    generation: u64,
     leaving: Leaving,
     sender: watch::Sender<Snapshot>,
 }
@@ -141,14 +142,15 @@ impl Offer {
             }
             self.leaving.pass(Instant::now());
             let candidates = self.leaving.and(&self.current);
-            super::publish(&self.sender, Snapshot { candidates });
+            super::publish(&self.sender, Snapshot { candidates, generation: self.generation });
         }
     }
 
     fn renew(&mut self) {
         let terms = self.terms.borrow_and_update().clone();
         match snapshot(&terms, &self.ports) {
-            Ok(Snapshot { candidates }) => {
+            Ok(Snapshot { candidates, generation }) => {
+                self.generation = generation;
                 let old = std::mem::replace(&mut self.current, candidates);
                 self.leaving.replace(old, &self.current, Instant::now() + terms.drain);
             }
@@ -160,7 +162,7 @@ impl Offer {
 
 fn snapshot(terms: &Terms, ports: &[PortSpec]) -> Result<Snapshot> {
     let mut seen = BTreeSet::new();
-    let mut snapshot = Snapshot::default();
+    let mut snapshot = Snapshot { candidates: Vec::new(), generation: terms.generation };
     for spec in ports {
         for backend in &terms.backends {
             let endpoint = backend.address.endpoint(*spec);
@@ -179,6 +181,7 @@ fn snapshot(terms: &Terms, ports: &[PortSpec]) -> Result<Snapshot> {
                 allow: Networks::new(),
                 wishes: Wishes::default(),
                 place: None,
+                egress: Egress::default(),
                 started: None,
             });
         }
@@ -313,6 +316,17 @@ mod tests {
                 .await;
         assert_eq!(seen, ["10.0.0.2 Draining 1", "10.0.0.3 Ready 2"]);
         assert_eq!(next(&mut || {}).await, ["10.0.0.3 Ready 2"]);
+    }
+
+    /// Whoever has changed them waits for that.
+    #[tokio::test]
+    async fn a_snapshot_says_which_terms_are_in_force() {
+        let (change, terms) = watch::channel(Terms::default());
+        let mut snapshots = start(vec![spec("80")], terms).unwrap();
+        assert_eq!(snapshots.borrow().generation, 0);
+        change.send_modify(|terms| terms.generation = 1);
+        snapshots.changed().await.unwrap();
+        assert_eq!(snapshots.borrow().generation, 1);
     }
 
     #[test]

@@ -1,3 +1,5 @@
+use samport_common::layout::DeviceSet;
+
 use super::*;
 use crate::model::{self, State};
 use crate::plan::Route;
@@ -24,8 +26,15 @@ impl Scene {
         let candidates: Vec<_> = (1..).zip(states).map(|(number, _)| candidate(number)).collect();
         let mut desired = Desired::default();
         for (candidate, state) in candidates.iter().zip(states) {
-            let share =
-                Share { name: candidate.name.clone(), weight: 1, group: None, state: *state };
+            let share = Share {
+                name: candidate.name.clone(),
+                weight: 1,
+                group: None,
+                state: *state,
+                answers_on: DeviceSet::NONE,
+                leaves_by: Vec::new(),
+                route_back: None,
+            };
             desired.backends.insert(key(candidate), share);
         }
         let (open, ending, now) = (self.open, self.ending, self.begin + time);

@@ -1,12 +1,20 @@
 use samport_common::choose::Load;
 use samport_common::conntrack::Seconds;
-use samport_common::layout::Backend;
+use samport_common::failover::Refusals;
+use samport_common::layout::{Backend, DeviceInfo, DeviceSet, Evidence};
+use samport_common::source::{NextHop, Route};
 
 use super::*;
 
 const VIP: &str = "198.51.100.7:80";
 const CLIENT: &str = "203.0.113.9:51022";
 const SLOTS: [u32; 2] = [1, 2];
+const SEED: Seed = Seed::from_bytes([7; Seed::BYTES]);
+const ETH0: u32 = 2;
+const ETH1: u32 = 3;
+const BR0: u32 = 5;
+const BR1: u32 = 6;
+const VETH: u32 = 12;
 
 fn member(id: u8, life: Life, state: &str) -> Member {
     let mut addr = [0; 16];
@@ -22,13 +30,20 @@ fn member(id: u8, life: Life, state: &str) -> Member {
         via: Via::Peer as u8,
         shared: 0,
         takes_frames: 0,
+        answers_on: DeviceSet::NONE,
     };
-    let known = Known { backend, load: Load { open: 0, weight: 1 }, suspect_until: 0 };
+    let known = Known {
+        backend,
+        load: Load { open: 0, weight: 1 },
+        suspect_until: 0,
+        evidence: Evidence::default(),
+    };
     Member {
         known,
         name: format!("web-{id}"),
         state: state.to_owned(),
         device: Some(format!("veth{id}")),
+        route_back: None,
     }
 }
 
@@ -55,7 +70,6 @@ fn facts() -> Facts {
         members: [1, 2].map(|id| (id.into(), member(id, Life::Serving, "active"))).into(),
         others: vec![("web-3".to_owned(), "is starting".to_owned())],
     };
-    let door = Door { ifindex: 2, name: "eth0".to_owned(), is_outer: true, hook: "tcx".to_owned() };
     Facts {
         question: Question {
             client: CLIENT.parse().unwrap(),
@@ -63,12 +77,49 @@ fn facts() -> Facts {
             protocol: Protocol::Tcp,
         },
         instance: "eth0:80@1".to_owned(),
-        entry: Entry::Device(door),
+        entry: Entry::Device(door(ETH0, "eth0")),
+        source: source(),
         found: Some(found),
         served: Vec::new(),
         now_tick: 1_000,
         timeouts: Timeouts::new(&Seconds::DEFAULT),
+        hash_seed: Some(SEED),
     }
+}
+
+fn door(ifindex: u32, name: &str) -> Door {
+    Door {
+        ifindex,
+        name: name.to_owned(),
+        is_outer: [ETH0, ETH1].contains(&ifindex),
+        is_container: ifindex == VETH,
+        hook: "tcx".to_owned(),
+    }
+}
+
+/// The client is behind eth0.
+/// Out of this device, without a gateway.
+const fn via(ifindex: u32) -> Route {
+    Route::Via(ifindex, NextHop::OnLink)
+}
+
+fn info(side: Option<Side>) -> Option<DeviceInfo> {
+    side.map(|side| DeviceInfo { side: side as u8, ..DeviceInfo::default() })
+}
+
+fn source() -> SourceFacts {
+    let (outside, inside) = (Some(Side::External), Some(Side::Internal));
+    let devices = [
+        (ETH0, "eth0", outside),
+        (ETH1, "eth1", outside),
+        (BR0, "br0", inside),
+        (BR1, "br1", inside),
+        (VETH, "veth12", inside),
+    ];
+    let devices = devices.map(|(ifindex, name, side)| {
+        (ifindex, SourceDevice { name: name.to_owned(), info: info(side) })
+    });
+    SourceFacts { routes: [via(ETH0); 2], devices: devices.into(), ..SourceFacts::default() }
 }
 
 /// The facts with something special about the service.
@@ -78,8 +129,39 @@ fn with(change: impl FnOnce(&mut Found)) -> Facts {
     facts
 }
 
+#[test]
+fn a_backend_whose_answers_do_not_reach_outside_clients_is_named() {
+    let facts = |is_cut_off: bool, entry: Door| {
+        let mut facts = with(|found| {
+            for member in found.members.values_mut() {
+                member.route_back = Some(!is_cut_off);
+            }
+        });
+        facts.entry = Entry::Device(entry);
+        facts
+    };
+    let (eth0, br0) = (door(ETH0, "eth0"), door(BR0, "br0"));
+    let outside = explain(facts(true, eth0.clone()));
+    let notes: Vec<_> =
+        outside.notes.iter().filter(|note| note.contains("no route back")).collect();
+    assert_eq!(notes.len(), SLOTS.len(), "{:?}", outside.notes);
+    assert!(notes[0].starts_with("web-1 "), "{notes:?}");
+    assert_eq!(explain(facts(false, eth0)).notes, [""; 0]);
+    assert_eq!(explain(facts(true, br0)).notes, [""; 0]);
+}
+
 fn flow(backend: u32, state: State, idle_ticks: u32) -> Remembered {
-    Remembered { backend, generation: 3, state, idle_ticks, age: 0 }
+    Remembered {
+        backend,
+        generation: 3,
+        state,
+        idle_ticks,
+        age: 0,
+        way: ClientWay::out_of(ETH0),
+        is_unproven: false,
+        refusals: Refusals::default(),
+        side: Side::External,
+    }
 }
 
 /// Who gets it, in the order of their names, by these words.
@@ -182,6 +264,29 @@ fn a_backend_that_keeps_silent_is_exchanged_for_another() {
 }
 
 #[test]
+fn a_connection_whose_refusal_was_held_back_goes_to_one_that_has_not_failed_its_client() {
+    let failed = |also: Option<SocketAddr>| {
+        with(|found| {
+            found.members.insert(3, member(3, Life::Serving, "active"));
+            found.slots = vec![1, 2, 3];
+            found.flow = Some(flow(2, State::Failed, 1));
+            let evidence = &mut found.members.get_mut(&3).unwrap().known.evidence;
+            evidence.last_tick = 1_000;
+            if let Some(client) = also {
+                evidence.clients[0] = failover::fingerprint(wide(client.ip()));
+            }
+        })
+    };
+    let client = facts().question.client;
+    let words = ["web-2 has failed this client's connection"];
+    assert_goes(failed(None), &["web-1", "web-3"], &words);
+    let words = ["web-3 has failed this client's connection"];
+    assert_goes(failed(Some(client)), &["web-1"], &words);
+    let other = SocketAddr::new([203, 0, 113, 77].into(), client.port());
+    assert_goes(failed(Some(other)), &["web-1", "web-3"], &[]);
+}
+
+#[test]
 fn hashes_lead_to_one_backend() {
     let by = |balance: Balance| {
         with(|found| {
@@ -195,12 +300,21 @@ fn hashes_lead_to_one_backend() {
             let mut facts = by(balance);
             facts.question.client.set_port(port);
             let client = facts.question.client;
-            let hash = crate::dataplane::answers::hash(client, balance == Balance::Maglev);
+            let with_port = balance == Balance::Maglev;
+            let hash = crate::dataplane::answers::hash(&SEED, client, with_port);
             let slot = samport_common::choose::slot(hash, 3).unwrap() as usize;
             let expected = format!("web-{}", slot + 1);
             assert_goes(facts, &[&expected], &[&format!("new, {} → {expected}", balance.name())]);
         }
     }
+}
+
+/// It runs on from a version that knew none.
+#[test]
+fn where_no_seed_is_known_a_hash_may_lead_to_any() {
+    let mut facts = with(|found| found.service.balance = Balance::SourceHash as u8);
+    facts.hash_seed = None;
+    assert_goes(facts, &["web-1", "web-2"], &["new, source-hash"]);
 }
 
 #[test]
@@ -235,8 +349,7 @@ fn who_is_not_allowed_is_dropped_and_who_is_outside_is_not_served_inside() {
     let inside = with(|found| found.service.scope = Scope::Inside as u8);
     assert_leaves(inside, Verdict::NotOurs, &["clients on this machine and in its containers"]);
     let mut bridge = with(|found| found.service.scope = Scope::Inside as u8);
-    let Entry::Device(door) = &mut bridge.entry else { panic!("a device") };
-    door.is_outer = false;
+    (bridge.entry, bridge.source.routes) = (Entry::Device(door(BR0, "br0")), [via(BR0); 2]);
     assert_goes(bridge, &["web-1", "web-2"], &[]);
 }
 
@@ -314,4 +427,180 @@ fn the_document_has_every_candidate_with_its_share() {
         assert_eq!(first[key], value, "{key} in {document:#}");
     }
     assert_eq!(document["passed_over"][0]["name"], "web-3");
+}
+
+/// A packet of this client that comes in so.
+fn from(client: &str, by: Door, route: Route) -> Facts {
+    let mut facts = facts();
+    facts.question.client = SocketAddr::new(client.parse().unwrap(), 51_022);
+    facts.entry = Entry::Device(by);
+    facts.source.routes = [route; 2];
+    facts
+}
+
+fn assert_spoofed(facts: Facts, words: &str) {
+    let explanation = explain(facts);
+    let refused = explanation.refused.clone();
+    assert_eq!(explanation.fate, Fate::Leaves(Verdict::SpoofedSource), "{}", lines(&explanation));
+    assert_says(&explanation, &[words, " → dropped (spoofed-source)"]);
+    let document = document(&explanation);
+    assert_eq!(document.fate, "drop");
+    assert_eq!(document.source_refused, refused.map(|refused| refused.why));
+    assert!(document.backends.is_empty() && document.passed_over.is_empty());
+}
+
+#[test]
+fn a_source_that_cannot_come_in_there_is_refused() {
+    let (eth0, br1) = (|| door(ETH0, "eth0"), || door(BR1, "br1"));
+    let client = "203.0.113.9";
+    let said = lines(&explain(from(client, br1(), via(ETH0))));
+    assert_eq!(
+        said,
+        "br1 ingress (tcx) → service 80/tcp → new → source not valid on br1: the route back to \
+         203.0.113.9 leads to eth0 → dropped (spoofed-source)"
+    );
+    assert_spoofed(from(client, br1(), Route::None), "there is no route back to 203.0.113.9 →");
+    for never in ["127.0.0.1", "::1"] {
+        let words = format!("{never} is a loopback address, which is never a source");
+        assert_spoofed(from(never, eth0(), Route::None), &words);
+    }
+    assert_spoofed(from("ff02::1", br1(), Route::None), "ff02::1 is a multicast address");
+    assert_spoofed(from("0.0.0.0", br1(), Route::None), "0.0.0.0 is an unspecified address");
+    assert_spoofed(from("255.255.255.255", eth0(), Route::None), "is the broadcast address");
+    let inside = from("172.30.0.250", eth0(), via(BR0));
+    assert_spoofed(inside, "the route back to 172.30.0.250 leads to br0 →");
+}
+
+#[test]
+fn an_address_of_the_host_or_of_a_container_is_refused_by_its_owner() {
+    let of = |client, by, belongs_to| {
+        let mut facts = from(client, by, Route::None);
+        facts.source.belongs_to = Some(belongs_to);
+        facts
+    };
+    let veth = DeviceSet::from_iter([VETH]);
+    let mut own = of("192.0.2.1", door(ETH0, "eth0"), DeviceSet::NONE);
+    assert_spoofed(own.clone(), "192.0.2.1 is this host's own address");
+    own.source.is_broadcast = true;
+    assert_spoofed(own, "192.0.2.1 is a broadcast address of this host's networks");
+    for by in [door(ETH0, "eth0"), door(BR0, "br0")] {
+        assert_spoofed(of("172.17.0.2", by, veth), "172.17.0.2 belongs to veth12");
+    }
+    assert_goes(of("172.17.0.2", door(VETH, "veth12"), veth), &["web-1", "web-2"], &[]);
+}
+
+#[test]
+fn from_outside_rp_filter_decides_as_in_the_kernel() {
+    let by = |rp_filter, route| {
+        let mut facts = from("203.0.113.9", door(ETH1, "eth1"), route);
+        facts.source.device = DeviceInfo { rp_filter, ..DeviceInfo::default() };
+        facts
+    };
+    let both = ["web-1", "web-2"];
+    for rp_filter in [0, 2] {
+        assert_goes(by(rp_filter, via(ETH0)), &both, &[]);
+    }
+    assert_spoofed(by(1, via(ETH0)), "leads to eth0, and rp_filter is 1 →");
+    assert_goes(by(0, Route::None), &both, &[]);
+    for rp_filter in [1, 2] {
+        let words = format!("no route back to 203.0.113.9, and rp_filter is {rp_filter} →");
+        assert_spoofed(by(rp_filter, Route::None), &words);
+    }
+    // Forwarding is off, for one.
+    assert_goes(by(1, Route::Unknown), &both, &[]);
+    // Of a route to a container it does not depend.
+    assert_spoofed(by(1, via(BR0)), "leads to br0 →");
+}
+
+#[test]
+fn the_source_is_validated_last_before_a_flow_is_opened() {
+    let spoofed = |change: fn(&mut Facts)| {
+        let mut facts = from("203.0.113.9", door(BR1, "br1"), via(ETH0));
+        change(&mut facts);
+        facts
+    };
+    let not_allowed = spoofed(|facts| facts.found.as_mut().unwrap().allowed = false);
+    assert_leaves(not_allowed, Verdict::NotAllowed, &["none of its networks"]);
+    let empty = spoofed(|facts| facts.found.as_mut().unwrap().slots = Vec::new());
+    assert_leaves(empty, Verdict::NoBackendReset, &["no backend"]);
+    let ambiguous = spoofed(|facts| facts.found.as_mut().unwrap().taken = vec![1, 2]);
+    assert_leaves(ambiguous, Verdict::FlowAmbiguous, &[]);
+    assert_leaves(spoofed(|facts| facts.found = None), Verdict::NotOurs, &[]);
+    let affine = spoofed(|facts| {
+        let found = facts.found.as_mut().unwrap();
+        (found.service.affinity_ticks, found.affinity) = (100, Some((2, 3, 0)));
+    });
+    assert_spoofed(affine, "new → source not valid on br1");
+}
+
+#[test]
+fn a_flow_is_taken_over_by_nobody_on_the_other_side() {
+    let on = |by: Door, route, way, side| {
+        let mut facts = from("203.0.113.9", by, route);
+        let open = Remembered { way, side, ..flow(2, State::Established, 3) };
+        facts.found.as_mut().unwrap().flow = Some(open);
+        facts
+    };
+    let (eth0, br0) = (ClientWay::out_of(ETH0), ClientWay::out_of(BR0));
+    let begin = "existing flow → source not valid on";
+    // Not even where the source would be valid.
+    let inside = on(door(BR0, "br0"), via(BR0), eth0, Side::External);
+    assert_spoofed(
+        inside,
+        &format!("{begin} br0: the flow is an outside client's, which came in by eth0 →"),
+    );
+    let outside = on(door(ETH0, "eth0"), via(ETH0), br0, Side::Internal);
+    assert_spoofed(
+        outside,
+        &format!("{begin} eth0: the flow is a container's, which came in by br0 →"),
+    );
+    // On one side it depends on the source.
+    let other_bridge = on(door(BR1, "br1"), via(BR0), br0, Side::Internal);
+    assert_spoofed(other_bridge, &format!("{begin} br1: the route back to 203.0.113.9 leads to"));
+    let mut link_local = on(door(ETH1, "eth1"), via(ETH1), eth0, Side::External);
+    link_local.question.client = "[fe80::2]:51022".parse().unwrap();
+    assert_spoofed(
+        link_local,
+        &format!("{begin} eth1: fe80::2 is link-local, and the flow came in by eth0"),
+    );
+    // A packet by the flow's own device pays nothing.
+    assert_goes(on(door(BR0, "br0"), Route::None, br0, Side::Internal), &["web-2"], &[]);
+}
+
+#[test]
+fn a_flow_that_moves_says_where_its_replies_go() {
+    let on = |by: Door, route, way, side| {
+        let mut facts = from("203.0.113.9", by, route);
+        let open = Remembered { way, side, ..flow(2, State::Established, 3) };
+        facts.found.as_mut().unwrap().flow = Some(open);
+        facts
+    };
+    let outside = on(door(ETH1, "eth1"), via(ETH1), ClientWay::out_of(ETH0), Side::External);
+    assert_goes(outside, &["web-2"], &["(replies follow the flow from eth0 to eth1)"]);
+    // A container that becomes a backend: by its bridge as before, until that is gone.
+    let by_veth = || door(VETH, "veth12");
+    let mut becomes = on(by_veth(), via(VETH), ClientWay::out_of(BR0), Side::Internal);
+    let words = ["(replies still leave by br0, where the flow was opened)"];
+    assert_goes(becomes.clone(), &["web-2"], &words);
+    becomes.source.devices.get_mut(&BR0).unwrap().info = None;
+    assert_goes(becomes, &["web-2"], &["(replies follow the flow from br0 to veth12)"]);
+    let own = ClientWay::into_container(VETH);
+    let stays = explain(on(by_veth(), via(VETH), own, Side::Internal));
+    assert!(stays.notes.is_empty(), "{:?}", stays.notes);
+}
+
+#[test]
+fn a_flow_that_is_over_or_silent_opens_another_only_from_a_valid_source() {
+    let mut over = from("203.0.113.9", door(BR1, "br1"), via(ETH0));
+    over.found.as_mut().unwrap().flow = Some(flow(2, State::Finished, 0));
+    assert_spoofed(over, "new → source not valid on br1");
+    // Its source was valid when the flow was opened, and is not any more.
+    let mut silent = from("203.0.113.9", door(ETH0, "eth0"), via(BR0));
+    let found = silent.found.as_mut().unwrap();
+    found.service.flags = service::FAILOVER;
+    found.flow = Some(Remembered { age: failover::SILENT_AFTER, ..flow(2, State::SynSent, 1) });
+    assert_spoofed(silent.clone(), "new → source not valid on eth0");
+    // Without another backend it stays where it is.
+    silent.found.as_mut().unwrap().slots = vec![2];
+    assert_goes(silent, &["web-2"], &["existing flow (syn-sent"]);
 }

@@ -6,7 +6,7 @@ use samport_common::conntrack::TICK_SHIFT;
 use samport_common::layout::{Life, Via};
 use samport_common::verdict::{Action, Verdict};
 
-use super::{Because, Entry, Explanation, Fate, Found, Member};
+use super::{Because, Entry, Explanation, Fate, Found, Member, Refused};
 use crate::api::words::{self, Explained, SCHEMA};
 use crate::model::State;
 
@@ -82,6 +82,7 @@ fn not_ours(explanation: &Explanation) -> String {
 
 fn leaves(verdict: Verdict, explanation: &Explanation) -> Vec<String> {
     let why = match verdict {
+        Verdict::SpoofedSource => explanation.refused.as_ref().map_or_else(String::new, refused),
         Verdict::NotAllowed => {
             format!(
                 "not allowed: {} is in none of its networks",
@@ -102,6 +103,12 @@ fn leaves(verdict: Verdict, explanation: &Explanation) -> Vec<String> {
         other => other.name().to_owned(),
     };
     vec![why, format!("{} ({})", own_stack(verdict.action()), verdict.name())]
+}
+
+fn refused(refused: &Refused) -> String {
+    let Refused { is_of_flow, device, why } = refused;
+    let begin = if *is_of_flow { "existing flow" } else { "new" };
+    format!("{begin} → source not valid on {device}: {why}")
 }
 
 fn own_stack(action: Action) -> String {
@@ -212,12 +219,19 @@ fn passed_over(explanation: &Explanation) -> Vec<(String, String)> {
         .members
         .iter()
         .filter(|(id, _)| found.slots.contains(id) && to.iter().all(|(other, _)| other != *id));
+    let client = super::fingerprint(&explanation.facts);
+    let has_failed = |id: &u32, member: &Member| {
+        found.flow.is_some_and(|flow| flow.backend == *id && flow.is_failed())
+            || member.known.evidence.has_failed(client, now_tick)
+    };
     let why = |id: &u32, member: &Member| {
         let seconds = u64::from(member.known.suspect_until.saturating_sub(now_tick)) << TICK_SHIFT;
         if found.taken.contains(id) {
             "has this port's connection to another address".to_owned()
         } else if seconds > 0 {
             format!("has failed lately, avoided for {} s", seconds / 1_000_000_000)
+        } else if has_failed(id, member) {
+            "has failed this client's connection".to_owned()
         } else {
             "cannot be reached from here".to_owned()
         }
@@ -265,6 +279,7 @@ pub fn document(explanation: &Explanation) -> Explained {
         allowed: found.map(|found| found.allowed),
         fate: fate.to_owned(),
         verdict,
+        source_refused: explanation.refused.as_ref().map(|refused| refused.why.clone()),
         because: because.map(str::to_owned),
         flow,
         backends: backends(explanation),

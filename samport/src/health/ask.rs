@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use http_body_util::Empty;
@@ -17,8 +18,19 @@ use super::spec::{Check, Method, Page};
 
 const AGENT: &str = concat!("samport/", env!("CARGO_PKG_VERSION"));
 
-/// Checks once. The error is what a user is told: half a sentence.
-pub(super) async fn ask(endpoint: SocketAddr, check: &Check) -> Result<(), String> {
+/// What was found out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Finding {
+    /// Its check passes.
+    Well,
+    /// It does not, for this reason: half a sentence for the user.
+    Failing(String),
+    /// This machine could not ask: no verdict on the backend.
+    Unknown(String),
+}
+
+/// Checks once.
+pub(super) async fn ask(endpoint: SocketAddr, check: &Check) -> Finding {
     let answer = async {
         match &check.method {
             Method::Tcp => connect(endpoint).await.map(drop),
@@ -26,22 +38,51 @@ pub(super) async fn ask(endpoint: SocketAddr, check: &Check) -> Result<(), Strin
         }
     };
     let limit = check.rhythm.timeout;
-    tokio::time::timeout(limit, answer)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(limit))))
+    let answer = tokio::time::timeout(limit, answer).await;
+    match answer.unwrap_or_else(|_| Err(Finding::Failing(no_answer(limit)))) {
+        Ok(()) => Finding::Well,
+        Err(finding) => finding,
+    }
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::Other => error.to_string(),
-        // "connection refused", without the number of the error.
-        kind => kind.to_string(),
+/// Why a check fails that takes too long.
+pub(super) fn no_answer(limit: Duration) -> String {
+    format!("no answer within {}", humantime::format_duration(limit))
+}
+
+/// A connection, or what it says that there is none.
+pub(super) async fn connect(address: SocketAddr) -> Result<TcpStream, Finding> {
+    TcpStream::connect(address).await.map_err(|error| {
+        if is_local(&error) {
+            return Finding::Unknown(error.to_string());
+        }
+        Finding::Failing(match error.kind() {
+            io::ErrorKind::Other => error.to_string(),
+            // "connection refused", without the number of the error.
+            kind => kind.to_string(),
+        })
     })
 }
 
+/// Whether an error of `connect` says nothing about the other end: it is this machine that lacks something, or forbids
+/// it.
+fn is_local(error: &io::Error) -> bool {
+    const OF_THIS_MACHINE: [i32; 8] = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOBUFS,
+        libc::ENOMEM,
+        libc::EADDRNOTAVAIL,
+        libc::EAGAIN,
+        libc::EACCES,
+        libc::EPERM,
+    ];
+    error.raw_os_error().is_some_and(|number| OF_THIS_MACHINE.contains(&number))
+}
+
 /// Whether a page is there. Where else it may be is not followed: a redirect is an answer.
-async fn get(page: &Page, address: SocketAddr) -> Result<(), String> {
-    let in_words = |error: hyper::Error| error.to_string();
+async fn get(page: &Page, address: SocketAddr) -> Result<(), Finding> {
+    let in_words = |error: hyper::Error| Finding::Failing(error.to_string());
     let stream = TokioIo::new(connect(address).await?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(in_words)?;
     let request = Request::get(page.path.as_str())
@@ -49,7 +90,7 @@ async fn get(page: &Page, address: SocketAddr) -> Result<(), String> {
         .header(USER_AGENT, AGENT)
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Finding::Failing(error.to_string()))?;
     // The connection moves only while it is polled. Where it ends first it has left an answer behind, or
     // the reason why there is none.
     let answer = match select(pin!(sender.send_request(request)), pin!(connection)).await {
@@ -57,7 +98,11 @@ async fn get(page: &Page, address: SocketAddr) -> Result<(), String> {
         Either::Right((_, answer)) => answer.await,
     };
     let status = answer.map_err(in_words)?.status();
-    if is_fit(status) { Ok(()) } else { Err(format!("answered {}", status.as_u16())) }
+    if is_fit(status) {
+        Ok(())
+    } else {
+        Err(Finding::Failing(format!("answered {}", status.as_u16())))
+    }
 }
 
 fn is_fit(status: StatusCode) -> bool {
@@ -69,7 +114,6 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
-    use std::time::Duration;
 
     use super::*;
     use crate::health::spec::{Config, Rhythm};
@@ -91,6 +135,14 @@ mod tests {
     }
 
     async fn check(address: SocketAddr, source: &str, timeout: Duration) -> Result<(), String> {
+        match found(address, source, timeout).await {
+            Finding::Well => Ok(()),
+            Finding::Failing(why) => Err(why),
+            Finding::Unknown(why) => panic!("this machine could not ask: {why}"),
+        }
+    }
+
+    async fn found(address: SocketAddr, source: &str, timeout: Duration) -> Finding {
         let rhythm = Rhythm { timeout, ..Rhythm::default() };
         let config = Config { source: source.parse().unwrap(), rhythm };
         let condition = config.of_listed(samport_common::wire::protocol::Protocol::Tcp);
@@ -116,6 +168,16 @@ mod tests {
             let head = server.join().unwrap();
             assert_eq!(head[0], "GET /up?deep=1 HTTP/1.1");
             assert!(head.contains(&format!("host: {address}")), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_this_machine_lacks_is_no_verdict() {
+        for number in [libc::EMFILE, libc::ENOBUFS, libc::EADDRNOTAVAIL, libc::EPERM] {
+            assert!(is_local(&io::Error::from_raw_os_error(number)), "{number}");
+        }
+        for number in [libc::ECONNREFUSED, libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::ECONNRESET] {
+            assert!(!is_local(&io::Error::from_raw_os_error(number)), "{number}");
         }
     }
 

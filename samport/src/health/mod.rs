@@ -6,8 +6,12 @@
 //! to others, its own go on, and `rise` passed checks bring it back. Checks are connections from this
 //! machine straight to the backend's own address: samport neither balances nor counts them as flows. They
 //! cost one connection per backend and interval.
+//!
+//! When connections of several clients have failed, a backend is asked once more, whether it is checked at an
+//! interval or not: see [`evidence`].
 
 mod ask;
+pub mod evidence;
 mod progress;
 pub mod spec;
 
@@ -16,11 +20,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use samport_common::wire::protocol::Protocol;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
+use self::ask::Finding;
 use self::progress::{Pace, Phase, Progress};
-use self::spec::Check;
+use self::spec::{Check, Method, Rhythm};
 use crate::model::{Candidate, Condition, Site, State};
 
 /// When the user is told that a backend that starts is still not healthy.
@@ -40,6 +46,8 @@ pub struct Health {
     watched: BTreeMap<Target, Watched>,
     /// What another samport has found out, until we know better.
     assumed: BTreeMap<(String, SocketAddr), Phase>,
+    /// TCP backends that are not checked at an interval, but may be asked when there is evidence.
+    on_evidence: BTreeSet<Target>,
     watches: u64,
     report: mpsc::UnboundedSender<Report>,
     reports: mpsc::UnboundedReceiver<Report>,
@@ -71,15 +79,21 @@ impl Default for Health {
     fn default() -> Self {
         let (report, reports) = mpsc::unbounded_channel();
         let (watched, assumed) = (BTreeMap::new(), BTreeMap::new());
-        Self { watched, assumed, watches: 0, report, reports }
+        let on_evidence = BTreeSet::new();
+        Self { watched, assumed, on_evidence, watches: 0, report, reports }
     }
 }
 
 impl Health {
     /// Where a candidate is in its life; starts checking it if it is to be checked.
     pub fn state(&mut self, candidate: &Candidate) -> State {
+        if candidate.condition == Condition::Ready && candidate.listen.protocol == Protocol::Tcp {
+            self.on_evidence.insert(target(candidate));
+        } else {
+            self.on_evidence.remove(&target(candidate));
+        }
         match &candidate.condition {
-            Condition::Ready => State::Active,
+            Condition::Ready | Condition::Unchecked => State::Active,
             Condition::Starting => State::Starting,
             Condition::Unhealthy => State::Unhealthy,
             Condition::Draining => State::Draining,
@@ -114,16 +128,47 @@ impl Health {
         }
     }
 
-    /// Waits until a candidate's state has changed.
+    /// The same for all.
+    pub fn check_all_now(&self) {
+        for watched in self.watched.values() {
+            watched.alarm.notify_one();
+        }
+    }
+
+    /// What whoever answers on this endpoint is asked when there is evidence that it fails. `None` if we may not
+    /// or cannot ask.
+    #[must_use]
+    pub fn check_on_evidence(&self, endpoint: SocketAddr) -> Option<Check> {
+        let is_checked =
+            |((_, at, _), watched): &(&Target, &Watched)| *at == endpoint && watched.task.is_some();
+        if let Some((_, watched)) = self.watched.iter().find(is_checked) {
+            return Some(watched.check.clone());
+        }
+        let may_be_asked = self.on_evidence.iter().any(|(_, at, _)| *at == endpoint);
+        may_be_asked.then(|| Check { method: Method::Tcp, rhythm: Rhythm::default() })
+    }
+
+    /// Waits until a candidate's state has changed, and takes in what is known of others by then.
     pub async fn changed(&mut self) {
         while let Some(report) = self.reports.recv().await {
-            let watched = self.watched.get_mut(&report.target);
-            if let Some(watched) = watched.filter(|watched| watched.number == report.number) {
-                watched.phase = report.phase;
-                watched.failure = report.failure;
+            let mut has_changed = self.take(report);
+            while let Ok(report) = self.reports.try_recv() {
+                has_changed |= self.take(report);
+            }
+            if has_changed {
                 return;
             }
         }
+    }
+
+    fn take(&mut self, report: Report) -> bool {
+        let watched = self.watched.get_mut(&report.target);
+        let Some(watched) = watched.filter(|watched| watched.number == report.number) else {
+            return false;
+        };
+        watched.phase = report.phase;
+        watched.failure = report.failure;
+        true
     }
 
     /// Forgets whatever is not among `candidates`, and leaves those that drain alone.
@@ -133,6 +178,7 @@ impl Health {
         let wanted: BTreeSet<_> = candidates.iter().map(target).collect();
         let checked: BTreeSet<_> = candidates.iter().filter(is_checked).map(target).collect();
         self.watched.retain(|target, _| wanted.contains(target));
+        self.on_evidence.retain(|target| wanted.contains(target));
         for (target, watched) in &mut self.watched {
             if !checked.contains(target) {
                 watched.rest();
@@ -204,11 +250,26 @@ impl Watch {
         let mut progress = Progress::at(phase);
         let mut pace = Pace::new();
         let mut patience = Some(Instant::now() + PATIENCE);
+        let mut is_blind = false;
         loop {
-            let outcome = ask::ask(endpoint, &self.check).await;
-            if progress.take(outcome.is_ok(), rhythm) {
-                self.tell(progress.phase(), outcome.err());
-            } else if let Err(why) = outcome
+            let failure = match ask::ask(endpoint, &self.check).await {
+                Finding::Well => None,
+                Finding::Failing(why) => Some(why),
+                Finding::Unknown(why) => {
+                    // It stays what it is.
+                    if !std::mem::replace(&mut is_blind, true) {
+                        tracing::warn!(
+                            "{name} cannot be checked on {endpoint}: {why} (on this machine); it stays as it is"
+                        );
+                    }
+                    self.rest(pace.pause(progress, rhythm, fastrand::f64()), &mut pace).await;
+                    continue;
+                }
+            };
+            is_blind = false;
+            if progress.take(failure.is_none(), rhythm) {
+                self.tell(progress.phase(), failure);
+            } else if let Some(why) = failure
                 && progress.phase() == Phase::Starting
                 && patience.take_if(|until| *until < Instant::now()).is_some()
             {
@@ -216,11 +277,15 @@ impl Watch {
                     "{name} is not healthy on {endpoint} yet: {why}; it gets no traffic until it is"
                 );
             }
-            let pause = pace.pause(progress, rhythm, fastrand::f64());
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.alarm.notified() => pace.alarm(),
-            }
+            self.rest(pace.pause(progress, rhythm, fastrand::f64()), &mut pace).await;
+        }
+    }
+
+    /// Waits for the next check.
+    async fn rest(&self, pause: Duration, pace: &mut Pace) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.alarm.notified() => pace.alarm(),
         }
     }
 

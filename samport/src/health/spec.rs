@@ -190,7 +190,8 @@ impl Config {
         match (&self.source, protocol) {
             (Source::Http(page), _) => self.checked(Method::Http(page.clone())),
             (Source::Tcp, Protocol::Tcp) => self.checked(Method::Tcp),
-            (Source::Docker | Source::Tcp | Source::None, _) => Condition::Ready,
+            (Source::None, _) => Condition::Unchecked,
+            (Source::Docker | Source::Tcp, _) => Condition::Ready,
         }
     }
 }
@@ -280,7 +281,7 @@ mod tests {
         };
         for (source, over_tcp, over_udp) in [
             ("docker", "Ready", "Ready"),
-            ("none", "Ready", "Ready"),
+            ("none", "Unchecked", "Unchecked"),
             ("tcp", "a TCP connection", "Ready"),
             ("http:8080/up", "http:8080/up", "http:8080/up"),
         ] {

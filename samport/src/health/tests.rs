@@ -3,7 +3,7 @@ use std::net::TcpListener;
 use super::spec::{Config, Rhythm};
 use super::*;
 use crate::allow::Networks;
-use crate::model::Wishes;
+use crate::model::{Egress, Wishes};
 use crate::ports::Listen;
 
 /// Longest wait for a check: nothing is measured by it.
@@ -23,6 +23,7 @@ fn candidate(endpoint: SocketAddr, rhythm: Rhythm) -> Candidate {
         allow: Networks::new(),
         wishes: Wishes::default(),
         place: None,
+        egress: Egress::default(),
         started: None,
     }
 }
@@ -116,6 +117,7 @@ async fn what_the_engine_says_needs_no_check() {
     let (server, endpoint) = listener();
     for (condition, state) in [
         (Condition::Ready, State::Active),
+        (Condition::Unchecked, State::Active),
         (Condition::Starting, State::Starting),
         (Condition::Unhealthy, State::Unhealthy),
         (Condition::Draining, State::Draining),
@@ -124,4 +126,35 @@ async fn what_the_engine_says_needs_no_check() {
         assert_eq!(health.state(&candidate), state);
     }
     assert!(!is_asked(server).await.0);
+}
+
+/// A check at the interval, a HEALTHCHECK or none by default: all may be asked on evidence. Not UDP, and not
+/// those whose user says `--health none`.
+#[tokio::test]
+async fn on_evidence_all_are_asked_but_those_that_nothing_of_ours_may_ask() {
+    let mut health = Health::default();
+    let (_server, endpoint) = listener();
+    let checked = candidate(endpoint, hourly(1));
+    let Condition::Checked(check) = checked.condition.clone() else { panic!("{checked:?}") };
+    let with = |condition| Candidate { condition, ..checked.clone() };
+    assert_eq!(health.check_on_evidence(endpoint), None);
+
+    health.state(&with(Condition::Ready));
+    let method = health.check_on_evidence(endpoint).map(|check| check.method);
+    assert_eq!(method, Some(Method::Tcp));
+    for condition in [Condition::Unchecked, Condition::Draining, Condition::Unhealthy] {
+        health.state(&with(Condition::Ready));
+        health.state(&with(condition.clone()));
+        assert_eq!(health.check_on_evidence(endpoint), None, "{condition:?}");
+    }
+    health.state(&Candidate { listen: Listen::udp(80), ..with(Condition::Ready) });
+    assert_eq!(health.check_on_evidence(endpoint), None);
+
+    health.state(&with(Condition::Ready));
+    health.keep_only(&[]);
+    assert_eq!(health.check_on_evidence(endpoint), None, "it is gone");
+    health.state(&checked);
+    assert_eq!(health.check_on_evidence(endpoint), Some(check));
+    health.keep_only(&[with(Condition::Draining)]);
+    assert_eq!(health.check_on_evidence(endpoint), None, "it takes no new connections");
 }

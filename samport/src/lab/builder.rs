@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 
+use super::namespace::new_prefix;
 use super::{Backend, Bridge, Lab, Namespace, output_of};
 
 /// The host's address towards the client: what clients dial.
@@ -23,8 +24,9 @@ pub const FAR_CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 
 pub(super) const MAX_BACKENDS: u8 = 240;
 
 /// What is special about a lab. Made by [`Lab::builder`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Builder {
+    prefix: String,
     backends: u8,
     mtu: Option<u32>,
     tx_offload_off: bool,
@@ -36,6 +38,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self {
+            prefix: new_prefix(),
             backends: 1,
             mtu: None,
             tx_offload_off: false,
@@ -90,13 +93,20 @@ impl Builder {
         self
     }
 
+    /// What the names of its namespaces and the aliases of its devices begin with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn namespace(&self, role: &str) -> Result<Namespace> {
+        Namespace::with_prefix(&self.prefix, role)
+    }
+
     /// Makes it all.
     pub fn build(self) -> Result<Lab> {
-        let host = Namespace::new("host")?;
-        let (client, router) = match self.router_mtu {
-            None => (Namespace::new("client")?, None),
-            Some(_) => (Namespace::new("client")?, Some(Namespace::new("router")?)),
-        };
+        let (host, client) = (self.namespace("host")?, self.namespace("client")?);
+        let router = self.router_mtu.map(|_| self.namespace("router")).transpose()?;
         let neighbour = router.as_ref().unwrap_or(&client);
         self.join_client_and_host(neighbour, &host).context("join client and host")?;
         if let (Some(router), Some(mtu)) = (&router, self.router_mtu) {
@@ -131,18 +141,22 @@ impl Builder {
         let vips = self.vips.iter().map(|vip| format!("addr add {vip} dev eth0{}\n", nodad(*vip)));
         host.batch(&format!(
             "link add name eth0 {mtu} type veth peer name eth0 {mtu} netns {}\n\
+             link set eth0 alias {}-eth0\n\
              addr add {HOST_V4}/24 dev eth0\n\
              addr add {HOST_V6}/64 dev eth0 nodad\n\
              {}link set eth0 up\n",
             client.name(),
+            host.name(),
             vips.collect::<String>()
         ))?;
         client.batch(&format!(
-            "addr add {CLIENT_V4}/24 dev eth0\n\
+            "link set eth0 alias {}-eth0\n\
+             addr add {CLIENT_V4}/24 dev eth0\n\
              addr add {CLIENT_V6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via {HOST_V4}\n\
-             route add ::/0 via {HOST_V6}\n"
+             route add ::/0 via {HOST_V6}\n",
+            client.name()
         ))?;
         self.tune(client, "eth0")?;
         self.tune(host, "eth0")?;
@@ -156,10 +170,12 @@ impl Builder {
         let (name, v4, v6) = (bridge.name(), bridge.v4(1), bridge.v6(1));
         host.batch(&format!(
             "link add name {name} {} type bridge\n\
+             link set {name} alias {}-{name}\n\
              addr add {v4}/24 dev {name}\n\
              addr add {v6}/64 dev {name} nodad\n\
              link set {name} up\n",
-            self.mtu_words()
+            self.mtu_words(),
+            host.name()
         ))
         .context("make the bridge")?;
         self.tune(host, name)
@@ -168,7 +184,7 @@ impl Builder {
     pub(super) fn make_backend(&self, host: &Namespace, index: u8) -> Result<Backend> {
         let number = u16::from(index) + 1;
         let backend = Backend {
-            namespace: Namespace::new(&format!("web-{number}"))?,
+            namespace: self.namespace(&format!("web-{number}"))?,
             v4: Bridge::Backends.v4(10 + index),
             v6: Bridge::Backends.v6(0x10 + u16::from(index)),
             host_interface: format!("veth{number}"),
@@ -186,7 +202,7 @@ impl Builder {
     ) -> Result<Backend> {
         let number = u16::from(index) + 1;
         let container = Backend {
-            namespace: Namespace::new(&format!("app-{number}"))?,
+            namespace: self.namespace(&format!("app-{number}"))?,
             v4: bridge.v4(250 - index),
             v6: bridge.v6(0x1000 + number),
             host_interface: format!("vapp{number}"),
@@ -203,16 +219,19 @@ impl Builder {
         let (master, gateway_v4, gateway_v6) = (bridge.name(), bridge.v4(1), bridge.v6(1));
         host.batch(&format!(
             "link add name {host_interface} {mtu} type veth peer name eth0 {mtu} netns {}\n\
-             link set {host_interface} master {master} up\n",
-            namespace.name()
+             link set {host_interface} master {master} alias {}-{host_interface} up\n",
+            namespace.name(),
+            host.name()
         ))
         .with_context(|| format!("plug in {}", backend.name))?;
         namespace.batch(&format!(
-            "addr add {v4}/24 dev eth0\n\
+            "link set eth0 alias {}-eth0\n\
+             addr add {v4}/24 dev eth0\n\
              addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via {gateway_v4}\n\
-             route add ::/0 via {gateway_v6}\n"
+             route add ::/0 via {gateway_v6}\n",
+            namespace.name()
         ))?;
         self.tune(namespace, "eth0")?;
         self.tune(host, host_interface)
@@ -236,17 +255,21 @@ fn join_client_and_router(client: &Namespace, router: &Namespace, mtu: u32) -> R
     no_duplicate_detection(client)?;
     router.batch(&format!(
         "link add name eth1 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+         link set eth1 alias {}-eth1\n\
          addr add 203.0.113.1/24 dev eth1\n\
          addr add 2001:db8:5::1/64 dev eth1 nodad\n\
          link set eth1 up\n",
-        client.name()
+        client.name(),
+        router.name()
     ))?;
     client.batch(&format!(
-        "addr add {FAR_CLIENT_V4}/24 dev eth0\n\
+        "link set eth0 alias {}-eth0\n\
+         addr add {FAR_CLIENT_V4}/24 dev eth0\n\
          addr add {FAR_CLIENT_V6}/64 dev eth0 nodad\n\
          link set eth0 up\n\
          route add default via 203.0.113.1 advmss 1460\n\
-         route add ::/0 via 2001:db8:5::1 advmss 1440\n"
+         route add ::/0 via 2001:db8:5::1 advmss 1440\n",
+        client.name()
     ))
 }
 

@@ -63,7 +63,11 @@ pub struct Connection {
 impl Connection {
     /// Connects from the calling thread's network namespace.
     pub fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+        Self::over(TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?, address)
+    }
+
+    /// Over a stream that was connected to the address.
+    pub fn over(stream: TcpStream, address: SocketAddr) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(READ_TIMEOUT))?;
         stream.set_write_timeout(Some(READ_TIMEOUT))?;

@@ -1,104 +1,114 @@
-//! What a run may leave on a machine, as `ip`, `tc` and the file system show it.
+//! What a lab and the samport in it have made on the machine, by identity, and whether it is gone afterwards. What
+//! others make and remove meanwhile, another samport or another lab too, is neither looked for nor counted.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+use std::fmt;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use serde_json::Value;
+use anyhow::{Result, bail, ensure};
 
-use super::namespace::own_prefix;
-use super::{NETNS_DIR, output_of};
+use super::namespace::names;
+use super::traces::{listed, objects_of, text};
+use super::{Builder, Namespace, Traces, output_of};
+use crate::dataplane::objects::Objects;
 
-/// Where samport pins its programs, links and maps.
-const PINS: &str = "/sys/fs/bpf/samport";
+/// How long the kernel may take to free what its last user has let go of.
+const SETTLE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// Namespaces, links, qdiscs and pins at one moment.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Footprint(BTreeSet<String>);
+/// What a lab and the samport in it have had so far.
+///
+/// BPF objects are known by their ids, which are looked up while samport has them. One that is made and left between
+/// two looks is found all the same, if it keeps one that was seen, as every program of samport's keeps its maps and
+/// every link its program. Names in bpffs and `/run` end with the namespace's inode, programs and qdiscs are on the
+/// devices of the lab's host: so these are compared while the host is there. Namespaces and devices are the lab's by
+/// its prefix.
+#[derive(Debug)]
+pub struct Footprint {
+    prefix: String,
+    /// What the host had before samport was started.
+    before: Traces,
+    objects: Objects,
+}
 
 impl Footprint {
-    /// Looks around: in the caller's namespace and in those that this process has made. Namespaces
-    /// of others change at any time and are none of our business.
-    pub fn take() -> Result<Self> {
-        let mut found = BTreeSet::new();
-        look_in(&mut found, None)?;
-        for name in own_namespaces()? {
-            found.insert(format!("namespace {name}"));
-            // Another thread's lab may go away in between: nothing to record.
-            let _ = look_in(&mut found, Some(&name));
-        }
-        pins(&mut found, Path::new(PINS))?;
-        Ok(Self(found))
-    }
-
-    /// How many things of each kind there are.
+    /// Of a lab that is about to be built.
     #[must_use]
-    pub fn summary(&self) -> String {
-        let count = |kind: &str| self.0.iter().filter(|thing| thing.starts_with(kind)).count();
-        let kinds = ["namespace", "link", "qdisc", "pin"];
-        kinds.map(|kind| format!("{} {kind}s", count(kind))).join(", ")
+    pub fn of(lab: &Builder) -> Self {
+        let prefix = lab.prefix().to_owned();
+        Self { prefix, before: Traces::new(), objects: Objects::default() }
     }
 
-    /// What was not there before (`+`) and what is no longer there (`-`).
-    #[must_use]
-    pub fn changes_since(&self, before: &Self) -> Vec<String> {
-        let more = self.0.difference(&before.0).map(|thing| format!("+ {thing}"));
-        let less = before.0.difference(&self.0).map(|thing| format!("- {thing}"));
-        more.chain(less).collect()
+    /// Looks at the lab's host before samport is started in it.
+    pub fn look_before(&mut self, host: &Namespace) -> Result<()> {
+        self.before = host.traces()?;
+        Ok(())
     }
-}
 
-fn own_namespaces() -> Result<Vec<String>> {
-    if !Path::new(NETNS_DIR).exists() {
-        return Ok(Vec::new());
+    /// Looks at what samport has now: to be called while it runs, after each change.
+    pub fn look(&mut self, host: &Namespace) -> Result<()> {
+        self.objects.extend(&objects_of(host)?);
+        Ok(())
     }
-    let entries = fs::read_dir(NETNS_DIR).with_context(|| format!("list {NETNS_DIR}"))?;
-    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    Ok(names.filter(|name| name.starts_with(&own_prefix())).collect())
-}
 
-fn look_in(found: &mut BTreeSet<String>, namespace: Option<&str>) -> Result<()> {
-    let place = namespace.unwrap_or("here");
-    let links = listing("ip", &["-j", "-d", "link", "show"], namespace)?;
-    for link in links.as_array().into_iter().flatten() {
-        let xdp = if link.get("xdp").is_some() { " with XDP" } else { "" };
-        found.insert(format!("link {}{xdp} ({place})", text(link, "ifname")));
+    /// What samport has left, to be asked after its end and before the lab's.
+    pub fn left_by_samport(&self, host: &Namespace) -> Result<Vec<String>> {
+        let mut left = self.objects.left()?.described();
+        left.extend(host.traces()?.difference(&self.before).cloned());
+        Ok(left)
     }
-    let qdiscs = listing("tc", &["-j", "qdisc", "show"], namespace)?;
-    for qdisc in qdiscs.as_array().into_iter().flatten() {
-        let (kind, device) = (text(qdisc, "kind"), text(qdisc, "dev"));
-        found.insert(format!("qdisc {kind} on {device} ({place})"));
-    }
-    Ok(())
-}
 
-fn listing(program: &str, args: &[&str], namespace: Option<&str>) -> Result<Value> {
-    let mut command = Command::new(program);
-    if let Some(namespace) = namespace {
-        command.args(["-n", namespace]);
+    /// What the lab has left, to be asked after its end: names of namespaces, and devices that are in the caller's.
+    pub fn left_by_lab(&self) -> Result<Vec<String>> {
+        let is_ours = |name: &str| name.starts_with(&self.prefix);
+        let namespaces = names()?.into_iter().filter(|name| is_ours(name));
+        let mut left: Vec<String> = namespaces.map(|name| format!("namespace {name}")).collect();
+        let devices = listed(&output_of(Command::new("ip").args(["-j", "link", "show"]))?)?;
+        let devices = devices.iter().filter(|device| is_ours(text(device, "ifalias")));
+        left.extend(devices.map(|device| {
+            format!("device {} ({})", text(device, "ifname"), text(device, "ifalias"))
+        }));
+        Ok(left)
     }
-    let output = output_of(command.args(args))?;
-    serde_json::from_str(&output).with_context(|| format!("read the JSON of {program}"))
-}
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value.get(key).and_then(Value::as_str).unwrap_or("?")
-}
-
-fn pins(found: &mut BTreeSet<String>, folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    found.insert(format!("pin {}", folder.display()));
-    let entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path.is_dir() {
-            pins(found, &path)?;
-        } else {
-            found.insert(format!("pin {}", path.display()));
+    /// Waits until samport has left nothing; an error names what is left.
+    pub fn wait_for_samport(&self, host: &Namespace) -> Result<()> {
+        let mut left = wait_until_gone(|| self.left_by_samport(host))?;
+        if left.is_empty() {
+            return Ok(());
         }
+        let seen = self.objects.left()?;
+        let mut all = seen.clone();
+        all.add_keepers()?;
+        left.extend(all.without(&seen).described().iter().map(|one| format!("kept by {one}")));
+        bail!("left behind by samport:\n  {}", left.join("\n  "))
     }
-    Ok(())
+
+    /// Waits until the lab has left nothing; an error names what is left.
+    pub fn wait_for_lab(&self) -> Result<()> {
+        let left = wait_until_gone(|| self.left_by_lab())?;
+        ensure!(left.is_empty(), "left behind by the lab:\n  {}", left.join("\n  "));
+        Ok(())
+    }
+}
+
+/// How much there was of samport's in the kernel.
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.objects.fmt(f)
+    }
+}
+
+/// What is left when the kernel has had its time.
+fn wait_until_gone(left: impl Fn() -> Result<Vec<String>>) -> Result<Vec<String>> {
+    let begin = Instant::now();
+    loop {
+        let left = left()?;
+        if left.is_empty() || begin.elapsed() > SETTLE {
+            return Ok(left);
+        }
+        thread::sleep(PAUSE);
+    }
 }

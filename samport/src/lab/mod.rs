@@ -11,6 +11,7 @@
 //! Containers that are no backends can be plugged in too, there or into another bridge, `br1`.
 //!
 //! `samport demo`, the tests and the benchmark all use it. Everything is gone when it is dropped.
+//! Names and addresses are the same in every lab; the namespaces, and with them the devices, are each lab's own.
 
 mod backends_file;
 mod builder;
@@ -20,6 +21,7 @@ mod load;
 mod namespace;
 pub mod server;
 pub mod stats;
+mod traces;
 mod watched;
 
 use std::io;
@@ -34,6 +36,7 @@ pub use footprint::Footprint;
 pub use load::{Failure, Load, Report, Tally};
 pub use namespace::{NETNS_DIR, Namespace, describe, output_of};
 pub use server::Server;
+pub use traces::{Traces, objects_of};
 pub use watched::{Line, Watched};
 
 /// The network. Namespaces go away with it.

@@ -6,9 +6,10 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
 use std::panic;
+use std::path::Path;
 use std::process::{self, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,8 +18,19 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// Where `ip netns` keeps the names.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// Namespaces made by this process: their number is part of the name.
+/// Labs and single namespaces made by this process: their number is part of the name.
 static MADE: AtomicU32 = AtomicU32::new(0);
+
+/// What the names of all namespaces of this process begin with: no name that is there when the first one is made
+/// begins with it. A process that was killed may have left some and have had the same id.
+static OWN: LazyLock<String> =
+    LazyLock::new(|| free_prefix(process::id(), &names().unwrap_or_default()));
+
+fn free_prefix(pid: u32, names: &[String]) -> String {
+    let is_free = |prefix: &String| !names.iter().any(|name| name.starts_with(prefix));
+    let more = (2..).map(|number| format!("sp{pid}x{number}-"));
+    std::iter::once(format!("sp{pid}-")).chain(more).find(is_free).unwrap_or_default()
+}
 
 /// A named network namespace of this process's own. Dropping it takes the name away; the kernel
 /// takes the rest when the last process and thread in it have ended.
@@ -31,8 +43,12 @@ pub struct Namespace {
 impl Namespace {
     /// Makes an empty namespace with `lo` up. The name is `sp<pid>-<number>-<role>`.
     pub fn new(role: &str) -> Result<Self> {
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}{number}-{role}", own_prefix());
+        Self::with_prefix(&new_prefix(), role)
+    }
+
+    /// Makes an empty namespace with `lo` up; its name is the two together.
+    pub(super) fn with_prefix(prefix: &str, role: &str) -> Result<Self> {
+        let name = format!("{prefix}{role}");
         let mut add = Command::new("ip");
         add.args(["netns", "add", &name]);
         output_of(&mut add)?;
@@ -127,9 +143,18 @@ impl Drop for Namespace {
     }
 }
 
-/// What the names of all namespaces of this process begin with.
-pub(super) fn own_prefix() -> String {
-    format!("sp{}-", process::id())
+/// What the names of everything in one lab begin with, `sp<pid>-<number>-`: nothing else on the machine is called so.
+pub(super) fn new_prefix() -> String {
+    format!("{}{}-", *OWN, MADE.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Names of all network namespaces that have one.
+pub(super) fn names() -> Result<Vec<String>> {
+    if !Path::new(NETNS_DIR).exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(NETNS_DIR).with_context(|| format!("list {NETNS_DIR}"))?;
+    Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
 }
 
 fn remove(name: &str) {
@@ -159,4 +184,17 @@ pub fn output_of(command: &mut Command) -> Result<String> {
 pub fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::free_prefix;
+
+    #[test]
+    fn names_that_a_killed_process_has_left_are_not_used_again() {
+        let left = ["sp7-0-host", "sp7x2-0-client", "sp70-0-host"].map(str::to_owned);
+        assert_eq!(free_prefix(7, &left[2..]), "sp7-");
+        assert_eq!(free_prefix(7, &left[..1]), "sp7x2-");
+        assert_eq!(free_prefix(7, &left), "sp7x3-");
+    }
 }

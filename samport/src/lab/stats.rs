@@ -13,11 +13,17 @@ pub fn within_three_sigma(count: u32, total: u32, share: f64) -> bool {
     deviation(count, total, share) <= three_sigma(total, share)
 }
 
+/// Four standard deviations of a count: `total` draws that each hit with probability `share`.
+#[must_use]
+pub fn four_sigma(total: u32, share: f64) -> f64 {
+    three_sigma(total, share) * 4.0 / 3.0
+}
+
 /// Whether a count is within four standard deviations of its expectation; a fair one is 15,999 times of
 /// 16,000: for who asks only once.
 #[must_use]
 pub fn within_four_sigma(count: u32, total: u32, share: f64) -> bool {
-    deviation(count, total, share) <= three_sigma(total, share) * 4.0 / 3.0
+    deviation(count, total, share) <= four_sigma(total, share)
 }
 
 fn deviation(count: u32, total: u32, share: f64) -> f64 {

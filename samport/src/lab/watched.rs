@@ -14,9 +14,9 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 use super::describe;
 
 /// How long a child may take to end after SIGTERM before it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long its last lines may take after that.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long its last lines may take after that: only grandchildren that hold the pipes need as much.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A line of the child's output, standard output and standard error in the order they came.
 #[derive(Clone, Debug)]
@@ -150,7 +150,7 @@ impl Watched {
             .with_context(|| format!("send {signal:?} to {}", self.description))
     }
 
-    /// Waits for the child's end.
+    /// Waits for the child's end, and for its last lines.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + timeout;
         while self.is_running() {
@@ -160,15 +160,14 @@ impl Watched {
             thread::sleep(Duration::from_millis(2));
         }
         let status = self.child.wait().with_context(|| format!("wait for {}", self.description))?;
+        self.drain();
         Ok(status)
     }
 
     /// Asks the child to end, with SIGTERM, and waits until it has.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        let status = self.wait(STOP_TIMEOUT)?;
-        self.drain();
-        Ok(status)
+        self.wait(STOP_TIMEOUT)
     }
 
     /// Waits for the last lines of a child that has ended, not for grandchildren that hold the pipes.
@@ -208,4 +207,20 @@ fn collect(pipe: Box<dyn Read + Send>, shared: &Shared, echo: Option<fn(&str)>) 
     }
     shared.output().open_pipes -= 1;
     shared.news.notify_all();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_childs_end_has_all_that_it_has_said() {
+        for _ in 0..20 {
+            let mut command = Command::new("seq");
+            command.arg("5000");
+            let mut child = Watched::spawn(command, None).unwrap();
+            assert!(child.wait(STOP_TIMEOUT).unwrap().success());
+            assert_eq!(child.lines().len(), 5_000);
+        }
+    }
 }

@@ -18,6 +18,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::discovery::Standing;
 use crate::exit::{Coded as _, Exit};
+use crate::http_server;
+use crate::progress::Progress;
 use crate::seat::Window;
 use sample::Sample;
 
@@ -33,6 +35,8 @@ pub struct Source {
     pub window: Window,
     /// Where they come from.
     pub providers: Vec<Arc<Standing>>,
+    /// How the control loop gets on.
+    pub progress: Progress,
 }
 
 /// A server at work. Dropping it ends it.
@@ -62,11 +66,14 @@ impl Server {
     pub fn start(listener: TcpListener, source: Source) -> Result<Self> {
         let listener = tokio::net::TcpListener::from_std(listener).context("watch --metrics")?;
         let routes = Router::new().route("/metrics", get(scrape)).with_state(Arc::new(source));
-        Ok(Self(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, routes).await {
-                tracing::error!("metrics are served no longer: {error}");
-            }
-        })))
+        Ok(Self(tokio::spawn(async move { match http_server::serve(listener, routes).await {} })))
+    }
+
+    /// Ends it, and returns when nothing listens there any more.
+    pub async fn end(mut self) {
+        self.0.abort();
+        // An error says that it was aborted.
+        let _ = (&mut self.0).await;
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use samport_common::layout::{BackendStats, Handshakes};
+use samport_common::layout::{BackendStats, Handshakes, Suspicion};
 use samport_common::verdict::Verdict;
 
 use super::Source;
+use crate::api::words::ControlLoop;
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::model::State;
 use crate::seat::{Seated, View};
@@ -18,6 +19,7 @@ pub(super) struct Sample {
     pub(super) verdicts: Vec<(Verdict, u64)>,
     pub(super) flows: Flows,
     pub(super) providers: Vec<Provider>,
+    pub(super) control: ControlLoop,
 }
 
 /// A backend by its service and its name. All its addresses are one.
@@ -43,6 +45,7 @@ pub(super) struct Counted {
     pub(super) open: u64,
     pub(super) stats: BackendStats,
     pub(super) handshakes: Handshakes,
+    pub(super) suspicion: Suspicion,
 }
 
 /// Where backends come from.
@@ -63,6 +66,7 @@ impl Sample {
                 open: counters.open_flows(index)?,
                 stats: counters.backend(index)?,
                 handshakes: counters.handshakes(index)?,
+                suspicion: counters.suspicion(index)?,
             })
         };
         let verdicts = Verdict::ALL.iter().copied().zip(counters.verdicts.iter().copied());
@@ -77,6 +81,7 @@ impl Sample {
             verdicts: verdicts.collect(),
             flows: counters.flows,
             providers: providers.collect(),
+            control: source.progress.shown(),
         })
     }
 }
@@ -115,6 +120,10 @@ impl Counted {
         stats.bytes_out += more.bytes_out;
         stats.refused += more.refused;
         stats.silent += more.silent;
+        stats.unreachable += more.unreachable;
+        stats.for_one_peer += more.for_one_peer;
+        self.suspicion.confirmed += other.suspicion.confirmed;
+        self.suspicion.refuted += other.suspicion.refuted;
         let (handshakes, more) = (&mut self.handshakes, other.handshakes);
         for (class, count) in handshakes.classes.iter_mut().zip(more.classes) {
             *class += count;
@@ -139,10 +148,16 @@ mod tests {
             weight: 2,
             state,
             via: None,
+            route_back: None,
             index,
             drains_until: None,
             is_last: false,
         }
+    }
+
+    fn suspicion(confirmed: u64, refuted: u64) -> Suspicion {
+        let [confirmed, refuted] = [confirmed, refuted].map(|count| u32::try_from(count).unwrap());
+        Suspicion { confirmed, refuted, ..Suspicion::default() }
     }
 
     #[test]
@@ -165,9 +180,12 @@ mod tests {
                 bytes_out: index + 4,
                 refused: index + 5,
                 silent: index + 6,
+                unreachable: index + 9,
+                for_one_peer: index + 10,
             };
             let handshakes = Handshakes { classes: [index; 16], sum: index + 7 };
-            Ok(Counted { open: index + 8, stats, handshakes })
+            let suspicion = suspicion(index, index + 1);
+            Ok(Counted { open: index + 8, stats, handshakes, suspicion })
         };
         let all = backends(&view, counted).unwrap();
         let names: Vec<_> = all.keys().map(|who| who.backend.as_str()).collect();
@@ -183,9 +201,12 @@ mod tests {
             bytes_out: 118,
             refused: 120,
             silent: 122,
+            unreachable: 128,
+            for_one_peer: 130,
         };
         let handshakes = Handshakes { classes: [110; 16], sum: 124 };
-        assert_eq!(both.counted, Some(Counted { open: 126, stats: sums, handshakes }));
+        let suspicion = suspicion(110, 112);
+        assert_eq!(both.counted, Some(Counted { open: 126, stats: sums, handshakes, suspicion }));
         assert_eq!((none.counted, &none.states), (None, &BTreeSet::from([State::Starting])));
     }
 }

@@ -10,9 +10,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use samport_common::layout::Handshakes;
+use samport_common::layout::{Handshakes, Suspicion};
 
 use super::sample::{Counted, Sample, Who};
+use crate::escape;
 use crate::model::State;
 
 /// The first class of `Handshakes` ends at this power of two.
@@ -37,10 +38,12 @@ impl Collector for Sample {
         let to = &mut encoder;
         self.backends_as_they_are(to)?;
         self.backends_as_counted(to)?;
+        self.failures(to)?;
         self.handshakes(to)?;
         self.verdicts(to)?;
         self.flow_tables(to)?;
         self.discovery(to)?;
+        self.control_loop(to)?;
         let mut info =
             to.encode_descriptor("samport_build", "This samport.", None, MetricType::Info)?;
         info.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
@@ -84,6 +87,37 @@ impl Sample {
         counters(to, name, help, None, of(|one| one.stats.packets_out))
     }
 
+    fn failures(&self, to: &mut DescriptorEncoder) -> Written {
+        let reasons = self.counted().flat_map(|([service, name], counted)| {
+            let stats = counted.stats;
+            [
+                ("refused", stats.refused),
+                ("silent", stats.silent),
+                ("unreachable", stats.unreachable),
+            ]
+            .map(|(reason, count)| {
+                ([service.clone(), name.clone(), ("reason", reason.to_owned())], count)
+            })
+        });
+        let help = "Connections it has not taken, by how that was known.";
+        counters(to, "samport_backend_failed_connections", help, None, reasons)?;
+        let (name, help) = (
+            "samport_backend_failed_connections_for_one_peer",
+            "Those refused or silent whose SYN asked for what only one certain peer can give.",
+        );
+        let for_one_peer = self.counted().map(|(labels, one)| (labels, one.stats.for_one_peer));
+        counters(to, name, help, None, for_one_peer)?;
+        let results = self.counted().flat_map(|([service, name], counted)| {
+            let Suspicion { confirmed, refuted, .. } = counted.suspicion;
+            [("confirmed", confirmed), ("refuted", refuted)].map(|(result, count)| {
+                ([service.clone(), name.clone(), ("result", result.to_owned())], u64::from(count))
+            })
+        });
+        let help =
+            "Checks made because connections of several clients had failed, by what they found.";
+        counters(to, "samport_backend_evidence_checks", help, None, results)
+    }
+
     fn handshakes(&self, to: &mut DescriptorEncoder) -> Written {
         let (name, help) = (
             "samport_backend_handshake",
@@ -115,6 +149,17 @@ impl Sample {
         let capacity = [(family("ipv4"), most4), (family("ipv6"), most6)];
         let help = "Flows there is room for.";
         gauges(to, "samport_flow_table_capacity", help, capacity.into_iter())?;
+        let help =
+            "Flows whose client is not proven: half-open connections, datagrams without an answer.";
+        let none: [(&str, String); 0] = [];
+        gauges(
+            to,
+            "samport_flow_table_unproven",
+            help,
+            [(none.clone(), flows.unproven)].into_iter(),
+        )?;
+        let help = "Flows that found no room, and are kept beside the tables.";
+        gauges(to, "samport_flow_table_overflow", help, [(none, flows.overflow)].into_iter())?;
         let help = "Flows that had to make room for others.";
         let name = "samport_flow_evictions";
         let evicted = to.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -139,6 +184,32 @@ impl Sample {
         family(to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?, times)
     }
 
+    fn control_loop(&self, to: &mut DescriptorEncoder) -> Written {
+        let control = &self.control;
+        let rounds = to.encode_descriptor(
+            "samport_control_loop_rounds",
+            "Comparisons of the kernel with what it should be.",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(control.rounds).encode(rounds)?;
+        let (name, help) =
+            ("samport_control_loop_age", "Time since it last completed a round without an error.");
+        let age = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        ConstGauge::new(real(control.last_round_ms.unwrap_or_default()) / 1_000.0).encode(age)?;
+        let reattached = to.encode_descriptor(
+            "samport_reattached_programs",
+            "Programs attached again because somebody else had taken them off their hooks.",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(control.reattached).encode(reattached)?;
+        let by_source =
+            control.resyncs.iter().map(|(gap, count)| ([("source", gap.clone())], *count));
+        let help = "Times something may have been missed, so that everything was looked at again.";
+        counters(to, "samport_resyncs", help, None, by_source)
+    }
+
     fn counted(&self) -> impl Iterator<Item = (Labels<2>, &Counted)> {
         let all = self.backends.iter();
         all.filter_map(|(who, backend)| Some((labels(who), backend.counted.as_ref()?)))
@@ -146,7 +217,8 @@ impl Sample {
 }
 
 fn labels(who: &Who) -> Labels<2> {
-    [("service", who.service.clone()), ("backend", who.backend.clone())]
+    let fit = |text: &str| escape::line(text).into_owned();
+    [("service", fit(&who.service)), ("backend", fit(&who.backend))]
 }
 
 fn gauges<const N: usize>(

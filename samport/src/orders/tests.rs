@@ -1,6 +1,6 @@
 use super::*;
 use crate::groups::Group;
-use crate::model::{Condition, State, Wishes};
+use crate::model::{Condition, Egress, State, Wishes};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -17,6 +17,7 @@ fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> Seated {
         weight: 1,
         state: State::Active,
         via: None,
+        route_back: None,
         index: None,
         drains_until: None,
         is_last: false,
@@ -47,6 +48,7 @@ fn candidate(one: &Seated) -> Candidate {
         allow: crate::allow::Networks::new(),
         wishes: Wishes::default(),
         place: None,
+        egress: Egress::default(),
         started: None,
     }
 }

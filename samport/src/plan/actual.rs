@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::DEFAULT_BACKENDS;
+use samport_common::layout::{DEFAULT_BACKENDS, DeviceInfo, DeviceSet, Life};
 
 use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, ServiceKey};
 use crate::ports::Listen;
@@ -22,6 +22,8 @@ pub struct Actual {
     pub(super) allowed: BTreeSet<(ServiceKey, IpNet)>,
     pub(super) ports: BTreeSet<Listen>,
     pub(super) attached: BTreeSet<(Role, u32)>,
+    pub(super) devices: BTreeMap<u32, DeviceInfo>,
+    pub(super) sources: BTreeMap<IpAddr, DeviceSet>,
     pub(super) tables: Tables,
     /// By backend id; as many as there is room for, and id 0.
     pub(super) generations: Vec<u32>,
@@ -36,8 +38,10 @@ pub struct Marks {
     pub shared: bool,
     /// Its share relative to the others.
     pub weight: u32,
-    /// It drains.
-    pub draining: bool,
+    /// Whether it takes new flows, and keeps which.
+    pub life: Life,
+    /// The devices its replies may come in by.
+    pub answers_on: DeviceSet,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,6 +70,8 @@ impl Actual {
             allowed: BTreeSet::new(),
             ports: BTreeSet::new(),
             attached: BTreeSet::new(),
+            devices: BTreeMap::new(),
+            sources: BTreeMap::new(),
             tables: Tables::default(),
             generations: vec![0; backends as usize + 1],
             last_id: 0,
@@ -78,9 +84,9 @@ impl Actual {
         self.backends.iter().map(|(key, (id, _))| (key, *id))
     }
 
-    /// The backends, and whether they drain.
+    /// The backends, and whether they take no new flows.
     pub fn standing(&self) -> impl Iterator<Item = (&BackendKey, bool)> {
-        self.backends.iter().map(|(key, (_, marks))| (key, marks.draining))
+        self.backends.iter().map(|(key, (_, marks))| (key, marks.life != Life::Serving))
     }
 
     /// The id of a backend the kernel has.
@@ -92,11 +98,24 @@ impl Actual {
     /// Takes note of a change that was made.
     pub fn record(&mut self, change: &Change) {
         match change {
-            Change::SetBackend { key, id, shared, weight, draining } => {
-                let marks = Marks { shared: *shared, weight: *weight, draining: *draining };
+            Change::SetBackend { key, id, shared, weight, life, answers_on } => {
+                let (shared, weight, life) = (*shared, *weight, *life);
+                let marks = Marks { shared, weight, life, answers_on: *answers_on };
                 self.last_id = id.index;
                 self.generations[id.index as usize] = id.generation;
                 self.backends.insert(key.clone(), (*id, marks));
+            }
+            Change::SetDevice(ifindex, device) => {
+                self.devices.insert(*ifindex, *device);
+            }
+            Change::RemoveDevice(ifindex) => {
+                self.devices.remove(ifindex);
+            }
+            Change::SetSource(addr, devices) => {
+                self.sources.insert(*addr, *devices);
+            }
+            Change::RemoveSource(addr) => {
+                self.sources.remove(addr);
             }
             Change::SetOwners { source, owners } => {
                 self.owners.insert(*source, owners.clone());

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
+use samport_common::layout::{DeviceInfo, DeviceSet};
 use serde::{Deserialize, Serialize};
 
 use super::actual::{Actual, Installed, Marks};
@@ -107,6 +108,10 @@ pub struct Found {
     pub ports: BTreeSet<Listen>,
     /// Programs that sit on devices.
     pub attached: BTreeSet<(Role, u32)>,
+    /// What the programs know of devices.
+    pub devices: BTreeMap<u32, DeviceInfo>,
+    /// What they know of addresses.
+    pub sources: BTreeMap<IpAddr, DeviceSet>,
 }
 
 /// What nobody can make sense of any more, and has to be undone.
@@ -122,9 +127,10 @@ impl Actual {
     /// Goes on from what was found in the kernel, and says what has to be undone.
     #[must_use]
     pub fn adopt(ledger: &Ledger, found: Found) -> (Self, Vec<Stray>) {
-        let Found { backends, strays, generations, owners, frontends, allowed, ports, attached } =
-            found;
-        let mut actual = Self { owners, ports, attached, generations, ..Self::with_room_for(0) };
+        let Found { backends, strays, frontends, allowed, .. } = found;
+        let Found { generations, owners, ports, attached, devices, sources, .. } = found;
+        let known = Self { devices, sources, generations, ..Self::with_room_for(0) };
+        let mut actual = Self { owners, ports, attached, ..known };
         let by_id: BTreeMap<ServiceId, ServiceKey> =
             ledger.services().map(|(key, id)| (id, key)).collect();
         for (id, key) in &by_id {

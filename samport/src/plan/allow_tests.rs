@@ -1,6 +1,7 @@
 //! Tests of who may be served while that changes.
 
 use proptest::prelude::*;
+use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 
 use super::*;
@@ -14,14 +15,14 @@ fn networks(list: &[&str]) -> Networks {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// Ports on an address of each family, and who may use them.
+/// Ports on an address of each family, and who may use them; everybody, if nobody is named.
 fn wish(ports: &[(Listen, Networks)]) -> Desired {
     let on: BTreeMap<IpAddr, Scope> = ["203.0.113.1", "2001:db8:1::1"]
         .map(|addr| (addr.parse().unwrap(), Scope::Everybody))
         .into();
     Desired {
         frontends: ports.iter().map(|(listen, _)| (*listen, on.clone())).collect(),
-        allowed: ports.iter().cloned().collect(),
+        allowed: ports.iter().filter(|(_, networks)| !networks.is_empty()).cloned().collect(),
         ..Desired::default()
     }
 }

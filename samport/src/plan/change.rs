@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
-use samport_common::layout::Scope;
+use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +36,8 @@ pub enum Route {
 }
 
 impl Route {
-    /// The device answers come in by, if they come in by one we watch.
+    /// The device answers come in by, if they come in by one we watch. They may come in by others too:
+    /// [`Share::answers_on`].
     #[must_use]
     pub const fn answers_on(self) -> Option<u32> {
         match self {
@@ -105,9 +107,36 @@ pub struct Share {
     pub group: Option<Group>,
     /// Where it is in its life.
     pub state: State,
+    /// The devices its replies may come in by.
+    pub answers_on: DeviceSet,
+    /// The parents of macvlan links its replies may leave by.
+    pub leaves_by: Vec<u32>,
+    /// Whether its answers find their way to outside clients, as far as that is known and matters.
+    pub route_back: Option<bool>,
 }
 
 impl Share {
+    /// The host's ends of the veths its replies may come in by, if it is behind this route.
+    pub fn veths(&self, route: Route) -> impl Iterator<Item = u32> + use<> {
+        let (own, is_by_veths, device) = match route {
+            Route::Peer(place) => (Some(place.ifindex), true, None),
+            // Another device than the one towards it is a bridge's port: its veth.
+            Route::Neighbour { ifindex, answers_on } => {
+                (Some(answers_on).filter(|own| *own != ifindex), true, Some(ifindex))
+            }
+            Route::Child(_) => (None, true, None),
+            // They come out of the stack.
+            Route::Stack => (None, false, None),
+        };
+        let others = self.answers_on.iter().filter(move |other| {
+            is_by_veths
+                && *other != DeviceSet::HOST
+                && Some(*other) != device
+                && Some(*other) != own
+        });
+        own.into_iter().chain(others)
+    }
+
     /// Whether it keeps its flows, but takes no new ones.
     #[must_use]
     pub fn drains(&self) -> bool {
@@ -132,7 +161,8 @@ impl Share {
 pub struct Desired {
     /// Ports, the addresses each is served on, and to whom.
     pub frontends: BTreeMap<Listen, BTreeMap<IpAddr, Scope>>,
-    /// Networks whose clients may use a port; one that is missing, or names none, is everybody's.
+    /// Networks whose clients may use a port. One that is missing is everybody's; one that names none serves nobody
+    /// but this machine.
     pub allowed: BTreeMap<Listen, Networks>,
     /// How services choose, where that is not the default.
     pub policies: BTreeMap<Listen, Policy>,
@@ -142,6 +172,14 @@ pub struct Desired {
     pub interfaces: BTreeSet<u32>,
     /// Bridges that containers of this host are on, besides the interfaces.
     pub bridges: BTreeSet<u32>,
+    /// Devices that take less than one that clients come in by.
+    pub narrow: BTreeSet<u32>,
+    /// What is known of the machine's devices, by index; their side is found out here.
+    pub devices: BTreeMap<u32, DeviceInfo>,
+    /// What choices by hash are keyed by.
+    pub hash_seed: Seed,
+    /// Addresses that are the host's own, and those of broadcasts: never the source of a packet that comes in.
+    pub own: BTreeSet<IpAddr>,
 }
 
 /// Where a program sits.
@@ -158,12 +196,14 @@ pub enum Role {
     Egress,
     /// Forward for containers of this host, at ingress of their bridge.
     Inside,
+    /// At egress of a device clients come in by: takes note of what is begun from a served port.
+    Outbound,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Forward, Self::Reverse, Self::Device, Self::Egress, Self::Inside];
+    pub const ALL: [Self; 6] =
+        [Self::Forward, Self::Reverse, Self::Device, Self::Egress, Self::Inside, Self::Outbound];
 
     /// A word for it.
     #[must_use]
@@ -174,6 +214,7 @@ impl Role {
             Self::Device => "device",
             Self::Egress => "egress",
             Self::Inside => "inside",
+            Self::Outbound => "outbound",
         }
     }
 
@@ -206,9 +247,19 @@ pub enum Change {
         shared: bool,
         /// Its share relative to the others.
         weight: u32,
-        /// Whether it drains.
-        draining: bool,
+        /// Whether it takes new flows, and keeps which.
+        life: Life,
+        /// The devices its replies may come in by.
+        answers_on: DeviceSet,
     },
+    /// Says what is known of a device with a hook, by its index.
+    SetDevice(u32, DeviceInfo),
+    /// Forgets it.
+    RemoveDevice(u32),
+    /// Says which devices packets with a source may come in by; none for the host's own addresses.
+    SetSource(IpAddr, DeviceSet),
+    /// Forgets it: routes say so again.
+    RemoveSource(IpAddr),
     /// Says whose replies come from a socket.
     SetOwners {
         /// The socket.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use samport_common::layout::Scope;
+use samport_common::layout::{DeviceSet, Scope};
 
 use super::*;
 use crate::model::{Place, State};
@@ -19,7 +19,15 @@ fn wish(ports: &[(Listen, &[IpAddr])]) -> Desired {
         endpoint: SocketAddr::from(([172, 17, 0, 2], 9090)),
         route: Route::Peer(Place { ifindex: 9, mac: [9; 6], polls: false }),
     };
-    let share = Share { name: "web-1".into(), weight: 1, group: None, state: State::Active };
+    let share = Share {
+        name: "web-1".into(),
+        weight: 1,
+        group: None,
+        state: State::Active,
+        answers_on: DeviceSet::NONE,
+        leaves_by: Vec::new(),
+        route_back: None,
+    };
     let everybody =
         |on: &[IpAddr]| on.iter().map(|addr| (*addr, Scope::Everybody)).collect::<BTreeMap<_, _>>();
     Desired {

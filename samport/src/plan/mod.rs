@@ -9,21 +9,23 @@ mod adopt;
 mod change;
 mod matched;
 mod roll;
+mod room;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
-use samport_common::flow::ServiceId;
-use samport_common::layout::{MAX_FRONTENDS, SHARED_BY, Scope};
+use samport_common::layout::{SHARED_BY, Scope};
+use samport_common::outbound;
 
 use crate::ports::Listen;
 use crate::table::{Recipe, Region, Tables};
-use actual::Installed;
 use change::Owners;
 use matched::matched;
 use roll::Roll;
+use room::Room;
 
 pub use actual::{Actual, Marks};
 pub use adopt::{Found, Ledger, Stray};
@@ -37,14 +39,16 @@ pub use change::{
 /// `actual` is only changed by giving numbers to services it has not seen, which is no change in the
 /// kernel; everything else it learns by [`Actual::record`] as changes are made.
 ///
+/// What finds no room before others have gone is left to the next plan: carry out plans until one is empty.
+///
 /// # Errors
-/// When a limit would be exceeded; the message names it. Then nothing is to be changed.
+/// When something finds no room and there is nothing else left to change; the message names it and the limit.
 pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
-    check_frontends(desired)?;
-    number_services(desired, actual)?;
+    let mut room = Room::beside(actual);
+    room::number_services(desired, actual, &mut room);
     let mut changes = Vec::new();
     let roll = Roll::of(desired);
-    let ids = plan_backends(desired, actual, &roll, &mut changes)?;
+    let ids = plan_backends(desired, actual, &roll, &mut room, &mut changes);
     let owners = owners_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
     let moving: Vec<_> = matched(&owners, &actual.owners)
@@ -60,16 +64,38 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     let attach = |on: fn(Role) -> bool| {
         wanted.difference(&actual.attached).filter(move |(role, _)| on(*role)).copied()
     };
+    let devices = sources::devices(desired);
+    // What is asked of a packet's source is known before the first packet comes.
+    changes.extend(
+        matched(&devices, &actual.devices)
+            .filter(|(_, new, old)| Some(*new) != *old)
+            .filter(|(ifindex, _, old)| old.is_some() || room.takes_device(**ifindex))
+            .map(|(ifindex, new, _)| Change::SetDevice(*ifindex, *new)),
+    );
     // Replies must be understood before the first packet goes out.
     changes.extend(attach(|r| !r.is_entrance()).map(|(role, on)| Change::Attach(role, on)));
+    // A container's address is tied to its veth only while there is a program to see what comes in there.
+    let sources = sources::sources(desired);
+    changes.extend(
+        matched(&sources, &actual.sources)
+            .filter(|(_, new, old)| Some(*new) != *old)
+            .filter(|(addr, _, old)| old.is_some() || room.takes_source(**addr))
+            .map(|(addr, new, _)| Change::SetSource(*addr, *new)),
+    );
+    changes.extend(
+        matched(&actual.sources, &sources)
+            .filter(|(_, _, wanted)| wanted.is_none())
+            .map(|(addr, ..)| Change::RemoveSource(*addr)),
+    );
     // Before a frontend is restricted to them, and until it is no longer: who may be served before and
     // afterwards is served all the time, and who may not never is.
     let allowed = allowed(desired);
     changes.extend(allowed.difference(&actual.allowed).filter_map(|(service, net)| {
         let id = actual.services.get(service)?.id;
+        room.takes_network(service, *net).then_some(())?;
         Some(Change::Allow { service: *service, id, net: *net })
     }));
-    plan_services(desired, actual, &roll, &ids, &mut changes)?;
+    plan_services(desired, actual, &roll, &ids, &mut room, &mut changes);
     changes.extend(actual.allowed.difference(&allowed).filter_map(|(service, net)| {
         let id = actual.services.get(service)?.id;
         Some(Change::Disallow { service: *service, id, net: *net })
@@ -94,80 +120,53 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     for (role, ifindex) in actual.attached.difference(&wanted) {
         changes.push(Change::Detach(*role, *ifindex));
     }
+    for (ifindex, _, wanted) in matched(&actual.devices, &devices) {
+        if wanted.is_none() {
+            changes.push(Change::RemoveDevice(*ifindex));
+        }
+    }
+    if changes.is_empty() {
+        room.shortage()?;
+    }
     Ok(changes)
 }
 
-/// Refuses more frontends than the kernel's maps hold.
-fn check_frontends(desired: &Desired) -> Result<()> {
-    for v6 in [false, true] {
-        let of_family = |addr: &&IpAddr| addr.is_ipv6() == v6;
-        let count: usize =
-            desired.frontends.values().map(|on| on.keys().filter(of_family).count()).sum();
-        if count > MAX_FRONTENDS as usize {
-            bail!(
-                "{} ports on all their {} addresses are {count} places to serve, more than the \
-                 {MAX_FRONTENDS} there is room for; serve fewer ports, or fewer interfaces",
-                desired.frontends.len(),
-                if v6 { "IPv6" } else { "IPv4" },
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Gives every wanted service an id. Ids are not used twice until all have been used once, and
-/// flows carry their backend's generation, so that a new service never finds an old one's flows.
-fn number_services(desired: &Desired, actual: &mut Actual) -> Result<()> {
-    for listen in desired.frontends.keys() {
-        for v6 in [false, true] {
-            let key = ServiceKey { listen: *listen, v6 };
-            if actual.services.contains_key(&key) {
-                continue;
-            }
-            let used: BTreeSet<u16> = actual.services.values().map(|s| s.id.get()).collect();
-            let free = (0..ServiceId::LIMIT)
-                .map(|step| (actual.next_service + step) % ServiceId::LIMIT)
-                .find(|id| !used.contains(id));
-            let Some(id) = free.and_then(ServiceId::new) else {
-                bail!("more than {} services", ServiceId::LIMIT);
-            };
-            actual.next_service = (id.get() + 1) % ServiceId::LIMIT;
-            let installed = Installed { id, region: Region::EMPTY, recipe: Recipe::NOTHING };
-            actual.services.insert(key, installed);
-        }
-    }
-    Ok(())
-}
-
-/// Ids for all wanted backends, in their order, and the changes that set the new ones.
+/// Ids for all wanted backends, in their order, and the changes that set the new ones. One has no id while there
+/// is none left.
 fn plan_backends<'a>(
     desired: &'a Desired,
     actual: &Actual,
     roll: &Roll<'a>,
+    room: &mut Room,
     changes: &mut Vec<Change>,
-) -> Result<Vec<(&'a BackendKey, BackendId)>> {
+) -> Vec<(&'a BackendKey, Option<BackendId>)> {
     let mut used: BTreeSet<u32> = actual.backends.values().map(|(id, _)| id.index).collect();
     let mut last = actual.last_id;
-    let room = u32::try_from(actual.generations.len()).unwrap_or(u32::MAX);
+    let len = u32::try_from(actual.generations.len()).unwrap_or(u32::MAX);
     let mut ids = Vec::with_capacity(desired.backends.len());
     for (key, share, known) in matched(&desired.backends, &actual.backends) {
         let weight = roll.share_of(key).unwrap_or(share.weight);
-        let wanted = Marks { shared: roll.is_shared(key), weight, draining: share.drains() };
+        let wanted = Marks {
+            shared: roll.is_shared(key),
+            weight,
+            life: roll.life_of(key, share),
+            answers_on: share.answers_on,
+        };
         let id = match known {
             Some((id, marks)) if *marks == wanted => {
-                ids.push((key, *id));
+                ids.push((key, Some(*id)));
                 continue;
             }
             Some((id, _)) => *id,
             None => {
-                let Some(index) = (1..room)
-                    .map(|step| 1 + (last + step - 1) % (room - 1))
-                    .find(|index| !used.contains(index))
+                // Most of all when they are full, one look must do.
+                let is_full = used.len() + 1 >= len as usize;
+                let free = (1..len).map(|step| 1 + (last + step - 1) % (len - 1));
+                let Some(index) = free.filter(|_| !is_full).find(|index| !used.contains(index))
                 else {
-                    bail!(
-                        "more than {} backends; --max-backends is how many there may be",
-                        room - 1
-                    );
+                    room.lacks_backend(&share.name, len - 1);
+                    ids.push((key, None));
+                    continue;
                 };
                 used.insert(index);
                 last = index;
@@ -175,11 +174,12 @@ fn plan_backends<'a>(
                 BackendId { index, generation }
             }
         };
-        ids.push((key, id));
-        let Marks { shared, weight, draining } = wanted;
-        changes.push(Change::SetBackend { key: key.clone(), id, shared, weight, draining });
+        ids.push((key, Some(id)));
+        let Marks { shared, weight, life, answers_on } = wanted;
+        let key = key.clone();
+        changes.push(Change::SetBackend { key, id, shared, weight, life, answers_on });
     }
-    Ok(ids)
+    ids
 }
 
 const fn next_generation(generation: u32) -> u32 {
@@ -190,13 +190,16 @@ const fn next_generation(generation: u32) -> u32 {
 fn owners_of(
     desired: &Desired,
     actual: &Actual,
-    ids: &[(&BackendKey, BackendId)],
+    ids: &[(&BackendKey, Option<BackendId>)],
 ) -> Result<Owners> {
     let mut owners = Owners::new();
     for (key, id) in ids {
-        let Some(installed) = actual.services.get(&key.service()) else {
+        if !desired.frontends.contains_key(&key.listen) {
             let port = key.listen.brief();
             bail!("backend {} is for port {port}, which is not served", key.endpoint);
+        }
+        let (Some(installed), Some(id)) = (actual.services.get(&key.service()), id) else {
+            continue;
         };
         let of = owners.entry(key.source()).or_default();
         of.push((installed.id, *id));
@@ -220,27 +223,41 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
     let mut wanted: BTreeSet<_> =
         desired.interfaces.iter().map(|ifindex| (Role::Forward, *ifindex)).collect();
     wanted.extend(desired.bridges.iter().map(|bridge| (Role::Inside, *bridge)));
-    for key in desired.backends.keys() {
+    if desired.frontends.keys().any(|listen| takes_answers(desired, *listen)) {
+        let exits = desired.interfaces.union(&desired.bridges);
+        wanted.extend(exits.map(|on| (Role::Outbound, *on)));
+    }
+    for (key, share) in &desired.backends {
+        // Which of its links a container answers by is for its own routes to say.
+        wanted.extend(share.veths(key.route).map(|veth| (Role::Reverse, veth)));
+        wanted.extend(share.leaves_by.iter().map(|parent| (Role::Egress, *parent)));
+        // Wherever a client may be, what the stack sends there passes last.
+        let clients = desired.interfaces.union(&desired.bridges);
+        let egress = clients.map(|on| (Role::Egress, *on));
         match key.route {
-            Route::Peer(place) => {
-                wanted.insert((Role::Reverse, place.ifindex));
-            }
-            // Another device than the one towards it is a bridge's port: its veth.
             Route::Neighbour { ifindex, answers_on } => {
-                let role = if answers_on == ifindex { Role::Device } else { Role::Reverse };
-                wanted.insert((role, answers_on));
+                if answers_on == ifindex {
+                    wanted.insert((Role::Device, ifindex));
+                }
+                // The stack tells clients what size is right, in the name of what they have dialled.
+                if desired.narrow.contains(&ifindex) {
+                    wanted.extend(egress);
+                }
             }
+            Route::Peer(_) => {}
             Route::Child(place) => {
                 wanted.insert((Role::Egress, place.ifindex));
             }
-            Route::Stack => {
-                // Wherever a client may be: its replies pass there last.
-                let clients = desired.interfaces.union(&desired.bridges);
-                wanted.extend(clients.map(|on| (Role::Egress, *on)));
-            }
+            Route::Stack => wanted.extend(egress),
         }
     }
     wanted
+}
+
+/// Whether a service opens flows for packets that may be answers to what the host or a container has begun from its port.
+fn takes_answers(desired: &Desired, listen: Listen) -> bool {
+    let policy = desired.policies.get(&listen).copied().unwrap_or_default();
+    outbound::is_of_concern(listen.protocol, policy.balance.is_by_hash())
 }
 
 /// The networks of each service. One without any of its family serves nobody by it, if it has others.
@@ -259,9 +276,10 @@ fn plan_services(
     desired: &Desired,
     actual: &Actual,
     roll: &Roll<'_>,
-    ids: &[(&BackendKey, BackendId)],
+    ids: &[(&BackendKey, Option<BackendId>)],
+    room: &mut Room,
     changes: &mut Vec<Change>,
-) -> Result<()> {
+) {
     // First of all, so that there is room for those that take their place. Where only the service is
     // another, the new one is put over the old one.
     let (places, ports) = places(desired);
@@ -278,11 +296,15 @@ fn plan_services(
         };
         let region = if recipe == installed.recipe {
             installed.region
+        } else if let Some(region) = plan_table(*key, &recipe, &mut tables, changes) {
+            region
         } else {
-            plan_table(*key, recipe, &mut tables, changes)?
+            // What is there goes on until there is room.
+            room.lacks_table(key.listen, recipe.len());
+            installed.region
         };
         let shared = roll.has_shared(*key);
-        let restricted = desired.allowed.get(&key.listen).is_some_and(|nets| !nets.is_empty());
+        let restricted = desired.allowed.contains_key(&key.listen);
         let listen = key.listen.everywhere();
         for (addr, scope) in addresses.into_iter().flatten() {
             let to =
@@ -303,7 +325,6 @@ fn plan_services(
     }
     changes.extend(ports.difference(&actual.ports).copied().map(Change::OpenPort));
     changes.extend(actual.ports.difference(&ports).copied().map(Change::ClosePort));
-    Ok(())
 }
 
 /// What the kernel knows of frontends, whichever service has them: addresses with their ports, and ports.
@@ -315,29 +336,31 @@ fn places(desired: &Desired) -> (BTreeSet<(IpAddr, Listen)>, BTreeSet<Listen>) {
     (places, desired.frontends.keys().map(|listen| listen.everywhere()).collect())
 }
 
-/// Writes a table where nobody reads, and says where that is.
+/// Writes a table where nobody reads, and says where that is; `None` if there is no room.
 fn plan_table(
     service: ServiceKey,
-    recipe: Recipe,
+    recipe: &Recipe,
     tables: &mut Tables,
     changes: &mut Vec<Change>,
-) -> Result<Region> {
-    if tables.find(recipe.len()).is_none() {
+) -> Option<Region> {
+    if tables.find(recipe.len()).is_none() && tables.has_given_back() {
         changes.push(Change::Settle);
         tables.settle();
     }
-    let Some(region) = tables.find(recipe.len()) else {
-        let port = service.listen.brief();
-        bail!("no room for a table of {} slots for port {port}; serve fewer ports", recipe.len());
-    };
+    let region = tables.find(recipe.len())?;
     tables.take(region);
-    changes.push(Change::WriteTable { service, region, slots: recipe.slots(), recipe });
-    Ok(region)
+    let (slots, recipe) = (recipe.slots(), recipe.clone());
+    changes.push(Change::WriteTable { service, region, slots, recipe });
+    Some(region)
 }
 
 #[cfg(test)]
 mod allow_tests;
 #[cfg(test)]
 mod given_tests;
+#[cfg(test)]
+mod links_tests;
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod tests;

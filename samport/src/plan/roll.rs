@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use samport_common::choose::Balance;
+use samport_common::layout::Life;
+use samport_common::seed::Seed;
 
 use super::change::{BackendId, BackendKey, Desired, ServiceKey, Share, Source};
 use crate::groups;
+use crate::model::State;
 use crate::table::{Member, Recipe, room_for_each};
 
 /// A backend with its share of new flows relative to the others of its service.
@@ -35,6 +38,8 @@ pub(super) struct Roll<'a> {
     in_groups: BTreeMap<&'a BackendKey, u32>,
     /// What answers for several services.
     shared: BTreeSet<Source>,
+    /// What choices by hash are keyed by.
+    hash_seed: Seed,
 }
 
 impl<'a> Roll<'a> {
@@ -56,7 +61,20 @@ impl<'a> Roll<'a> {
             let [active, draining] = entries.map(|entries| parts(&entries, &mut in_groups));
             services.insert(service, Parts { active, draining });
         }
-        Self { services, in_groups, shared }
+        Self { services, in_groups, shared, hash_seed: desired.hash_seed }
+    }
+
+    /// What the kernel is to know of a backend's life.
+    pub(super) fn life_of(&self, key: &BackendKey, share: &Share) -> Life {
+        let has_others =
+            || self.services.get(&key.service()).is_some_and(|parts| !parts.active.is_empty());
+        if !share.drains() {
+            Life::Serving
+        } else if share.state == State::Unhealthy && has_others() {
+            Life::Unhealthy
+        } else {
+            Life::Draining
+        }
     }
 
     /// A backend's share, if that is not its own weight.
@@ -77,12 +95,13 @@ impl<'a> Roll<'a> {
     }
 
     /// A service's table: the backends that take new flows, or, if there is none, those that drain:
-    /// better served by a leaving backend than not at all. `ids` are those of all wanted backends, in order.
+    /// better served by a leaving backend than not at all. `ids` are those of all wanted backends, in order; whoever
+    /// has none yet takes no part.
     pub(super) fn recipe(
         &self,
         service: ServiceKey,
         balance: Balance,
-        ids: &[(&BackendKey, BackendId)],
+        ids: &[(&BackendKey, Option<BackendId>)],
     ) -> Recipe {
         let Some(Parts { active, draining }) = self.services.get(&service) else {
             return Recipe::NOTHING;
@@ -90,10 +109,11 @@ impl<'a> Roll<'a> {
         let parts = if active.is_empty() { draining } else { active };
         let member = |part: &Part<'_>| {
             let (_, id) = ids.get(part.index)?;
+            let id = (*id)?;
             Some(Member { id: id.index, endpoint: part.key.endpoint, weight: part.share })
         };
         let members = parts.iter().filter_map(member).collect();
-        Recipe::new(balance, members, room_for_each(self.services.len()))
+        Recipe::new(balance, members, room_for_each(self.services.len()), self.hash_seed)
     }
 }
 

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
-use samport_common::layout::Scope;
+use samport_common::choose::Balance;
+use samport_common::flow::ServiceId;
+use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::source::Side;
 
 use super::*;
 use crate::model::{Place, State};
@@ -24,8 +27,16 @@ fn over_udp(key: BackendKey) -> BackendKey {
     BackendKey { listen: Listen::udp(key.listen.port), ..key }
 }
 
-fn active(weight: u32) -> Share {
-    Share { name: "web".into(), weight, group: None, state: State::Active }
+pub(super) fn active(weight: u32) -> Share {
+    Share {
+        name: "web".into(),
+        weight,
+        group: None,
+        state: State::Active,
+        answers_on: DeviceSet::NONE,
+        leaves_by: Vec::new(),
+        route_back: None,
+    }
 }
 
 fn draining() -> Share {
@@ -47,7 +58,7 @@ fn wish(backends: &[(BackendKey, Share)]) -> Desired {
 }
 
 /// Plans and carries out, as the reconcile loop does.
-fn reach(desired: &Desired, actual: &mut Actual) -> Vec<Change> {
+pub(super) fn reach(desired: &Desired, actual: &mut Actual) -> Vec<Change> {
     let changes = plan(desired, actual).unwrap();
     for change in &changes {
         actual.record(change);
@@ -67,18 +78,20 @@ fn nothing_to_do_is_an_empty_plan() {
 fn a_new_backend_is_set_understood_and_attached_before_a_table_names_it() {
     let mut actual = Actual::default();
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
-    let changes = reach(&wish(&[(key(1, 80), active(1)), (key(2, 80), active(1))]), &mut actual);
+    let changes = reach(&wish(&[(key(1, 80), active(1)), (key(3, 80), active(1))]), &mut actual);
     let kinds: Vec<_> = changes.iter().map(kind).collect();
-    assert_eq!(kinds, ["set", "owners", "attach", "write", "frontend"]);
+    assert_eq!(kinds, ["set", "owners", "device", "attach", "source", "write", "frontend"]);
 }
 
 #[test]
 fn a_backend_that_goes_leaves_the_table_before_it_is_retired() {
     let mut actual = Actual::default();
-    reach(&wish(&[(key(1, 80), active(1)), (key(2, 80), active(1))]), &mut actual);
+    reach(&wish(&[(key(1, 80), active(1)), (key(3, 80), active(1))]), &mut actual);
     let changes = reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     let kinds: Vec<_> = changes.iter().map(kind).collect();
-    assert_eq!(kinds, ["write", "frontend", "retire", "forget", "detach"]);
+    let expected =
+        ["forget source", "write", "frontend", "retire", "forget", "detach", "forget device"];
+    assert_eq!(kinds, expected);
 }
 
 #[test]
@@ -90,6 +103,26 @@ fn draining_backends_take_no_new_flows_unless_all_drain() {
     let all = [(key(1, 80), draining()), (key(2, 80), draining())];
     let two = table(&reach(&wish(&all), &mut actual));
     assert_eq!(two.len(), 2, "better served by a leaving backend than not at all");
+}
+
+/// Datagrams leave who is unhealthy only if there is somebody else.
+#[test]
+fn who_is_unhealthy_is_marked_while_others_take_new_flows() {
+    let unhealthy = || Share { state: State::Unhealthy, ..active(1) };
+    let life_of_two = |wanted: &[(BackendKey, Share)]| {
+        let mut actual = Actual::default();
+        reach(&wish(wanted), &mut actual);
+        actual.backends[&key(2, 80)].1.life
+    };
+    let second = (key(2, 80), unhealthy());
+    assert_eq!(life_of_two(&[(key(1, 80), active(1)), second.clone()]), Life::Unhealthy);
+    for other in [unhealthy(), draining(), Share { weight: 0, ..active(1) }] {
+        assert_eq!(life_of_two(&[(key(1, 80), other), second.clone()]), Life::Draining);
+    }
+    // Another service's are no others.
+    assert_eq!(life_of_two(&[(key(1, 81), active(1)), second.clone()]), Life::Draining);
+    let drains = (key(2, 80), draining());
+    assert_eq!(life_of_two(&[(key(1, 80), active(1)), drains]), Life::Draining);
 }
 
 #[test]
@@ -194,22 +227,6 @@ fn where_there_is_no_room_for_both_the_old_address_goes_before_the_new_one_comes
 }
 
 #[test]
-fn more_addresses_times_ports_than_the_kernel_holds_are_refused() {
-    let mut desired = wish(&[(key(1, 80), active(1)), (key(2, 443), active(1))]);
-    let addresses = |count: u16| -> BTreeMap<IpAddr, Scope> {
-        let addr = |n: u16| IpAddr::from([10, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
-        (0..count).map(|n| (addr(n), Scope::Everybody)).collect()
-    };
-    let mut with = |count| {
-        desired.frontends.values_mut().for_each(|on| *on = addresses(count));
-        plan(&desired, &mut Actual::default())
-    };
-    assert!(with(2_048).is_ok());
-    let error = with(2_049).unwrap_err().to_string();
-    assert!(error.contains("2 ports on all their IPv4 addresses are 4098"), "{error}");
-}
-
-#[test]
 fn more_ports_on_one_endpoint_than_the_kernel_holds_are_refused() {
     let ports = 80..=80 + u16::try_from(SHARED_BY).unwrap();
     let backends: Vec<_> = ports.map(|port| (key(1, port), active(1))).collect();
@@ -234,11 +251,21 @@ fn bridges_get_their_programs_as_they_come_and_go() {
     // An entrance as any other: when everything behind it is in place.
     assert_eq!(changes.last(), Some(&Change::Attach(Role::Inside, 7)));
     let kinds: Vec<_> = changes.iter().map(kind).collect();
-    assert_eq!(kinds, ["set", "owners", "attach", "write", "frontend", "open", "attach", "attach"]);
+    let kinds: Vec<_> = kinds.into_iter().filter(|kind| *kind != "device").collect();
+    let expected =
+        ["set", "owners", "attach", "source", "write", "frontend", "open", "attach", "attach"];
+    assert_eq!(kinds, expected);
 
     desired.bridges = [8].into();
     let changes = reach(&desired, &mut actual);
-    assert_eq!(changes, [Change::Attach(Role::Inside, 8), Change::Detach(Role::Inside, 7)]);
+    let inside = DeviceInfo { side: Side::Internal as u8, ..DeviceInfo::default() };
+    let expected = [
+        Change::SetDevice(8, inside),
+        Change::Attach(Role::Inside, 8),
+        Change::Detach(Role::Inside, 7),
+        Change::RemoveDevice(7),
+    ];
+    assert_eq!(changes, expected);
 }
 
 #[test]
@@ -269,6 +296,10 @@ fn kind(change: &Change) -> &'static str {
     match change {
         Change::SetBackend { .. } => "set",
         Change::SetOwners { .. } => "owners",
+        Change::SetDevice(..) => "device",
+        Change::RemoveDevice(_) => "forget device",
+        Change::SetSource(..) => "source",
+        Change::RemoveSource(_) => "forget source",
         Change::Attach(..) => "attach",
         Change::WriteTable { .. } => "write",
         Change::Settle => "settle",
@@ -302,6 +333,8 @@ pub(super) struct Model {
     owners: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
     frontends: BTreeMap<(IpAddr, Listen), Region>,
     attached: BTreeSet<(Role, u32)>,
+    devices: BTreeMap<u32, DeviceInfo>,
+    sources: BTreeMap<IpAddr, DeviceSet>,
 }
 
 impl Model {
@@ -342,6 +375,18 @@ impl Model {
             Change::Detach(role, ifindex) => {
                 self.attached.remove(&(*role, *ifindex));
             }
+            Change::SetDevice(ifindex, info) => {
+                self.devices.insert(*ifindex, *info);
+            }
+            Change::RemoveDevice(ifindex) => {
+                self.devices.remove(ifindex);
+            }
+            Change::SetSource(addr, devices) => {
+                self.sources.insert(*addr, *devices);
+            }
+            Change::RemoveSource(addr) => {
+                self.sources.remove(addr);
+            }
             Change::Settle
             | Change::OpenPort(_)
             | Change::ClosePort(_)
@@ -350,8 +395,18 @@ impl Model {
         }
     }
 
-    /// Whatever a packet may be given to serves, and its replies come back.
+    /// Whatever a packet may be given to serves, and its replies come back; where packets are seen it is
+    /// known what sources may come in, and no address is tied to a device where nothing looks.
     pub(super) fn check(&self) {
+        for (role, ifindex) in &self.attached {
+            if matches!(role, Role::Forward | Role::Inside | Role::Reverse) {
+                assert!(self.devices.contains_key(ifindex), "{role:?} on {ifindex}");
+            }
+        }
+        for ifindex in self.sources.values().flat_map(|devices| devices.ifindex) {
+            let is_seen = self.attached.contains(&(Role::Reverse, ifindex));
+            assert!(ifindex == 0 || is_seen, "a source is tied to {ifindex}");
+        }
         for ((_, listen), region) in &self.frontends {
             for slot in region.base..region.base + region.len {
                 let id = self.slots[&slot];
@@ -450,4 +505,37 @@ fn a_macvlan_child_is_answered_for_at_its_parent_alone() {
     desired.bridges = [5].into();
     let replies = attachments(&desired).into_iter().filter(|(role, _)| !role.is_entrance());
     assert_eq!(replies.collect::<Vec<_>>(), [(Role::Egress, 2)]);
+}
+
+#[test]
+fn what_is_begun_here_is_watched_while_a_service_could_take_its_answers() {
+    let watched = |desired: &Desired, actual: &mut Actual| -> Vec<u32> {
+        reach(desired, actual);
+        let outbound = actual.attached.iter().filter(|(role, _)| *role == Role::Outbound);
+        outbound.map(|(_, on)| *on).collect()
+    };
+    let mut actual = Actual::default();
+    let mut tcp = wish(&[(key(1, 80), active(1))]);
+    tcp.bridges = [7].into();
+    assert!(watched(&tcp, &mut actual).is_empty());
+    let mut udp = wish(&[(key(1, 80), active(1)), (over_udp(key(1, 80)), active(1))]);
+    udp.bridges = [7].into();
+    assert_eq!(watched(&udp, &mut actual), [2, 7]);
+    assert!(watched(&tcp, &mut actual).is_empty());
+    let by_hash = change::Policy { balance: Balance::Maglev, ..change::Policy::default() };
+    tcp.policies.insert(Listen::tcp(80), by_hash);
+    assert_eq!(watched(&tcp, &mut actual), [2, 7]);
+}
+
+#[test]
+fn a_neighbour_on_a_smaller_link_needs_a_program_at_egress() {
+    let neighbour = Route::Neighbour { ifindex: 9, answers_on: 9 };
+    let mut desired = wish(&[(BackendKey { route: neighbour, ..key(1, 80) }, active(1))]);
+    let egress = |desired: &Desired| {
+        let changes = reach(desired, &mut Actual::default());
+        changes.contains(&Change::Attach(Role::Egress, 2))
+    };
+    assert!(!egress(&desired));
+    desired.narrow = [9].into();
+    assert!(egress(&desired));
 }

@@ -1,6 +1,7 @@
 //! The loop's side of taking over: it goes on with what another samport has left in the kernel.
 
 use anyhow::Result;
+use samport_common::layout::{DeviceSet, LAYOUT_VERSION};
 
 use super::Reconciler;
 use crate::instance::Record;
@@ -31,6 +32,7 @@ impl Reconciler {
             plural(flows)
         );
         self.orders = orders.clone();
+        self.restricted = record.restricted.iter().cloned().collect();
         self.shown =
             actual.backends().map(|(key, id)| (key.clone(), share_of(&record, id))).collect();
         for (key, share) in &self.shown {
@@ -38,7 +40,8 @@ impl Reconciler {
             tracing::info!("= {} {} on {place} by {way}", share.name, key.endpoint);
         }
         self.actual = actual;
-        self.written = record;
+        // The maps have our layout by now.
+        self.written = Record { layout: LAYOUT_VERSION, ..record };
         Ok(())
     }
 }
@@ -52,6 +55,9 @@ fn share_of(record: &Record, id: BackendId) -> Share {
         weight: told.map_or(0, |one| one.weight),
         group: None,
         state: state.unwrap_or(State::Active),
+        answers_on: DeviceSet::NONE,
+        leaves_by: Vec::new(),
+        route_back: None,
     }
 }
 

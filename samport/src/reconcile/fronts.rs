@@ -48,7 +48,8 @@ impl Reconciler {
             }
         }
         for listen in self.ceded.difference(&ceded) {
-            tracing::info!("port {} on this machine's other addresses is ours now", listen.brief());
+            let port = listen.brief();
+            self.news.push(format!("port {port} on this machine's other addresses is ours now"));
         }
         self.ceded = ceded;
     }

@@ -10,7 +10,7 @@ use super::{LOOK_AGAIN, RETRY, Reconciler};
 use crate::draining::{self, Ending};
 use crate::groups::{self, Group};
 use crate::model::{Candidate, Condition, Snapshot, State};
-use crate::orders::Refusal;
+use crate::orders::{self, Order, Refusal};
 use crate::plan::{BackendKey, Desired, Share};
 use crate::seat::{Request, Seat, Seated, View};
 
@@ -35,8 +35,16 @@ impl Reconciler {
     /// Takes an order. What is refused is answered at once.
     pub(super) fn take(&mut self, request: Request) -> Option<Pending> {
         let Request { order, answer } = request;
-        match self.orders.take(&order, &self.desk.shown()) {
-            Ok(about) => Some(Pending { answer, about }),
+        let shown = self.desk.shown();
+        match self.orders.take(&order, &shown) {
+            Ok(about) => {
+                if let Order::ResetAllow(name) = &order
+                    && let Ok(listen) = orders::service_called(name, &shown)
+                {
+                    self.restricted.remove(&listen);
+                }
+                Some(Pending { answer, about })
+            }
             Err(refusal) => {
                 let _ = answer.send(Err(refusal));
                 None
@@ -67,7 +75,7 @@ impl Reconciler {
         let gone = self.drains.settle(desired, &snapshot.candidates, ending, open, now);
         for (seat, share) in gone {
             let place = seat.listen.place();
-            tracing::info!("- {} {} on {place} gone", share.name, seat.endpoint);
+            self.news.push(format!("- {} {} on {place} gone", share.name, seat.endpoint));
         }
     }
 
@@ -92,6 +100,7 @@ impl Reconciler {
                 weight: self.orders.weight_of(candidate),
                 state,
                 via: served.map(|(key, _)| key.route.name().to_owned()),
+                route_back: candidate.egress.leads_out,
                 index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),
                 drains_until: self.drains.until(&seat),
                 is_last: served.is_some_and(is_last),

@@ -43,6 +43,7 @@ pub(super) fn backend_record(key: &BackendKey, id: u32, share: Option<&Share>) -
         weight: share.map_or(0, |share| share.weight),
         state: state.name().to_owned(),
         via: key.route.name().to_owned(),
+        route_back: share.and_then(|share| share.route_back),
     }
 }
 
@@ -56,5 +57,6 @@ pub(super) fn starting_record(candidate: &Candidate) -> BackendRecord {
         weight: candidate.weight,
         state: State::Starting.name().to_owned(),
         via: String::new(),
+        route_back: candidate.egress.leads_out,
     }
 }

@@ -8,6 +8,9 @@ use crate::seat::Seat;
 impl Reconciler {
     /// One line for everything that is new to the user.
     pub(super) fn show(&mut self, desired: &Desired, snapshot: &Snapshot) {
+        for news in self.news.drain(..) {
+            tracing::info!("{news}");
+        }
         // Few: those that came while we watched.
         let watched = snapshot.candidates.iter().filter(|candidate| candidate.started.is_some());
         let watched: Vec<_> = watched.collect();

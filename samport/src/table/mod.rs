@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use samport_common::choose::{self, Balance};
 use samport_common::layout::TABLE_SLOTS;
+use samport_common::seed::Seed;
 
 /// A run of slots of `TABLE`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -66,6 +67,12 @@ impl Tables {
         }
     }
 
+    /// Whether settling makes any room.
+    #[must_use]
+    pub fn has_given_back(&self) -> bool {
+        !self.given_back.is_empty()
+    }
+
     /// Nobody reads the regions given back any more.
     pub fn settle(&mut self) {
         self.given_back.clear();
@@ -100,21 +107,26 @@ pub struct Recipe {
     arrangement: Arrangement,
     len: u32,
     members: Vec<Member>,
+    /// Of an arrangement by hashes; the same in all others.
+    seed: Seed,
 }
 
 impl Recipe {
     /// What an empty table follows from.
-    pub const NOTHING: Self =
-        Self { arrangement: Arrangement::Blocks, len: 0, members: Vec::new() };
+    pub const NOTHING: Self = Self::empty(0);
 
     /// What nobody remembers: every table follows from something else.
-    pub const UNKNOWN: Self =
-        Self { arrangement: Arrangement::Blocks, len: u32::MAX, members: Vec::new() };
+    pub const UNKNOWN: Self = Self::empty(u32::MAX);
+
+    const fn empty(len: u32) -> Self {
+        let (arrangement, seed) = (Arrangement::Blocks, Seed::from_bytes([0; Seed::BYTES]));
+        Self { arrangement, len, members: Vec::new(), seed }
+    }
 
     /// A table for this choice among these backends, of about `room` slots at most. A backend of weight
-    /// 0 takes no part.
+    /// 0 takes no part. The seed matters to choices by hash only.
     #[must_use]
-    pub fn new(balance: Balance, mut members: Vec<Member>, room: u32) -> Self {
+    pub fn new(balance: Balance, mut members: Vec<Member>, room: u32, seed: Seed) -> Self {
         members.retain(|member| member.weight > 0);
         if members.is_empty() {
             return Self::NOTHING;
@@ -128,11 +140,12 @@ impl Recipe {
             Arrangement::Blocks | Arrangement::Turns => {
                 let len = choose::table_len(members.iter().map(|member| member.weight));
                 // Room for every backend, however many there are.
-                len.max(u32::try_from(members.len()).unwrap_or(u32::MAX))
+                len.min(room).max(u32::try_from(members.len()).unwrap_or(u32::MAX))
             }
             Arrangement::Hashed => maglev::length(members.len(), room),
         };
-        Self { arrangement, len, members }
+        let seed = if arrangement == Arrangement::Hashed { seed } else { Seed::default() };
+        Self { arrangement, len, members, seed }
     }
 
     /// Number of slots.
@@ -161,7 +174,7 @@ impl Recipe {
                 let order = turns::turns(&weights, self.len);
                 order.into_iter().map(|turn| self.members[turn as usize].id).collect()
             }
-            Arrangement::Hashed => maglev::slots(&self.members, self.len),
+            Arrangement::Hashed => maglev::slots(&self.members, self.len, self.seed),
         }
     }
 }
@@ -179,6 +192,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const SEED: Seed = Seed::from_bytes([7; Seed::BYTES]);
+
     #[test]
     fn a_region_given_back_is_not_reused_until_settled() {
         let mut tables = Tables::default();
@@ -195,7 +210,7 @@ mod tests {
     fn an_empty_table_needs_no_room() {
         assert_eq!(Tables::default().find(0), Some(Region::EMPTY));
         for balance in Balance::ALL {
-            let idle = Recipe::new(balance, members(&[0, 0]), TABLE_SLOTS);
+            let idle = Recipe::new(balance, members(&[0, 0]), TABLE_SLOTS, SEED);
             assert_eq!((&idle, idle.slots()), (&Recipe::NOTHING, vec![]), "{balance:?}");
         }
     }
@@ -210,7 +225,7 @@ mod tests {
     }
 
     fn slots(balance: Balance, weights: &[u32]) -> Vec<u32> {
-        let recipe = Recipe::new(balance, members(weights), TABLE_SLOTS);
+        let recipe = Recipe::new(balance, members(weights), TABLE_SLOTS, SEED);
         let slots = recipe.slots();
         assert_eq!(slots.len(), recipe.len() as usize);
         slots
@@ -234,20 +249,24 @@ mod tests {
 
     #[test]
     fn a_recipe_changes_only_if_its_table_does() {
-        let recipe = |balance, weights: &[u32]| Recipe::new(balance, members(weights), TABLE_SLOTS);
+        let recipe =
+            |balance, weights: &[u32]| Recipe::new(balance, members(weights), TABLE_SLOTS, SEED);
         assert_eq!(recipe(Balance::Random, &[1, 2]), recipe(Balance::LeastConn, &[1, 2, 0]));
         assert_eq!(recipe(Balance::Maglev, &[1, 2]), recipe(Balance::SourceHash, &[1, 2]));
         assert_ne!(recipe(Balance::Random, &[1, 2]), recipe(Balance::RoundRobin, &[1, 2]));
         assert_ne!(recipe(Balance::Maglev, &[1, 2]), recipe(Balance::Maglev, &[2, 2]));
-        let crowded = Recipe::new(Balance::Maglev, members(&[1, 2]), room_for_each(100));
+        let crowded = Recipe::new(Balance::Maglev, members(&[1, 2]), room_for_each(100), SEED);
         assert_ne!(recipe(Balance::Maglev, &[1, 2]), crowded);
+        let by = |balance, seed| Recipe::new(balance, members(&[1, 2]), TABLE_SLOTS, seed);
+        assert_ne!(by(Balance::Maglev, SEED), by(Balance::Maglev, Seed::default()));
+        assert_eq!(by(Balance::Random, SEED), by(Balance::Random, Seed::default()));
     }
 
     #[test]
     fn every_backend_has_a_slot_however_many_there_are() {
         for balance in [Balance::Random, Balance::RoundRobin] {
             let many = (1..=10_000u32).map(|id| Member { id, weight: 1, ..members(&[1])[0] });
-            let slots = Recipe::new(balance, many.collect(), TABLE_SLOTS).slots();
+            let slots = Recipe::new(balance, many.collect(), TABLE_SLOTS, SEED).slots();
             assert!(slots.into_iter().eq(1..=10_000), "{balance:?}");
         }
     }

@@ -1,5 +1,6 @@
 //! A Docker daemon of one's own, in a lab's host, invisible to any other.
 
+mod compose;
 mod image;
 mod leftovers;
 
@@ -10,8 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::Command;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,14 +21,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use samport::lab::{Lab, Watched, output_of};
 use tempfile::TempDir;
 
+pub use compose::Compose;
 pub use image::{SERVER_IMAGE, server_image};
 pub use leftovers::{mounts_below, processes_below};
 
 /// How long a daemon may take to answer; it takes 0.3 s on an idle machine.
 const READY: Duration = Duration::from_secs(20);
-
-/// Daemons of this process: part of the name of their control group.
-static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// How the daemon is started.
 #[derive(Clone, Default, Debug)]
@@ -46,6 +45,8 @@ pub struct Dockerd {
     cgroup: String,
     lab: Lab,
     folder: TempDir,
+    /// Once it was asked for.
+    compose: OnceLock<Compose>,
 }
 
 impl Dockerd {
@@ -63,10 +64,11 @@ impl Dockerd {
         let folder = tempfile::Builder::new().prefix("samport-docker-").tempdir_in("/tmp");
         let folder = folder.expect("make a folder in /tmp");
         fs::write(folder.path().join("daemon.json"), "{}").expect("write daemon.json");
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
-        let cgroup = format!("/samport-test-{}-{number}", process::id());
+        // Control groups are the machine's, process ids those of a namespace: only the folder's name is nobody else's.
+        let cgroup = folder.path().file_name().expect("a name").to_string_lossy();
+        let cgroup = format!("/{cgroup}");
         let process = launch(&lab, folder.path(), &cgroup, &options);
-        let docker = Self { process, options, cgroup, lab, folder };
+        let docker = Self { process, options, cgroup, lab, folder, compose: OnceLock::new() };
         docker.wait_until_ready();
         docker
     }
@@ -113,11 +115,20 @@ impl Dockerd {
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
 
-    /// Runs `docker-compose ARGS…` in a folder that holds a `docker-compose.yml`.
+    /// Runs `docker compose ARGS…`, or what this machine has for it, in a folder that holds a `docker-compose.yml`.
     pub fn compose(&self, folder: &Path, args: &[&str]) -> String {
-        let mut command = self.command("docker-compose");
-        command.current_dir(folder).args(args);
+        let (compose, client) = (self.compose_version(), docker_program());
+        let mut command = self.command(compose.program(&client));
+        command.args(compose.words()).current_dir(folder).args(args);
         output_of(&mut command).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// The Compose that [`Self::compose`] runs, which knows how containers are named.
+    pub fn compose_version(&self) -> &Compose {
+        self.compose.get_or_init(|| {
+            let found = Compose::find(&docker_program(), |program| self.command(program));
+            found.unwrap_or_else(|e| panic!("{e:#}"))
+        })
     }
 
     /// Makes the image of the lab's server; returns its name.
@@ -130,11 +141,18 @@ impl Dockerd {
 
     /// Starts a container of the lab's server under a name, with more options of `docker run`.
     pub fn run_server(&self, name: &str, options: &[&str]) {
+        self.make_server(&["run", "-d"], name, options);
+    }
+
+    /// Makes such a container without starting it.
+    pub fn create_server(&self, name: &str, options: &[&str]) {
+        self.make_server(&["create"], name, options);
+    }
+
+    fn make_server(&self, verb: &[&str], name: &str, options: &[&str]) {
         let instance = format!("INSTANCE={name}");
-        let mut args = vec!["run", "-d", "--name", name, "--hostname", name, "-e", &instance];
-        args.extend_from_slice(options);
-        args.push(SERVER_IMAGE);
-        self.cli(&args);
+        let own = ["--name", name, "--hostname", name, "-e", &instance];
+        self.cli(&[verb, &own, options, &[SERVER_IMAGE]].concat());
     }
 
     /// Where a container with one network answers.

@@ -1,13 +1,17 @@
 //! Containers that are connected in another way than by a bridge.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
+use samport::lab::CLIENT_V4;
+use samport_tests::attacker::{FORGED, is_forged};
 use samport_tests::datagrams::{Echo, ask_to, client};
 use samport_tests::docker::Dockerd;
+use samport_tests::frames::{datagram, ends_of};
 use samport_tests::load::{Connection, ask, get};
+use samport_tests::raw::{self, Sniffer, Socket};
 use samport_tests::served::{Status, second_client};
-use samport_tests::{HOST_V4, HOST_V6};
+use samport_tests::{HOST_V4, HOST_V6, PATIENCE, eventually};
 
 use crate::{
     LABEL, ask_front, engine, engine_of, front, heard, load, names, serve, start_samport,
@@ -54,7 +58,7 @@ fn macvlan_containers_serve_whoever_comes_in_by_their_parent() {
     wait_until_serving(&samport, 0, "bridged");
     let lab = docker.lab();
     // What is not asked whether it listens may not do so yet.
-    samport_tests::eventually("all listen", || {
+    eventually("all listen", || {
         let all = lab.client().run(|| (0..40).all(|_| get(front(&docker), "/").is_ok()));
         all.then_some(())
     });
@@ -155,5 +159,45 @@ fn a_container_on_the_hosts_network_serves_beside_one_on_a_bridge() {
     wait_for_more(&load);
     load.stop().assert_no_failure();
     assert_eq!(names(&ask_front(&docker, 60)), ["at-home", "bridged"]);
+    samport.stop();
+}
+
+/// What all children of a parent send leaves by the parent: the MAC says which of them it is.
+#[test]
+fn a_macvlan_container_answers_in_no_others_name() {
+    let docker = engine();
+    make_lan(&docker, "eth0");
+    let ports = ["--label", "samport.ports=53:9053/udp"];
+    run_on_lan(&docker, 71, &ports);
+    run_on_lan(&docker, 72, &ports);
+    let samport = start_samport(&docker, &["-p", "53:9053/udp"]);
+    for name in ["lan-71", "lan-72"] {
+        heard(&samport, 0, &[&format!("+ {name} "), " by macvlan"]);
+    }
+    let echo = |name: &str| docker.inside(name, || Echo::bind(name, 9053)).unwrap();
+    let _echoes = ["lan-71", "lan-72"].map(echo);
+    let lab = docker.lab();
+    let (front, client_mac) = (lab.front(53), raw::mac(lab.client(), "eth0"));
+    let mut sockets = (0..100).map(|_| {
+        lab.client().run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (name, _) = ask_to(&socket, front).unwrap();
+            (socket, name)
+        })
+    });
+    let (socket, _) = sockets.find(|(_, name)| name == "lan-71").expect("one in two is");
+    let own = SocketAddr::new(CLIENT_V4.into(), socket.local_addr().unwrap().port());
+    let sniffer = Sniffer::start(lab.client(), "eth0");
+    docker.inside("lan-72", || {
+        let mut frame = datagram("192.0.2.71:9053".parse().unwrap(), own, FORGED);
+        frame[..6].copy_from_slice(&client_mac);
+        Socket::open("eth0").unwrap().send(&frame).unwrap();
+    });
+    let frame = eventually("the forged answer leaves the host", || {
+        sniffer.frames().into_iter().find(|frame| is_forged(frame))
+    });
+    let [from, _] = ends_of(&frame).unwrap();
+    assert_eq!(from, "192.0.2.71:9053".parse().unwrap(), "not as the service's own");
     samport.stop();
 }

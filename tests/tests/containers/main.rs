@@ -21,6 +21,7 @@ mod published;
 mod rolling;
 mod scale;
 mod seeds;
+mod several_networks;
 mod veth;
 mod xdp;
 

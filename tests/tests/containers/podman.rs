@@ -2,11 +2,13 @@
 
 use samport_tests::Lab;
 use samport_tests::daemon::Daemon;
-use samport_tests::load::{ask, get};
+use samport_tests::load::{Connection, Load, ask, get};
 use samport_tests::podman::Podman;
 use samport_tests::require_root;
 
-use crate::{LABEL, engine_of, heard, names, wait_until_gone, wait_until_serving};
+use crate::{
+    LABEL, engine_of, heard, names, said, wait_for_more, wait_until_gone, wait_until_serving,
+};
 
 /// Case 74: rootful Podman's containers come and go as Docker's do.
 #[test]
@@ -59,6 +61,72 @@ fn podmans_containers_serve_and_are_followed() {
     podman.cli(&["rm", "-f", "-t", "0", "two"]);
     wait_until_gone(&samport, mark, "two");
     assert_eq!(names(&ask(&lab, lab.front(80), 20)), ["one"]);
+    samport.stop();
+}
+
+/// Case 74: networks that are connected and disconnected while a container serves, whichever its default route is in.
+#[test]
+fn podmans_networks_come_and_go_while_a_container_serves() {
+    require_root();
+    let lab = Lab::builder().backends(0).build().unwrap();
+    let podman = Podman::start(&lab);
+    podman.import_server_image();
+    for network in ["alpha", "middle", "omega"] {
+        podman.cli(&["network", "create", "--disable-dns", network]);
+    }
+    podman.run_server("web", &[LABEL[0], LABEL[1], "--network", "middle"]);
+    // In two from the start.
+    for network in ["alpha", "omega"] {
+        let label = format!("samport.network={network}");
+        let options = ["--label", "samport.port=81:9090", "--label", &label];
+        podman.run_server(network, &[&options[..], &["--network", "alpha,omega"]].concat());
+    }
+    let url = podman.url();
+    let args = ["-i", "eth0", "-p", "80:9090", "-p", "81:9090", "--provider", "podman"];
+    let samport = Daemon::start(&lab, &[&args[..], &["--endpoint", &url]].concat());
+    for name in ["alpha", "omega", "web"] {
+        wait_until_serving(&samport, 0, name);
+    }
+    assert_eq!(names(&ask(&lab, lab.front(81), 60)), ["alpha", "omega"]);
+    let load = Load::start(lab.client(), lab.front(80), 2);
+    let mut held = lab.client().run(|| Connection::open(lab.front(80)).unwrap());
+    held.get("/").unwrap();
+    for command in ["connect", "disconnect"] {
+        for network in ["alpha", "omega"] {
+            podman.cli(&["network", command, network, "web"]);
+            wait_for_more(&load);
+            held.get("/").unwrap_or_else(|e| panic!("after {command} {network}: {e}"));
+        }
+    }
+    load.stop().assert_no_failure();
+    assert!(!said(&samport, 0, "- web"), "it was taken out");
+    samport.stop();
+}
+
+/// Case 74: a container whose only network is taken from it and given back.
+#[test]
+fn a_podman_container_is_followed_out_of_its_network_and_back() {
+    require_root();
+    let lab = Lab::builder().backends(0).build().unwrap();
+    let podman = Podman::start(&lab);
+    podman.import_server_image();
+    podman.cli(&["network", "create", "--disable-dns", "front"]);
+    for name in ["stays", "moves"] {
+        podman.run_server(name, &[LABEL[0], LABEL[1], "--network", "front"]);
+    }
+    let url = podman.url();
+    let args = ["-i", "eth0", "-p", "80:9090", "--provider", "podman", "--endpoint", &url];
+    let samport = Daemon::start(&lab, &args);
+    for name in ["stays", "moves"] {
+        wait_until_serving(&samport, 0, name);
+    }
+    let mark = samport.mark();
+    podman.cli(&["network", "disconnect", "front", "moves"]);
+    wait_until_gone(&samport, mark, "moves");
+    assert_eq!(names(&ask(&lab, lab.front(80), 20)), ["stays"]);
+    podman.cli(&["network", "connect", "front", "moves"]);
+    wait_until_serving(&samport, mark, "moves");
+    assert_eq!(names(&ask(&lab, lab.front(80), 60)), ["moves", "stays"]);
     samport.stop();
 }
 

@@ -1,6 +1,6 @@
 //! Ports that Docker serves itself.
 
-use samport_tests::daemon::samport_binary;
+use samport_tests::daemon::{HASH_SEED_FILE, hash_seed_file, samport_binary};
 use samport_tests::docker::{Dockerd, Options};
 use samport_tests::load::get;
 use samport_tests::traces::{assert_traces, traces};
@@ -12,7 +12,7 @@ fn refused(docker: &Dockerd) -> String {
     let host = docker.lab().host();
     let before = traces(host);
     let mut command = host.command("timeout");
-    command.arg("20").arg(samport_binary());
+    command.arg("20").arg(samport_binary()).env(HASH_SEED_FILE, hash_seed_file());
     command.args(["run", "-i", "eth0", "-p", "80:9090", "--endpoint", &docker.url()]);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -9,7 +9,7 @@ use samport_tests::docker::{Dockerd, SERVER_IMAGE};
 use crate::rolling::command;
 use crate::{assert_shares, engine, heard, load, start_samport, wait_for_more};
 
-/// What `docker-compose up` needs to know.
+/// What `docker compose up` needs to know.
 struct Project {
     folder: tempfile::TempDir,
 }
@@ -43,18 +43,21 @@ impl Project {
         let mark = samport.mark();
         let scale = format!("app={to}");
         docker.compose(self.folder.path(), &["up", "-d", "--no-color", "--scale", &scale]);
+        let compose = docker.compose_version();
+        let name = |number| compose.container_name(self.folder.path(), "app", number);
         for number in from + 1..=to {
-            let line = heard(samport, mark, &["+ shop", &format!("_app_{number} "), " by "]);
+            let line = heard(samport, mark, &[&format!("+ {} ", name(number)), " by "]);
             let figure = line.text.split("by peer, ").nth(1);
             println!(
-                "app_{number}: {}",
+                "{}: {}",
+                name(number),
                 figure.unwrap_or_else(|| panic!("no figure in {:?}", line.text))
             );
         }
         for number in to + 1..=from {
-            let name = format!("_app_{number} ");
-            heard(samport, mark, &["- shop", &name, " draining"]);
-            heard(samport, mark, &["- shop", &name, " gone"]);
+            let begin = format!("- {} ", name(number));
+            heard(samport, mark, &[&begin, " draining"]);
+            heard(samport, mark, &[&begin, " gone"]);
         }
     }
 }

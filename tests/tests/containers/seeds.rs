@@ -12,7 +12,9 @@ fn two_containers_share_a_port_past_dockers_firewall_and_nothing_stays() {
     let docker = engine_of(&["foo", "bar"]);
     let (rules, before) = (firewall(&docker), traces(docker.lab().host()));
     assert!(rules.lines().any(|line| line == ":FORWARD DROP"), "{rules}");
-    assert!(rules.contains("DOCKER-ISOLATION-STAGE-1"), "{rules}");
+    // Which chains Docker makes differs between its versions; all of them judge what is forwarded there.
+    let is_dockers = |line: &str| line.starts_with("-A FORWARD ") && line.contains("-j DOCKER");
+    assert!(rules.lines().any(is_dockers), "{rules}");
 
     let samport = serve(&docker, &["foo", "bar"]);
     // A fair share is outside of three standard deviations once in 370 times, so it may be once.

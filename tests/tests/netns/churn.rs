@@ -2,13 +2,12 @@
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use samport::lab::output_of;
 use samport_tests::eventually;
-use samport_tests::load::{Connection, Load, ask};
+use samport_tests::kept::{Asking, Kept};
+use samport_tests::load::{Load, ask};
 use samport_tests::served::Served;
 use samport_tests::socket::{read_answer, send_question};
 
@@ -17,58 +16,9 @@ use crate::lab;
 /// Connections held through each front.
 const KEPT: usize = 20;
 
-/// A connection, and who has answered on it from the beginning.
-struct Kept {
-    connection: Connection,
-    backend: String,
-}
-
-impl Kept {
-    /// Some connections through either front.
-    fn open(served: &Served) -> Vec<Self> {
-        let open = |front| {
-            let mut connection = Connection::open(front).unwrap();
-            let backend = connection.get("/").unwrap().backend;
-            Self { connection, backend }
-        };
-        let fronts = served.fronts().into_iter().flat_map(|front| [front; KEPT]);
-        served.lab.client().run(|| fronts.map(open).collect())
-    }
-
-    /// Asks and panics unless the same backend answers.
-    fn check(&mut self) {
-        let own = self.connection.local_addr();
-        match self.connection.get("/") {
-            Ok(answer) => assert_eq!(answer.backend, self.backend, "connection of {own}"),
-            Err(error) => panic!("connection of {own} to {}: {error}", self.backend),
-        }
-    }
-}
-
-/// Asks on connections all the time until it is stopped.
-struct Asking {
-    thread: JoinHandle<Vec<Kept>>,
-    stop: std::sync::Arc<AtomicBool>,
-}
-
-impl Asking {
-    fn start(mut kept: Vec<Kept>) -> Self {
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let stopped = std::sync::Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                kept.iter_mut().for_each(Kept::check);
-            }
-            kept
-        });
-        Self { thread, stop }
-    }
-
-    /// The connections; panics if one of them was answered by another backend, or not at all.
-    fn stop(self) -> Vec<Kept> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
+/// Some connections through either front.
+fn open(served: &Served) -> Vec<Kept> {
+    Kept::open(served.lab.client(), &served.fronts(), KEPT)
 }
 
 /// Weights change, a backend comes, one drains and comes back.
@@ -87,7 +37,7 @@ fn churn(served: &mut Served) {
 #[test]
 fn connections_stay_with_their_backends_while_others_come_and_go() {
     let mut served = Served::start(lab(3), &["--drain", "100"]);
-    let asking = Asking::start(Kept::open(&served));
+    let asking = Asking::start(open(&served));
     let load = Load::start(served.lab.client(), served.fronts()[0], 1);
     churn(&mut served);
     load.stop().assert_no_failure();
@@ -103,7 +53,7 @@ fn connections_stay_with_their_backends_while_others_come_and_go() {
 #[test]
 fn a_half_closed_connection_is_answered_by_its_backend_while_that_drains() {
     let mut served = Served::start(lab(3), &["--drain", "100"]);
-    let kept = Kept::open(&served);
+    let kept = open(&served);
     for Kept { connection, .. } in &kept {
         send_question(connection.stream(), "/slow/500").unwrap();
         connection.stream().shutdown(Shutdown::Write).unwrap();
@@ -118,7 +68,7 @@ fn a_half_closed_connection_is_answered_by_its_backend_while_that_drains() {
 #[test]
 fn backends_learn_that_their_connections_are_closed_while_they_drain() {
     let mut served = Served::start(lab(3), &["--drain", "100"]);
-    let kept = Kept::open(&served);
+    let kept = open(&served);
     churn(&mut served);
     drop(kept);
     for backend in served.lab.backends() {
@@ -135,7 +85,7 @@ fn backends_learn_that_their_connections_are_closed_while_they_drain() {
 #[test]
 fn a_drained_backends_connections_are_reset_and_never_moved() {
     let mut served = Served::start(lab(2), &["--drain", "1"]);
-    let kept = Kept::open(&served);
+    let kept = open(&served);
     served.change(("-", "web-2", "draining"), |file| file.remove("web-2"));
     served.change(("-", "web-2", "gone"), |_| ());
     for Kept { mut connection, backend } in kept {

@@ -24,7 +24,7 @@ pub const WAYS: [&str; 3] = ["peer", "neigh", "stack"];
 /// A served lab whose backends answer datagrams too.
 pub struct Datagrams {
     pub served: Served,
-    _echoes: Vec<Echo>,
+    echoes: BTreeMap<String, Echo>,
 }
 
 impl Datagrams {
@@ -34,12 +34,35 @@ impl Datagrams {
         bind: impl Fn(&str, u16) -> std::io::Result<Echo> + Sync,
     ) -> Self {
         require_root();
+        Self::start_in(builder.build().unwrap(), options, bind)
+    }
+
+    pub fn start_in(
+        lab: Lab,
+        options: &[&str],
+        bind: impl Fn(&str, u16) -> std::io::Result<Echo> + Sync,
+    ) -> Self {
         let options = [&["-p", "80:9090/udp"], options].concat();
-        let served = Served::start(builder.build().unwrap(), &options);
-        let echo =
-            |backend: &Backend| backend.namespace().run(|| bind(backend.name(), TARGET)).unwrap();
+        let served = Served::start(lab, &options);
+        let echo = |backend: &Backend| {
+            let echo = backend.namespace().run(|| bind(backend.name(), TARGET)).unwrap();
+            (backend.name().to_owned(), echo)
+        };
         let echoes = served.lab.backends().iter().map(echo).collect();
-        Self { served, _echoes: echoes }
+        Self { served, echoes }
+    }
+
+    /// Ends the server of datagrams of a backend: its port is closed then.
+    pub fn stop_echo(&mut self, name: &str) {
+        self.echoes.remove(name).unwrap_or_else(|| panic!("{name} has no server"));
+    }
+
+    /// Starts it again.
+    pub fn start_echo(&mut self, name: &str) {
+        let backends = self.served.lab.backends();
+        let backend = backends.iter().find(|backend| backend.name() == name).unwrap();
+        let echo = backend.namespace().run(|| Echo::bind(name, TARGET)).unwrap();
+        self.echoes.insert(name.to_owned(), echo);
     }
 
     pub fn echo(backends: u8, options: &[&str]) -> Self {

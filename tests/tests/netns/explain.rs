@@ -3,7 +3,9 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
-use samport::lab::{Lab, Namespace};
+use samport::lab::{Backend, Lab, Namespace};
+use samport_tests::attacker::{Attacker, Forged};
+use samport_tests::daemon::samport;
 use samport_tests::load::{Connection, get};
 use samport_tests::served::{LISTEN, Served, second_client, text};
 use samport_tests::socket::{ask_on, connect_from};
@@ -21,7 +23,22 @@ fn client_of(front: SocketAddr) -> IpAddr {
 
 /// What is said of a packet of this client to this address.
 fn explain(served: &Served, client: SocketAddr, dialled: SocketAddr) -> Value {
+    explain_with(served, client, dialled, &[])
+}
+
+/// The same of one that comes in by this device.
+fn explain_by(served: &Served, client: SocketAddr, dialled: SocketAddr, iif: &str) -> Value {
+    explain_with(served, client, dialled, &["--iif", iif])
+}
+
+fn explain_with(
+    served: &Served,
+    client: SocketAddr,
+    dialled: SocketAddr,
+    options: &[&str],
+) -> Value {
     let order = ["explain", &client.to_string(), &dialled.to_string(), "-o", "json"];
+    let order = [&order, options].concat();
     let document: Value = serde_json::from_str(&served.order(&order)).expect("JSON");
     assert_eq!(document["schema"], 1, "{document:#}");
     document
@@ -55,7 +72,7 @@ fn hold(served: &Served, front: SocketAddr, name: &str) -> Connection {
 
 #[test]
 fn an_existing_flow_is_explained_by_its_backend_also_after_a_kill() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let mut served = Served::start(lab(3), &[]);
     let mut held = Vec::new();
     for front in served.fronts() {
@@ -251,4 +268,127 @@ fn clients_inside_the_machine_are_explained_where_they_come_in() {
     let bridge = addresses()[2];
     let client = SocketAddr::new(client_of(bridge), 20_000);
     assert_eq!(explain(served, client, bridge)["verdict"], "not-ours");
+}
+
+fn assert_spoofed(document: &Value, why: &str) {
+    let said = ["fate", "verdict", "source_refused"].map(|key| text(document, key));
+    assert_eq!(said, ["drop", "spoofed-source", why], "{document:#}");
+}
+
+/// By the device that is named and by the one that is assumed; and what was said is so.
+#[test]
+fn a_source_that_is_not_valid_on_a_device_is_said_to_be_dropped() {
+    let inside = Inside::start(Lab::builder().backends(2), &[]);
+    let served = &inside.served;
+    let host = served.lab.host();
+    let attackers = [(inside.neighbour(), "br0"), (inside.stranger(), "br1")]
+        .map(|(container, bridge)| (bridge, Attacker::new(container.namespace(), host, bridge)));
+    for front in served.fronts() {
+        let of = |backend: &Backend| {
+            if front.is_ipv4() { backend.v4(20_000) } else { backend.v6(20_000) }
+        };
+        let client = SocketAddr::new(client_of(front), 20_000);
+        let (neighbour, backend) = (of(inside.neighbour()), &inside.lab().backends()[0]);
+        let is_elsewhere = format!("the route back to {} leads to br0", neighbour.ip());
+        let is_outside = format!("the route back to {} leads to eth0", client.ip());
+        let is_of_backend = format!("{} belongs to {}", of(backend).ip(), backend.host_interface());
+        let [(_, on_br0), (_, on_br1)] = &attackers;
+        for (source, iif, why, attacker) in [
+            (neighbour, "br1", &is_elsewhere, on_br1),
+            (client, "br0", &is_outside, on_br0),
+            (client, "br1", &is_outside, on_br1),
+            (of(backend), "br0", &is_of_backend, on_br0),
+            (of(backend), "br1", &is_of_backend, on_br1),
+        ] {
+            let document = explain_by(served, source, front, iif);
+            assert_spoofed(&document, why);
+            assert_eq!(text(&document["entry"], "device"), iif, "{document:#}");
+            let before = inside.verdict("spoofed-source");
+            attacker.send(Forged::Syn, source, front);
+            samport_tests::eventually(&format!("{source} on {iif} is refused"), || {
+                (inside.verdict("spoofed-source") > before).then_some(())
+            });
+            // Where it really is, it is served.
+            assert_eq!(text(&explain(served, source, front), "fate"), "forward");
+        }
+        let own = SocketAddr::new(front.ip(), 20_000);
+        let document = explain_by(served, own, front, "eth0");
+        assert_spoofed(&document, &format!("{} is this host's own address", own.ip()));
+
+        // A flow that exists.
+        let port = if front.is_ipv4() { 20_001 } else { 20_002 };
+        let stream = served.lab.client().run(|| connect_from(port, front).unwrap());
+        let client = stream.local_addr().unwrap();
+        let document = explain_by(served, client, front, "br0");
+        assert_spoofed(&document, "the flow is an outside client's, which came in by eth0");
+        let document = explain(served, client, front);
+        assert_eq!(text(&document, "because"), "flow", "{document:#}");
+    }
+    let front = served.fronts()[0];
+    let client = SocketAddr::new(client_of(front), 20_000);
+    let vapp = inside.neighbour().host_interface();
+    assert_eq!(explain_by(served, client, front, vapp)["fate"], "unseen");
+    let args = ["explain", &client.to_string(), &front.to_string(), "--iif", "eth7"];
+    let output = samport(host, &args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("there is no device \"eth7\"; this machine has"), "{said}");
+}
+
+/// The route back is looked up from the address that is dialled, as in the kernel.
+#[test]
+fn a_policy_rule_by_source_address_is_followed() {
+    let inside = Inside::start(Lab::builder().backends(2), &[]);
+    let served = &inside.served;
+    let host = served.lab.host();
+    let attacker = Attacker::new(inside.stranger().namespace(), host, "br1");
+    let front = served.fronts()[0];
+    let client = SocketAddr::new(client_of(front), 20_000);
+    host.batch("rule add from 192.0.2.1 lookup 77\n").unwrap();
+    for (route, verdict) in [
+        ("blackhole 192.0.2.2", "spoofed-source"),
+        ("unreachable 192.0.2.2", "spoofed-source"),
+        ("192.0.2.2 dev eth0", "spoofed-source"),
+        ("192.0.2.2 dev br1", "forward-peer"),
+    ] {
+        host.batch(&format!("route flush table 77\nroute add {route} table 77\n")).unwrap();
+        let document = explain_by(served, client, front, "br1");
+        let said = match text(&document, "fate") {
+            "forward" => text(&document["backends"][0], "verdict"),
+            _ => text(&document, "verdict"),
+        };
+        assert_eq!(said, verdict, "{route}: {document:#}");
+        let before = inside.verdict(verdict);
+        attacker.send(Forged::Syn, client, front);
+        samport_tests::eventually(&format!("{verdict} by {route}"), || {
+            (inside.verdict(verdict) > before).then_some(())
+        });
+    }
+}
+
+/// As in the kernel: where it cannot tell, it drops nothing.
+#[test]
+fn without_forwarding_a_route_is_no_reason_to_refuse() {
+    let inside = Inside::start(Lab::builder().backends(2), &[]);
+    let front = inside.served.fronts()[0];
+    let client = SocketAddr::new(client_of(front), 20_000);
+    let refused = || explain_by(&inside.served, client, front, "br0")["verdict"].clone();
+    assert_eq!(refused(), "spoofed-source");
+    inside.lab().host().sysctl("net/ipv4/conf/lo/forwarding", "0").unwrap();
+    assert_eq!(refused(), Value::Null);
+}
+
+/// The device that is assumed for a container behind the neighbour table is its veth, whose alone its address is.
+#[test]
+fn a_backend_behind_the_neighbour_table_is_explained_by_its_veth() {
+    let inside = Inside::start(Lab::builder().backends(2), &["--forward", "neigh"]);
+    let backend = &inside.lab().backends()[0];
+    for front in inside.served.fronts() {
+        let own = if front.is_ipv4() { backend.v4(20_000) } else { backend.v6(20_000) };
+        let document = explain(&inside.served, own, front);
+        assert_eq!(text(&document["entry"], "device"), backend.host_interface(), "{document:#}");
+        assert_eq!(document["fate"], "forward", "{document:#}");
+        let answered = answers(backend.namespace(), 20_000, front);
+        assert!(names(&document).contains(&&*answered), "{document:#}");
+    }
 }

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
-use samport::lab::{Backend, Namespace, output_of};
+use samport::lab::{Backend, CLIENT_V4, CLIENT_V6, Namespace, output_of};
 use samport_tests::daemon::Daemon;
 use samport_tests::datagrams::{ask_to, client};
+use samport_tests::frames::{ends_of, to_mac};
 use samport_tests::load::Connection;
+use samport_tests::packet::Segment;
+use samport_tests::raw::{Sniffer, mac, send};
 use samport_tests::served::{LISTEN, Served, Status, TARGET};
 use samport_tests::socket::{ask_on, connect_from};
 use samport_tests::{HOST_V4, HOST_V6, Lab, eventually, require_root};
@@ -141,6 +144,47 @@ fn one_client_port_reaches_two_addresses_of_a_service_at_once() {
             let backends = ask_at_once(&served.lab, port, &destinations);
             // At one backend the two could not be told apart.
             assert_ne!(backends[0], backends[1], "port {port}");
+        }
+    }
+}
+
+/// A10: SYNs in a client's name to four addresses of the host take all that its port may be used for at a time, and
+/// none of them is in its way: its own SYN, to a fifth, is served. It is sent once more if its backend has one of the
+/// others, which the client's reset ends.
+#[test]
+fn syns_in_a_clients_name_to_other_addresses_keep_its_port_from_none() {
+    require_root();
+    let v4 = [100, 101, 102, 103].map(|last| IpAddr::from([192, 0, 2, last]));
+    let v6 =
+        [0x100, 0x101, 0x102, 0x103].map(|last| IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, last]));
+    let builder = v4
+        .iter()
+        .chain(&v6)
+        .fold(Lab::builder().backends(5).tx_offload_off(), |lab, vip| lab.vip(*vip));
+    let served = Served::start(builder.build().unwrap(), &[]);
+    let (host, client) = (served.lab.host(), served.lab.client());
+    let host_mac = mac(host, "eth0");
+    // The client would end with resets what it has not begun: as if it were not there yet.
+    for front in served.fronts() {
+        let ip = front.ip().to_string();
+        let drop = ["-w", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "!", "-d", &ip];
+        output_of(firewall(client, front.is_ipv6(), "").args(drop).args(["-j", "DROP"])).unwrap();
+    }
+    let sniffer = Sniffer::start(host, "eth0");
+    for (front, vips) in served.fronts().into_iter().zip([v4, v6]) {
+        let own: IpAddr = if front.is_ipv4() { CLIENT_V4.into() } else { CLIENT_V6.into() };
+        for port in FIRST_PORT..FIRST_PORT + 20 {
+            let source = SocketAddr::new(own, port);
+            let syn = |vip| Segment::syn(source, SocketAddr::new(vip, LISTEN)).frame();
+            let syns = vips.map(|vip| to_mac(syn(vip), host_mac));
+            send(client, "eth0", &syns);
+            client
+                .run(|| ask_on(&connect_from(port, front)?, "/"))
+                .unwrap_or_else(|e| panic!("from {source} to {front}: {e}"));
+            let frames = sniffer.frames();
+            let to_front = frames.iter().filter(|frame| ends_of(frame) == Some([source, front]));
+            let syns = to_front.filter(|frame| Segment::read(frame).tcp.syn).count();
+            assert!(syns <= 2, "{syns} SYNs of {source} to {front}");
         }
     }
 }

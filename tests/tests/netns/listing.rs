@@ -71,7 +71,7 @@ fn open_connections_are_listed_until_they_are_closed() {
 
 #[test]
 fn connections_of_a_killed_samport_are_listed_from_what_it_left() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let mut served = Served::start(lab(2), &[]);
     let fronts = served.fronts();
     let old = hold(&served, fronts[0]);

@@ -3,10 +3,9 @@
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-use samport::lab::output_of;
+use samport_tests::bpf::Map;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::datagrams::{Echo, ask_connected, ask_to, client};
 use samport_tests::load::{Connection, Tally, get};
@@ -19,13 +18,13 @@ pub const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST
 pub const LOCALHOST_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), LISTEN);
 
 /// A lab whose backends also answer datagrams, behind samport.
-struct Local {
-    served: Served,
+pub struct Local {
+    pub served: Served,
     _echoes: Vec<Echo>,
 }
 
 impl Local {
-    fn start(backends: u8, options: &[&str]) -> Self {
+    pub fn start(backends: u8, options: &[&str]) -> Self {
         let options = [&["-p", "80:9090/udp"], options].concat();
         let served = Served::start(lab(backends), &options);
         let echo = |backend: &samport::lab::Backend| {
@@ -36,12 +35,12 @@ impl Local {
     }
 
     /// Does something in the host.
-    fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.served.lab.host().run(work)
     }
 
     /// The name of who answers a datagram must be of a backend.
-    fn assert_backend(&self, name: &str) {
+    pub fn assert_backend(&self, name: &str) {
         let mut backends = self.served.lab.backends().iter();
         assert!(backends.any(|backend| backend.name() == name), "{name:?} is no backend");
     }
@@ -50,7 +49,7 @@ impl Local {
         self.served.change(("-", name, "gone"), |file| file.remove(name));
     }
 
-    fn verdict(&self, name: &str) -> u64 {
+    pub fn verdict(&self, name: &str) -> u64 {
         self.served.status().verdict(name)
     }
 }
@@ -412,12 +411,7 @@ fn nothing_is_remembered_of_connected_sockets_that_are_closed() {
     let local = Local::start(1, &[]);
     let status = local.served.status().0;
     let pins = Path::new("/sys/fs/bpf/samport").join(text(&status, "name"));
-    let entries = |map: &str| {
-        let mut dump = Command::new("bpftool");
-        dump.args(["-j", "map", "dump", "pinned"]).arg(pins.join(map));
-        let dump = output_of(&mut dump).unwrap();
-        serde_json::from_str::<serde_json::Value>(&dump).unwrap().as_array().unwrap().len()
-    };
+    let entries = |map: &str| Map::open(&pins.join(map)).unwrap().values().unwrap().len();
     let remembered = || [entries("map_LOCAL_PEERS"), entries("map_LOCAL_CHOICES")];
     let open = local.on_host(|| {
         addresses()

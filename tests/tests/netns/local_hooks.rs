@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use samport::lab::Watched;
 use samport_tests::bpf::{CGROUP_LIMIT, attach_to_connect6};
-use samport_tests::daemon::{samport, samport_binary};
+use samport_tests::daemon::{HASH_SEED_FILE, clean, hash_seed_file, samport_binary};
 use samport_tests::load::get;
 use samport_tests::served::{LISTEN, Served, Status, TARGET, text};
 use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
@@ -29,8 +29,7 @@ fn a_killed_samport_goes_on_serving_the_host_until_it_is_cleaned_up() {
     assert!(pins.join("link_local_connect4").exists());
     served.daemon.kill9();
     assert_eq!(served.lab.host().run(|| get(LOCALHOST, "/")).unwrap().backend, "web-1");
-    let cleaned = samport(served.lab.host(), &["clean"]);
-    assert!(cleaned.status.success(), "{cleaned:?}");
+    clean(served.lab.host(), &[]);
     let error = served.lab.host().run(|| TcpStream::connect(LOCALHOST)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     objects.assert_gone();
@@ -69,7 +68,7 @@ fn assert_not_served(begin: &str, why: &str) {
         lab.backends()[0].v4(TARGET)
     );
     let mut command = lab.host().command("sh");
-    command.args(["-c", &command_line]);
+    command.args(["-c", &command_line]).env(HASH_SEED_FILE, hash_seed_file());
     let mut samport = Watched::spawn(command, None).unwrap();
     samport.wait_for_line_after(0, "ready: ", PATIENCE).unwrap();
     let said = samport.said();

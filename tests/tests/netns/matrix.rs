@@ -11,7 +11,7 @@ use samport_tests::{Lab, served::LISTEN};
 use crate::inside::{Inside, addresses, assert_served};
 
 /// All clients under one setting.
-fn assert_all_served(builder: Builder, options: &[&str], tune: impl FnOnce(&Lab)) {
+pub fn assert_all_served(builder: Builder, options: &[&str], tune: impl FnOnce(&Lab)) {
     let inside = Inside::start_tuned(builder.backends(2), options, tune);
     let lab = inside.lab();
     assert_served(lab.client(), None, &inside.served.fronts());

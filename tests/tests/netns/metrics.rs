@@ -6,9 +6,9 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use samport_tests::eventually;
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::Served;
+use samport_tests::{eventually, http};
 use serde_json::Value;
 
 use crate::lab;
@@ -34,15 +34,12 @@ struct Scraped {
 
 impl Scraped {
     fn of(served: &Served) -> Self {
-        let url = format!("http://{ADDRESS}/metrics");
-        let mut curl = served.lab.host().command("curl");
-        let output = curl.args(["--silent", "--show-error", "--fail", "--include", &url]).output();
-        let output = output.expect("start curl");
-        assert!(output.status.success(), "{output:?}");
-        let answer = String::from_utf8(output.stdout).expect("text");
-        let (head, text) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let address = ADDRESS.parse().expect("an address");
+        let answer = served.lab.host().run(|| http::get(address, "/metrics"));
+        let http::Answer { status, head, body } = answer.expect("an answer");
+        assert_eq!(status, 200, "{head}");
         assert!(head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
-        Self { text: text.to_owned(), parsed: parse(text) }
+        Self { parsed: parse(&body), text: body }
     }
 
     /// The samples of a name that have these labels.

@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use samport::lab::{CLIENT_V4, CLIENT_V6, FAR_CLIENT_V4, FAR_CLIENT_V6};
-use samport_tests::datagrams::{Echo, ask_connected, mirrored};
+use samport_tests::datagrams::{Echo, ask_connected, ask_until_answered, mirrored};
 use samport_tests::frames::{datagram, fragments};
 use samport_tests::load::Connection;
 use samport_tests::raw;
 use samport_tests::served::Served;
-use samport_tests::{Lab, PATIENCE, require_root};
+use samport_tests::{Lab, PATIENCE, eventually, require_root};
 
 use crate::datagrams::{Datagrams, WAYS, connected};
 
@@ -58,13 +58,7 @@ fn a_backend_learns_the_mtu_of_the_path_from_its_datagrams_too() {
             // The client's are fragments on its own link. The first answers are lost on theirs.
             socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
             let question = vec![0x5a; 1_400];
-            let answer = samport_tests::eventually("an answer in fragments", || {
-                socket.send(&question).unwrap();
-                let mut buffer = vec![0; 2_000];
-                let length = socket.recv(&mut buffer).ok()?;
-                buffer.truncate(length);
-                Some(buffer)
-            });
+            let answer = ask_until_answered(&socket, &question, "in fragments");
             assert_eq!(answer, mirrored("web-1", &question), "{front}");
         });
         assert_knows_the_mtu(&datagrams.served, client);
@@ -214,10 +208,10 @@ fn a_priority_tag_is_served_and_a_vlan_is_left_alone() {
 }
 
 /// Backends on links that take less than the client's, as Docker's networks may: datagrams arrive,
-/// by peer as they are, by the stack after it has told the client.
+/// by peer as they are, else by the stack after it has told the client, or in fragments.
 #[test]
 fn datagrams_too_large_for_the_backends_link_arrive_all_the_same() {
-    for way in ["peer", "stack"] {
+    for way in WAYS {
         let builder = Lab::builder().backends(1);
         let datagrams = Datagrams::start(builder, &["--forward", way], Echo::mirror);
         let lab = &datagrams.served.lab;
@@ -228,15 +222,49 @@ fn datagrams_too_large_for_the_backends_link_arrive_all_the_same() {
             datagrams.on_client(|| {
                 let socket = connected(front);
                 socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-                let question = vec![0x5a; 1_440];
-                samport_tests::eventually(&format!("{way}: an answer from {front}"), || {
-                    // Refused by the client's own kernel once, when it has learnt.
-                    socket.send(&question).ok()?;
-                    let mut buffer = vec![0; 2_000];
-                    let length = socket.recv(&mut buffer).ok()?;
-                    (buffer[..length] == mirrored("web-1", &question)).then_some(())
-                });
+                for length in [1_440, 8_192, 1_473] {
+                    let question = vec![0x5a; length];
+                    eventually(&format!("{way}: an answer from {front}"), || {
+                        // Refused by the client's own kernel once, when it has learnt.
+                        socket.send(&question).ok()?;
+                        let mut buffer = vec![0; 10_000];
+                        let length = socket.recv(&mut buffer).ok()?;
+                        (buffer[..length] == mirrored("web-1", &question)).then_some(())
+                    });
+                }
             });
+        }
+        let too_big = datagrams.served.status().verdict("forward-too-big");
+        assert_eq!(too_big > 0, way == "neigh", "{way}: {too_big}");
+    }
+}
+
+/// Row B7: answers without DF that are larger than the interface to the client takes arrive from the address that was
+/// dialled, whole or in fragments, once the backend has been told.
+#[test]
+fn answers_that_the_clients_link_does_not_take_arrive_all_the_same() {
+    for way in WAYS {
+        let lab = Lab::builder().build().unwrap();
+        let backend = lab.backends()[0].namespace();
+        // Its sockets ask nobody about paths, and set no DF.
+        backend.sysctl("net/ipv4/ip_no_pmtu_disc", "1").unwrap();
+        for end in [lab.host(), lab.client()] {
+            end.batch("link set eth0 mtu 1400\n").unwrap();
+        }
+        let datagrams = Datagrams::start_in(lab, &["--forward", way], Echo::mirror);
+        for front in datagrams.served.fronts() {
+            datagrams.on_client(|| {
+                let socket = connected(front);
+                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                for length in [1_450, 8_192, 1_380] {
+                    let (question, what) = (vec![0x5a; length], format!("{way} {front} {length}"));
+                    let answer = ask_until_answered(&socket, &question, &what);
+                    assert!(answer == mirrored("web-1", &question), "{what}");
+                }
+            });
+        }
+        if way != "stack" {
+            assert!(datagrams.served.status().verdict("reply-too-big") > 0, "{way}");
         }
     }
 }

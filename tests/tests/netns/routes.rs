@@ -1,11 +1,13 @@
 //! The kernel's own routes to backends, as they change.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use samport::lab::Namespace;
-use samport_tests::daemon::Daemon;
+use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{ask, get};
-use samport_tests::served::TARGET;
+use samport_tests::served::{Status, TARGET};
 use samport_tests::{Lab, PATIENCE, eventually};
 
 use crate::lab;
@@ -95,4 +97,40 @@ fn a_backend_whose_route_moves_to_another_device_is_served_by_that() {
     }
     let said = daemon.lines();
     assert!(said.iter().all(|line| !line.text.contains("is not served")), "{said:?}");
+}
+
+/// Row D3 of the field faults. How long it takes is printed.
+#[test]
+fn a_thousand_backends_behind_a_router_are_all_served() {
+    const BACKENDS: u32 = 1_000;
+    let lab = lab(2);
+    let (host, router) = (lab.host(), &lab.backends()[0]);
+    router.namespace().ip(&["route", "add", "local", "10.50.0.0/16", "dev", "lo"]).unwrap();
+    let gateway = router.v4(0).ip().to_string();
+    host.ip(&["route", "add", "10.50.0.0/16", "via", &gateway, "dev", "br0"]).unwrap();
+    // And some whose neighbours never answer, on the bridge itself.
+    let absent = (200..250).map(|last| format!("172.30.0.{last}"));
+    let far = (1..=BACKENDS).map(|number| format!("10.50.{}.{}", number / 250, number % 250 + 1));
+    let near = lab.backends()[1].v4(0).ip().to_string();
+    let file = Backends::none();
+    file.write_text(&far.chain(absent).chain([near]).fold(String::new(), |mut text, address| {
+        writeln!(text, "[[backend]]\naddress = \"{address}\"").unwrap();
+        text
+    }));
+    let _servers = lab.serve(TARGET).unwrap();
+    let begin = Instant::now();
+    let options = ["--max-backends", "2000", "--health", "tcp"];
+    let usual = ["-i", "eth0", "-p", "80:9090", "--file", file.path()];
+    let daemon = Daemon::start(&lab, &[&usual[..], &options].concat());
+    eprintln!("ready after {:?}", begin.elapsed());
+    let active = || Status::only_in(host).0["services"][0]["active"].as_u64().unwrap();
+    eventually("all of them are active", || (active() == u64::from(BACKENDS) + 1).then_some(()));
+    eprintln!("all {BACKENDS} active after {:?}", begin.elapsed());
+    let tally = ask(&lab, lab.front(80), 200);
+    assert!(tally.of("web-1") > 150 && tally.total() == 200, "{tally}");
+    // What is behind a gateway has no veth of its own.
+    let ways =
+        |way| Status::only_in(host).backends().iter().filter(|one| one["via"] == way).count();
+    assert_eq!((ways("neigh"), ways("peer")), (BACKENDS as usize, 1));
+    daemon.stop();
 }

@@ -2,10 +2,11 @@
 
 use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use samport::lab::Watched;
+use samport_tests::bpf::Map;
 use samport_tests::daemon::{samport, samport_command};
 use samport_tests::load::{Connection, get};
 use samport_tests::served::{Served, text};
@@ -159,16 +160,14 @@ fn a_count_ends_it_and_another_one_may_begin() {
 fn is_watched(served: &Served) -> bool {
     let name = text(&served.status().0, "name").to_owned();
     let pin = samport::dataplane::pins::map_of(&name, "TRACE_WATCH");
-    let dump = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(pin).output();
-    let dump: Value = serde_json::from_slice(&dump.unwrap().stdout).expect("JSON");
-    let until = dump[0]["value"].as_array().expect("bytes");
-    until[..8].iter().any(|byte| byte != "0x00")
+    let values = Map::open(&pin).unwrap().values().unwrap();
+    values[0][..8] != [0; 8]
 }
 
 /// One at a time; and one that is killed costs nothing any more, and is in nobody's way.
 #[test]
 fn a_second_tracer_is_refused_and_a_killed_one_is_forgotten() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let served = Served::start(lab(1), &[]);
     let (front, client) = (served.fronts()[0], served.lab.client());
     assert!(!is_watched(&served));

@@ -110,6 +110,24 @@ fn an_interface_that_is_down_or_has_no_address_is_a_warning() {
 }
 
 #[test]
+fn sources_that_samport_cannot_validate_are_a_warning() {
+    let lab = lab(0);
+    for (family, off) in [("ipv4", "IPv4"), ("ipv6", "IPv6")] {
+        let key = format!("net/{family}/conf/lo/forwarding");
+        lab.host().sysctl(&key, "0").unwrap();
+        let begin = format!("warn  {off} forwarding is off");
+        assert_line(&lab, &[], &CHECK, 0, &begin, "conf.lo.forwarding=1");
+        lab.host().sysctl(&key, "1").unwrap();
+    }
+    lab.host().ip(&["rule", "add", "fwmark", "7", "table", "77", "priority", "9"]).unwrap();
+    let (_, printed) = checked(&lab, &[], &CHECK);
+    assert!(!printed.contains("warn"), "rp_filter is not strict:\n{printed}");
+    lab.host().sysctl("net/ipv4/conf/eth0/rp_filter", "1").unwrap();
+    let rule = "cannot follow policy rule 9 (fwmark 0x7 lookup 77) → on eth0, use --allow";
+    assert_line(&lab, &[], &CHECK, 0, "warn  sources are validated as with rp_filter=2", rule);
+}
+
+#[test]
 fn programs_of_others_on_the_hooks_are_a_warning() {
     let lab = lab(0);
     let _foreign = Foreign::attach(lab.host(), "eth0");

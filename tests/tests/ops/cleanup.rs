@@ -4,12 +4,16 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
+use samport::dataplane::objects::Kind;
 use samport_tests::bpf::{Foreign, HOOK_LIMIT};
-use samport_tests::daemon::{Daemon, samport};
+use samport_tests::daemon::{
+    Daemon, HASH_SEED_FILE, clean, hash_seed_file, samport, samport_binary,
+};
 use samport_tests::load::ask;
 use samport_tests::served::Served;
-use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE};
+use samport_tests::traces::{Objects, alone, assert_traces, traces, undisturbed};
+use samport_tests::{Lab, PATIENCE, eventually};
 
 use crate::{ended, ended_with, lab};
 
@@ -20,7 +24,8 @@ fn assert_ends_clean(options: &[&str]) {
     let served = Served::start(lab, options);
     assert_eq!(ask(&served.lab, served.fronts()[0], 20).total(), 20);
     let objects = Objects::of(served.lab.host());
-    assert!(objects.programs.len() >= 3 && objects.maps.len() >= 10, "{objects:?}");
+    let enough = objects.count(Kind::Program) >= 3 && objects.count(Kind::Map) >= 10;
+    assert!(enough, "{objects:?}");
     assert_ne!(traces(served.lab.host()), before);
     let Served { daemon, lab, .. } = served;
     daemon.stop();
@@ -76,9 +81,7 @@ fn ctrl_c_is_a_clean_exit() {
     let lab = lab(1);
     let before = traces(lab.host());
     let served = Daemon::start(&lab, &["-i", "eth0", "-p", "80", "--backend", "172.30.0.10"]);
-    let pid = served.pid().to_string();
-    let kill = lab.host().command("kill").args(["-INT", &pid]).status();
-    assert!(kill.unwrap().success());
+    served.signal(Signal::INT);
     served.wait_for_line("removed everything", PATIENCE);
     served.stop();
     assert_traces(lab.host(), &before);
@@ -138,7 +141,7 @@ fn where_bpffs_is_missing_it_is_mounted() {
     // The mounts of this shell are its own; they go when it ends.
     let mut shell = lab.host().command("unshare");
     shell.args(["-m", "sh", "-c", "umount /sys/fs/bpf && exec \"$@\"", "sh"]);
-    shell.arg(samport_tests::daemon::samport_binary());
+    shell.arg(samport_binary()).env(HASH_SEED_FILE, hash_seed_file());
     shell.args(["run", "-i", "eth0", "-p", "80", "--backend", "172.30.0.10"]);
     let mut child = samport::lab::Watched::spawn(shell, None).unwrap();
     child.wait_for_line("mounting bpffs", PATIENCE).unwrap();
@@ -172,7 +175,7 @@ fn assert_keeps(options: &[&str]) {
     for front in fronts {
         assert_eq!(ask(&lab, front, 20).total(), 20);
     }
-    assert!(samport(lab.host(), &["clean"]).status.success());
+    clean(lab.host(), &[]);
     assert_traces(lab.host(), &before);
     objects.assert_gone();
     assert!(lab.get(fronts[0], "/").is_err());
@@ -190,7 +193,7 @@ fn keep_leaves_filters_working_until_clean() {
 
 #[test]
 fn clean_with_nothing_to_clean_says_so_and_succeeds() {
-    let _undisturbed = undisturbed();
+    let _alone = alone();
     let lab = lab(0);
     // What killed instances of others have left goes first.
     assert!(samport(lab.host(), &["clean"]).status.success());
@@ -209,7 +212,9 @@ fn records_and_locks_go_with_their_instance() {
         let entries = fs::read_dir("/run/samport").into_iter().flatten().flatten();
         entries.filter(|one| one.file_name().to_string_lossy().contains(&own)).count()
     };
-    assert_eq!(files(), 3, "a lock, a record and a socket");
+    eventually("a lock, a record, the loop's progress and a socket", || {
+        (files() == 4).then_some(())
+    });
     let Served { daemon, lab: _lab, .. } = served;
     daemon.stop();
     assert_eq!(files(), 0);

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::Signal;
 use samport_tests::daemon::{Daemon, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
-use samport_tests::served::{LISTEN, TARGET};
+use samport_tests::served::{LISTEN, Served, Status, TARGET, text as text_of};
 use samport_tests::traces::{assert_traces, traces};
 use samport_tests::{Lab, PATIENCE, Server};
 use serde_json::Value;
@@ -79,10 +80,14 @@ impl Configured {
         self.daemon.wait_for_line_after(mark, expected, PATIENCE);
     }
 
+    /// What `samport status -o json` says of it.
+    fn status(&self) -> Value {
+        Status::only_in(self.lab.host()).0
+    }
+
     fn hang_up(&self, expected: &str) {
         let mark = self.daemon.mark();
-        let status = Command::new("kill").args(["-HUP", &self.daemon.pid().to_string()]).status();
-        assert!(status.unwrap().success());
+        self.daemon.signal(Signal::HUP);
         self.daemon.wait_for_line_after(mark, expected, PATIENCE);
     }
 }
@@ -220,13 +225,14 @@ fn a_good_change_is_applied_and_a_bad_one_refused_under_load() {
 #[test]
 fn what_waits_for_the_next_start_is_named_and_the_rest_applied() {
     let set = Configured::start(&["web-1", "web-2"], "");
+    // `status` shows the whole machine: another samport, whose name is before this one's.
+    let elsewhere = lab(0);
+    let _other = Daemon::start(&elsewhere, &["-i", "eth0", "-p", "1", "--backend", "192.0.2.77"]);
     let more = "allow = ['203.0.113.0/24']\ndrain = '7s'\nflows = 2048\nhook = 'tc'";
     set.change(&["web-1", "web-2"], more, "hook, flows: takes effect at the next start");
     set.daemon.wait_for_line("configuration applied: allow, drain", PATIENCE);
     // What is shown is what is in force.
-    let status = samport(set.lab.host(), &["status", "-o", "json"]);
-    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-    let limits = &status["instances"][0]["limits"];
+    let limits = &set.status()["limits"];
     assert_eq!((&limits["drain_seconds"], &limits["flows"]), (&7.into(), &131_072.into()));
     // Whom --allow leaves out gets no answer at all.
     let refused = set.lab.client().run(|| Connection::open(set.front()).is_err());
@@ -235,6 +241,62 @@ fn what_waits_for_the_next_start_is_named_and_the_rest_applied() {
     set.change(&["web-1", "web-2"], "hook = 'tc'", "hook: takes effect at the next start");
     set.change(&["web-1", "web-2"], "", "nothing has changed");
     assert_eq!(ask(&set.lab, set.front(), 20).total(), 20);
+}
+
+/// The names of backends, in order.
+fn names(backends: &Value) -> Vec<&str> {
+    let active = backends.as_array().unwrap().iter().filter(|one| one["state"] == "active");
+    let mut names: Vec<_> = active.map(|one| text_of(one, "name")).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Whoever reads that a change is applied sees it wherever it is shown.
+#[test]
+fn what_is_said_to_be_applied_is_what_everybody_sees() {
+    let set = Configured::start(&["web-1"], "");
+    let listens = |port: u16| {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        set.lab.host().run(|| std::net::TcpStream::connect(address).is_ok())
+    };
+    for round in 0..6 {
+        let even = round % 2 == 0;
+        let (backends, balance, drain) = if even {
+            (&["web-1", "web-2"][..], "maglev", 7)
+        } else {
+            (&["web-1"][..], "random", 8)
+        };
+        let (metrics, before) = if even { (9464, 9465) } else { (9465, 9464) };
+        let more =
+            format!("balance = '{balance}'\ndrain = '{drain}s'\nmetrics = '127.0.0.1:{metrics}'");
+        set.change(backends, &more, "configuration applied: backend, ");
+        let backends_now = samport(set.lab.host(), &["backends", "-o", "json"]);
+        let backends_now: Value = serde_json::from_slice(&backends_now.stdout).unwrap();
+        assert_eq!(names(&backends_now["backends"]), backends, "{round}");
+        let status = set.status();
+        assert_eq!(names(&status["backends"]), backends, "{round}: {status:#}");
+        assert_eq!(status["services"][0]["balance"], balance, "{round}");
+        assert_eq!(status["limits"]["drain_seconds"], drain, "{round}");
+        assert!(listens(metrics) && !listens(before), "{round}");
+    }
+}
+
+/// A line about a backend comes after everything that shows it: while the record cannot be written there is
+/// none, though the kernel has it.
+#[test]
+fn what_is_said_of_a_backend_is_what_everybody_sees() {
+    let mut served = Served::start(lab(2), &[]);
+    let name = text_of(&served.status().0, "name").to_owned();
+    let in_the_way = PathBuf::from(format!("/run/samport/{name}.new"));
+    fs::create_dir(&in_the_way).unwrap();
+    let mark = served.daemon.mark();
+    served.file.remove("web-2");
+    served.daemon.wait_for_line_after(mark, "trying again", PATIENCE);
+    let said = served.daemon.lines()[mark..].iter().any(|line| line.text.contains("- web-2"));
+    fs::remove_dir(&in_the_way).unwrap();
+    assert!(!said, "it is said before it is written down");
+    served.daemon.wait_for_line_after(mark, "- web-2", PATIENCE);
+    assert_eq!(names(&served.status().0["backends"]), ["web-1", "web-1"]);
 }
 
 /// What depends on more than the file is tried before anything is changed.

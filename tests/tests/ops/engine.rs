@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use samport_tests::daemon::samport;
+use samport_tests::fake_engine::FakeEngine;
 use samport_tests::traces::{assert_traces, traces};
 
 use crate::{ended, ended_with, lab};
@@ -71,6 +73,40 @@ fn a_docker_socket_that_may_not_be_opened_is_named() {
     let endpoint = url(&path);
     let args = [&RUN[..], &[&endpoint]].concat();
     ended_with(lab.host(), &user, &args).assert(3, &[&endpoint, "permission denied"]);
+}
+
+/// Case 87: a rootless engine's socket: root has given up what it would take to open it, which `check` knows too.
+#[test]
+fn a_socket_of_another_user_is_refused_to_root_in_true_words_by_run_and_check_alike() {
+    let lab = lab(0);
+    let owner = Some(12_345);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let engine = FakeEngine::start();
+    for (folder_mode, socket_mode, whose) in [(0o700, 0o666, "closed"), (0o755, 0o600, "d.sock")] {
+        let runtime = folder.path().join(format!("runtime-{whose}"));
+        std::fs::create_dir(&runtime).unwrap();
+        let path = runtime.join("d.sock");
+        // Another name of a socket that answers.
+        std::fs::hard_link(engine.socket(), &path).unwrap();
+        for (one, mode) in [(&path, socket_mode), (&runtime, folder_mode)] {
+            std::fs::set_permissions(one, PermissionsExt::from_mode(mode)).unwrap();
+            std::os::unix::fs::chown(one, owner, owner).unwrap();
+        }
+        let endpoint = url(&path);
+        let words =
+            [&endpoint, "permission denied", whose, "user 12345's", "CAP_DAC_OVERRIDE", "as root"];
+        let run = ended(lab.host(), &[&RUN[..], &[&endpoint]].concat());
+        run.assert(3, &words);
+        assert!(!run.said.contains("run samport as root"), "{}", run.said);
+        let check =
+            samport(lab.host(), &["check", "-i", "eth0", "-p", "80", "--endpoint", &endpoint]);
+        assert_eq!(check.status.code(), Some(3), "{check:?}");
+        let said = String::from_utf8_lossy(&check.stdout);
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
 }
 
 /// Case 87: what answers is no engine.

@@ -1,11 +1,14 @@
 //! Programs of others on the same hooks.
 
-use samport_tests::bpf::{Foreign, Hook, programs_on};
-use samport_tests::daemon::samport;
-use samport_tests::load::ask;
-use samport_tests::served::Served;
+use std::path::Path;
+
+use samport::dataplane::pins;
+use samport_tests::bpf::{Foreign, Hook, detach_link, programs_on};
+use samport_tests::daemon::clean;
+use samport_tests::load::{ask, get};
+use samport_tests::served::{Served, text};
 use samport_tests::traces::{assert_traces, tc, traces, undisturbed};
-use samport_tests::{Lab, Server};
+use samport_tests::{Lab, PATIENCE, Server, eventually};
 
 use crate::lab;
 
@@ -100,7 +103,7 @@ fn programs_and_filters_of_others_survive_clean() {
         let mut served = Served::start(lab, &["--hook", hook]);
         served.daemon.kill9();
         assert_ne!(traces(served.lab.host()), before);
-        assert!(samport(served.lab.host(), &["clean"]).status.success());
+        clean(served.lab.host(), &[]);
         assert_traces(served.lab.host(), &before);
     }
 }
@@ -116,4 +119,115 @@ fn a_filter_that_comes_later_keeps_the_qdisc_we_made() {
     assert!(left.contains("bytecode"), "{left:?}");
     let left = tc(lab.host(), &["filter", "show", "dev", "eth0", "ingress"]);
     assert!(!left.contains("samport"), "{left:?}");
+}
+
+/// Takes programs off their hooks while samport serves, and waits until it serves as before. Nothing is left at the end.
+fn assert_comes_back(options: &[&str], take_off: impl Fn(&Served) -> u64) {
+    let lab = lab(2);
+    let before = traces(lab.host());
+    let served = Served::start(lab, options);
+    for front in served.fronts() {
+        assert_eq!(ask(&served.lab, front, 10).total(), 10);
+    }
+    let mark = served.daemon.mark();
+    let taken = take_off(&served);
+    served.daemon.wait_for_line_after(mark, "by somebody else; ", PATIENCE);
+    eventually("all programs are counted that were attached again", || {
+        let count = served.status().0["control_loop"]["reattached"].as_u64().unwrap();
+        (count == taken).then_some(())
+    });
+    for front in served.fronts() {
+        eventually("it is served again", || served.lab.client().run(|| get(front, "/")).ok());
+        assert_eq!(ask(&served.lab, front, 40).total(), 40);
+    }
+    let Served { daemon, lab, .. } = served;
+    daemon.stop();
+    assert_traces(lab.host(), &before);
+}
+
+/// Takes off all programs whose pinned links have names that begin like this. How many.
+fn detach_links(served: &Served, begin: &str) -> u64 {
+    let name = text(&served.status().0, "name").to_owned();
+    let folder = Path::new("/sys/fs/bpf/samport").join(&name);
+    let mut links = pins::pins_of(&name);
+    let is_other = |pin: &String| begin == "link_" && pin.starts_with("link_local_");
+    links.retain(|pin| pin.starts_with(begin) && !is_other(pin));
+    assert!(!links.is_empty(), "no pin {begin}… in {:?}", pins::pins_of(&name));
+    for link in &links {
+        detach_link(&folder.join(link)).unwrap();
+    }
+    links.len() as u64
+}
+
+/// A network manager, another load balancer or a hand removes the qdisc, and every filter with it.
+#[test]
+fn filters_come_back_when_somebody_removes_their_qdisc() {
+    assert_comes_back(&["--hook", "tc"], |served| {
+        let host = served.lab.host();
+        let count = |device: &str| -> u64 {
+            let on = |hook| tc(host, &["filter", "show", "dev", device, hook]);
+            let all = [on("ingress"), on("egress")].concat();
+            all.lines().filter(|line| line.contains("samport_")).count() as u64
+        };
+        let veth = served.lab.backends()[0].host_interface();
+        let taken = count("eth0") + count(veth);
+        for device in ["eth0", veth] {
+            tc(host, &["qdisc", "del", "dev", device, "clsact"]);
+        }
+        taken
+    });
+}
+
+/// The same of one filter, under a qdisc that stays.
+#[test]
+fn one_filter_comes_back_that_somebody_removes() {
+    assert_comes_back(&["--hook", "tc"], |served| {
+        tc(served.lab.host(), &["filter", "del", "dev", "eth0", "ingress"]);
+        1
+    });
+}
+
+/// The same at tcx, whose links anybody with privileges may detach.
+#[test]
+fn programs_at_tcx_come_back_when_somebody_detaches_them() {
+    assert_comes_back(&[], |served| detach_links(served, "link_"));
+}
+
+/// The same at XDP.
+#[test]
+fn the_xdp_program_comes_back_when_somebody_detaches_it() {
+    assert_comes_back(&["--hook", "xdp", "--xdp-mode", "generic"], |served| {
+        detach_links(served, "link_xdp_")
+    });
+}
+
+/// The same at the root of the control groups, for clients on the host itself.
+#[test]
+fn programs_for_the_hosts_own_clients_come_back_when_somebody_detaches_them() {
+    let host = |served: &Served| {
+        let front = served.fronts()[0];
+        served.lab.host().run(|| get(front, "/")).map(|answer| answer.backend)
+    };
+    assert_comes_back(&[], |served| {
+        assert!(host(served).unwrap().starts_with("web-"));
+        let taken = detach_links(served, "link_local_");
+        eventually("the host is served again", || host(served).ok());
+        taken
+    });
+}
+
+/// A process takes a port of the host that samport serves already. It is named, and gets none of the clients.
+#[test]
+fn a_process_that_takes_a_served_port_later_is_named_once() {
+    let served = Served::start(lab(1), &[]);
+    let taken = served.lab.host().run(|| Server::bind("late", 80)).unwrap();
+    let said = "port 80 is served, and listened on by";
+    served.daemon.wait_for_line(said, PATIENCE);
+    assert_eq!(ask(&served.lab, served.fronts()[0], 20).of("web-1"), 20);
+    let count = |text| served.daemon.lines().iter().filter(|line| line.text.contains(text)).count();
+    // Another look comes after half a minute.
+    std::thread::sleep(std::time::Duration::from_secs(32));
+    assert_eq!(count(said), 1);
+    drop(taken);
+    served.daemon.stop();
 }

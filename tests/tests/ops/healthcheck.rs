@@ -1,9 +1,43 @@
 //! `samport healthcheck` and `samport flows`: what their exit codes say.
 
-use samport_tests::daemon::Daemon;
-use samport_tests::served::Served;
+use std::fs;
+
+use samport_tests::daemon::{Daemon, samport};
+use samport_tests::eventually;
+use samport_tests::served::{Served, text};
 
 use crate::{ended, lab};
+
+/// Row D1 of the field faults: nobody says that all is well while nothing is kept up to date.
+#[test]
+fn a_loop_that_completes_no_round_is_not_healthy_and_says_why() {
+    let mut served = Served::start(lab(2), &["--drain", "1"]);
+    let host = served.lab.host();
+    let in_the_way = format!("/run/samport/{}.new", text(&served.status().0, "name"));
+    let control = || served.status().0["control_loop"].clone();
+    let rounds = control()["rounds"].as_u64().unwrap();
+    fs::create_dir(&in_the_way).unwrap();
+    served.file.remove("web-2");
+    let why = format!("write /run/samport/{}.json", text(&served.status().0, "name"));
+    let said = "the control loop has not completed a round for 3";
+    served.daemon.wait_for_line(said, samport_tests::PATIENCE);
+    ended(host, &["healthcheck"]).assert(1, &[said, &why]);
+    let control = || served.status().0["control_loop"].clone();
+    let now = control();
+    assert!(now["is_stalled"].as_bool().unwrap() && text(&now, "error").starts_with(&why), "{now}");
+    // It tries again every second.
+    assert!(now["rounds"].as_u64().unwrap() > rounds + 10, "{now}");
+    let table = samport(host, &["status", "-o", "wide"]).stdout;
+    assert!(String::from_utf8(table).unwrap().contains(said));
+    fs::remove_dir(&in_the_way).unwrap();
+    served.daemon.wait_for_line("the control loop goes on", samport_tests::PATIENCE);
+    eventually("samport is healthy again", || {
+        let now = control();
+        (!now["is_stalled"].as_bool().unwrap() && text(&now, "error").is_empty()).then_some(())
+    });
+    ended(host, &["healthcheck"]).assert(0, &[]);
+    served.daemon.stop();
+}
 
 #[test]
 fn a_samport_is_healthy_while_every_service_has_a_backend() {

@@ -1,9 +1,11 @@
 //! What SIGKILL leaves: everything working, until the next run or `clean`.
 
-use samport_tests::daemon::samport;
+use std::collections::BTreeSet;
+
+use samport_tests::daemon::{clean, samport};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{Served, Status, text};
-use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
+use samport_tests::traces::{Objects, alone, assert_traces, traces, undisturbed};
 use samport_tests::{Lab, PATIENCE};
 
 use crate::lab;
@@ -42,13 +44,11 @@ fn assert_serves_until_clean(options: &[&str]) {
 fn assert_cleans(lab: &Lab, status: &Status) {
     let name = text(&status.0, "name");
     let found = traces(lab.host());
-    for (args, word) in [(&["clean", "--dry-run"][..], "would remove"), (&["clean"], "removed")] {
+    for (args, word) in [(&["--dry-run"][..], "would remove"), (&[], "removed")] {
         assert_eq!(traces(lab.host()), found);
-        let output = samport(lab.host(), args);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let line = said.lines().find(|line| line.contains(name));
-        assert!(line.is_some_and(|line| line.contains(word)), "{said}");
+        let said = clean(lab.host(), args);
+        let [line] = &said.lines().collect::<Vec<_>>()[..] else { panic!("not one line: {said}") };
+        assert!(line.contains(name) && line.contains(word), "{said}");
     }
 }
 
@@ -94,6 +94,29 @@ fn a_run_with_more_ports_takes_the_place_of_a_killed_one() {
     drop(servers);
 }
 
+/// Without a name `clean` removes what is left in every network namespace, with one only that, and nothing if there is
+/// none of that name.
+#[test]
+fn clean_removes_all_or_what_is_named() {
+    let _alone = alone();
+    let [mut one, mut other] = [Served::start(lab(1), &[]), Served::start(lab(1), &[])];
+    for served in [&mut one, &mut other] {
+        served.daemon.kill9();
+    }
+    let name = text(&Status::all_in(one.lab.host())[0].0, "name").to_owned();
+    let found = traces(other.lab.host());
+    let unknown = samport(one.lab.host(), &["clean", "--instance", &name, "--instance", "no-such"]);
+    assert_eq!(unknown.status.code(), Some(3), "{unknown:?}");
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no-such"), "{unknown:?}");
+    assert!(!traces(one.lab.host()).is_empty());
+
+    assert!(samport(one.lab.host(), &["clean", "--instance", &name]).status.success());
+    assert_traces(one.lab.host(), &BTreeSet::new());
+    assert_eq!(traces(other.lab.host()), found);
+    assert!(samport(one.lab.host(), &["clean"]).status.success());
+    assert_traces(other.lab.host(), &BTreeSet::new());
+}
+
 /// The next run takes the place of a killed one; a clean exit of that leaves nothing of either.
 fn assert_runs_again(options: &[&str]) {
     let _undisturbed = undisturbed();
@@ -134,7 +157,7 @@ fn a_run_after_a_killed_one_takes_the_place_of_its_filters() {
 /// Case 85: what runs is none of `clean`'s business.
 #[test]
 fn clean_leaves_a_running_instance_alone() {
-    let _undisturbed = undisturbed();
+    let _alone = alone();
     let served = Served::start(lab(2), &[]);
     let before = traces(served.lab.host());
     let load = Load::start(served.lab.client(), served.fronts()[0], 1);
@@ -148,7 +171,7 @@ fn clean_leaves_a_running_instance_alone() {
 /// Case 85: `clean` in one network namespace touches no device of another that has the same number.
 #[test]
 fn clean_in_another_namespace_touches_no_filter_there() {
-    let _undisturbed = undisturbed();
+    let _alone = alone();
     let mut served = Served::start(lab(1), &["--hook", "tc"]);
     // Its devices have the same numbers, and its filter the place ours has.
     let other = Served::start(lab(1), &["--hook", "tc"]);
@@ -159,5 +182,5 @@ fn clean_in_another_namespace_touches_no_filter_there() {
     assert_eq!(ask(&other.lab, other.fronts()[0], 5).total(), 5);
     // Whatever that one has done, this leaves nothing.
     assert!(samport(served.lab.host(), &["clean"]).status.success());
-    assert_traces(served.lab.host(), &std::collections::BTreeSet::new());
+    assert_traces(served.lab.host(), &BTreeSet::new());
 }

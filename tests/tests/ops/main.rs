@@ -6,14 +6,18 @@ mod cleanup;
 mod config;
 mod dry_run;
 mod engine;
+mod engine_events;
 mod errors;
 mod explain;
 mod foreign;
+mod hash_seed;
 mod healthcheck;
 mod help;
 mod instances;
 mod killed;
+mod leftovers;
 mod metrics;
+mod network_churn;
 mod operator;
 mod package;
 mod papers;
@@ -23,10 +27,11 @@ mod service;
 mod status;
 mod takeover;
 mod top;
+mod upgrade;
 
 use std::process::Output;
 
-use samport_tests::daemon::samport_binary;
+use samport_tests::daemon::{HASH_SEED_FILE, hash_seed_file, samport_binary};
 use samport_tests::{Lab, Namespace, require_root};
 
 /// A lab with nothing special.
@@ -50,9 +55,9 @@ fn ended(namespace: &Namespace, args: &[&str]) -> Ended {
 /// The same through another command, like `setpriv --reuid=65534`.
 fn ended_with(namespace: &Namespace, wrapper: &[&str], args: &[&str]) -> Ended {
     let mut command = namespace.command("timeout");
-    command.arg("20").args(wrapper).arg(samport_binary()).args(args);
+    command.arg("180").args(wrapper).arg(samport_binary()).args(args);
     // Of the machine that runs the tests.
-    command.env_remove("DOCKER_HOST");
+    command.env_remove("DOCKER_HOST").env(HASH_SEED_FILE, hash_seed_file());
     let Output { status, stderr, .. } = command.output().unwrap();
     Ended { code: status.code(), said: String::from_utf8_lossy(&stderr).into_owned() }
 }

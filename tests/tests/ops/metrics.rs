@@ -1,6 +1,9 @@
 //! `--metrics` with an address that cannot be served.
 
+use std::io::ErrorKind;
+
 use samport_tests::daemon::Backends;
+use samport_tests::http;
 use samport_tests::load::ask;
 use samport_tests::served::{Served, TARGET};
 use samport_tests::traces::{assert_traces, traces};
@@ -34,13 +37,9 @@ fn metrics_go_with_their_samport() {
     let served = Served::start(lab(1), &["--metrics", address]);
     let served = served.restart(&["--metrics", address]);
     assert_eq!(ask(&served.lab, served.fronts()[0], 3).total(), 3);
-    let curl = |path: &str| {
-        let url = format!("http://{address}{path}");
-        let mut curl = served.lab.host().command("curl");
-        let curl = curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]);
-        String::from_utf8(curl.arg(url).output().unwrap().stdout).unwrap()
-    };
-    assert_eq!((curl("/metrics").as_str(), curl("/").as_str()), ("200", "404"));
+    let host = served.lab.host();
+    let ask = |path: &str| host.run(|| http::get(address.parse().unwrap(), path));
+    assert_eq!((ask("/metrics").unwrap().status, ask("/").unwrap().status), (200, 404));
     served.daemon.stop();
-    assert_eq!(curl("/metrics"), "000");
+    assert_eq!(ask("/metrics").unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use samport_tests::daemon::Daemon;
+use samport_tests::daemon::{Daemon, clean};
 use samport_tests::load::ask;
 use samport_tests::served::{Served, text};
 use samport_tests::traces::undisturbed;
@@ -52,9 +52,29 @@ fn the_socket_is_roots_alone_and_goes_with_its_samport() {
     assert!(!socket.exists());
 }
 
+/// Whoever may open the lock could hold it, and keep samport from being started, handed over and cleaned.
+#[test]
+fn locks_and_records_are_roots_alone() {
+    let served = Served::start(lab(1), &[]);
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o7777;
+    let name = served.status().0["name"].as_str().unwrap().to_owned();
+    assert_eq!(mode(Path::new("/run/samport")), 0o700);
+    for kind in ["lock", "json"] {
+        let file = format!("/run/samport/{name}.{kind}");
+        assert_eq!(mode(Path::new(&file)), 0o600, "{file}");
+    }
+    let nobody =
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"];
+    for args in
+        [&["healthcheck"][..], &["drain", "web-1"], &["status"], &["wait", "--healthy", "1"]]
+    {
+        ended_with(served.lab.host(), &nobody, args).assert(5, &["run it as root"]);
+    }
+}
+
 #[test]
 fn the_socket_of_a_killed_samport_is_replaced_by_the_next_and_removed_by_clean() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let mut served = Served::start(lab(1), &[]);
     let socket = socket_of(&served);
     served.daemon.kill9();
@@ -63,7 +83,7 @@ fn the_socket_of_a_killed_samport_is_replaced_by_the_next_and_removed_by_clean()
     let mut next = Daemon::start(&served.lab, &args);
     assert_eq!(asked(&socket, "GET /v1/status", "").0, 200);
     next.kill9();
-    ended(served.lab.host(), &["clean"]).assert(0, &[]);
+    clean(served.lab.host(), &[]);
     assert!(!socket.exists());
 }
 
@@ -209,7 +229,7 @@ fn what_the_socket_cannot_do_it_says_as_json() {
 /// What a killed samport has left is shown as such.
 #[test]
 fn backends_of_a_killed_samport_are_shown_from_what_it_left() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let mut served = Served::start(lab(2), &[]);
     assert_eq!(ask(&served.lab, served.fronts()[0], 20).total(), 20);
     served.daemon.kill9();

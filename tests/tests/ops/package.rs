@@ -3,19 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use samport_tests::daemon::{Daemon, samport_binary};
+use samport_tests::daemon::{Daemon, HASH_SEED_FILE, samport_binary};
 use samport_tests::load::ask;
 use samport_tests::served::TARGET;
-use samport_tests::traces::{assert_traces, traces, undisturbed};
+use samport_tests::traces::{alone, assert_traces, traces};
 use samport_tests::{Lab, eventually};
 
 use crate::lab;
 use crate::service::{as_the_unit, unit};
 
 const CONFIGURATION: &str = "/etc/samport/samport.toml";
+const STATE: &str = "/var/lib/samport";
 const UNIT: &str = "/usr/lib/systemd/system/samport.service";
 
 /// The package as it is installed; purged when dropped, whatever has happened.
@@ -74,6 +76,10 @@ fn ours() -> BTreeSet<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
+            // Of who has run samport here without the package; it goes with that.
+            if path == Path::new(STATE) {
+                continue;
+            }
             if entry.file_name().to_string_lossy().contains("samport") {
                 found.insert(path);
             } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -88,6 +94,8 @@ fn ours() -> BTreeSet<PathBuf> {
 fn start(lab: &Lab) -> Daemon {
     let wrapper = as_the_unit();
     let mut command: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    // The machine's own seed, as the unit has it.
+    command.extend(["env", "-u", HASH_SEED_FILE]);
     let line = unit()["ExecStart"].clone();
     command.extend(line.split(' '));
     Daemon::start_command(lab.host(), &command, &[])
@@ -96,14 +104,14 @@ fn start(lab: &Lab) -> Daemon {
 /// Case 85.
 #[test]
 fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = [1, 2].map(|revision| make(folder.path(), revision));
     // Removing the package cleans up after killed ones, everywhere.
-    let _alone = undisturbed();
+    let _alone = alone();
     assert_eq!(version(), None, "samport is installed on this machine: the test would remove it");
     let lab = lab(1);
     let _servers = lab.serve(TARGET).unwrap();
     let (before, files) = (traces(lab.host()), ours());
-    let folder = tempfile::tempdir().unwrap();
-    let [first, second] = [1, 2].map(|revision| make(folder.path(), revision));
 
     let installed = Installed;
     let said = dpkg(&["--install", first.to_str().unwrap()]);
@@ -146,11 +154,15 @@ fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
     daemon.stop();
 
+    let seed = Path::new(STATE).join("hash-seed");
+    assert_eq!(fs::metadata(&seed).unwrap().mode() & 0o777, 0o600);
     dpkg(&["--remove", "samport"]);
+    assert!(seed.exists(), "as the configuration");
     assert!(Path::new(CONFIGURATION).exists() && !Path::new(UNIT).exists());
     dpkg(&["--purge", "samport"]);
     assert_eq!(version(), None);
     drop(installed);
+    assert!(!Path::new(STATE).exists());
     assert_eq!(ours(), files);
     assert_traces(lab.host(), &before);
 }

@@ -81,7 +81,7 @@ fn what_a_running_samport_says_is_described() {
 
 #[test]
 fn what_a_killed_samport_has_left_is_described() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let mut served = Served::start(lab(2), &[]);
     served.daemon.kill9();
     for name in ["status", "backends", "flows"] {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 
 use samport::privileges::needed;
 use samport_tests::daemon::{Backends, Daemon};
@@ -12,8 +13,6 @@ use samport_tests::load::ask;
 use samport_tests::served::TARGET;
 use samport_tests::traces::{assert_traces, traces};
 use samport_tests::{PATIENCE, eventually};
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab;
 
@@ -37,6 +36,48 @@ pub fn as_the_unit() -> [String; 4] {
         format!("--bounding-set=-all{set}"),
         format!("--inh-caps=-all{set}"),
     ]
+}
+
+/// Runs the unit's `ExecReload` with its capabilities, as systemd would.
+fn reload(daemon: &Daemon) {
+    let wrapper = as_the_unit();
+    let mut command = Command::new(&wrapper[0]);
+    // Nothing is found by its name: a program called kill is not in every system.
+    command.args(&wrapper[1..]).args(["env", "-i", "PATH=/nonexistent"]);
+    command.arg(format!("MAINPID={}", daemon.pid())).args(command_line(&unit()["ExecReload"]));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The words of a command line of a unit: systemd.service(5), of which quotes are all that is used. A variable in
+/// a word would be replaced by systemd if it were the whole word or had braces.
+fn command_line(line: &str) -> Vec<String> {
+    assert!(!line.contains(['\\', '%', '{']), "more than quotes in {line:?}");
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for character in line.chars() {
+        let word = words.last_mut().unwrap();
+        match (quote, character) {
+            (None, ' ') => words.push(String::new()),
+            (None, '"' | '\'') => quote = Some(character),
+            (Some(open), _) if open == character => quote = None,
+            _ => word.push(character),
+        }
+    }
+    assert!(words.iter().all(|word| !word.starts_with('$')), "a variable alone in {line:?}");
+    words
+}
+
+/// What the unit starts is there on every system: a shell, and the package's own program.
+#[test]
+fn the_unit_starts_what_every_system_has() {
+    for (setting, line) in unit().iter().filter(|(name, _)| name.starts_with("Exec")) {
+        let program = &command_line(line)[0];
+        assert!(
+            ["/bin/sh", "/usr/bin/samport"].contains(&program.as_str()),
+            "{setting} starts {program}: which essential package has it?"
+        );
+    }
 }
 
 #[test]
@@ -104,9 +145,7 @@ fn a_service_manager_is_told_how_it_is() {
     file.add("web-2", lab.backends()[1].v4(TARGET));
     manager.wait_for("STATUS=2 backends, 2 active");
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
-    // The unit's ExecReload.
-    let pid = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
-    kill_process(pid, Signal::HUP).unwrap();
+    reload(&daemon);
     manager.wait_for("RELOADING=1");
     manager.wait_for("READY=1");
     daemon.stop();

@@ -143,11 +143,15 @@ fn wide_shows_limits_and_memory_as_they_are() {
         "90s",
         "--drain",
         "7",
+        "--service-share",
+        "30",
     ];
     let served = Served::start(lab(1), &options);
     let shown = printed(&served, &["-o", "wide"]);
     for part in [
-        "2000 flows for IPv4, 1500 for IPv6, 77 backends",
+        "2000 flows for IPv4, 1500 for IPv6, 375 half-open or unanswered, 30 % for a service when others need \
+         room, 77 backends",
+        "half-open or unanswered: 0; kept beside the tables for want of room: 0",
         "0 of 1500 for IPv6",
         "tcp 1m30s",
         "drain 7s",
@@ -161,7 +165,7 @@ fn wide_shows_limits_and_memory_as_they_are() {
     let maps = status["maps"].as_array().expect("a list of maps");
     let sum = maps.iter().map(|map| memory(&map["bytes"])).sum::<u64>();
     assert_eq!(memory(&status["memory_bytes"]), sum);
-    for (name, room) in [("FLOWS4", 2_000), ("FLOWS6", 1_500)] {
+    for (name, room) in [("FLOWS4", 2_000), ("FLOWS6", 1_500), ("OVERFLOW4", 4_096)] {
         let flows = maps.iter().find(|map| text(map, "name") == name).expect("a table of flows");
         assert_eq!(flows["entries"], room);
         // A flow is more than its key.

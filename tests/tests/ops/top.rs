@@ -153,7 +153,7 @@ fn small_and_growing_terminals_stay_usable() {
 
 #[test]
 fn top_waits_for_a_samport_that_is_started_anew() {
-    let _alone = undisturbed();
+    let _undisturbed = undisturbed();
     let mut served = Served::start(lab(2), &[]);
     let screen = top(&served, USUAL);
     screen.wait_for("active");

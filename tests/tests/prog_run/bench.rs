@@ -1,7 +1,6 @@
 //! A dataplane with services and backends and no devices.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use samport::dataplane::program_run::{Ran, Runner};
@@ -12,8 +11,9 @@ use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, Serv
 use samport::ports::Listen;
 use samport::table::{Recipe, Region};
 use samport_common::flow::ServiceId;
-use samport_common::layout::Scope;
+use samport_common::layout::{BackendStats, DeviceSet, Evidence, Life, Scope};
 use samport_common::verdict::Verdict;
+use samport_tests::bpf::Map;
 use samport_tests::packet::Segment;
 use samport_tests::require_root;
 
@@ -59,7 +59,7 @@ pub struct Bench {
 impl Bench {
     /// Port 80 of `VIP`, `VIP_B` and `VIP6` over two backends of each family, ids 1 to 4.
     pub fn new() -> Self {
-        Self::with_flows(1_024)
+        Self::with_flows(8_192)
     }
 
     pub fn with_flows(flows: u32) -> Self {
@@ -69,20 +69,16 @@ impl Bench {
         Self::on(instance, flows, false)
     }
 
-    /// The same with IPv4 flows in a plain hash table of one entry: unlike the real one it does not
-    /// make room, so that the second insert fails.
-    pub fn with_room_for_one_flow() -> Self {
+    /// The same with room for one IPv4 flow in the table, and for one beside, where the real one makes room: so
+    /// that the third insert fails.
+    pub fn with_room_for_two_flows() -> Self {
         require_root();
         let instance = Instance::claim(&format!("bench-{}-full", std::process::id())).unwrap();
-        let table = samport::dataplane::pins::map_of(instance.name(), "FLOWS4");
-        std::fs::create_dir_all(table.parent().unwrap()).unwrap();
-        let made = Command::new("bpftool")
-            .args(["map", "create"])
-            .arg(&table)
-            .args("type hash key 8 value 48 entries 1 name FLOWS4".split(' '))
-            .status()
-            .unwrap();
-        assert!(made.success(), "bpftool map create");
+        for name in ["FLOWS4", "OVERFLOW4"] {
+            let table = samport::dataplane::pins::map_of(instance.name(), name);
+            std::fs::create_dir_all(table.parent().unwrap()).unwrap();
+            Map::pin_hash(&table, name, [8, 56, 1]).unwrap();
+        }
         Self::on(instance, 1_024, false)
     }
 
@@ -129,7 +125,14 @@ impl Bench {
         let source = key.source();
         let id = BackendId { index, generation };
         self.dataplane
-            .apply(&Change::SetBackend { key, id, shared, weight: 1, draining: false })
+            .apply(&Change::SetBackend {
+                key,
+                id,
+                shared,
+                weight: 1,
+                life: Life::Serving,
+                answers_on: DeviceSet::from_iter([DEVICE]),
+            })
             .unwrap();
         let owners = vec![(service(listen, endpoint.is_ipv6()), id)];
         self.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
@@ -172,10 +175,24 @@ impl Bench {
         self.with_policy(vip, base, len, Policy::default());
     }
 
+    /// What is counted of a backend.
+    pub fn stats(&self, index: u32) -> BackendStats {
+        let counters = samport::dataplane::inspect::Counters::open(self.instance.name()).unwrap();
+        counters.backend(index).unwrap()
+    }
+
+    /// Connections that a backend has failed.
+    pub fn evidence(&self, index: u32) -> Evidence {
+        samport::dataplane::answers::Answers::open(self.instance.name())
+            .unwrap()
+            .backend(index)
+            .unwrap()
+            .evidence
+    }
+
     /// Flows a backend has ever got.
     pub fn total_flows(&self, index: u32) -> u64 {
-        let counters = samport::dataplane::inspect::Counters::open(self.instance.name()).unwrap();
-        counters.backend(index).unwrap().flows
+        self.stats(index).flows
     }
 
     /// Flows of a backend that are open.

@@ -7,7 +7,7 @@ use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, Serv
 use samport::ports::Listen;
 use samport::table::{Recipe, Region};
 use samport_common::flow::ServiceId;
-use samport_common::layout::Scope;
+use samport_common::layout::{DeviceSet, Life, Scope};
 use samport_common::verdict::Verdict;
 use samport_tests::frames::{IP, IPV4_LEN, IPV6_LEN, UDP_CHECKSUM, datagram, is_v6, to_mac};
 use samport_tests::packet::Segment;
@@ -56,7 +56,14 @@ impl Bench {
                 policy: Policy::default(),
             };
             for change in [
-                Change::SetBackend { key, id, shared: false, weight: 1, draining: false },
+                Change::SetBackend {
+                    key,
+                    id,
+                    shared: false,
+                    weight: 1,
+                    life: Life::Serving,
+                    answers_on: DeviceSet::from_iter([DEVICE]),
+                },
                 Change::SetOwners { source, owners: vec![(number, id)] },
                 Change::WriteTable {
                     service,
@@ -222,13 +229,15 @@ fn with_hops(mut frame: Vec<u8>, hops: u8, class: u8) -> Vec<u8> {
 /// Case 36, for UDP: a failed insert is counted, never silent.
 #[test]
 fn a_datagram_whose_flow_cannot_be_stored_is_counted_and_dropped() {
-    let mut bench = Bench::with_room_for_one_flow();
+    let mut bench = Bench::with_room_for_two_flows();
     bench.add_datagrams();
     let (_, vip, ..) = addressed(FAMILIES[0]);
     let client = |port| SocketAddr::new(IpAddr::from([192, 0, 2, 2]), port);
     bench.open(&datagram(client(40_000), vip, b"?"));
     let second = datagram(client(40_001), vip, b"?");
-    bench.expect("samport_forward", &second, Verdict::FlowInsertFailed, DROP);
+    bench.expect("samport_forward", &second, Verdict::ForwardOverflow, REDIRECT);
+    let third = datagram(client(40_002), vip, b"?");
+    bench.expect("samport_forward", &third, Verdict::FlowInsertFailed, DROP);
     bench.open(&datagram(client(40_000), vip, b"?"));
 }
 

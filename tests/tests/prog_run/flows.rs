@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -11,6 +10,7 @@ use samport::ports::Listen;
 use samport_common::conntrack::TICK_SHIFT;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
+use samport_tests::bpf::Map;
 use samport_tests::packet::Segment;
 
 use crate::bench::{
@@ -84,10 +84,8 @@ fn fins_that_cross_on_two_cpus_close_their_flows() {
     let backend = address(BACKENDS[0]);
     for port in 10_000..10_000 + FLOWS {
         bench.forward(&Segment::syn(client(port), address(VIP)));
-        let mut accepts = Segment::ack(backend, client(port), b"");
-        accepts.tcp.syn = true;
-        bench.run("samport_reverse", &accepts.frame());
-        bench.forward(&Segment::ack(client(port), address(VIP), b""));
+        bench.run("samport_reverse", &Segment::syn_ack(backend, client(port)).frame());
+        bench.forward(&Segment::ack(client(port), address(VIP), b"").numbered(1_001, 1_001));
     }
     assert_eq!(bench.open_flows(1), u64::from(FLOWS));
     let fins = |from: &dyn Fn(u16) -> Segment| -> Vec<Vec<u8>> {
@@ -98,8 +96,9 @@ fn fins_that_cross_on_two_cpus_close_their_flows() {
         };
         (10_000..10_000 + FLOWS).map(fin).collect()
     };
-    let of_clients = fins(&|port| Segment::ack(client(port), address(VIP), b""));
-    let of_backend = fins(&|port| Segment::ack(backend, client(port), b""));
+    let of_clients =
+        fins(&|port| Segment::ack(client(port), address(VIP), b"").numbered(1_001, 1_001));
+    let of_backend = fins(&|port| Segment::ack(backend, client(port), b"").numbered(1_001, 1_001));
     let (forward, reverse) = (bench.runner("samport_forward"), bench.runner("samport_reverse"));
     let arrived = AtomicUsize::new(0);
     let send = |runner: &samport::dataplane::program_run::Runner, frames: &[Vec<u8>]| {
@@ -116,6 +115,12 @@ fn fins_that_cross_on_two_cpus_close_their_flows() {
         scope.spawn(|| send(&forward, &of_clients));
         send(&reverse, &of_backend);
     });
+    // Neither has been acknowledged yet.
+    assert_eq!(bench.open_flows(1), u64::from(FLOWS));
+    for port in 10_000..10_000 + FLOWS {
+        let last = Segment::ack(backend, client(port), b"").numbered(1_002, 1_002);
+        bench.run("samport_reverse", &last.frame());
+    }
     assert_eq!(bench.open_flows(1), 0);
 }
 
@@ -127,14 +132,14 @@ fn a_port_used_again_after_both_fins_is_a_new_flow() {
     for _ in 0..40 {
         let backend = bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
         chosen.insert(backend);
-        let mut fin = Segment::ack(address(CLIENT), address(VIP), b"");
+        let accepts = Segment::syn_ack(backend, address(CLIENT));
+        bench.expect("samport_reverse", &accepts.frame(), Verdict::Reply, REDIRECT);
+        let mut fin = Segment::ack(address(CLIENT), address(VIP), b"").numbered(1_001, 1_001);
         assert_eq!(bench.forward(&fin), backend);
         fin.tcp.fin = true;
         assert_eq!(bench.forward(&fin), backend);
-        let mut answer = Segment::ack(backend, address(CLIENT), b"");
-        answer.tcp.syn = true;
-        bench.expect("samport_reverse", &answer.frame(), Verdict::Reply, REDIRECT);
-        (answer.tcp.syn, answer.tcp.fin) = (false, true);
+        let mut answer = Segment::ack(backend, address(CLIENT), b"").numbered(1_001, 1_002);
+        answer.tcp.fin = true;
         bench.expect("samport_reverse", &answer.frame(), Verdict::Reply, REDIRECT);
         bench.forward(&fin);
     }
@@ -158,11 +163,16 @@ fn the_middle_of_an_unknown_connection_is_left_to_the_host() {
 /// Case 36: a failed insert is counted, never silent.
 #[test]
 fn a_flow_that_cannot_be_stored_is_counted_and_dropped() {
-    let mut bench = Bench::with_room_for_one_flow();
+    let mut bench = Bench::with_room_for_two_flows();
     bench.forward(&Segment::syn(client(40_000), address(VIP)));
-    let syn = at_host(Segment::syn(client(40_001), address(VIP)));
-    bench.expect("samport_forward", &syn.frame(), Verdict::FlowInsertFailed, DROP);
-    bench.forward(&Segment::ack(client(40_000), address(VIP), b"x"));
+    // The second finds its room beside the table.
+    let second = at_host(Segment::syn(client(40_001), address(VIP)));
+    bench.expect("samport_forward", &second.frame(), Verdict::ForwardOverflow, REDIRECT);
+    let third = at_host(Segment::syn(client(40_002), address(VIP)));
+    bench.expect("samport_forward", &third.frame(), Verdict::FlowInsertFailed, DROP);
+    for port in [40_000, 40_001] {
+        bench.forward(&Segment::ack(client(port), address(VIP), b"x"));
+    }
 }
 
 #[test]
@@ -223,9 +233,25 @@ fn one_port_towards_two_addresses_gets_two_backends() {
 fn a_flow_whose_replies_would_be_ambiguous_is_counted_and_dropped() {
     let mut bench = Bench::new();
     bench.only(1, 3);
-    bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+    let backend = bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+    let accepts = Segment::syn_ack(backend, address(CLIENT));
+    bench.expect("samport_reverse", &accepts.frame(), Verdict::Reply, REDIRECT);
+    bench.forward(&Segment::ack(address(CLIENT), address(VIP), b"").numbered(1_001, 1_001));
     let second = at_host(Segment::syn(address(CLIENT), address(VIP_B)));
     bench.expect("samport_forward", &second.frame(), Verdict::FlowAmbiguous, DROP);
+}
+
+/// One that is half open may be of anybody who knows the port, and makes way.
+#[test]
+fn a_half_open_flow_makes_way_for_another_of_its_port() {
+    let mut bench = Bench::new();
+    bench.only(1, 3);
+    let backend = bench.forward(&Segment::syn(address(CLIENT), address(VIP)));
+    assert_eq!(bench.forward(&Segment::syn(address(CLIENT), address(VIP_B))), backend);
+    assert_eq!((bench.open_flows(1), bench.total_flows(1)), (1, 2));
+    let accepts = Segment::syn_ack(backend, address(CLIENT));
+    let out = bench.expect("samport_reverse", &accepts.frame(), Verdict::Reply, REDIRECT);
+    assert_eq!(Segment::read(&out).source, address(VIP_B));
 }
 
 #[test]
@@ -269,15 +295,9 @@ fn the_programs_know_what_time_it_is() {
     bench.forward(&Segment::syn(client(40_000), address(VIP)));
     let after = tick();
     let table = samport::dataplane::pins::map_of(bench.name(), "FLOWS4");
-    let dump = Command::new("bpftool").args(["-j", "map", "dump", "pinned"]).arg(table).output();
-    let entries: serde_json::Value = serde_json::from_slice(&dump.unwrap().stdout).unwrap();
-    let value = entries[0]["value"].as_array().unwrap();
-    let byte = |at: usize| {
-        let text = value[at].as_str().unwrap().trim_start_matches("0x");
-        u64::from_str_radix(text, 16).unwrap()
-    };
-    // `Flow::seen_tick`, in the machine's own order.
-    let seen = (12..16).rev().fold(0, |sum, at| sum << 8 | byte(at));
+    let values = Map::open(&table).unwrap().values().unwrap();
+    // `Flow::seen_tick`.
+    let seen = u32::from_ne_bytes(values[0][12..16].try_into().unwrap()).into();
     // A jiffy may be over that nobody has counted yet.
     assert!((before - 1..=after).contains(&seen), "{before} to {after}, and {seen}");
 }

@@ -89,18 +89,20 @@ fn frames_for_other_machines_pass() {
 /// other kernels and compilers add must fit in between.
 #[test]
 fn programs_stay_below_their_instruction_ceilings() {
-    const CEILINGS: [(&str, u32); 19] = [
+    const CEILINGS: [(&str, u32); 21] = [
         ("samport_forward", 15_000),
         ("samport_bridge", 15_000),
         ("samport_inside", 15_000),
         ("samport_forward6", 40_000),
-        ("samport_choose", 40_000),
-        ("samport_crowded", 130_000),
-        ("samport_open", 100_000),
+        ("samport_choose", 65_000),
+        ("samport_crowded", 200_000),
+        ("samport_open", 120_000),
+        ("samport_make_way", 15_000),
         ("samport_icmp", 100_000),
         ("samport_reverse", 15_000),
         ("samport_device", 15_000),
         ("samport_egress", 15_000),
+        ("samport_outbound", 15_000),
         ("samport_reverse6", 40_000),
         ("samport_answer", 130_000),
         ("samport_reverse_first", 130_000),
@@ -113,12 +115,16 @@ fn programs_stay_below_their_instruction_ceilings() {
     let mut bench = Bench::with_local_clients();
     let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, program_run::PROGRAMS, "every program has a ceiling");
-    let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 80_000));
+    let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 150_000));
     bench.dataplane.load_xdp().unwrap();
     let xdp = [("samport_xdp", 100_000)];
+    let mut above = Vec::new();
     for (name, ceiling) in CEILINGS.into_iter().chain(local).chain(xdp) {
         let count = bench.dataplane.verified_instructions(name).unwrap();
         println!("{name}: {count} of {ceiling} instructions verified");
-        assert!(count <= ceiling, "{name}: {count} instructions");
+        if count > ceiling {
+            above.push(format!("{name}: {count} instructions"));
+        }
     }
+    assert!(above.is_empty(), "{above:?}");
 }

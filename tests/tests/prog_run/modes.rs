@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 
 use samport::plan::Policy;
 use samport_common::choose::Balance;
+use samport_common::verdict::Verdict;
 use samport_tests::packet::Segment;
 
+use crate::REDIRECT;
 use crate::bench::{BACKENDS, Bench, CLIENT, VIP};
 
 fn address(text: &str) -> SocketAddr {
@@ -95,7 +97,9 @@ fn least_conn_goes_to_whom_has_fewer_open() {
     assert!(to_second > 15, "{to_second} of 40");
     // Those that end free their backend.
     for port in 40_000..40_050 {
-        let mut reset = Segment::ack(client(2, port), address(VIP), b"");
+        let accepts = Segment::syn_ack(address(BACKENDS[0]), client(2, port));
+        bench.expect("samport_reverse", &accepts.frame(), Verdict::Reply, REDIRECT);
+        let mut reset = Segment::ack(client(2, port), address(VIP), b"").numbered(1_001, 1_001);
         reset.tcp.rst = true;
         bench.forward(&reset);
     }

@@ -1,10 +1,11 @@
 //! Who is told that nobody is there, and who is spared it: resets of our own, and connect failover.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::TcpHeader;
-use samport::plan::Policy;
+use samport::plan::{BackendId, Policy};
 use samport_common::verdict::Verdict;
+use samport_tests::frames::{IPV4_LEN, icmp, quote};
 use samport_tests::packet::Segment;
 
 use crate::bench::{BACKENDS, Bench, CLIENT, CLIENT6, VIP, VIP6, at_host};
@@ -98,15 +99,120 @@ fn a_refusal_is_held_back_and_the_next_syn_goes_to_another_backend() {
             bench.forward(&Segment::ack(address(client), address(vip), b"x")).ip(),
             address(BACKENDS[takes]).ip()
         );
-        // Others are spared the one that has failed.
-        for port in 41_000..41_020 {
+        // One connection that has failed makes nobody avoid the backend, its own client's others neither. It did
+        // once, and whoever forged packets took all backends from everybody.
+        let refusing = address(BACKENDS[refuses]);
+        let chosen = (41_000..41_040).map(|port| {
             let client = SocketAddr::new(address(client).ip(), port);
-            assert_eq!(
-                bench.forward(&Segment::syn(client, address(vip))),
-                address(BACKENDS[takes])
-            );
+            bench.forward(&Segment::syn(client, address(vip)))
+        });
+        let (to_it, to_other): (Vec<_>, Vec<_>) = chosen.partition(|to| *to == refusing);
+        assert!(!to_it.is_empty() && !to_other.is_empty(), "{to_it:?} {to_other:?}");
+    }
+}
+
+/// A backend that a check has confirmed to fail is avoided until it takes a connection.
+#[test]
+fn a_suspect_is_avoided_until_it_takes_a_connection() {
+    for (client, vip, one, other) in FAMILIES {
+        let mut bench = Bench::new();
+        let (suspect, good) = (address(BACKENDS[one]), address(BACKENDS[other]));
+        let index = u32::try_from(one + 1).unwrap();
+        let syn = |port| Segment::syn(SocketAddr::new(address(client).ip(), port), address(vip));
+        // A connection that is being opened already.
+        let opening = (40_000..40_040).find(|port| bench.forward(&syn(*port)) == suspect);
+        let opening = SocketAddr::new(address(client).ip(), opening.unwrap());
+        let id = BackendId { index, generation: 1 };
+        let first = bench.dataplane.confirm(id).unwrap();
+        assert_eq!(first.map(|time| time.as_secs()), Some(10));
+        for port in 41_000..41_040 {
+            assert_eq!(bench.forward(&syn(port)), good);
+        }
+        let second = bench.dataplane.confirm(id).unwrap();
+        assert_eq!(second.map(|time| time.as_secs()), Some(21), "it has taken none in between");
+        assert_eq!(bench.dataplane.confirm(BackendId { generation: 2, ..id }).unwrap(), None);
+
+        let mut accepts = Segment::ack(suspect, opening, b"");
+        accepts.tcp.syn = true;
+        bench.expect("samport_reverse", &accepts.frame(), Verdict::Reply, REDIRECT);
+        assert!((42_000..42_040).any(|port| bench.forward(&syn(port)) == suspect));
+        let third = bench.dataplane.confirm(id).unwrap();
+        assert_eq!(third.map(|time| time.as_secs()), Some(10), "it begins anew");
+    }
+}
+
+/// A reset that does not acknowledge the SYN refuses nothing: no client believes it.
+#[test]
+fn a_reset_without_an_acknowledgement_is_no_refusal() {
+    for (client, vip, one, _) in FAMILIES {
+        let mut bench = Bench::new();
+        bench.only(1, 3);
+        bench.forward(&Segment::syn(address(client), address(vip)));
+        let mut reset = refusal(one, client);
+        reset.tcp.ack = false;
+        reset.tcp.acknowledgment_number = 0;
+        bench.expect("samport_reverse", &reset.frame(), Verdict::Reply, REDIRECT);
+        assert_eq!(bench.stats(u32::try_from(one + 1).unwrap()).refused, 0);
+    }
+}
+
+/// What becomes of a SYN with these options when its backend refuses: counted as refused, and as evidence only if
+/// it is a plain one.
+#[test]
+fn a_refused_syn_that_asks_for_one_certain_peer_is_no_evidence() {
+    const JOIN: [u8; 12] = [30, 12, 0x10, 1, 0, 0, 0, 1, 0, 0, 0, 2];
+    const PLAIN: [u8; 4] = [2, 4, 5, 0xb4];
+    for (options, for_one_peer) in [(&PLAIN[..], 0), (&JOIN, 1)] {
+        for (client, vip, one, other) in FAMILIES {
+            let mut bench = Bench::new();
+            let mut syn = Segment::syn(address(client), address(vip));
+            syn.tcp.set_options_raw(options).unwrap();
+            let first = bench.forward(&syn);
+            let refuses = if first == address(BACKENDS[one]) { one } else { other };
+            let id = u32::try_from(refuses + 1).unwrap();
+            let reset = refusal(refuses, client).frame();
+            bench.expect("samport_reverse", &reset, Verdict::RefusalHeld, DROP);
+            assert_ne!(bench.forward(&syn), first);
+            let stats = bench.stats(id);
+            assert_eq!((stats.refused, stats.for_one_peer), (1, for_one_peer), "{options:?}");
+            assert_eq!((stats.silent, stats.unreachable), (0, 0));
+            let clients = bench.evidence(id).clients;
+            let count = clients.iter().filter(|one| **one != 0).count() as u64;
+            assert_eq!(count, 1 - for_one_peer, "{options:?}: {clients:?}");
+
+            // It is none any more once the backend has taken a connection, be it anybody's.
+            let other = |port| SocketAddr::new(address(client).ip(), port);
+            let taken = (41_000..41_040)
+                .map(other)
+                .find(|from| bench.forward(&Segment::syn(*from, address(vip))) == first);
+            let mut accepts = Segment::ack(first, taken.unwrap(), b"");
+            accepts.tcp.syn = true;
+            bench.expect("samport_reverse", &accepts.frame(), Verdict::Reply, REDIRECT);
+            assert_eq!(bench.evidence(id).clients, [0; 3]);
         }
     }
+}
+
+/// An ICMP error that says that a SYN has not reached its backend is counted, and no evidence.
+#[test]
+fn an_unreachable_backend_is_counted_and_no_evidence() {
+    let far = IpAddr::from([172, 30, 0, 1]);
+    let mut bench = Bench::new();
+    bench.only(1, 3);
+    let syn = Segment::syn(address(CLIENT), address(VIP));
+    bench.forward(&syn);
+    let sent = Segment { destination: address(BACKENDS[0]), ..syn };
+    let mut error = |kind| {
+        let ends = (far, address(CLIENT).ip());
+        let frame = icmp(ends, kind, [0; 4], quote(&sent.frame(), IPV4_LEN + 8));
+        bench.expect("samport_reverse", &frame, Verdict::IcmpReply, REDIRECT);
+        (bench.stats(1).unreachable, bench.evidence(1).clients)
+    };
+    // Fragmentation needed, and time exceeded, say something else.
+    assert_eq!(error((3, 4)), (0, [0; 3]));
+    assert_eq!(error((11, 0)), (0, [0; 3]));
+    assert_eq!(error((3, 3)), (1, [0; 3]));
+    assert_eq!(error((3, 13)), (2, [0; 3]));
 }
 
 #[test]

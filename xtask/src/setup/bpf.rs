@@ -9,10 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
-use super::packages::{self, Apt};
 use super::rustc::{self, Rustc};
+use super::{apt, linker};
 use crate::sh;
 
 /// Where Debian's Rust packages are. rustup takes a path for the name of a toolchain.
@@ -69,50 +69,36 @@ struct Findings {
     system: Option<Found>,
     /// A nightly without the library's source.
     bare_nightly: Option<String>,
-    /// Debian's packages can be installed.
-    can_install_packages: bool,
     has_rustup: bool,
 }
 
-/// What to do about the toolchain.
-#[derive(Debug, PartialEq, Eq)]
-enum Choice {
-    Use(Found),
-    InstallPackages,
+/// How a toolchain can be had that is not there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// The distribution's packages, with the LLVM that their compiler has.
+    Packages { llvm: u32 },
+    /// The library's source, added to a nightly of rustup's.
     AddSource(String),
-    InstallNightly,
-    GiveUp,
+    /// A nightly of rustup's.
+    Nightly,
 }
 
 /// The toolchain to use if one is there already.
 pub fn find() -> Option<Found> {
-    match choose(&look()) {
-        Choice::Use(found) => Some(found),
-        _ => None,
-    }
+    let findings = look();
+    findings.nightly.or(findings.system)
 }
 
-/// The toolchain to use, installed if none is there.
-pub fn ensure(apt: &mut Apt) -> Result<Found> {
-    let mut findings = look();
-    match choose(&findings) {
-        Choice::Use(found) => return Ok(found),
-        Choice::InstallPackages => {
-            if let Err(error) = install_packages(apt) {
-                eprintln!("setup: no BPF compiler from apt-get: {error:#}");
-            }
-            findings = Findings { can_install_packages: false, ..look() };
-        }
-        _ => {}
+/// How to get a toolchain where there is none. It is decided by what the archive offers, before anything is done.
+///
+/// # Errors
+/// There is no way; what could be done by hand.
+pub fn way() -> Result<Way> {
+    let packages = offered();
+    if let Err(error) = &packages {
+        eprintln!("setup: {error:#}: asking rustup instead");
     }
-    let installed = match choose(&findings) {
-        Choice::Use(found) => return Ok(found),
-        Choice::AddSource(nightly) => add_source(&nightly),
-        Choice::InstallNightly => install_nightly(),
-        Choice::InstallPackages | Choice::GiveUp => Ok(()),
-    };
-    installed.context(BY_HAND)?;
-    find().context(BY_HAND)
+    choose(&look(), packages.ok()).context(BY_HAND)
 }
 
 const BY_HAND: &str = "no compiler for the BPF programs; \
@@ -120,15 +106,17 @@ const BY_HAND: &str = "no compiler for the BPF programs; \
     `rustup toolchain install nightly --component rust-src`, \
     or Debian's rustc-web, cargo-web and rust-web-src";
 
-fn choose(findings: &Findings) -> Choice {
-    let ready = findings.nightly.as_ref().or(findings.system.as_ref());
-    match (ready, &findings.bare_nightly) {
-        (Some(found), _) => Choice::Use(found.clone()),
-        (None, _) if findings.can_install_packages => Choice::InstallPackages,
-        (None, Some(nightly)) if findings.has_rustup => Choice::AddSource(nightly.clone()),
-        (None, None) if findings.has_rustup => Choice::InstallNightly,
-        (None, _) => Choice::GiveUp,
+fn choose(findings: &Findings, packages: Option<u32>) -> Option<Way> {
+    if let Some(llvm) = packages {
+        return Some(Way::Packages { llvm });
     }
+    if !findings.has_rustup {
+        return None;
+    }
+    Some(match &findings.bare_nightly {
+        Some(nightly) => Way::AddSource(nightly.clone()),
+        None => Way::Nightly,
+    })
 }
 
 fn look() -> Findings {
@@ -140,7 +128,6 @@ fn look() -> Findings {
         nightly: ready.iter().find_map(|folder| usable(folder, &name(folder))),
         system: has_source(Path::new(SYSTEM)).then(|| usable(SYSTEM.as_ref(), SYSTEM)).flatten(),
         bare_nightly: bare.first().map(|folder| name(folder)),
-        can_install_packages: packages::can_install() && sh::is_root(),
         has_rustup,
     }
 }
@@ -175,83 +162,97 @@ fn usable(sysroot: &Path, name: &str) -> Option<Found> {
     sh::is_program(&sysroot.join("bin/cargo")).then_some(Found { toolchain, rustc })
 }
 
-fn install_packages(apt: &mut Apt) -> Result<()> {
-    apt.update()?;
-    let offered = packages::candidate(PACKAGES[0]).and_then(|version| rustc::release(&version));
+/// The LLVM of the compiler that the distribution's packages would bring, if they would do.
+fn offered() -> Result<u32> {
+    ensure!(apt::is_there(), "there is no apt-get");
+    let compiler = PACKAGES[0];
+    let version = apt::candidate(compiler)
+        .with_context(|| format!("this distribution has no package {compiler}"))?;
     let (major, minor) = rustc::required();
-    match offered {
-        Some(offered) if offered >= (major, minor) => {}
-        Some((old_major, old_minor)) => {
-            bail!("{} is {old_major}.{old_minor}, {major}.{minor} is needed", PACKAGES[0])
-        }
-        None => bail!("there is no package {}", PACKAGES[0]),
-    }
-    apt.install(&PACKAGES, "to compile the BPF programs")
+    let is_enough = rustc::release(&version).is_some_and(|offered| offered >= (major, minor));
+    ensure!(is_enough, "{compiler} is {version} here, and {major}.{minor} is needed");
+    let llvm = llvm_of(&apt::depends(compiler), apt::depends);
+    let llvm = llvm.with_context(|| format!("{compiler} {version} depends on no libllvm"))?;
+    let packages = packages(llvm);
+    let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+    // Where Debian's rustc is installed, or its rustup, these packages take its place.
+    let removed = apt::simulate(&packages)?.removed;
+    ensure!(removed.is_empty(), "{compiler} would remove {}", removed.join(" "));
+    Ok(llvm)
 }
 
-fn add_source(nightly: &str) -> Result<()> {
+/// The LLVM that a compiler of these dependencies has: Debian's depends on it by its standard library's packages.
+fn llvm_of(dependencies: &[String], depends: fn(&str) -> Vec<String>) -> Option<u32> {
+    let own = dependencies.iter().find_map(|name| name.strip_prefix("libllvm")?.parse().ok());
+    own.or_else(|| {
+        let mut libraries = dependencies.iter().filter(|name| name.starts_with("libstd-rust"));
+        libraries.find_map(|name| llvm_of(&depends(name), depends))
+    })
+}
+
+/// The distribution's packages of the compiler and of what bpf-linker is built with.
+pub fn packages(llvm: u32) -> Vec<String> {
+    PACKAGES.iter().map(|name| (*name).to_owned()).chain(linker::packages(llvm)).collect()
+}
+
+/// Adds the library's source to a nightly.
+pub fn add_source(nightly: &str) -> Result<()> {
     eprintln!("setup: adding rust-src to {nightly} with rustup: to compile the BPF programs");
     sh::run(Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", nightly]))
 }
 
-fn install_nightly() -> Result<()> {
+/// Installs a nightly with the library's source.
+pub fn install_nightly() -> Result<()> {
     eprintln!("setup: installing a nightly Rust with rustup: to compile the BPF programs");
     let mut rustup = Command::new("rustup");
     rustup.args(["toolchain", "install", "nightly", "--profile", "minimal"]);
-    sh::run(rustup.args(["--component", "rust-src"]))
+    sh::run(rustup.args(["--component", "rust-src", "--component", "clippy"]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(name: &str) -> Found {
-        let rustc = Rustc { release: (1, 99), llvm: 30 };
-        Found { toolchain: Toolchain::named(name.to_owned()), rustc }
-    }
-
-    fn everything() -> Findings {
-        Findings {
-            nightly: Some(found("nightly")),
-            system: Some(found(SYSTEM)),
-            bare_nightly: Some("nightly-2026-01-01".to_owned()),
-            can_install_packages: true,
-            has_rustup: true,
-        }
-    }
-
-    #[test]
-    fn a_nightly_with_source_comes_first() {
-        assert_eq!(choose(&everything()), Choice::Use(found("nightly")));
-    }
-
-    #[test]
-    fn the_distribution_s_rust_is_used_before_anything_is_installed() {
-        let findings = Findings { nightly: None, ..everything() };
-        assert_eq!(choose(&findings), Choice::Use(found(SYSTEM)));
+    fn findings(bare_nightly: Option<&str>) -> Findings {
+        let bare_nightly = bare_nightly.map(str::to_owned);
+        Findings { bare_nightly, has_rustup: true, ..Findings::default() }
     }
 
     #[test]
     fn packages_are_preferred_to_a_download() {
-        let findings = Findings { nightly: None, system: None, ..everything() };
-        assert_eq!(choose(&findings), Choice::InstallPackages);
+        assert_eq!(choose(&findings(None), Some(22)), Some(Way::Packages { llvm: 22 }));
     }
 
     #[test]
     fn a_nightly_that_is_there_gets_the_source_and_is_not_replaced() {
-        let findings =
-            Findings { nightly: None, system: None, can_install_packages: false, ..everything() };
-        assert_eq!(choose(&findings), Choice::AddSource("nightly-2026-01-01".to_owned()));
+        let way = choose(&findings(Some("nightly-2026-01-01")), None);
+        assert_eq!(way, Some(Way::AddSource("nightly-2026-01-01".to_owned())));
     }
 
     #[test]
     fn rustup_alone_downloads_a_nightly() {
-        let findings = Findings { has_rustup: true, ..Findings::default() };
-        assert_eq!(choose(&findings), Choice::InstallNightly);
+        assert_eq!(choose(&findings(None), None), Some(Way::Nightly));
+    }
+
+    #[test]
+    fn the_llvm_of_a_compiler_is_found_through_its_standard_library() {
+        fn names(names: &[&str]) -> Vec<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        }
+        let of = |dependencies: &[&str]| {
+            llvm_of(&names(dependencies), |name| match name {
+                "libstd-rust-web-dev" => names(&["libstd-rust-web-1.96", "gcc"]),
+                "libstd-rust-web-1.96" => names(&["libc6", "libllvm22"]),
+                _ => Vec::new(),
+            })
+        };
+        assert_eq!(of(&["libc6", "libstd-rust-web-dev"]), Some(22));
+        assert_eq!(of(&["libllvm19"]), Some(19));
+        assert_eq!(of(&["libc6"]), None);
     }
 
     #[test]
     fn without_rustup_and_packages_there_is_nothing_to_do() {
-        assert_eq!(choose(&Findings::default()), Choice::GiveUp);
+        assert_eq!(choose(&Findings::default(), None), None);
     }
 }

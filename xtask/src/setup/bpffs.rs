@@ -17,17 +17,24 @@ pub fn survey() -> Need {
     }
 }
 
-pub fn ensure() -> Result<()> {
-    if is_mounted() {
-        return Ok(());
-    }
+/// Mounts it.
+pub fn mount() -> Result<()> {
     eprintln!("setup: mounting the BPF file system: samport pins its programs there");
     let mut mount = sh::as_root("mount")?;
     sh::run(mount.args(["-t", "bpf", "bpf", MOUNT_POINT]))
         .with_context(|| format!("no BPF file system at {MOUNT_POINT}"))
 }
 
-fn is_mounted() -> bool {
+/// Unmounts it, unless something is pinned there.
+pub fn unmount() -> Result<()> {
+    let is_empty = fs::read_dir(MOUNT_POINT).is_ok_and(|mut pins| pins.next().is_none());
+    if !is_mounted() || !is_empty {
+        return Ok(());
+    }
+    sh::run(sh::as_root("umount")?.arg(MOUNT_POINT))
+}
+
+pub fn is_mounted() -> bool {
     fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| lists(&mounts))
 }
 

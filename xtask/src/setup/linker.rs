@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::apt;
 use super::bpf::Found;
-use super::packages::{self, Apt};
 use crate::sh;
 
 const NAME: &str = "bpf-linker";
@@ -31,39 +31,6 @@ pub fn find(found: &Found, cache: &Path) -> Option<PathBuf> {
         reads(&file, found.rustc.llvm).then_some(folder)
     });
     in_path.or_else(|| Some(released(cache))).filter(|folder| works(folder))
-}
-
-/// The folder of a bpf-linker that works with the toolchain, installed if none does.
-pub fn ensure(found: &Found, cache: &Path, apt: &mut Apt) -> Result<PathBuf> {
-    if let Some(folder) = find(found, cache) {
-        return Ok(folder);
-    }
-    let llvm = found.rustc.llvm;
-    // Also when this LLVM is there: the build links libraries that it does not depend on.
-    if packages::can_install()
-        && sh::is_root()
-        && let Err(error) = install_llvm(llvm, apt)
-    {
-        eprintln!("setup: no LLVM {llvm} from apt-get: {error:#}");
-    }
-    let installed = if llvm_is_installed(llvm) {
-        build(llvm, cache)
-    } else {
-        download(cache).or_else(|error| {
-            eprintln!("setup: no released {NAME}: {error:#}");
-            build_with_any_llvm(cache)
-        })
-    };
-    let by_hand = || {
-        if found.toolchain.is_system() {
-            let packages = llvm_packages(llvm).join(" ");
-            format!("no {NAME}; install by hand {packages}, then run setup again")
-        } else {
-            format!("no {NAME}; by hand: `cargo install cargo-binstall && cargo binstall {NAME}`")
-        }
-    };
-    installed.with_context(by_hand)?;
-    find(found, cache).with_context(by_hand)
 }
 
 fn built(cache: &Path, llvm: u32) -> PathBuf {
@@ -102,19 +69,52 @@ fn llvm_prefix(llvm: u32) -> PathBuf {
     PathBuf::from(format!("/usr/lib/llvm-{llvm}"))
 }
 
-fn llvm_is_installed(llvm: u32) -> bool {
-    llvm_prefix(llvm).join("bin/llvm-config").exists()
-        && llvm_prefix(llvm).join("lib/libPolly.a").exists()
+/// How bpf-linker can be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Built with the distribution's LLVM of this version.
+    Build { llvm: u32 },
+    /// The project's own build, which has an LLVM inside.
+    Download,
 }
 
-fn llvm_packages(llvm: u32) -> [String; 4] {
+/// How to get a bpf-linker for a compiler with this LLVM: with the distribution's LLVM where the archive has it.
+pub fn way(llvm: u32) -> Way {
+    let has_it = |package: &String| apt::is_installed(package) || apt::candidate(package).is_some();
+    if apt::is_there() && packages(llvm).iter().all(has_it) {
+        Way::Build { llvm }
+    } else {
+        Way::Download
+    }
+}
+
+/// Programs that a download needs, and their packages.
+pub const DOWNLOADERS: [(&str, &str); 2] = [("curl", "curl"), ("zstd", "zstd")];
+
+/// Installs it.
+pub fn install(way: Way, cache: &Path) -> Result<()> {
+    match way {
+        Way::Build { llvm } => build(llvm, cache).with_context(|| {
+            format!("no {NAME}; by hand: install {}, then again", packages(llvm).join(" "))
+        }),
+        Way::Download => download(cache).with_context(|| {
+            format!("no {NAME}; by hand: `cargo install cargo-binstall && cargo binstall {NAME}`")
+        }),
+    }
+}
+
+/// The folder that this makes in the cache.
+pub fn folder(way: Way, cache: &Path) -> PathBuf {
+    match way {
+        Way::Build { llvm } => built(cache, llvm),
+        Way::Download => released(cache),
+    }
+}
+
+/// The packages that bpf-linker is built with.
+pub fn packages(llvm: u32) -> [String; 4] {
     let polly = format!("libpolly-{llvm}-dev");
     [format!("llvm-{llvm}-dev"), polly, "libzstd-dev".into(), "zlib1g-dev".into()]
-}
-
-fn install_llvm(llvm: u32, apt: &mut Apt) -> Result<()> {
-    let packages = llvm_packages(llvm);
-    apt.install(&packages.each_ref().map(String::as_str), "to build bpf-linker")
 }
 
 /// The command that builds bpf-linker into `root`.
@@ -132,17 +132,6 @@ fn build(llvm: u32, cache: &Path) -> Result<()> {
     // An interrupted or outdated installation may be on record there.
     cargo.args(["--force", "--no-default-features", "--features", &format!("llvm-{llvm}")]);
     sh::run(&mut cargo)
-}
-
-fn build_with_any_llvm(cache: &Path) -> Result<()> {
-    eprintln!("setup: building {NAME} {VERSION} with the LLVM it finds: to link BPF");
-    let scratch = cache.join("build");
-    sh::run(cargo_install(&scratch).arg("--force"))?;
-    let folder = released(cache);
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let file = folder.join(NAME);
-    fs::rename(scratch.join("bin").join(NAME), &file)
-        .with_context(|| format!("write {}", file.display()))
 }
 
 fn download(cache: &Path) -> Result<()> {

@@ -1,5 +1,14 @@
 //! Adding up what the test programs print.
 
+use std::io::{BufRead as _, BufReader, Read};
+
+use anyhow::{Context as _, Result};
+
+/// The line after which what has failed runs once more. Who passes then is flaky; nothing else counts.
+pub const AGAIN: &str = "what has failed runs once more, by itself";
+/// The line after that.
+pub const AGAIN_OVER: &str = "what has failed has run once more";
+
 /// The sums over all test programs whose output was given to [`Tally::line`].
 #[derive(Default)]
 pub struct Tally {
@@ -7,16 +16,40 @@ pub struct Tally {
     pub failed: u64,
     pub ignored: u64,
     failures: Vec<String>,
+    /// Failed first and passed by themselves; among the passed.
+    flaky: Vec<String>,
     /// The names after the last `failures:`. A test program prints that word twice, before the
     /// output of failed tests and before their names; the later one replaces the earlier.
     listed: Option<Vec<String>>,
     /// A test program has started and not yet printed its result.
     running: bool,
+    /// Between [`AGAIN`] and [`AGAIN_OVER`].
+    runs_again: bool,
 }
 
 impl Tally {
+    /// Prints what a program prints, as it comes, and adds it up; `seen` is given each line too.
+    pub fn pass_through(&mut self, output: impl Read, mut seen: impl FnMut(&str)) -> Result<()> {
+        for line in BufReader::new(output).split(b'\n') {
+            // Tests may print what is not UTF-8.
+            let line = String::from_utf8_lossy(&line.context("read the output")?).into_owned();
+            println!("{line}");
+            self.line(&line);
+            seen(&line);
+        }
+        self.end();
+        Ok(())
+    }
+
     pub fn line(&mut self, line: &str) {
-        if is_start(line) {
+        if line == AGAIN || line == AGAIN_OVER {
+            self.runs_again = line == AGAIN;
+        } else if self.runs_again {
+            let name = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok"));
+            if let Some(name) = name {
+                self.passed_again(name);
+            }
+        } else if is_start(line) {
             self.close_unfinished();
             self.running = true;
         } else if line == "failures:" {
@@ -39,7 +72,7 @@ impl Tally {
 
     /// Puts this before the name of every failed test.
     pub fn named(&mut self, prefix: &str) {
-        for name in &mut self.failures {
+        for name in self.failures.iter_mut().chain(&mut self.flaky) {
             name.insert_str(0, prefix);
         }
     }
@@ -50,12 +83,23 @@ impl Tally {
         self.failures.push(name);
     }
 
-    /// Adds another one's results to these.
-    pub fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-        self.failures.extend(other.failures);
+    /// Prints a line of the runner's own and takes note of it.
+    pub fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.line(line);
+    }
+
+    fn passed_again(&mut self, name: &str) {
+        if let Some(at) = self.failures.iter().position(|one| one == name) {
+            self.failed -= 1;
+            self.passed += 1;
+            self.flaky.push(self.failures.remove(at));
+        }
+    }
+
+    /// The names of tests that failed and passed by themselves, in the order they were printed.
+    pub fn flaky(&self) -> &[String] {
+        &self.flaky
     }
 
     /// The names of the failed tests, in the order they were printed.
@@ -131,6 +175,26 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn failed_tests_are_named_and_their_output_is_not() {
         let tally = tally(ONE_FAILS);
         assert_eq!(tally.failures().collect::<Vec<_>>(), ["lab::bad"]);
+    }
+
+    #[test]
+    fn a_test_that_passes_by_itself_is_flaky_and_no_failure() {
+        let result = "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out";
+        let again =
+            format!("{AGAIN}\nrunning 1 test\ntest lab::bad ... ok\n{result}\n{AGAIN_OVER}\n");
+        let flaky = tally(&[ONE_FAILS, &again, TWO_PASS].concat());
+        assert_eq!((flaky.passed, flaky.failed), (4, 0));
+        assert_eq!(flaky.flaky(), ["lab::bad"]);
+        assert_eq!(flaky.failures().count(), 0);
+    }
+
+    #[test]
+    fn a_test_that_fails_by_itself_too_is_one_failure() {
+        let again = format!("{AGAIN}\n{ONE_FAILS}\n{AGAIN_OVER}\n");
+        let failed = tally(&[ONE_FAILS, &again].concat());
+        assert_eq!((failed.passed, failed.failed), (1, 1));
+        assert_eq!(failed.failures().collect::<Vec<_>>(), ["lab::bad"]);
+        assert!(failed.flaky().is_empty());
     }
 
     #[test]

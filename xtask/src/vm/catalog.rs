@@ -1,4 +1,4 @@
-//! Which kernels there are to test with, and which archive has each.
+//! Which kernels there are to test with, and which suite has each.
 
 use anyhow::{Context as _, Result};
 
@@ -9,62 +9,37 @@ pub struct Kernel {
     pub release: &'static str,
     /// The distribution it is the kernel of.
     pub of: &'static str,
-    pub archive: Archive,
-    /// The package that depends on the newest image of this release.
+    /// The suite that has it.
+    pub suite: &'static str,
+    /// The package of its image, or one that depends on the newest image of this release.
     pub package: &'static str,
 }
 
-/// Where packages come from.
-#[derive(Clone, Copy, Debug)]
-pub struct Archive {
-    /// The suites, each with the address it is at.
-    pub suites: &'static [(&'static str, &'static str)],
-    pub keyring: Keyring,
-}
-
-/// What the archive's lists are signed with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Keyring {
-    Debian,
-    /// Where Debian has it too.
-    Ubuntu,
-}
-
-const DEBIAN: &str = "http://deb.debian.org/debian";
-const SECURITY: &str = "http://deb.debian.org/debian-security";
-const UBUNTU: &str = "http://archive.ubuntu.com/ubuntu";
 const CLOUD: &str = "linux-image-cloud-amd64";
 const VIRTUAL: &str = "linux-image-virtual";
 
 /// All of them, oldest first.
-pub const KERNELS: [Kernel; 5] = [
-    debian("5.10", "Debian 11", &[(DEBIAN, "bullseye"), (SECURITY, "bullseye-security")]),
-    ubuntu("5.15", "Ubuntu 22.04", &[(UBUNTU, "jammy"), (UBUNTU, "jammy-updates")]),
-    debian("6.1", "Debian 12", &[(DEBIAN, "bookworm"), (SECURITY, "bookworm-security")]),
-    ubuntu("6.8", "Ubuntu 24.04", &[(UBUNTU, "noble"), (UBUNTU, "noble-updates")]),
-    debian("6.12", "Debian 13", &[(DEBIAN, "trixie"), (SECURITY, "trixie-security")]),
+pub const KERNELS: [Kernel; 6] = [
+    Kernel { release: "5.10", of: "Debian 11", suite: "bullseye", package: CLOUD },
+    Kernel { release: "5.15", of: "Ubuntu 22.04", suite: "jammy", package: VIRTUAL },
+    Kernel { release: "6.1", of: "Debian 12", suite: "bookworm", package: CLOUD },
+    Kernel {
+        release: "6.8.0-31",
+        of: "Ubuntu 24.04 as released",
+        suite: "noble",
+        package: "linux-image-6.8.0-31-generic",
+    },
+    Kernel { release: "6.8", of: "Ubuntu 24.04", suite: "noble", package: VIRTUAL },
+    Kernel { release: "6.12", of: "Debian 13", suite: "trixie", package: CLOUD },
 ];
 
-const fn debian(
-    release: &'static str,
-    of: &'static str,
-    suites: &'static [(&'static str, &'static str)],
-) -> Kernel {
-    let archive = Archive { suites, keyring: Keyring::Debian };
-    Kernel { release, of, archive, package: CLOUD }
+impl Kernel {
+    /// Whether its package is one image's, and not the newest's.
+    pub fn is_fixed(&self) -> bool {
+        let version = self.package.strip_prefix("linux-image-").unwrap_or_default();
+        version.starts_with(|first: char| first.is_ascii_digit())
+    }
 }
-
-const fn ubuntu(
-    release: &'static str,
-    of: &'static str,
-    suites: &'static [(&'static str, &'static str)],
-) -> Kernel {
-    let archive = Archive { suites, keyring: Keyring::Ubuntu };
-    Kernel { release, of, archive, package: VIRTUAL }
-}
-
-/// The archive that has the keyring of the others, on every Debian.
-pub const KEYS: Archive = Archive { suites: &[(DEBIAN, "trixie")], keyring: Keyring::Debian };
 
 /// The kernel of a release.
 pub fn find(release: &str) -> Result<&'static Kernel> {
@@ -72,16 +47,6 @@ pub fn find(release: &str) -> Result<&'static Kernel> {
         let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.release).collect();
         format!("no archive is known for Linux {release}: there are {}", known.join(", "))
     })
-}
-
-impl Archive {
-    /// What apt reads of it.
-    pub fn source_list(&self, keyring: &str) -> String {
-        let line = |(address, suite): &(&str, &str)| {
-            format!("deb [signed-by={keyring}] {address} {suite} main\n")
-        };
-        self.suites.iter().map(line).collect()
-    }
 }
 
 #[cfg(test)]
@@ -94,17 +59,7 @@ mod tests {
         let error = find("4.4").unwrap_err().to_string();
         assert_eq!(
             error,
-            "no archive is known for Linux 4.4: there are 5.10, 5.15, 6.1, 6.8, 6.12"
-        );
-    }
-
-    #[test]
-    fn an_archive_is_a_line_for_each_suite() {
-        let list = find("6.1").unwrap().archive.source_list("/keys.gpg");
-        assert_eq!(
-            list,
-            "deb [signed-by=/keys.gpg] http://deb.debian.org/debian bookworm main\n\
-             deb [signed-by=/keys.gpg] http://deb.debian.org/debian-security bookworm-security main\n"
+            "no archive is known for Linux 4.4: there are 5.10, 5.15, 6.1, 6.8.0-31, 6.8, 6.12"
         );
     }
 }

@@ -10,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use walkdir::WalkDir;
 
-use super::archive::created;
 use super::modules::{self, Modules};
+use crate::apt::created;
 use crate::sh;
 
 /// The machine's first process.

@@ -1,7 +1,6 @@
 //! Tests on other kernels: a machine of QEMU's boots a distribution's kernel and runs the same test
 //! programs and the same samport as this one does.
 
-mod archive;
 mod catalog;
 mod image;
 mod modules;
@@ -23,6 +22,8 @@ use self::catalog::Kernel;
 use self::qemu::Qemu;
 use self::report::Report;
 use self::selection::Selection;
+pub use self::selection::Which;
+use crate::apt::{self, Apt};
 use crate::test::{self, Tally};
 use crate::{setup, sh};
 
@@ -32,18 +33,17 @@ const SILENCE: Duration = Duration::from_mins(15);
 /// What is shown of the kernel's console when something has failed, in lines.
 const CONSOLE_LINES: usize = 30;
 
-/// Runs the tests whose names contain a filter, or a selection, on the kernel of a release.
-pub fn run(release: &str, filters: &[String]) -> Result<Tally> {
+/// Runs these tests on the kernel of a release.
+pub fn run(release: &str, which: Which) -> Result<Tally> {
     let kernel = catalog::find(release)?;
     ensure!(cfg!(target_arch = "x86_64"), "kernels are booted on x86_64 only");
-    setup::ensure(setup::Level::Test)?;
     let cache = setup::cache()?.join("kernels");
     let qemu = Qemu::ensure(&cache)?;
     let files = kernel_files(kernel, &cache)?;
-    let selection = Selection::new(filters);
+    let selection = Selection::new(which);
     let programs = test::built(selection::programs())?;
     let folder = sh::target_dir()?.join("kernels").join(release);
-    archive::created(&folder)?;
+    apt::created(&folder)?;
     let image = image::make(&folder, &files, &programs, &selection.script)?;
     let console = folder.join("console");
     let mut machine = qemu.machine(&image_of(&files)?, &image, &console);
@@ -57,16 +57,20 @@ pub fn run(release: &str, filters: &[String]) -> Result<Tally> {
 
 /// The folder of a kernel, unpacked from its packages if it is not there yet.
 fn kernel_files(kernel: &Kernel, cache: &Path) -> Result<PathBuf> {
-    let Kernel { release, of, archive, package } = kernel;
+    let Kernel { release, of, suite, package } = kernel;
     let folder = cache.join(format!("linux-{release}"));
     if folder.is_dir() {
         return Ok(folder);
     }
     eprintln!("setup: unpacking Linux {release} of {of} in {}: to test with", folder.display());
-    let apt = archive::Apt::open(&cache.join(format!("apt-{release}")), archive)?;
+    let apt = Apt::open(&cache.join(format!("apt-{release}")), suite)?;
     let begun = folder.with_file_name(format!("linux-{release}.new"));
     let _ = fs::remove_dir_all(&begun);
-    let image = apt.dependency(package, "linux-image-")?;
+    let image = if kernel.is_fixed() {
+        (*package).to_owned()
+    } else {
+        apt.dependency(package, "linux-image-")?
+    };
     // Ubuntu has the modules in a package of their own.
     let modules = apt.dependency(&image, "linux-modules-").ok();
     let packages: Vec<&str> =

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use walkdir::WalkDir;
 
 /// What the tests need, besides what these need. A kernel that has one built in has no such file.
-pub const WANTED: [&str; 20] = [
+pub const WANTED: [&str; 21] = [
     "veth",
     "bridge",
     "br_netfilter",
@@ -27,6 +27,7 @@ pub const WANTED: [&str; 20] = [
     "nf_conntrack",
     "nf_nat",
     "x_tables",
+    "xt_MASQUERADE",
     "xt_conntrack",
     "xt_tcpudp",
     "xt_addrtype",

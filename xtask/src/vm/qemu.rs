@@ -6,8 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::archive;
-use crate::{setup, sh};
+use crate::{apt, setup, sh};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
@@ -60,19 +59,14 @@ impl Qemu {
 }
 
 fn fetch(folder: &Path) -> Result<()> {
-    ensure!(setup::can_install(), "install by hand what gives {PROGRAM}: for older kernels");
+    ensure!(setup::has_apt(), "install by hand what gives {PROGRAM}: for older kernels");
     eprintln!("setup: unpacking {PACKAGE} in {}: to boot other kernels in", folder.display());
     // Beside the folder, which is there only when it is complete.
     let begun = folder.with_extension("new");
     let _ = fs::remove_dir_all(&begun);
     let packages = missing()?;
     let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
-    archive::unpack(
-        Command::new("apt-get"),
-        &packages,
-        &folder.with_extension("packages"),
-        &begun,
-    )?;
+    apt::unpack(Command::new("apt-get"), &packages, &folder.with_extension("packages"), &begun)?;
     fs::rename(&begun, folder).with_context(|| format!("make {}", folder.display()))
 }
 

@@ -37,8 +37,9 @@ pub struct Flow {
     /// Where its backend answers, likewise.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub address: Option<SocketAddr>,
-    /// `syn-sent`, `syn-received`, `established`, `client-finished`, `backend-finished`, `unanswered`,
-    /// `answered` or the like.
+    /// `syn-sent`, `syn-received`, `established`, `client-finishing`, `client-finished`,
+    /// `backend-finished`, `finishing`, `client-reset`, `unverified`, `unanswered`, `answered`,
+    /// `assured` or the like.
     #[cfg_attr(test, schemars(extend("enum" = super::schemas::FLOW_STATES)))]
     pub state: String,
     /// Since it was opened; null if that is longer ago than is counted, 73 minutes.

@@ -34,6 +34,8 @@ pub struct Explained {
     pub fate: String,
     /// The verdict it is counted by; null if that is its backend's, or none.
     pub verdict: Option<String>,
+    /// Why its source address is not valid on that device, if it leaves as `spoofed-source`.
+    pub source_refused: Option<String>,
     /// `flow`, `affinity`, or the way backends are chosen; null if it goes to none.
     pub because: Option<String>,
     /// The flow it belongs to.

@@ -20,7 +20,7 @@ pub(super) const STATES: [&str; 5] = {
 };
 
 /// States of flows that are listed: open ones.
-pub(super) const FLOW_STATES: [&str; 11] = [
+pub(super) const FLOW_STATES: [&str; 16] = [
     "closed",
     "syn-sent",
     "syn-received",
@@ -32,7 +32,18 @@ pub(super) const FLOW_STATES: [&str; 11] = [
     "unanswered",
     "answered",
     "failed",
+    "unverified",
+    "client-finishing",
+    "finishing",
+    "assured",
+    "client-reset",
 ];
+
+#[test]
+fn the_states_of_flows_are_those_of_the_core() {
+    let states = samport_common::conntrack::State::ALL;
+    assert_eq!(FLOW_STATES, states.map(samport_common::conntrack::State::name));
+}
 
 /// A schema as it is in its file.
 fn schema<T: JsonSchema>(name: &str) -> String {

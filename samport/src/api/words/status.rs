@@ -37,22 +37,49 @@ pub struct Instance {
     pub hook: String,
     /// Whether clients on the machine itself are served.
     pub local: bool,
+    /// File of the seed that `maglev` and `source-hash` choose by; empty if it knows none.
+    pub hash_seed_file: String,
     /// Its services.
     pub services: Vec<ServiceCount>,
     /// Backends that the kernel has, and those that are not ready yet; each address is one.
     pub backends: Vec<InstanceBackend>,
+    /// Containers that are left out for want of room, or because their port is another application's, and why.
+    pub left_out: Vec<String>,
     /// Packets by what became of them.
     pub verdicts: BTreeMap<String, u64>,
     /// Packets that were dropped, by all verdicts that drop.
     pub drops: u64,
     /// The tables of flows.
     pub flow_table: FlowTable,
+    /// How its control loop gets on.
+    #[serde(default)]
+    pub control_loop: ControlLoop,
     /// How much it remembers, and for how long.
     pub limits: Limits,
     /// Bytes of memory the kernel has locked for its maps.
     pub memory_bytes: u64,
     /// The kernel maps this is made of.
     pub maps: Vec<MapUse>,
+}
+
+/// How the loop gets on that keeps the kernel as it should be.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct ControlLoop {
+    /// Rounds so far: whatever changes, and at least every 10 seconds, everything is compared with what it should be.
+    pub rounds: u64,
+    /// Milliseconds since it last completed a round without an error; null if that is not known.
+    pub last_round_ms: Option<u64>,
+    /// Whether that is longer ago than 30 seconds.
+    pub is_stalled: bool,
+    /// What it waits for.
+    pub waits_for: String,
+    /// Why its last round has failed; empty if it has not.
+    pub error: String,
+    /// Programs it has attached again because somebody else had taken them off their hooks.
+    pub reattached: u64,
+    /// How often something may have been missed, by where, so that everything was looked at again.
+    pub resyncs: BTreeMap<String, u64>,
 }
 
 /// What has come of a service. A backend with several addresses is one.
@@ -139,6 +166,12 @@ pub struct FlowTable {
     pub expired: u64,
     /// Entries that had to make room for others.
     pub evicted: u64,
+    /// Flows that found no room, and are kept in tables beside where the oldest make way, to a few seconds.
+    #[serde(default)]
+    pub overflow: u64,
+    /// Flows in the tables whose client is not proven: half-open connections, datagrams without an answer.
+    #[serde(default)]
+    pub unproven: u64,
 }
 
 /// How much an instance remembers, and for how long after the last packet. 0 is what is not known.
@@ -150,6 +183,12 @@ pub struct Limits {
     /// Flows for IPv6: `--flows6`.
     #[serde(default)]
     pub flows6: u32,
+    /// Flows of both tables whose client is not proven: a quarter of the smaller.
+    #[serde(default)]
+    pub unproven: u32,
+    /// Percent of a table that one service may hold when others need room: `--service-share`.
+    #[serde(default)]
+    pub service_share: u8,
     /// Backends at a time: `--max-backends`.
     pub max_backends: u32,
     /// Seconds, `--tcp-syn-timeout`.

@@ -3,6 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::check::exit_of;
 use crate::check::firewall::Inspector;
+use crate::discovery::endpoint::Endpoint;
+use crate::discovery::{Engine, Seen};
+use crate::model::test::candidate;
+use crate::model::{Egress, Place, Site};
 use crate::netlink::LinkState;
 
 const ETH0: u32 = 2;
@@ -16,7 +20,12 @@ fn well() -> Facts {
         is_veth: false,
         is_bridge: false,
         is_ethernet: true,
+        mtu: 1_500,
+        is_vrf: false,
+        peer_namespace: None,
+        master: None,
         addresses: BTreeSet::from(addresses),
+        broadcasts: BTreeSet::new(),
     };
     let lo = Device { ifindex: 1, name: "lo".into(), is_ethernet: false, ..eth0.clone() };
     Facts {
@@ -29,12 +38,16 @@ fn well() -> Facts {
         devices: BTreeMap::from([(1, lo), (ETH0, eth0)]),
         links: BTreeMap::from([(ETH0, LinkState { is_up: true, xdp: None })]),
         interfaces: vec!["eth0".into()],
+        forwarding: [true; 2],
+        strict: vec!["eth0".into()],
+        not_strict: Ok(Vec::new()),
         at_tcx: BTreeMap::from([("eth0".into(), vec!["samport_forward".into()])]),
         at_xdp: BTreeMap::new(),
         engines: Vec::new(),
         ports: vec![("80".parse().unwrap(), Ok(()))],
         alone: Ok(()),
         inspectors: Ok(Vec::new()),
+        hash_seed: Ok(Look::There("/var/lib/samport/hash-seed".into())),
     }
 }
 
@@ -60,13 +73,14 @@ fn assert_said(change: impl FnOnce(&mut Facts), begin: &str, end: &str, exit: Op
 }
 
 #[test]
-fn a_good_machine_gets_four_good_lines() {
+fn a_good_machine_gets_five_good_lines() {
     assert_eq!(
         lines(&well()),
         [
             "ok    kernel 6.18 · BTF · tcx · CAP_BPF CAP_NET_ADMIN CAP_PERFMON · bpffs · cgroup2",
             "ok    eth0: Ethernet, up, 198.51.100.7 2001:db8::7",
             "ok    port 80 is free",
+            "ok    hash seed: /var/lib/samport/hash-seed",
             "ok    no firewall rules for what comes in",
         ]
     );
@@ -91,6 +105,20 @@ fn what_samport_can_do_without_is_a_warning() {
     assert_said(|f| f.local = Err("no cgroup2".into()), "warn  clients on", "--no-local", None);
     let no_place = Bpffs::NoPlace("ENOENT".into());
     assert_said(|f| f.bpffs = no_place, "FAIL  there is no place", "with BPF", Some(Exit::Kernel));
+}
+
+#[test]
+fn a_seed_that_cannot_be_used_fails_and_one_that_is_not_kept_is_a_warning() {
+    let usage = Some(Exit::Usage);
+    let no_good = |f: &mut Facts| f.hash_seed = Err("the file has mode 0644; chmod 600 it".into());
+    assert_said(no_good, "FAIL  the file has mode 0644 →", "chmod 600 it", usage);
+    let sentence = "it cannot be kept; make that folder writable".to_owned();
+    let lost = Look::UntilReboot("/run/samport/hash-seed".into(), sentence);
+    assert_said(|f| f.hash_seed = Ok(lost), "warn  it cannot be kept →", "writable", None);
+    let mut new = well();
+    new.hash_seed = Ok(Look::New("/a/b".into()));
+    let line = "ok    hash seed: /a/b, which `samport run` will make".to_owned();
+    assert!(lines(&new).contains(&line), "{:?}", lines(&new));
 }
 
 #[test]
@@ -124,6 +152,36 @@ fn an_interface_that_is_down_or_has_only_link_local_addresses_is_a_warning() {
 }
 
 #[test]
+fn without_forwarding_sources_of_containers_cannot_be_checked() {
+    let begin = "warn  IPv4 forwarding is off (net.ipv4.conf.lo.forwarding): samport cannot check";
+    let end = "are theirs → sysctl -w net.ipv4.conf.lo.forwarding=1";
+    assert_said(|f| f.forwarding = [false, true], begin, end, None);
+    let (begin, end) = ("warn  IPv6 forwarding is off", "where accept_ra is not 2");
+    assert_said(|f| f.forwarding = [true, false], begin, end, None);
+    let without_ipv6 = |f: &mut Facts| {
+        f.forwarding = [true, false];
+        let addresses = ["192.0.2.1", "fe80::1"].map(|addr| addr.parse().unwrap());
+        f.devices.get_mut(&ETH0).unwrap().addresses = addresses.into();
+    };
+    assert_eq!(about(without_ipv6).0, [""; 0]);
+}
+
+#[test]
+fn strict_filtering_that_samport_cannot_do_is_a_warning() {
+    let reason = "samport cannot follow policy rule 9 (fwmark 0x1 lookup 5)";
+    let marked = |f: &mut Facts| f.not_strict = Ok(vec![reason.into()]);
+    let begin = format!("warn  {reason} → on eth0, use --allow");
+    assert_said(marked, &begin, "who is served", None);
+    let not_strict = |f: &mut Facts| {
+        marked(f);
+        f.strict.clear();
+    };
+    assert_eq!(about(not_strict).0, [""; 0]);
+    let unseen = |f: &mut Facts| f.not_strict = Err("list routes: EPERM".into());
+    assert_said(unseen, "warn  whether strict rp_filter on eth0", "list routes: EPERM", None);
+}
+
+#[test]
 fn programs_of_others_are_named_and_our_own_are_not() {
     let xdp = |name: &str| BTreeMap::from([("eth0".to_owned(), name.to_owned())]);
     assert_said(|f| f.at_xdp = xdp("guard"), "warn  eth0 has an XDP program, guard", "it", None);
@@ -131,6 +189,31 @@ fn programs_of_others_are_named_and_our_own_are_not() {
     let cilium = |f: &mut Facts| f.at_tcx.get_mut("eth0").unwrap().push("cil_from_netdev".into());
     assert_said(cilium, "warn  eth0 has other programs", "nothing else", None);
     assert!(about(cilium).0[0].contains(": cil_from_netdev →"));
+}
+
+/// Case 87: a container whose answers reach no client outside of this machine.
+#[test]
+fn a_container_without_a_route_back_is_named_once() {
+    let place = Place { ifindex: 9, mac: [2; 6], polls: false };
+    let of = |port: &str, leads_out| Candidate {
+        listen: port.parse().unwrap(),
+        place: Some(Site::Veth(place)),
+        egress: Egress { leads_out: Some(leads_out), ..Egress::default() },
+        ..candidate("web")
+    };
+    let seen = |candidates: &[Candidate]| Seen {
+        engine: Engine::Docker,
+        version: "29".into(),
+        endpoint: Endpoint::find(Engine::Docker, Some("unix:///run/d.sock"), None).unwrap(),
+        rootless: false,
+        published: BTreeMap::new(),
+        candidates: candidates.to_vec(),
+    };
+    let both = [of("80", false), of("443", false)];
+    let begin = "warn  web has no IPv4 route to clients outside";
+    assert_said(|f| f.engines = vec![Ok(seen(&both))], begin, "are served)", None);
+    let (said, _) = about(|f| f.engines = vec![Ok(seen(&[of("80", true)]))]);
+    assert!(said.is_empty(), "{said:?}");
 }
 
 #[test]

@@ -4,62 +4,115 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
-use samport_common::conntrack::{Seconds, Timeouts};
-use samport_common::failover::MICRO_SHIFT;
-use samport_common::flow::{Flow, FlowWord, ServiceId};
-use samport_common::layout::{Backend, Life, Service, Slots, Via, service};
+use samport_common::conntrack::{Seconds, Sequences, Timeouts};
+use samport_common::failover::{MICRO_SHIFT, Refusals};
+use samport_common::flow::{ClientWay, Flow, FlowWord, ServiceId, marks};
+use samport_common::layout::{Life, Service, Slots, service};
+use samport_common::local;
+use samport_common::source::{Known, NextHop, Route, Side};
 use samport_common::wire::protocol::Protocol;
 
 use super::ambiguous;
 use crate::api::words::Limits;
 use crate::dataplane::answers::Answers;
 use crate::dataplane::pins;
-use crate::explain::{Door, Entry, Facts, Found, Member, Question, Remembered};
+use crate::exit::{Exit, coded};
+use crate::explain::{
+    Door, Entry, Facts, Found, Member, Question, Remembered, SourceDevice, SourceFacts,
+};
 use crate::instance::{self, BackendRecord, FilterRecord, Record};
-use crate::netlink::{Devices, Netlink};
+use crate::listening;
+use crate::netlink::{Device, Devices, Netlink};
 use crate::plan::Role;
 use crate::ports::Listen;
+use crate::resyncs::Resyncs;
+use crate::reverse_path;
 use crate::wire_forms::wide;
 
-/// All there is to know for an answer.
-pub(super) async fn gather(question: Question, names: &[String]) -> Result<Facts> {
-    let (netlink, _changes) = Netlink::connect()?;
+/// All there is to know for an answer; `iif` is the device the packet comes in by, if that is said.
+pub(super) async fn gather(
+    question: Question,
+    iif: Option<&str>,
+    names: &[String],
+) -> Result<Facts> {
+    let (netlink, _changes) = Netlink::connect(&Resyncs::default())?;
     let devices = netlink.devices().await?;
-    let is_own = is_own(question.client.ip(), &devices);
-    let at = if is_own { destination(question.dialled) } else { question.dialled };
-    let route = if is_own { None } else { netlink.route(question.client.ip()).await? };
+    let client = question.client.ip();
+    let ingress = match iif {
+        Some(name) => Ingress::Device(named(name, &devices)?),
+        None if is_own(client, &devices) => Ingress::Call,
+        None => {
+            let leads = netlink.route(client).await?;
+            let bridge = leads.filter(|leads| leads.is_on_link);
+            let bridge = bridge.and_then(|leads| devices.get(&leads.device));
+            let port = match bridge.filter(|device| device.is_bridge) {
+                Some(bridge) => netlink.place_of(client, bridge, &devices).await?,
+                None => None,
+            };
+            Ingress::Route {
+                route: leads.map(|leads| leads.device),
+                veth: port.map(|port| port.ifindex),
+            }
+        }
+    };
+    let is_call = ingress == Ingress::Call;
+    let dialled = if is_call { destination(question.dialled) } else { question.dialled };
+    let stand_in = if is_call { stand_in(dialled, question.protocol) } else { None };
 
     let mut all = Vec::new();
     for name in names {
         let answers = Answers::open(name)?;
         let record = instance::read_record(name).unwrap_or_default();
-        let service = answers.service(at, question.protocol)?;
-        let entry = entry(question, name, &record, &answers, &devices, (is_own, route))?;
-        all.push(Instance { name, answers, record, service, entry });
+        let (mut at, mut service) = (dialled, answers.service(dialled, question.protocol)?);
+        if let (None, Some(other)) = (service, stand_in) {
+            (at, service) = (other, answers.service(other, question.protocol)?);
+        }
+        let entry = entry(question, name, &record, &answers, &devices, ingress)?;
+        all.push(Instance { name, answers, record, at, service, entry });
     }
     let one = choose(all)?;
-    let known = Gathering { question, at, devices: &devices };
+    let known = Gathering { question, at: one.at, devices: &devices, netlink: &netlink };
     let found = match one.service {
         Some(service) => known.found(&one, service)?,
         None => None,
     };
+    let source = match (&one.entry, &found) {
+        (Entry::Device(door), Some(found)) => known.source(&one.answers, door, found.flow).await?,
+        _ => SourceFacts::default(),
+    };
     let served = if found.is_some() { Vec::new() } else { known.served(&one)? };
     let timeouts = timeouts(&one.record.limits);
+    let hash_seed = one.answers.hash_seed()?;
     Ok(Facts {
         question,
         instance: one.name.to_owned(),
         entry: one.entry,
+        source,
         found,
         served,
         now_tick: one.answers.now_tick(),
         timeouts,
+        hash_seed,
     })
+}
+
+/// How the packet comes in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ingress {
+    /// A socket of this machine.
+    Call,
+    /// This device, because that was said.
+    Device(u32),
+    /// By the device that the route to the client leads to, and first by its veth if that is a bridge.
+    Route { route: Option<u32>, veth: Option<u32> },
 }
 
 struct Instance<'a> {
     name: &'a str,
     answers: Answers,
     record: Record,
+    /// What is dialled, as it is looked up.
+    at: SocketAddr,
     service: Option<Service>,
     entry: Entry,
 }
@@ -111,58 +164,68 @@ fn destination(dialled: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, dialled.port())
 }
 
-/// How a client's packets come in: by its own veth if it is a backend, by the device the route to it leads
-/// to, or else by the one with the address it dials.
+/// What is looked up for an address that nobody serves or listens on itself.
+fn stand_in(dialled: SocketAddr, protocol: Protocol) -> Option<SocketAddr> {
+    let IpAddr::V4(_) = dialled.ip() else { return None };
+    local::stand_in(&wide(dialled.ip()))?;
+    let other = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), dialled.port());
+    (!listening::is_listened_on(dialled, protocol)).then_some(other)
+}
+
+/// The index of a device.
+fn named(name: &str, devices: &Devices) -> Result<u32> {
+    if let Some(device) = devices.values().find(|device| device.name == name) {
+        return Ok(device.ifindex);
+    }
+    let known: Vec<_> = devices.values().map(|device| device.name.as_str()).collect();
+    let known = known.join(", ");
+    Err(coded(Exit::Failure, format!("there is no device {name:?}; this machine has {known}")))
+}
+
+/// How a client's packets come in, unless that is said: by its own veth if it is a backend, by the device
+/// the route to it leads to, or else by the one with the address it dials.
 fn entry(
     question: Question,
     name: &str,
     record: &Record,
     answers: &Answers,
     devices: &Devices,
-    (is_own, route): (bool, Option<u32>),
+    ingress: Ingress,
 ) -> Result<Entry> {
-    if is_own {
-        return Ok(Entry::Call(record.local));
-    }
     let doors = Doors { attached: ingresses(name, record), record, devices };
-    if let Some(ifindex) = veth_of(question.client.ip(), record, answers)?
-        && let Some(door) = doors.door(ifindex)
-    {
-        return Ok(Entry::Device(door));
-    }
-    let held = || {
-        let holds = |one: &&crate::netlink::Device| one.addresses.contains(&question.dialled.ip());
-        devices.values().find(holds).map(|device| device.ifindex)
+    let ifindex = match ingress {
+        Ingress::Call => return Ok(Entry::Call(record.local)),
+        Ingress::Device(ifindex) => Some(ifindex),
+        Ingress::Route { route, veth } => {
+            let own = answers.source_devices(question.client.ip())?.unwrap_or_default();
+            if let Some(door) = own.iter().find_map(|ifindex| doors.door(ifindex)) {
+                return Ok(Entry::Device(door));
+            }
+            // A container's veths have programs in all its networks, whichever it is served in.
+            if let Some(door) = veth.and_then(|veth| doors.door(veth)) {
+                return Ok(Entry::Device(door));
+            }
+            let holds = |one: &&Device| one.addresses.contains(&question.dialled.ip());
+            let held = || devices.values().find(holds).map(|device| device.ifindex);
+            route.or_else(held)
+        }
     };
-    let Some(ifindex) = route.or_else(held) else { return Ok(Entry::Nowhere(None)) };
+    let Some(ifindex) = ifindex else { return Ok(Entry::Nowhere(None)) };
     let nowhere = || Entry::Nowhere(devices.get(&ifindex).map(|device| device.name.clone()));
     Ok(doors.door(ifindex).map_or_else(nowhere, Entry::Device))
 }
 
-/// The host's end of the veth of the backend with this address.
-fn veth_of(addr: IpAddr, record: &Record, answers: &Answers) -> Result<Option<u32>> {
-    for one in &record.backends {
-        let is_it = one.endpoint.parse::<SocketAddr>().is_ok_and(|at| at.ip() == addr);
-        if is_it && one.id > 0 {
-            let Backend { via, ifindex, addr: at, .. } = answers.backend(one.id)?.backend;
-            if Via::from_byte(via) == Via::Peer && at == wide(addr) {
-                return Ok(Some(ifindex));
-            }
-        }
-    }
-    Ok(None)
-}
-
 /// Devices with a program at their ingress.
 struct Doors<'a> {
-    attached: BTreeSet<u32>,
+    /// Which of them are containers' veths.
+    attached: BTreeMap<u32, bool>,
     record: &'a Record,
     devices: &'a Devices,
 }
 
 impl Doors<'_> {
     fn door(&self, ifindex: u32) -> Option<Door> {
-        let device = self.devices.get(&ifindex).filter(|_| self.attached.contains(&ifindex))?;
+        let (device, is_container) = (self.devices.get(&ifindex)?, *self.attached.get(&ifindex)?);
         let is_outer = self.record.interfaces.contains(&device.name);
         let hook = match self.record.hook.split_once(", ") {
             // XDP is in front of the interfaces only.
@@ -170,22 +233,26 @@ impl Doors<'_> {
             Some((tc, xdp)) => format!("{xdp}, then {tc}"),
             None => self.record.hook.clone(),
         };
-        Some(Door { ifindex, name: device.name.clone(), is_outer, hook })
+        Some(Door { ifindex, name: device.name.clone(), is_outer, is_container, hook })
     }
 }
 
-/// Indices of the devices at whose ingress a program is that knows clients.
-fn ingresses(name: &str, record: &Record) -> BTreeSet<u32> {
-    let links = ["link_forward_", "link_inside_", "link_reverse_"];
-    let pins = pins::pins_of(name)
-        .into_iter()
-        .filter_map(|pin| links.iter().find_map(|link| pin.strip_prefix(link)?.parse().ok()));
+/// Indices of the devices at whose ingress a program is that knows clients, and whether they are
+/// containers' veths.
+fn ingresses(name: &str, record: &Record) -> BTreeMap<u32, bool> {
+    let links = [("link_forward_", false), ("link_inside_", false), ("link_reverse_", true)];
+    let pins = pins::pins_of(name).into_iter().filter_map(|pin| {
+        links.iter().find_map(|(link, is_container)| {
+            Some((pin.strip_prefix(link)?.parse().ok()?, *is_container))
+        })
+    });
     let knows = |filter: &&FilterRecord| match filter.role {
         Some(role) => matches!(role, Role::Forward | Role::Inside | Role::Reverse),
         None => !filter.egress,
     };
     let filters = record.filters.iter().filter(knows);
-    pins.chain(filters.map(|filter| filter.ifindex)).collect()
+    let filters = filters.map(|filter| (filter.ifindex, filter.role == Some(Role::Reverse)));
+    pins.chain(filters).collect()
 }
 
 struct Gathering<'a> {
@@ -193,9 +260,65 @@ struct Gathering<'a> {
     /// What is dialled, as it is looked up.
     at: SocketAddr,
     devices: &'a Devices,
+    netlink: &'a Netlink,
 }
 
 impl Gathering<'_> {
+    /// What the programs validate the packet's source by.
+    async fn source(
+        &self,
+        answers: &Answers,
+        door: &Door,
+        flow: Option<Remembered>,
+    ) -> Result<SourceFacts> {
+        let client = self.question.client.ip();
+        let device = answers.device(door.ifindex)?.unwrap_or_default();
+        let belongs_to = answers.source_devices(client)?;
+        let route = |from| self.route_back(answers, door.ifindex, device.lookup_ifindex, from);
+        let routes = [route(Some(self.at.ip())).await?, route(None).await?];
+        let via = routes.into_iter().filter_map(|route| match route {
+            Route::Via(ifindex, _) => Some(ifindex),
+            Route::None | Route::Unknown => None,
+        });
+        let master = (device.master != 0).then_some(device.master);
+        let before = flow.map(|flow| flow.way.ifindex());
+        let mut devices = BTreeMap::new();
+        for ifindex in belongs_to.unwrap_or_default().iter().chain(via).chain(before).chain(master)
+        {
+            if let Some(device) = self.devices.get(&ifindex) {
+                let info = answers.device(ifindex)?;
+                devices.insert(ifindex, SourceDevice { name: device.name.clone(), info });
+            }
+        }
+        let is_broadcast = !is_own(client, self.devices)
+            && self.devices.values().any(|one| one.broadcasts.contains(&client));
+        Ok(SourceFacts { device, belongs_to, is_broadcast, routes, devices })
+    }
+
+    /// The route back to the client, looked up for a device as the programs do.
+    async fn route_back(
+        &self,
+        answers: &Answers,
+        ifindex: u32,
+        lookup_ifindex: u32,
+        from: Option<IpAddr>,
+    ) -> Result<Route> {
+        let client = self.question.client.ip();
+        let Some(device) = self.devices.get(&lookup_ifindex) else { return Ok(Route::Unknown) };
+        if !reverse_path::forwards(client.is_ipv6(), &device.name) {
+            return Ok(Route::Unknown);
+        }
+        let vrf = if device.is_vrf { Some(device.ifindex) } else { device.master };
+        let (route, gateway) = self.netlink.route_from(client, from, vrf).await?;
+        Ok(match (route, gateway) {
+            (Route::Via(via, _), Some(gateway)) => {
+                let known = Known::of(answers.source_devices(gateway)?.as_ref(), ifindex);
+                Route::Via(via, NextHop::Gateway(known))
+            }
+            (route, _) => route,
+        })
+    }
+
     /// What is served, in words: of the same family, the same port first.
     fn served(&self, one: &Instance) -> Result<Vec<String>> {
         let served = one.answers.served(self.at.is_ipv6())?;
@@ -212,7 +335,13 @@ impl Gathering<'_> {
         let restricted = service.flags & service::RESTRICTED != 0;
         let allowed = !restricted || answers.allows(id, client.ip())?;
         let (flow, taken) = self.flows(answers, id)?;
-        let affinity = answers.affinity(client.ip(), id)?.map(|one| {
+        // The machine is one client.
+        let owner = match (&one.entry, self.at) {
+            (Entry::Call(_), SocketAddr::V4(_)) => Ipv4Addr::LOCALHOST.into(),
+            (Entry::Call(_), SocketAddr::V6(_)) => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+            (Entry::Device(_) | Entry::Nowhere(_), _) => client.ip(),
+        };
+        let affinity = answers.affinity(owner, id)?.map(|one| {
             (one.backend, one.generation, answers.now_tick().saturating_sub(one.seen_tick))
         });
         let slots = if Slots::from_bits(service.slots).len == 0 {
@@ -270,7 +399,7 @@ impl Gathering<'_> {
         let vip = (wide(self.at.ip()), self.at.port().to_be_bytes());
         let (mut own, mut taken) = (None, Vec::new());
         for flow in answers.flows(self.question.client, id)? {
-            let remembered = remembered(&flow, now, answers.now_ns);
+            let remembered = self.remembered(&flow, now, answers.now_ns);
             if (flow.vip, flow.port) == vip {
                 own = own.or(Some(remembered));
             } else if remembered.state.is_open() {
@@ -285,19 +414,29 @@ impl Gathering<'_> {
         let name = written.map_or_else(|| format!("backend {id}"), |one| one.name.clone());
         let state = written.map_or_else(|| "unknown".to_owned(), |one| one.state.clone());
         let device = self.devices.get(&known.backend.ifindex).map(|device| device.name.clone());
-        Member { known, name, state, device }
+        let route_back = written.and_then(|one| one.route_back);
+        Member { known, name, state, device, route_back }
     }
-}
 
-#[allow(clippy::cast_possible_truncation, reason = "it may wrap: only differences count")]
-fn remembered(flow: &Flow, now_tick: u32, now_ns: u64) -> Remembered {
-    let word = FlowWord::from_bits(flow.word);
-    Remembered {
-        backend: word.backend(),
-        generation: word.generation(),
-        state: word.state(),
-        idle_ticks: now_tick.saturating_sub(flow.seen_tick),
-        age: ((now_ns >> MICRO_SHIFT) as u32).wrapping_sub(flow.opened),
+    #[allow(clippy::cast_possible_truncation, reason = "it may wrap: only differences count")]
+    fn remembered(&self, flow: &Flow, now_tick: u32, now_ns: u64) -> Remembered {
+        let Flow { acknowledged, awaited, .. } = *flow;
+        let refusals = match self.question.protocol {
+            Protocol::Udp => Refusals::of(Sequences { acknowledged, awaited }),
+            Protocol::Tcp => Refusals::default(),
+        };
+        let word = FlowWord::from_bits(flow.word);
+        Remembered {
+            backend: word.backend(),
+            generation: word.generation(),
+            state: word.state(),
+            idle_ticks: now_tick.saturating_sub(flow.seen_tick),
+            age: ((now_ns >> MICRO_SHIFT) as u32).wrapping_sub(flow.opened),
+            way: ClientWay::from_bits(flow.way),
+            is_unproven: flow.flags & marks::UNPROVEN != 0,
+            refusals,
+            side: if flow.flags & marks::INTERNAL != 0 { Side::Internal } else { Side::External },
+        }
     }
 }
 

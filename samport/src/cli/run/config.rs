@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::admission::ServiceConflict;
 use crate::allow::Networks;
 use crate::api::words::Limits;
 use crate::dataplane;
 use crate::discovery::{Provider, Terms};
+use crate::hash_seed::SeedFile;
 use crate::plan::Policy;
 use crate::ports::{Listen, PortSpec};
 use crate::reconcile::{Job, Rules};
@@ -25,6 +27,8 @@ pub(super) struct Config {
     pub(super) terms: Terms,
     /// Who may use ports of which labels say nothing; empty for everybody.
     pub(super) allow: Networks,
+    /// What becomes of applications that claim one port.
+    pub(super) service_conflict: ServiceConflict,
     /// How packets get to backends.
     pub(super) forward: Forward,
     /// How ports choose, as far as labels say nothing else.
@@ -33,8 +37,10 @@ pub(super) struct Config {
     pub(super) socket: Option<PathBuf>,
     /// Where metrics are served.
     pub(super) metrics: Option<SocketAddr>,
-    /// What can be chosen when the kernel programs are loaded.
+    /// What can be chosen when the kernel programs are loaded, but for the seed.
     pub(super) dataplane: dataplane::Options,
+    /// The file of the seed, if it is not where it would be.
+    pub(super) hash_seed_file: Option<PathBuf>,
     /// Whether everything stays at work in the kernel at the end.
     pub(super) keep: bool,
 }
@@ -47,17 +53,19 @@ impl Config {
 
     /// What the loop goes by as far as labels say nothing else.
     pub(super) fn rules(&self) -> Rules {
-        Rules { allow: self.allow.clone(), drain: self.terms.drain, policy: self.policy }
+        let service_conflict = self.service_conflict;
+        let (drain, policy) = (self.terms.drain, self.policy);
+        Rules { allow: self.allow.clone(), service_conflict, drain, policy }
     }
 
     /// Takes over what may be changed while it runs.
     pub(super) fn take(&mut self, new: Self) {
-        let Self { terms, allow, policy, metrics, keep, .. } = new;
-        *self = Self { terms, allow, policy, metrics, keep, ..self.clone() };
+        let Self { terms, allow, service_conflict, policy, metrics, keep, .. } = new;
+        *self = Self { terms, allow, service_conflict, policy, metrics, keep, ..self.clone() };
     }
 
-    /// What the loop is to do, with its control socket there, in this network namespace.
-    pub(super) fn job(&self, socket: PathBuf, namespace: u64) -> Job {
+    /// What the loop is to do, with its control socket there and with this seed, in this network namespace.
+    pub(super) fn job(&self, socket: PathBuf, hash_seed: SeedFile, namespace: u64) -> Job {
         Job {
             interfaces: self.interfaces.clone(),
             ports: self.ports.clone(),
@@ -65,16 +73,20 @@ impl Config {
             socket,
             rules: self.rules(),
             limits: self.limits(),
+            hash_seed,
             namespace,
         }
     }
 
     /// How much is remembered, and for how long: for `status`.
     const fn limits(&self) -> Limits {
-        let dataplane::Options { flows, flows6, backends, timeouts, .. } = self.dataplane;
+        let options = self.dataplane;
+        let dataplane::Options { flows, flows6, service_share, backends, timeouts, .. } = options;
         Limits {
             flows,
             flows6,
+            unproven: options.room_limits().unproven,
+            service_share,
             max_backends: backends,
             tcp_syn_seconds: timeouts.tcp_syn.as_secs(),
             tcp_seconds: timeouts.tcp.as_secs(),

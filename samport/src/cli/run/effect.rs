@@ -13,7 +13,7 @@ use Effect::{AtOnce, NextStart};
 
 /// Every key. What the instance is known by (its name, its lock, its pins) and what the kernel programs were
 /// loaded with cannot change under them.
-const EFFECTS: [(&str, Effect); 35] = [
+const EFFECTS: [(&str, Effect); 39] = [
     ("iface", NextStart),
     ("port", NextStart),
     ("backend", AtOnce),
@@ -22,12 +22,15 @@ const EFFECTS: [(&str, Effect); 35] = [
     ("file", NextStart),
     ("filter", AtOnce),
     ("allow", AtOnce),
+    ("label-ports", AtOnce),
+    ("service-conflict", AtOnce),
     ("forward", NextStart),
     ("hook", NextStart),
     ("xdp-mode", NextStart),
     ("drain", AtOnce),
     ("no-local", NextStart),
     ("socket", NextStart),
+    ("hash-seed-file", NextStart),
     ("metrics", AtOnce),
     ("keep", AtOnce),
     ("health", AtOnce),
@@ -43,6 +46,7 @@ const EFFECTS: [(&str, Effect); 35] = [
     ("flows6", NextStart),
     ("max-backends", NextStart),
     ("syn-flood", NextStart),
+    ("service-share", NextStart),
     ("tcp-syn-timeout", NextStart),
     ("tcp-timeout", NextStart),
     ("tcp-fin-timeout", NextStart),

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use ipnet::IpNet;
+use samport_common::layout::{MAX_ALLOWED, MAX_XDP_DEVICES};
+use samport_common::seed::Seed;
 
 use super::config::Config;
-use super::names::{ForwardName, HookName, ProviderName, XdpModeName};
+use super::names::{ForwardName, HookName, ProviderName, ServiceConflictName, XdpModeName};
 use crate::allow;
 use crate::cli::balance::Balancing;
 use crate::cli::health::Health;
@@ -19,7 +21,7 @@ use crate::discovery::static_::StaticBackend;
 use crate::discovery::{Engine, Provider, Terms, docker};
 use crate::duration::read as time;
 use crate::exit::{Exit, coded};
-use crate::ports::PortSpec;
+use crate::ports::{PortRange, PortRanges, PortSpec};
 
 /// Options of `samport run` that a configuration file has keys for, and that file.
 #[derive(clap::Args, Debug)]
@@ -56,10 +58,19 @@ pub struct Flags {
     #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
     filter: Vec<Filter>,
     /// Network whose clients are served, if not everybody's are; an address alone is itself only. A
-    /// container's label samport.allow counts instead for the ports it serves. This machine's own
+    /// container's label samport.allow narrows that for the ports it serves, and never widens it. This machine's own
     /// processes are always served.
     #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
     allow: Vec<IpNet>,
+    /// Ports and ranges of ports that labels of containers may claim, like 80,443,8000-8999, if not all. Ports of -p
+    /// are open whatever is given here.
+    #[arg(long, value_name = "PORTS", env = "SAMPORT_LABEL_PORTS", value_delimiter = ',', value_parser = parse::<PortRange>)]
+    label_ports: Vec<PortRange>,
+    /// What becomes of containers of different applications whose labels claim the same port: the first one keeps
+    /// it and the others are left out (refuse), or they share it (merge). Containers are of one application if
+    /// they have the label samport.service or the Compose project in common; those without either go with any.
+    #[arg(long, value_enum, default_value = "refuse", env = "SAMPORT_SERVICE_CONFLICT")]
+    service_conflict: ServiceConflictName,
     /// How packets get to backends: into the container's veth, by the neighbour table, through the
     /// host's stack and firewall, or the fastest of them that works for each.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
@@ -84,6 +95,11 @@ pub struct Flags {
     /// [default: /run/samport/NAME.sock]
     #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
     socket: Option<PathBuf>,
+    /// File of the seed by which maglev and source-hash choose, which keeps outsiders from foreseeing what
+    /// they choose: 32 hexadecimal digits, mode 0600. It is made if it is not there. Hosts that are to choose
+    /// alike need the same. [default: /var/lib/samport/hash-seed]
+    #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
+    hash_seed_file: Option<PathBuf>,
     /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (docs/metrics.md). Whoever can reach it may
     /// read them.
     #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
@@ -110,17 +126,21 @@ impl Flags {
         }
         let providers = self.providers()?;
         self.check_ports()?;
+        self.check_room()?;
         Ok(Config {
             interfaces: self.iface.clone(),
             ports: self.port.clone(),
             providers,
             terms: Terms {
+                generation: 0,
                 backends: self.backend.clone(),
                 filters: Filters::new(self.filter.clone()),
                 health: self.health.config(),
+                label_ports: PortRanges::new(self.label_ports.clone()),
                 drain: self.drain,
             },
             allow: self.allow.iter().copied().collect(),
+            service_conflict: self.service_conflict.into(),
             forward: self.forward.into(),
             policy: self.balancing.policy(),
             socket: self.socket.clone(),
@@ -129,13 +149,16 @@ impl Flags {
                 flows: self.limits.flows,
                 flows6: self.limits.flows6(),
                 backends: self.limits.max_backends,
+                service_share: self.limits.service_share,
                 syn_flood: self.limits.syn_flood,
                 timeouts: self.limits.timeouts(),
+                hash_seed: Seed::default(),
                 hook: self.hook.into(),
                 xdp: (self.hook == HookName::Xdp).then(|| self.xdp_mode.into()),
                 log,
                 local: !self.no_local,
             },
+            hash_seed_file: self.hash_seed_file.clone(),
             keep: self.keep,
         })
     }
@@ -209,6 +232,28 @@ impl Flags {
                 endpoint: self.endpoint.clone(),
             })),
         }
+    }
+
+    /// What the flags alone ask for must find room; what containers ask for beside is left out by name.
+    fn check_room(&self) -> Result<()> {
+        let ports = self.port.len().max(1);
+        for v6 in [false, true] {
+            let networks = self.allow.iter().filter(|net| net.addr().is_ipv6() == v6).count();
+            if networks * ports > MAX_ALLOWED as usize {
+                let family = if v6 { "IPv6" } else { "IPv4" };
+                let message = format!(
+                    "--allow names {networks} {family} networks for each of {ports} ports, and there is room for \
+                     {MAX_ALLOWED} in all; name fewer, or larger ones"
+                );
+                return Err(coded(Exit::Usage, message));
+            }
+        }
+        if self.hook == HookName::Xdp && self.iface.len() > MAX_XDP_DEVICES as usize {
+            let message =
+                format!("--hook xdp serves {MAX_XDP_DEVICES} interfaces at most; use --hook auto");
+            return Err(coded(Exit::Usage, message));
+        }
+        Ok(())
     }
 
     /// No port may be served twice, no interface named twice.

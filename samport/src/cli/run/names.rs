@@ -1,7 +1,8 @@
-//! What may be said for `--provider`, `--forward`, `--hook` and `--xdp-mode`.
+//! What may be said for `--provider`, `--forward`, `--hook`, `--xdp-mode` and `--service-conflict`.
 
 use clap::ValueEnum;
 
+use crate::admission::ServiceConflict;
 use crate::dataplane::{Hook, XdpMode};
 use crate::discovery::Engine;
 use crate::routes::Forward;
@@ -35,6 +36,12 @@ pub(super) enum XdpModeName {
     Auto,
     Native,
     Generic,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum ServiceConflictName {
+    Refuse,
+    Merge,
 }
 
 impl ProviderName {
@@ -75,6 +82,15 @@ impl From<XdpModeName> for XdpMode {
             XdpModeName::Auto => Self::Auto,
             XdpModeName::Native => Self::Native,
             XdpModeName::Generic => Self::Generic,
+        }
+    }
+}
+
+impl From<ServiceConflictName> for ServiceConflict {
+    fn from(name: ServiceConflictName) -> Self {
+        match name {
+            ServiceConflictName::Refuse => Self::Refuse,
+            ServiceConflictName::Merge => Self::Merge,
         }
     }
 }

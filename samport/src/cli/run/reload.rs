@@ -3,10 +3,12 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::config::Config;
 use super::effect::{Effect, effect};
@@ -17,7 +19,11 @@ use crate::discovery::{self, Terms};
 use crate::follow::Followed;
 use crate::metrics;
 use crate::reconcile::{NewRules, Rules};
+use crate::resyncs::Resyncs;
 use crate::service;
+
+/// How long a change may take until it counts as late: an engine that is away takes no terms.
+const TAKING_EFFECT: Duration = Duration::from_secs(5);
 
 /// What may be changed of a run, and where it goes.
 pub(super) struct Reins {
@@ -30,11 +36,30 @@ pub(super) struct Reins {
 }
 
 impl Reins {
-    /// Has the loop go by other rules, and says whether the kernel has them.
-    async fn rule(&self, rules: Rules) -> bool {
-        let (done, is_done) = oneshot::channel();
+    /// Has providers and the loop go by other terms and rules, and says whether the kernel has what follows
+    /// from them, and whoever looks sees it.
+    ///
+    /// # Errors
+    /// If the loop takes nothing: then nothing has changed.
+    async fn rule(&self, terms: Terms, rules: Rules) -> Result<bool> {
         // A loop that has ended is at the end of the run.
-        self.rules.send(NewRules { rules, done }).await.is_ok() && is_done.await.is_ok()
+        let Ok(room) = timeout(TAKING_EFFECT, self.rules.reserve()).await else {
+            let trouble = self.source.progress.shown().waits_for;
+            bail!("the control loop takes no other configuration: it waits for {trouble}");
+        };
+        let Ok(room) = room else { return Ok(false) };
+        let (done, is_done) = oneshot::channel();
+        let generation = terms.generation;
+        self.terms.send_replace(terms);
+        room.send(NewRules { rules, generation, done });
+        Ok(timeout(TAKING_EFFECT, is_done).await.is_ok_and(|done| done.is_ok()))
+    }
+
+    /// Serves metrics elsewhere, or nowhere. Returns when the old address is free.
+    async fn move_metrics(&mut self, to: Option<metrics::Server>) {
+        if let Some(old) = std::mem::replace(&mut self.metrics, to) {
+            old.end().await;
+        }
     }
 }
 
@@ -58,8 +83,8 @@ struct Source {
 
 impl Source {
     /// The text is what was read: what has changed since then is new.
-    async fn of(File { path, text, .. }: File) -> Self {
-        let followed = Followed::start(&path).await;
+    async fn of(File { path, text, .. }: File, resyncs: &Resyncs) -> Self {
+        let followed = Followed::start(&path, resyncs).await;
         if let Err(error) = &followed {
             tracing::warn!("{error:#}; changes of the configuration take effect on SIGHUP only");
         }
@@ -89,7 +114,7 @@ impl Reloader {
     /// For a run that was started with this.
     pub(super) async fn new(asked: Asked, config: Config, hang_up: Signal, reins: Reins) -> Self {
         let file = match asked.file {
-            Some(file) => Some(Source::of(file).await),
+            Some(file) => Some(Source::of(file, reins.source.progress.resyncs()).await),
             None => None,
         };
         Self { config, effective: asked.effective, file, hang_up, reins }
@@ -144,10 +169,11 @@ impl Reloader {
         if config.metrics != self.config.metrics {
             let listener = config.metrics.map(metrics::listen).transpose()?;
             let start = |at| metrics::Server::start(at, self.reins.source.clone());
-            self.reins.metrics = listener.map(start).transpose()?;
+            let server = listener.map(start).transpose()?;
+            self.reins.move_metrics(server).await;
         }
-        self.reins.terms.send_replace(config.terms.clone());
-        changes.is_late = !self.reins.rule(config.rules()).await;
+        config.terms.generation = self.config.terms.generation + 1;
+        changes.is_late = !self.reins.rule(config.terms.clone(), config.rules()).await?;
         self.config.take(config);
         self.effective = in_force(&self.effective, asked.effective, &changes.waiting);
         Ok(changes)
@@ -167,7 +193,7 @@ fn in_force(old: &[Effective], new: Vec<Effective>, waiting: &[String]) -> Vec<E
 struct Changes {
     /// Keys that are in force.
     done: Vec<String>,
-    /// The kernel has refused them for now.
+    /// They are not in force yet: the kernel has refused them for now, or an engine is away.
     is_late: bool,
     /// Keys that are not before the next start.
     waiting: Vec<String>,

@@ -6,11 +6,12 @@ use anyhow::Result;
 use samport_common::layout::BackendStats;
 use samport_common::verdict::{Action, Verdict};
 
-use crate::api::words::{FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
+use crate::api::words::{ControlLoop, FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::memory;
 use crate::instance::{self, BackendRecord, Record, ServiceRecord};
 use crate::model::State;
+use crate::progress;
 
 /// A backend and what the kernel has counted of it.
 struct Counted<'a> {
@@ -33,9 +34,14 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         bytes: map.bytes,
     });
     let maps: Vec<_> = maps.collect();
+    let running = instance::is_running(name);
+    // Of one that does not run, it says nothing any more.
+    let written = instance::progress_path(name);
+    let control_loop = if running { progress::read(&written) } else { ControlLoop::default() };
     Ok(Instance {
         name: name.to_owned(),
-        running: instance::is_running(name),
+        running,
+        control_loop,
         services: services(&record, &backends),
         backends: backends.iter().map(backend).collect(),
         drops: drops.map(|(_, count)| count).sum(),
@@ -50,7 +56,9 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         interfaces: record.interfaces,
         ports: record.ports.iter().map(ToString::to_string).collect(),
         hook: record.hook,
+        left_out: record.left_out,
         local: record.local,
+        hash_seed_file: record.hash_seed_file.display().to_string(),
     })
 }
 
@@ -123,6 +131,8 @@ const fn flow_table(flows: &Flows) -> FlowTable {
         inserted: flows.inserted,
         expired: flows.expired,
         evicted: flows.evicted,
+        overflow: flows.overflow,
+        unproven: flows.unproven,
     }
 }
 
@@ -140,6 +150,7 @@ mod tests {
             weight: 1,
             state: state.name().into(),
             via: "peer".into(),
+            route_back: None,
         }
     }
 

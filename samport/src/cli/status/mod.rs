@@ -14,6 +14,7 @@ use super::output::{Output, print_json};
 use super::units::rate;
 use crate::api::words::{Instance, SCHEMA, Status};
 use crate::dataplane::pins;
+use crate::escape;
 use crate::privileges;
 
 /// How long connections are counted for the number of a second.
@@ -45,7 +46,10 @@ pub fn run(args: &Args) -> Result<()> {
             let rates = rates(&shown, &later, begin.elapsed());
             let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
             for instance in &later {
-                print!("{}", show::text(instance, &rates, now, args.output == Output::Wide));
+                print!(
+                    "{}",
+                    escape::lines(&show::text(instance, &rates, now, args.output == Output::Wide))
+                );
             }
         }
     }

@@ -8,7 +8,8 @@ use samport_common::verdict::{Action, Verdict};
 
 use super::super::table::{Column, LEFT, RIGHT, number, table, text as or_dash};
 use super::super::units::{bytes, time};
-use crate::api::words::{Instance, Limits, MapUse, ServiceCount};
+use crate::api::words::{ControlLoop, Instance, Limits, MapUse, ServiceCount};
+use crate::progress;
 
 /// New connections a second, by the names of instance and service.
 pub(super) type Rates = BTreeMap<(String, String), f64>;
@@ -46,6 +47,9 @@ const MAPS: [Column<MapUse>; 3] = [
 /// An instance; `now` is the time since 1970.
 pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool) -> String {
     let mut text = format!("{} ({})\n", instance.name, standing(instance, now));
+    if let Some(trouble) = progress::trouble(&instance.control_loop) {
+        let _ = writeln!(text, "  {trouble}");
+    }
     let rate = |service: &ServiceCount| {
         rates.get(&(instance.name.clone(), service.service.clone())).copied()
     };
@@ -60,6 +64,9 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
     let rows: Vec<Row> = instance.services.iter().map(row).collect();
     let columns = if wide { &[&NARROW[..], &WIDER[..]].concat() } else { &NARROW[..] };
     indent(&mut text, &table(&rows, columns));
+    for sentence in &instance.left_out {
+        let _ = writeln!(text, "  warning: {sentence}");
+    }
     let flows = &instance.flow_table;
     // Writing to a String cannot fail.
     let _ = writeln!(
@@ -67,8 +74,19 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
         "  flows remembered: {} of {} for IPv4, {} of {} for IPv6; {} had to make room",
         flows.ipv4, flows.capacity, flows.ipv6, flows.capacity6, flows.evicted
     );
+    if wide || flows.overflow != 0 {
+        let _ = writeln!(
+            text,
+            "  half-open or unanswered: {}; kept beside the tables for want of room: {}",
+            flows.unproven, flows.overflow
+        );
+    }
     if wide {
         let _ = writeln!(text, "  {}", limits(&instance.limits));
+        if !instance.hash_seed_file.is_empty() {
+            let _ = writeln!(text, "  hash seed: {}", instance.hash_seed_file);
+        }
+        let _ = writeln!(text, "  {}", control_loop(&instance.control_loop));
         let (memory, maps) = (bytes(instance.memory_bytes), instance.maps.len());
         let _ = writeln!(text, "  memory: {memory} locked for {maps} kernel maps");
         indent(&mut text, &table(&instance.maps, &MAPS));
@@ -136,10 +154,21 @@ fn limits(limits: &Limits) -> String {
         let time = humantime::format_duration(Duration::from_secs(seconds)).to_string();
         format!("{name} {}", time.replace(' ', ""))
     });
-    let Limits { flows, flows6, max_backends, .. } = limits;
+    let Limits { flows, flows6, unproven, service_share, max_backends, .. } = limits;
     format!(
-        "limits: {flows} flows for IPv4, {flows6} for IPv6, {max_backends} backends; {}",
+        "limits: {flows} flows for IPv4, {flows6} for IPv6, {unproven} half-open or unanswered, \
+         {service_share} % for a service when others need room, {max_backends} backends; {}",
         times.join(", ")
+    )
+}
+
+fn control_loop(control: &ControlLoop) -> String {
+    let missed = control.resyncs.iter().filter(|(_, count)| **count > 0);
+    let missed: Vec<_> = missed.map(|(gap, count)| format!("{gap} {count}")).collect();
+    let missed = if missed.is_empty() { "none".to_owned() } else { missed.join(", ") };
+    let (rounds, reattached) = (control.rounds, control.reattached);
+    format!(
+        "control loop: {rounds} rounds; resyncs: {missed}; programs attached again: {reattached}"
     )
 }
 
@@ -188,6 +217,7 @@ mod tests {
             verdicts: [("forward-peer".into(), 99), ("not-allowed".into(), 3), ("reply".into(), 0)]
                 .into(),
             drops: 3,
+            hash_seed_file: "/somewhere/seed".into(),
             limits: Limits { flows: 1_024, tcp_seconds: 7_500, ..Limits::default() },
             memory_bytes: 33_554_432,
             maps: vec![MapUse { name: "FLOWS4".into(), entries: 1_024, bytes: 1_048_576 }],
@@ -221,8 +251,13 @@ mod tests {
         let text = text(&instance(), &Rates::new(), Duration::ZERO, true);
         let line = words(&text, "shop/web");
         assert_eq!(line[line.len() - 5..], ["-", "3", "91822", "7", "0"], "{text}");
-        for part in ["1024 flows", "tcp 2h5m", "32.0 MiB locked for 1", "FLOWS4     1024  1.0 MiB"]
-        {
+        for part in [
+            "1024 flows",
+            "tcp 2h5m",
+            "hash seed: /somewhere/seed\n",
+            "32.0 MiB locked for 1",
+            "FLOWS4     1024  1.0 MiB",
+        ] {
             assert!(text.contains(part), "no {part} in\n{text}");
         }
     }

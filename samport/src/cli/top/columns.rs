@@ -1,5 +1,7 @@
 //! Which columns of a table fit into a width. Pure.
 
+use crate::escape;
+
 /// Between two columns.
 pub(super) const GAP: u16 = 1;
 
@@ -34,7 +36,8 @@ pub(super) fn fitting<T>(columns: &[Column<T>], rows: &[T], width: u16) -> Vec<S
 }
 
 fn show<T>(column: &Column<T>, rows: &[T]) -> (u8, Shown) {
-    let cells: Vec<String> = rows.iter().map(column.cell).collect();
+    let fit = |cell: String| escape::line(&cell).into_owned();
+    let cells: Vec<String> = rows.iter().map(column.cell).map(fit).collect();
     let widest = cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
     let width = u16::try_from(widest.max(column.head.len())).unwrap_or(u16::MAX);
     (column.rank, Shown { head: column.head, is_right: column.is_right, width, cells })

@@ -17,6 +17,7 @@ pub(super) fn backend(name: &str, flows: u64) -> Backend {
         state: "active".into(),
         weight: 1,
         via: Some("peer".into()),
+        route_back: None,
         share_expected: 0.5,
         share_actual: 0.4988,
         is_last: false,

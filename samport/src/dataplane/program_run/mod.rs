@@ -23,7 +23,7 @@ pub struct Ran {
 /// Names of all programs that see packets.
 pub const PROGRAMS: [&str; load::PROGRAMS.len()] = load::PROGRAMS;
 /// Names of all programs for local clients. The kernel runs them on sockets only.
-pub const LOCAL_PROGRAMS: [&str; 9] = [
+pub const LOCAL_PROGRAMS: [&str; 10] = [
     "samport_connect4",
     "samport_connect6",
     "samport_sendmsg4",
@@ -33,6 +33,7 @@ pub const LOCAL_PROGRAMS: [&str; 9] = [
     "samport_getpeername4",
     "samport_getpeername6",
     "samport_close",
+    "samport_sockops",
 ];
 
 /// A loaded program that can be run on bytes, from several threads at once.
@@ -110,6 +111,7 @@ impl Dataplane {
             Program::SchedClassifier(program) => program.info(),
             Program::CgroupSockAddr(program) => program.info(),
             Program::CgroupSock(program) => program.info(),
+            Program::SockOps(program) => program.info(),
             Program::Xdp(program) => program.info(),
             _ => bail!("{program} is of another type"),
         };

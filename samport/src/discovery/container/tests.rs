@@ -30,11 +30,12 @@ fn policy(ports: &[&str], filters: &[&str], health: &str) -> Policy {
         ports: ports.iter().map(|p| p.parse().unwrap()).collect(),
         filters: Filters::new(filters.iter().map(|f| f.parse().unwrap()).collect()),
         health: Config { source: health.parse().unwrap(), ..Config::default() },
+        label_ports: PortRanges::default(),
     }
 }
 
 fn run(view: &ContainerView, ports: &[&str], filters: &[&str]) -> Result<Offer, Rejection> {
-    offer(view, &policy(ports, filters, "docker"))
+    offer(view, &policy(ports, filters, "docker"), None)
 }
 
 /// What is offered, as `listen>endpoint`.
@@ -137,7 +138,7 @@ fn a_label_port_that_no_flag_opens_is_told_and_left_out() {
 
 #[test]
 fn health_and_state_make_the_condition() {
-    use Condition::{Draining, Ready, Starting, Unhealthy};
+    use Condition::{Draining, Ready, Starting, Unchecked, Unhealthy};
     use Health::Healthy;
     let checked = |source: &str| match source.parse() {
         Ok(Source::Http(page)) => Config::default().checked(Method::Http(page)),
@@ -150,8 +151,8 @@ fn health_and_state_make_the_condition() {
         ("docker", "", Some(Healthy), Ready, Ready),
         ("docker", "", Some(Health::Unhealthy), Unhealthy, Unhealthy),
         ("docker", "tcp", Some(Health::Unhealthy), tcp(), Unhealthy),
-        ("docker", "none", Some(Health::Starting), Ready, Ready),
-        ("docker", "none", None, Ready, Ready),
+        ("docker", "none", Some(Health::Starting), Unchecked, Unchecked),
+        ("docker", "none", None, Unchecked, Unchecked),
         ("docker", "http:8080/up", None, page(), page()),
         ("docker", "http:8080/up", Some(Health::Unhealthy), page(), page()),
         ("tcp", "", None, tcp(), Ready),
@@ -159,8 +160,8 @@ fn health_and_state_make_the_condition() {
         ("tcp", "docker", Some(Healthy), Ready, Ready),
         ("http:8080/up", "", Some(Healthy), page(), page()),
         ("http:8080/up", "tcp", None, tcp(), Ready),
-        ("none", "", None, Ready, Ready),
-        ("none", "", Some(Health::Unhealthy), Ready, Ready),
+        ("none", "", None, Unchecked, Unchecked),
+        ("none", "", Some(Health::Unhealthy), Unchecked, Unchecked),
         ("none", "tcp", None, tcp(), Ready),
     ] {
         let mut labels = vec![("samport.enable", "true")];
@@ -170,7 +171,7 @@ fn health_and_state_make_the_condition() {
         let condition = |port, change: fn(&mut ContainerView)| {
             let mut view = web(&labels, change);
             view.health = health;
-            let offer = offer(&view, &policy(&[port], &[], default)).unwrap();
+            let offer = offer(&view, &policy(&[port], &[], default), None).unwrap();
             offer.candidates[0].condition.clone()
         };
         assert_eq!(condition("80", |_| ()), over_tcp, "{default:?} {label:?} {health:?}");
@@ -284,4 +285,50 @@ fn without_any_port_the_way_out_names_both() {
         let error = run(&web(labels, |_| ()), &[], filters).unwrap_err().to_string();
         assert!(error.contains("-p PORT") && error.contains("samport.port=PORT"), "{error}");
     }
+}
+
+#[test]
+fn labels_claim_the_ports_that_the_operator_lets_them() {
+    let with = |ports: &str, flags: &[&str]| {
+        let ranges = ["80", "8000-8999"].map(|text| text.parse().unwrap()).into();
+        let policy =
+            Policy { label_ports: PortRanges::new(ranges), ..policy(flags, &[], "docker") };
+        offer(&web(&[("samport.ports", ports)], |_| {}), &policy, None)
+    };
+    assert_eq!(
+        served(&with("80,8500:9090", &[]).unwrap()),
+        "80>172.17.0.2:80 8500>172.17.0.2:9090"
+    );
+    let some = with("22,80", &[]).unwrap();
+    assert_eq!(served(&some), "80>172.17.0.2:80");
+    assert!(some.warnings[0].contains("claim port 22, and --label-ports"), "{:?}", some.warnings);
+    let none = with("22,9000/udp", &[]).unwrap_err().to_string();
+    for word in ["\"web-1\" is not served", "22, 9000/udp", "80,8000-8999"] {
+        assert!(none.contains(word), "{none}");
+    }
+    // What -p opens is open.
+    assert_eq!(served(&with("22", &["22"]).unwrap()), "22>172.17.0.2:22");
+}
+
+#[test]
+fn a_container_belongs_to_its_service_its_project_and_its_image() {
+    let project = ("com.docker.compose.project", "shop");
+    let of = |labels: &[(&str, &str)], image: &str, flags: &[&str]| {
+        let view = web(labels, |view| view.image = image.to_owned());
+        let offer = run(&view, flags, &[]).unwrap();
+        let Application { service, project, image } =
+            offer.candidates[0].wishes.application.clone();
+        [service, project, image].map(Option::unwrap_or_default).join("|")
+    };
+    let own = ("samport.port", "80");
+    assert_eq!(
+        of(&[own, project, ("samport.service", "web")], "reg:5000/a/web:2", &[]),
+        "web|shop|reg:5000/a/web"
+    );
+    assert_eq!(of(&[own], "web:1@sha256:00", &["80"]), "||web");
+    for id in ["sha256:0123456789ab", "0123456789abcdef"] {
+        assert_eq!(of(&[own], id, &[]), "||");
+    }
+    // A port of -p that it does not claim is the operator's.
+    assert_eq!(of(&[project, ("samport.weight", "1")], "web", &["80"]), "||");
 }

@@ -102,7 +102,8 @@ impl Scene {
         let path = folder.path().join("backends.toml");
         fs::write(&path, text).unwrap();
         let (change, terms) = watch::channel(terms());
-        let started = start(path, ports(&["80"]), terms, Standing::of("file"));
+        let resyncs = Resyncs::default();
+        let started = start(path, ports(&["80"]), terms, Standing::of("file"), &resyncs);
         let snapshots = started.await.unwrap();
         Self { folder, change, snapshots }
     }
@@ -162,7 +163,8 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let path = folder.path().join("backends.toml");
     let begin = async |path: &Path| {
         let (_change, terms) = watch::channel(terms());
-        let started = start(path.to_owned(), ports(&["80"]), terms, Standing::of("file"));
+        let resyncs = Resyncs::default();
+        let started = start(path.to_owned(), ports(&["80"]), terms, Standing::of("file"), &resyncs);
         format!("{:#}", started.await.unwrap_err())
     };
     let error = begin(&path).await;
@@ -185,4 +187,14 @@ async fn other_terms_change_how_its_backends_are_checked() {
     };
     let tcp = health.of_listed(samport_common::wire::protocol::Protocol::Tcp);
     assert_eq!(conditions(&scene.snapshots.borrow()), [tcp]);
+}
+
+/// Whoever has changed them waits for that.
+#[tokio::test]
+async fn terms_that_change_nothing_are_in_force_too() {
+    let mut scene = Scene::new(&backend("10.0.0.2")).await;
+    assert_eq!(scene.snapshots.borrow().generation, 0);
+    scene.change.send_modify(|terms| terms.generation = 1);
+    assert_eq!(scene.next().await, ["10.0.0.2 80>10.0.0.2:80 Ready"]);
+    assert_eq!(scene.snapshots.borrow().generation, 1);
 }

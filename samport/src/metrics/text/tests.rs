@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 
-use samport_common::layout::BackendStats;
+use samport_common::layout::{BackendStats, Suspicion};
 use samport_common::verdict::Verdict;
 
 use super::super::sample::{Backend, Provider};
 use super::*;
+use crate::api::words::ControlLoop;
 use crate::dataplane::inspect::Flows;
 
 fn sample() -> Sample {
@@ -16,13 +17,16 @@ fn sample() -> Sample {
         bytes_in: 3_000,
         packets_out: 20,
         bytes_out: 20_000,
-        refused: 0,
-        silent: 0,
+        refused: 2,
+        silent: 3,
+        unreachable: 4,
+        for_one_peer: 1,
     };
+    let suspicion = Suspicion { confirmed: 5, refuted: 6, ..Suspicion::default() };
     let serving = Backend {
         states: [State::Active].into(),
         weight: 3,
-        counted: Some(Counted { open: 2, stats, handshakes }),
+        counted: Some(Counted { open: 2, stats, handshakes, suspicion }),
     };
     let starting = Backend { states: [State::Starting].into(), weight: 1, counted: None };
     let who = |backend: &str| Who { service: "80/tcp".into(), backend: backend.into() };
@@ -43,11 +47,20 @@ fn sample() -> Sample {
             events: 9,
             synced_ms: 1_700_000_000_500,
         }],
+        control: ControlLoop {
+            rounds: 11,
+            last_round_ms: Some(1_250),
+            reattached: 3,
+            resyncs: [("netlink".to_owned(), 12)].into(),
+            ..ControlLoop::default()
+        },
     }
 }
 
 #[test]
 fn every_name_of_the_contract_is_there_with_its_value() {
+    const FAILED: &str = "samport_backend_failed_connections_total";
+    const CHECKS: &str = "samport_backend_evidence_checks_total";
     let text = of(sample()).unwrap();
     let of_web = r#"{service="80/tcp",backend="web-1"}"#;
     for (name, labels, value) in [
@@ -57,6 +70,12 @@ fn every_name_of_the_contract_is_there_with_its_value() {
         ("samport_backend_receive_packets_total", of_web, "30"),
         ("samport_backend_transmit_bytes_total", of_web, "20000"),
         ("samport_backend_transmit_packets_total", of_web, "20"),
+        (FAILED, r#"{service="80/tcp",backend="web-1",reason="refused"}"#, "2"),
+        (FAILED, r#"{service="80/tcp",backend="web-1",reason="silent"}"#, "3"),
+        (FAILED, r#"{service="80/tcp",backend="web-1",reason="unreachable"}"#, "4"),
+        ("samport_backend_failed_connections_for_one_peer_total", of_web, "1"),
+        (CHECKS, r#"{service="80/tcp",backend="web-1",result="confirmed"}"#, "5"),
+        (CHECKS, r#"{service="80/tcp",backend="web-1",result="refuted"}"#, "6"),
         ("samport_backend_state", r#"{service="80/tcp",backend="web-1",state="active"}"#, "1"),
         ("samport_backend_state", r#"{service="80/tcp",backend="web-1",state="draining"}"#, "0"),
         ("samport_backend_weight", of_web, "3"),
@@ -71,6 +90,10 @@ fn every_name_of_the_contract_is_there_with_its_value() {
         ("samport_discovery_connected", r#"{provider="docker"}"#, "1"),
         ("samport_discovery_events_total", r#"{provider="docker"}"#, "9"),
         ("samport_discovery_last_sync_timestamp_seconds", r#"{provider="docker"}"#, "1700000000.5"),
+        ("samport_control_loop_rounds_total", "", "11"),
+        ("samport_control_loop_age_seconds", "", "1.25"),
+        ("samport_reattached_programs_total", "", "3"),
+        ("samport_resyncs_total", r#"{source="netlink"}"#, "12"),
         ("samport_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), "1"),
     ] {
         let line = format!("{name}{labels} {value}");

@@ -15,8 +15,9 @@ impl Kernel {
     fn apply(&mut self, change: &Change) {
         let found = &mut self.found;
         match change {
-            Change::SetBackend { key, id, shared, weight, draining } => {
-                let marks = Marks { shared: *shared, weight: *weight, draining: *draining };
+            Change::SetBackend { key, id, shared, weight, life, answers_on } => {
+                let (shared, weight, life) = (*shared, *weight, *life);
+                let marks = Marks { shared, weight, life, answers_on: *answers_on };
                 found.generations.resize(64, 0);
                 found.generations[id.index as usize] = id.generation;
                 self.serving.insert(id.index, (key.clone(), *id, marks));
@@ -34,6 +35,10 @@ impl Kernel {
             }
             Change::Attach(role, on) => drop(found.attached.insert((*role, *on))),
             Change::Detach(role, on) => drop(found.attached.remove(&(*role, *on))),
+            Change::SetDevice(on, info) => drop(found.devices.insert(*on, *info)),
+            Change::RemoveDevice(on) => drop(found.devices.remove(on)),
+            Change::SetSource(addr, devices) => drop(found.sources.insert(*addr, *devices)),
+            Change::RemoveSource(addr) => drop(found.sources.remove(addr)),
             Change::OpenPort(listen) => drop(found.ports.insert(*listen)),
             Change::ClosePort(listen) => drop(found.ports.remove(listen)),
             Change::Allow { id, net, .. } => drop(found.allowed.insert((*id, *net))),
@@ -63,8 +68,9 @@ fn but_tables(actual: &Actual) -> impl PartialEq + std::fmt::Debug + use<> {
     let services: Vec<_> = actual.services.iter().map(|(key, one)| (*key, one.id)).collect();
     let of_frontends = |(place, to): (&(IpAddr, Listen), &Frontend)| (*place, to.id, to.scope);
     let frontends: Vec<_> = actual.frontends.iter().map(of_frontends).collect();
-    let Actual { backends, owners, ports, attached, generations, .. } = actual.clone();
-    (backends, owners, services, frontends, ports, attached, generations)
+    let Actual { backends, owners, ports, attached, generations, devices, sources, .. } =
+        actual.clone();
+    (backends, owners, services, frontends, ports, attached, generations, (devices, sources))
 }
 
 fn through_a_file(ledger: &Ledger) -> Ledger {

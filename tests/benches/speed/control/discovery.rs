@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use samport_tests::Lab;
 use samport_tests::daemon::Daemon;
+use samport_tests::engine::{Container, Engine};
 use samport_tests::speed::{Better, Figure, Report};
 
-use super::engine::{Container, Engine};
 use super::events::{Inhabitant, mac_of};
 use super::ms_between;
 use crate::{Args, interrupt};

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use samport_tests::daemon::Daemon;
+use samport_tests::engine::{Container, Engine};
 use samport_tests::speed::{Better, Figure, Report};
 use samport_tests::{Backend, Lab};
 
-use super::engine::{Container, Engine};
 use super::knocking::Knocking;
 use super::{ms_between, real};
 use crate::{Args, interrupt};

@@ -2,7 +2,6 @@
 //! table to the next, from its own start to the last of many containers. And what it takes meanwhile.
 
 pub mod discovery;
-pub mod engine;
 pub mod events;
 pub mod idle;
 mod knocking;

@@ -14,7 +14,7 @@ use samport::model::State;
 use samport::plan::{Actual, BackendKey, Change, Desired, Policy, Route, Share, plan};
 use samport::ports::Listen;
 use samport_common::choose::Balance;
-use samport_common::layout::{MAX_BACKENDS, Scope};
+use samport_common::layout::{DeviceSet, MAX_BACKENDS, Scope};
 use samport_tests::Lab;
 use samport_tests::daemon::Daemon;
 use samport_tests::speed::{Better, Figure, Report, Series, Spread};
@@ -149,7 +149,9 @@ fn backend(number: u32) -> (BackendKey, Share) {
     let name = format!("web-{number:05}");
     let endpoint = endpoint(number);
     let key = BackendKey { listen: WEB, id: name.clone(), endpoint, route: Route::Stack };
-    (key, Share { name, weight: 1, group: None, state: State::Active })
+    let (answers_on, leaves_by) = (DeviceSet::NONE, Vec::new());
+    let (state, route_back) = (State::Active, None);
+    (key, Share { name, weight: 1, group: None, state, answers_on, leaves_by, route_back })
 }
 
 fn endpoint(number: u32) -> SocketAddr {

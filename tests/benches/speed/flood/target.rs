@@ -8,13 +8,14 @@ use samport::dataplane::program_run::harness::{Before, Harness, Traffic};
 use samport::lab::output_of;
 use samport_common::harness::Order;
 use samport_tests::daemon::Daemon;
+use samport_tests::engine::{Container, Engine};
 use samport_tests::served::Status;
 use samport_tests::{Lab, Namespace, raw};
 use serde_json::Value;
 
 use super::kind::{CLIENT, CLIENTS, Kind};
 use super::way::Way;
-use crate::control::engine::{Container, Engine};
+
 use crate::control::events::{Inhabitant, mac_of};
 use crate::kernel::bed::{Flags, backend_traffic, between, client_traffic};
 

@@ -7,13 +7,15 @@ use samport::dataplane::program_run::harness::{Harness, Measured, Traffic};
 use samport::dataplane::program_run::{Runner, XdpRunner};
 use samport::dataplane::{Dataplane, Options};
 use samport::instance::Instance;
+use samport::lab::Namespace;
 use samport::model::Place;
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::ports::Listen;
 use samport::table::{Recipe, Region};
 use samport_common::flow::ServiceId;
 use samport_common::harness::Order;
-use samport_common::layout::Scope;
+use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::source::Side;
 use samport_tests::packet::Segment;
 
 /// What clients dial.
@@ -26,6 +28,20 @@ const IN_SOURCE: u32 = 14 + 12 + 1;
 const IN_DESTINATION: u32 = 14 + 16 + 1;
 /// The loopback device: it is there, and its own address is zero.
 const DEVICE: u32 = 1;
+
+/// A host that forwards, with a route to the clients.
+pub fn network() -> Result<Namespace> {
+    let network = Namespace::new("speed-kernel")?;
+    network.sysctl("net/ipv4/ip_forward", "1")?;
+    network.batch(
+        "link add eth0 type veth peer name eth1\n\
+         addr add 192.0.2.1/24 dev eth0\n\
+         link set eth0 up\n\
+         link set eth1 up\n\
+         route add 10.0.0.0/8 via 192.0.2.2\n",
+    )?;
+    Ok(network)
+}
 
 /// The loaded programs, with one service over so many backends.
 pub struct Bed {
@@ -61,7 +77,8 @@ impl Bed {
                 id,
                 shared: false,
                 weight: 1,
-                draining: false,
+                life: Life::Serving,
+                answers_on: DeviceSet::from_iter([DEVICE]),
             })?;
             dataplane.apply(&Change::SetOwners { source, owners })?;
         }
@@ -74,6 +91,7 @@ impl Bed {
         dataplane.apply(&Change::WriteTable { service: service_key, region, slots, recipe })?;
         set_frontend(&mut dataplane, region, false)?;
         dataplane.apply(&Change::OpenPort(listen))?;
+        set_rp_filter(&mut dataplane, LOOSE)?;
         let forward = dataplane.runner("samport_forward")?;
         let reverse = dataplane.runner("samport_reverse")?;
         let xdp = dataplane.xdp_runner(DEVICE)?;
@@ -84,6 +102,13 @@ impl Bed {
     pub fn restricted(name: &str) -> Result<Self> {
         let mut bed = Self::new(name, 1_024, 1)?;
         set_frontend(&mut bed.dataplane, Region { base: 0, len: 1 }, true)?;
+        Ok(bed)
+    }
+
+    /// With a device that takes no client from outside, as their routes lead elsewhere.
+    pub fn strict(name: &str) -> Result<Self> {
+        let mut bed = Self::new(name, 1_024, 1)?;
+        set_rp_filter(&mut bed.dataplane, STRICT)?;
         Ok(bed)
     }
 
@@ -105,6 +130,16 @@ impl Bed {
         }
         pass(&self.forward, &client_traffic(&from_client(Flags::Ack), clients, Order::Each))
     }
+}
+
+/// `rp_filter` of the device.
+const STRICT: u8 = 1;
+const LOOSE: u8 = 2;
+
+fn set_rp_filter(dataplane: &mut Dataplane, rp_filter: u8) -> Result<()> {
+    let (side, lookup_ifindex) = (Side::External as u8, DeviceSet::HOST);
+    let device = DeviceInfo { lookup_ifindex, side, rp_filter, ..DeviceInfo::default() };
+    dataplane.apply(&Change::SetDevice(DEVICE, device))
 }
 
 /// Serves the VIP, to everybody or to nobody.

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use samport::dataplane::program_run::harness::Harness;
-use samport::lab::output_of;
-use samport_tests::Lab;
 use samport_tests::speed::{Better, Figure, Report};
-use serde_json::Value;
+use samport_tests::{Lab, bpf};
 
 use crate::traffic::client::After;
 use crate::traffic::contenders::Contender;
@@ -17,7 +14,7 @@ use crate::traffic::site::{Asking, From};
 use crate::{Args, interrupt};
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
-/// The programs, by the names that `bpftool` shows. What they call counts as theirs.
+/// The programs, by the names that the kernel knows. What they call counts as theirs.
 const PROGRAMS: [&str; 3] = ["samport_forward", "samport_reverse", "empty"];
 
 /// New connections, whose packets also go through a program that does nothing, at the client's end.
@@ -69,19 +66,13 @@ struct Runs {
 /// Of all programs that have run: there are no others of these names while the benchmark runs, or they have
 /// nothing to do.
 fn runs() -> Result<BTreeMap<String, Runs>> {
-    let shown = output_of(Command::new("bpftool").args(["--json", "prog", "show"]))?;
-    let programs: Vec<Value> = serde_json::from_str(&shown).context("read what bpftool shows")?;
     let mut runs: BTreeMap<String, Runs> = BTreeMap::new();
-    for program in &programs {
-        let number = |key: &str| program[key].as_f64().unwrap_or(0.0);
-        let (count, time_ns) = (number("run_cnt"), number("run_time_ns"));
-        if count > 0.0
-            && let Some(name) = program["name"].as_str()
-        {
-            let sum = runs.entry(name.to_owned()).or_insert(Runs { count: 0.0, time_ns: 0.0 });
-            sum.count += count;
-            sum.time_ns += time_ns;
-        }
+    for bpf::Runs { program, count, time_ns } in bpf::runs().context("ask for the programs")? {
+        let sum = runs.entry(program).or_insert(Runs { count: 0.0, time_ns: 0.0 });
+        #[expect(clippy::cast_precision_loss, reason = "a minute is less than 2^52 ns")]
+        let (count, time_ns) = (count as f64, time_ns as f64);
+        sum.count += count;
+        sum.time_ns += time_ns;
     }
     Ok(runs)
 }

@@ -7,7 +7,9 @@ use samport_common::harness::Order::{Each, Random};
 use samport_common::layout::DEFAULT_FLOWS;
 use samport_tests::speed::{Better, Figure, Report};
 
-use super::bed::{Bed, Flags, backend_traffic, between, client_traffic, from_backend, from_client};
+use super::bed::{
+    self, Bed, Flags, backend_traffic, between, client_traffic, from_backend, from_client,
+};
 use super::operations;
 use super::stopwatch::{self, Case};
 use crate::Args;
@@ -44,20 +46,22 @@ const QUICK: usize = 3;
 const NEW: &str = "a new flow's first packet";
 const FOREIGN: &str = "a packet that is not ours";
 const OTHER: &str = "other packets";
-const DROPPED: &str = "a packet of a client that is not allowed";
+const DROPPED: &str = "a packet of a client that is not allowed, or not where it says";
 const BACKENDS: &str = "a packet of an open flow, 10 thousand flows at random, so many backends";
 const BACKENDS_NEW: &str = "a new flow's first packet in a full table, so many backends";
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let mut harness = Harness::open()?;
     let rounds = args.rounds();
-    for figure in flows(args, &mut harness, rounds)? {
-        report.add(figure);
-    }
-    for figure in backends(&mut harness, rounds)? {
-        report.add(figure);
-    }
-    for figure in operations::measure(&mut harness, rounds)? {
+    // Routes to clients are looked up in the namespace that a program is run from.
+    let network = bed::network()?;
+    let measured = network.run(|| {
+        let mut measured = flows(args, &mut harness, rounds)?;
+        measured.extend(backends(&mut harness, rounds)?);
+        measured.extend(operations::measure(&mut harness, rounds)?);
+        anyhow::Ok(measured)
+    });
+    for figure in measured? {
         report.add(figure);
     }
     report.add(instructions()?);
@@ -77,6 +81,7 @@ fn flows(args: &Args, harness: &mut Harness, rounds: u32) -> Result<Vec<Figure>>
     let filling = Bed::new("filling", (rounds + 1) * stopwatch::RUNS, 1)?;
     let full = Bed::new("full", ROOM, 1)?;
     let closed = Bed::restricted("closed")?;
+    let strict = Bed::strict("strict")?;
     let (syn, ack, answer) =
         (from_client(Flags::Syn), from_client(Flags::Ack), from_backend(Flags::Ack));
     let other_port = between("10.0.0.0:40000", "192.0.2.1:81", Flags::Ack);
@@ -122,6 +127,7 @@ fn flows(args: &Args, harness: &mut Harness, rounds: u32) -> Result<Vec<Figure>>
     };
     cases.push(dropped("tc", Measured::Tc(&closed.forward)));
     cases.push(dropped("xdp", Measured::Xdp(&closed.xdp)));
+    cases.push(dropped("tc, spoofed source", Measured::Tc(&strict.forward)));
     stopwatch::measure(harness, &cases, rounds)
 }
 

@@ -13,6 +13,7 @@ use super::super::history::Growth;
 use super::super::screen::Screen;
 use super::{aligned, coloured, head, per_second, row};
 use crate::api::words::ServiceCount;
+use crate::escape;
 
 /// Narrowest picture of rates.
 const NARROWEST: u16 = 10;
@@ -111,7 +112,8 @@ fn verdicts(frame: &mut Frame, area: Rect, screen: &Screen) {
 fn changes(frame: &mut Frame, area: Rect, screen: &Screen) {
     let ago = |at| time(screen.clock.saturating_sub(at));
     let changes = screen.history.changes.iter();
-    let lines = changes.map(|change| Line::from(format!("{:>7}  {}", ago(change.at), change.what)));
+    let lines = changes
+        .map(|change| Line::from(format!("{:>7}  {}", ago(change.at), escape::line(&change.what))));
     let lines = std::iter::once(Line::from("   AGO   CHANGE").bold()).chain(lines);
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
 }
