@@ -177,7 +177,7 @@ fn may_get(id: u32, backend: &'static Backend, opening: &Opening) -> bool {
 /// Through a number: the verifier follows what comes after once, and not for each way to choose.
 #[inline(always)]
 pub fn pick(
-    service: &'static Service,
+    service: &Service,
     hash: u32,
     attempt: u32,
 ) -> Result<(u32, &'static Backend), Verdict> {
@@ -192,7 +192,7 @@ pub fn pick(
 const NONE: u32 = 1 << 31;
 
 #[inline(never)]
-fn pick_by_number(service: &'static Service, hash: u32, attempt: u32) -> u32 {
+fn pick_by_number(service: &Service, hash: u32, attempt: u32) -> u32 {
     match pick_as_balanced(service, hash, attempt) {
         Ok(id) => id & !NONE,
         Err(verdict) => NONE | verdict as u32,

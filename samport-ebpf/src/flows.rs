@@ -86,9 +86,9 @@ impl Entry {
         let numbers = u64::from(segment.sequence) << 32 | u64::from(segment.acknowledgement);
         let who =
             u32::from(segment.payload) << 16 | u32::from(segment.flags.0) << 8 | sender as u32;
-        let mut left = advance(self.pointer(), word.to_bits(), who, numbers);
+        let mut left = samport_advance(self.pointer(), word.to_bits(), who, numbers);
         if left & AGAIN != 0 {
-            left = advance(self.pointer(), left & !AGAIN, who, numbers);
+            left = samport_advance(self.pointer(), left & !AGAIN, who, numbers);
         }
         FlowWord::from_bits(left & !AGAIN).state()
     }
@@ -287,7 +287,7 @@ impl Entry {
     }
 }
 
-/// Bit of what [`advance`] returns: the other direction's packet was faster, and this is the word it has left. A
+/// Bit of what [`samport_advance`] returns: the other direction's packet was faster, and this is the word it has left. A
 /// state's byte has it free.
 const AGAIN: u64 = 1 << 7;
 const _: () = assert!(State::ALL.len() <= 16);
@@ -297,9 +297,13 @@ const _: () = assert!(State::ALL.len() <= 16);
 /// Who loses the race against the other direction's packet steps on from where that has led: the winner of the
 /// next race has come after us. Of two FINs that cross on two CPUs neither may be lost, or the flow would count as
 /// open for hours. Twice by the caller and not in a loop here, for which Linux 6.1 has no stack.
+///
+/// Exported, so that the verifier walks it by itself, once for each program: its argument is a pointer to a type whose
+/// size BTF tells, which may be null (Linux 5.13).
+#[unsafe(no_mangle)]
 #[inline(never)]
 #[allow(clippy::cast_possible_truncation, reason = "two numbers of 32 bits in one of 64")]
-fn advance(flow: *mut Flow, word: u64, who: u32, numbers: u64) -> u64 {
+pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers: u64) -> u64 {
     let Some(entry) = Entry::new(flow) else { return word };
     let [sender, flags, p0, p1] = who.to_le_bytes();
     let sender = if sender == Sender::Client as u8 { Sender::Client } else { Sender::Backend };

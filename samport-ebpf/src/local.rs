@@ -149,8 +149,7 @@ fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
 /// A backend for a new connection of this socket.
 #[inline(always)]
 fn draw<P: Tables>(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
-    // Through a number: see `choice::pick`.
-    let id = choose_id::<P>(service, cookie);
+    let id = samport_choose_local(service, cookie, u32::from(P::HEADER_LEN == V6::HEADER_LEN));
     if id == 0 {
         return None;
     }
@@ -162,10 +161,20 @@ fn draw<P: Tables>(service: &'static Service, cookie: u64) -> Option<(Chosen, &'
     Some((Chosen { backend: id, generation: backend.generation }, backend))
 }
 
-/// Its id, or 0.
+/// The id of a backend for a new connection of the socket with this cookie, or 0; `is_ipv6` is 0 or 1.
+///
+/// Exported, so that the verifier walks its loops by themselves, once for each program, and not once for each way a socket
+/// gets here. Its argument is a pointer to a type whose size BTF tells, which may be null (Linux 5.13; docs/verifier.md).
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn choose_id<P: Tables>(service: &'static Service, cookie: u64) -> u32 {
-    let mut id = if service.affinity_ticks == 0 { 0 } else { recall_id::<P>(service) };
+pub extern "C" fn samport_choose_local(service: *const Service, cookie: u64, is_ipv6: u32) -> u32 {
+    // SAFETY: our callers have a reference.
+    let Some(service) = (unsafe { service.as_ref() }) else { return 0 };
+    let mut id = match (service.affinity_ticks, is_ipv6) {
+        (0, _) => 0,
+        (_, 0) => recall_id::<V4>(service),
+        _ => recall_id::<V6>(service),
+    };
     if id == 0 {
         id = draw_id(service, cookie);
     }
@@ -177,7 +186,7 @@ fn choose_id<P: Tables>(service: &'static Service, cookie: u64) -> u32 {
 
 /// The backend that the machine's connections to a service have got before, or 0: it is one client.
 #[inline(never)]
-fn recall_id<P: Tables>(service: &'static Service) -> u32 {
+fn recall_id<P: Tables>(service: &Service) -> u32 {
     let now_tick = flows::now_tick();
     match affinity::recall::<P>(client::<P>(), service, now_tick) {
         Some((id, backend)) if local::takes(backend) && !standing::is_suspect(id, now_tick) => id,
@@ -193,7 +202,7 @@ fn client<P: Tables>() -> P::Addr {
 
 /// One that the service's way to choose leads to, or 0.
 #[inline(never)]
-fn draw_id(service: &'static Service, cookie: u64) -> u32 {
+fn draw_id(service: &Service, cookie: u64) -> u32 {
     let now_tick = flows::now_tick();
     let hash = hash_of_socket(service, cookie);
     for attempt in 0..DRAWS {
@@ -227,7 +236,7 @@ fn draw_id(service: &'static Service, cookie: u64) -> u32 {
 
 /// The backend for a connection that this one would fail, or the same if there is no other.
 #[inline(never)]
-fn instead_of(service: &'static Service, id: u32) -> u32 {
+fn instead_of(service: &Service, id: u32) -> u32 {
     let now_tick = flows::now_tick();
     if !standing::has_failed(id, local::CLIENT, now_tick) {
         return id;
@@ -241,7 +250,7 @@ fn instead_of(service: &'static Service, id: u32) -> u32 {
 /// What a socket's choices go by. To a service that goes by addresses the machine is one client: it gets the first
 /// slot, of a table that follows from the seed.
 #[inline(never)]
-fn hash_of_socket(service: &'static Service, cookie: u64) -> u32 {
+fn hash_of_socket(service: &Service, cookie: u64) -> u32 {
     match Balance::from_byte(service.balance) {
         Balance::Maglev => choose::hash_of(&maps::hash_seed(), cookie),
         _ => 0,

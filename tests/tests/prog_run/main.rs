@@ -95,7 +95,7 @@ fn programs_stay_below_their_instruction_ceilings() {
         ("samport_inside", 15_000),
         ("samport_forward6", 40_000),
         ("samport_choose", 65_000),
-        ("samport_crowded", 200_000),
+        ("samport_crowded", 110_000),
         ("samport_open", 120_000),
         ("samport_make_way", 15_000),
         ("samport_icmp", 100_000),
@@ -104,18 +104,18 @@ fn programs_stay_below_their_instruction_ceilings() {
         ("samport_egress", 15_000),
         ("samport_outbound", 15_000),
         ("samport_reverse6", 40_000),
-        ("samport_answer", 130_000),
+        ("samport_answer", 80_000),
         ("samport_reverse_first", 130_000),
         ("samport_reverse_icmp", 120_000),
         ("samport_later", 15_000),
         ("samport_reset", 40_000),
-        ("samport_refused", 130_000),
+        ("samport_refused", 90_000),
         ("samport_trace", 100_000),
     ];
     let mut bench = Bench::with_local_clients();
     let names: Vec<_> = CEILINGS.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, program_run::PROGRAMS, "every program has a ceiling");
-    let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 150_000));
+    let local = program_run::LOCAL_PROGRAMS.map(|name| (name, 70_000));
     bench.dataplane.load_xdp().unwrap();
     let xdp = [("samport_xdp", 100_000)];
     let mut above = Vec::new();
