@@ -373,9 +373,9 @@ pub struct Fragmented {
     pub source: [u8; 16],
     /// The new destination, likewise.
     pub destination: [u8; 16],
-    /// The backend it goes to; 0 for a reply.
+    /// The backend it goes to, or that sent it.
     pub backend: u32,
-    /// The generation of that backend.
+    /// The generation of that backend; 0 for a reply, which nobody asks for it.
     pub generation: u32,
     /// For a reply, a [`ClientWay`]; else [`Self::BY_STACK`] or 0.
     pub way: u32,
@@ -383,8 +383,10 @@ pub struct Fragmented {
     pub seen_tick: u32,
     /// For a reply into a container, its MAC.
     pub mac: [u8; 6],
+    /// 1 for a reply, 0 for what goes to the backend.
+    pub is_reply: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
     /// The device the first fragment came in by.
     pub came_in_by: u32,
 }

@@ -1,4 +1,4 @@
-//! What stands in the maps besides flows, and how large the maps are.
+//! What stands in the maps besides flows (`flow`) and traces (`trace`), and how large the maps are.
 //!
 //! No enum, bool or Option crosses a map: bytes with total decoders.
 

@@ -155,6 +155,9 @@ pub struct Watch {
     pub backends: [End; MAX_WATCHED],
 }
 
+/// Every verdict has a bit in [`Watch::verdicts`].
+const _: () = assert!(Verdict::COUNT <= u64::BITS);
+
 impl Watch {
     /// Whether a packet that has left by this verdict is watched.
     #[must_use]

@@ -147,6 +147,8 @@ verdicts! {
     43 ReplyUnresolved "reply-unresolved" Redirect;
     /// An answer to what the host or a container has begun itself, from a port that is served: it goes to who has asked.
     44 OutboundAnswer "outbound-answer" Pass;
+    /// The program that was to go on with it is not where it belongs: a bug, or somebody has changed samport's maps.
+    45 MissedTailCall "missed-tail-call" Drop;
 }
 
 #[cfg(test)]

@@ -95,6 +95,7 @@ fn remember_forward_apart<P: Tables>(
     draft.destination = P::widen(to);
     draft.backend = chosen;
     draft.generation = backend.generation;
+    draft.is_reply = 0;
     draft.way = way;
     draft.seen_tick = flows::now_tick();
     draft.came_in_by = came_in_by;
@@ -120,8 +121,9 @@ fn remember_reverse<P: Tables>(
     };
     draft.source = P::widen(reply.entry.vip::<P>().addr);
     draft.destination = changed::<P>(reply.to_itself, packet.source.addr);
-    draft.backend = 0;
-    draft.generation = reply.backend;
+    draft.backend = reply.backend;
+    draft.generation = 0;
+    draft.is_reply = 1;
     draft.way = way;
     draft.seen_tick = flows::now_tick();
     draft.mac = reply.entry.mac();
@@ -176,12 +178,13 @@ fn send<P: Tables>(
     id: &FragmentId<P::Addr>,
     first: &Fragmented,
 ) -> Result<Outcome, Verdict> {
+    let is_reply = first.is_reply != 0;
     let word = FlowWord::new(first.backend, first.generation, State::Unanswered);
-    if first.backend != 0 && !forward::takes_packets(word) {
+    if !is_reply && !forward::takes_packets(word) {
         return Err(Verdict::BackendGone);
     }
     let way = ClientWay::from_bits(first.way);
-    if first.backend == 0 && reverse::is_too_big(skb, seat, way.into()) {
+    if is_reply && reverse::is_too_big(skb, seat, way.into()) {
         // On its way through the host's stack, which makes smaller ones of it.
         return Err(Verdict::ReplyTooBig);
     }
@@ -193,12 +196,12 @@ fn send<P: Tables>(
         let plan = rewrite::plan_later::<P>(id, End::Destination, P::narrow(&first.destination));
         apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
-    if first.backend != 0 {
+    if !is_reply {
         let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
         if first.way == Fragmented::BY_STACK {
             return Ok(deliver::after_the_first(skb, first.backend));
         }
         return Ok(deliver::to_backend(skb, first.backend, backend));
     }
-    Ok(deliver::to_client(skb, seat, first.generation, way, || first.mac))
+    Ok(deliver::to_client(skb, seat, first.backend, way, || first.mac))
 }

@@ -1,8 +1,11 @@
 //! The kernel side of samport: entry points only.
 //!
-//! `samport_forward` runs at tc ingress of the interfaces clients come in by, `samport_reverse` at
-//! tc ingress of the backends' host-side veths. The others are at the root of the control groups, for
-//! clients on the machine itself. All are thin: what is decided is decided in `samport-common`.
+//! Attached at tc: `samport_forward` at ingress of the interfaces clients come in by, `samport_bridge` at ingress of the containers'
+//! bridges, `samport_reverse` at ingress of the backends' host-side veths, `samport_device` at ingress of other devices that backends
+//! answer by, `samport_egress` and `samport_outbound` at egress. `samport_xdp` is at XDP of the interfaces, if asked for. Those of
+//! sockets (`connect`, `sendmsg`, `recvmsg`, `getpeername`, close, states) are at the root of the control groups, for clients on the
+//! machine itself. The others go on with what these begin, by tail call (`samport_common::layout::program`). ARCHITECTURE.md has a
+//! table of all of them. All are thin: what is decided is decided in `samport-common`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![deny(
     clippy::indexing_slicing,
@@ -44,13 +47,14 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, sock_ops, xdp};
 use aya_ebpf::programs::{SockAddrContext, SockContext, SockOpsContext, TcContext, XdpContext};
 use aya_log_ebpf::debug;
+use samport_common::failover;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
 use samport_common::layout::program;
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
-use crate::context::Seat;
+use crate::context::{Context as _, Seat};
 use crate::local::{Call, Named};
 use crate::skb::Skb;
 use crate::sock_ops::SockOps;
@@ -193,8 +197,12 @@ fn resolve(skb: &Skb, done: Done) -> Outcome {
         Done::Outcome(outcome) => outcome,
         Done::GoOn(index) => {
             maps::tail_call(skb, index);
-            // 33 tail calls, all in vain: no draw was free for this client.
-            Verdict::FlowAmbiguous.into()
+            if index == program::OPEN && skb.attempt() >= failover::PATIENCE {
+                // The kernel ends a packet's run after 33 tail calls, and all draws were in vain.
+                Verdict::FlowAmbiguous.into()
+            } else {
+                Verdict::MissedTailCall.into()
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The only place with packet pointers.
+//! A packet at tc: reading, writing, checksums and redirects. Packet pointers are here, and for XDP in `xdp.rs`.
 
 use core::ffi::c_void;
 

@@ -173,10 +173,11 @@ impl Answer {
             };
             return Self::Backend(bits & !Self::FLAGS, stored);
         }
-        match Verdict::from_number(bits) {
-            Some(verdict) => Self::Verdict(verdict),
-            None => Self::GoOn,
+        if bits & Self::GO_ON != 0 {
+            return Self::GoOn;
         }
+        // A number that is no verdict's is a bug, and must not lead to another draw.
+        Self::Verdict(Verdict::from_number(bits).unwrap_or(Verdict::RewriteFailed))
     }
 }
 

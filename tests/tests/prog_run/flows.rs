@@ -8,6 +8,7 @@ use std::thread;
 use samport::plan::{BackendId, Change, Source};
 use samport::ports::Listen;
 use samport_common::conntrack::TICK_SHIFT;
+use samport_common::layout::program;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_tests::bpf::Map;
@@ -281,6 +282,16 @@ fn two_services_on_one_backend_port_are_kept_apart() {
         let syn = at_host(Segment::syn(client(port), address(vip)));
         bench.expect("samport_forward", &syn.frame(), Verdict::FlowAmbiguous, DROP);
     }
+}
+
+/// Without the program that goes on with a packet, it does not get past us by chance.
+#[test]
+fn a_program_that_is_not_where_it_belongs_is_told_from_a_crowd() {
+    let mut bench = Bench::new();
+    let syn = at_host(Segment::syn(client(40_000), address(VIP))).frame();
+    bench.forward(&Segment::syn(client(40_001), address(VIP)));
+    bench.dataplane.take_away(program::CHOOSE).unwrap();
+    bench.expect("samport_forward", &syn, Verdict::MissedTailCall, DROP);
 }
 
 /// Jiffies tell the programs the time that the kernel's clock would.

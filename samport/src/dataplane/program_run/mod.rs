@@ -5,6 +5,7 @@ pub mod harness;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use aya::maps::ProgramArray;
 use aya::programs::{
     Program, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult,
 };
@@ -94,6 +95,13 @@ impl Dataplane {
         let runner = SchedClassifier::from_pin(&pin).with_context(|| format!("open {program}"));
         std::fs::remove_file(&pin).with_context(|| format!("unpin {program}"))?;
         Ok(Runner(runner?))
+    }
+
+    /// Takes a program away from where others go on to it: `index` is one of `samport_common::layout::program`.
+    pub fn take_away(&mut self, index: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("PROGRAMS").context("there is no map PROGRAMS")?;
+        let mut programs = ProgramArray::try_from(map).context("open PROGRAMS")?;
+        programs.clear_index(&index).with_context(|| format!("clear PROGRAMS[{index}]"))
     }
 
     /// Loads the XDP program, which otherwise waits for an interface.
