@@ -60,7 +60,7 @@ impl Known {
 
 /// Where a packet is seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Hook {
+pub enum Ingress {
     /// At ingress of an interface that outside clients come in by.
     Interface,
     /// At ingress of a bridge of containers.
@@ -124,7 +124,7 @@ pub enum From {
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The hook that sees it.
-    pub hook: Hook,
+    pub ingress: Ingress,
     /// The device of that hook.
     pub ifindex: u32,
     /// What is known of that device.
@@ -205,7 +205,7 @@ pub fn validate<P: Family>(
     if P::is_link_local(source) {
         return Validity::Unproven;
     }
-    let is_outside = matches!(arrival.hook, Hook::Interface);
+    let is_outside = matches!(arrival.ingress, Ingress::Interface);
     // A rule may lead replies elsewhere than what a container itself is routed by. A loop, so that the kernel's
     // programs ask in one place.
     let mut validity = Validity::Refused;
@@ -264,7 +264,7 @@ fn inside<P: Family>(
             NextHop::Gateway(Known::Nothing | Known::OfHost) => {
                 let master = device_of(arrival.device.master);
                 let is_outside = master.is_some_and(|master| master.is_external());
-                Validity::of(!(is_outside && matches!(arrival.hook, Hook::Container)))
+                Validity::of(!(is_outside && matches!(arrival.ingress, Ingress::Container)))
             }
         },
         Route::Via(ifindex, _) => {

@@ -10,7 +10,7 @@ use samport_common::rewrite::{self, IcmpRewrite, Readdress, Rewrite};
 use samport_common::verdict::Verdict;
 use zerocopy::IntoBytes as _;
 
-use crate::context::{Context, Seat};
+use crate::context::{Context, Hook};
 use crate::maps;
 use crate::skb::{Covers, Skb};
 
@@ -144,10 +144,10 @@ pub enum Sender {
     Anybody,
 }
 
-impl From<Seat> for Sender {
+impl From<Hook> for Sender {
     #[inline(always)]
-    fn from(seat: Seat) -> Self {
-        if seat == Seat::Container { Self::Container } else { Self::Anybody }
+    fn from(hook: Hook) -> Self {
+        if hook == Hook::Container { Self::Container } else { Self::Anybody }
     }
 }
 

@@ -44,10 +44,10 @@ pub trait Context: Frame {
     fn pull_headers(&self) -> bool;
 }
 
-/// Where a program sits.
+/// Where a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Seat {
+pub enum Hook {
     /// Ingress of an interface that outside clients come in by.
     Interface = 1,
     /// Ingress of a bridge: what containers send to the host itself.
@@ -60,8 +60,8 @@ pub enum Seat {
     Egress = 5,
 }
 
-impl Seat {
-    /// Total decoder: an unknown number is [`Seat::Interface`], which may do the least.
+impl Hook {
+    /// Total decoder: an unknown number is [`Hook::Interface`], which may do the least.
     #[inline(always)]
     pub const fn from_number(number: u32) -> Self {
         match number {

@@ -6,7 +6,7 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 
 use crate::Outcome;
-use crate::context::{Context as _, Seat};
+use crate::context::{Context as _, Hook};
 use crate::maps;
 use crate::skb::{self, Skb};
 
@@ -67,7 +67,7 @@ fn count(skb: &Skb, id: u32) {
 #[inline(always)]
 pub fn to_client(
     skb: &Skb,
-    seat: Seat,
+    hook: Hook,
     backend: u32,
     way: ClientWay,
     mac: impl FnOnce() -> [u8; 6],
@@ -76,7 +76,7 @@ pub fn to_client(
         stats.packets_out += 1;
         stats.bytes_out += u64::from(skb.len());
     });
-    if seat == Seat::Egress {
+    if hook == Hook::Egress {
         return Verdict::ReplyStack.into();
     }
     if way.is_container() {

@@ -8,7 +8,7 @@ use samport_common::source::{NextHop, Route};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
-use crate::context::{Context as _, Seat};
+use crate::context::{Context as _, Hook};
 use crate::flows::Entry;
 use crate::maps::{self, Tables};
 use crate::skb::Skb;
@@ -59,7 +59,7 @@ fn find<P: Tables>(ctx: *mut __sk_buff, client: &'static P::Addr, flow: *mut Flo
     let Some(entry) = Entry::new(flow) else { return NO_ROUTE };
     let skb = Skb::new(TcContext::new(ctx));
     let way = entry.way();
-    if skb.seat() == Seat::Egress && !way.is_container() {
+    if skb.hook() == Hook::Egress && !way.is_container() {
         // The kernel has decided that already. Fragments that follow are met earlier.
         return u64::from(ClientWay::out_of(skb.ifindex()).to_bits());
     }

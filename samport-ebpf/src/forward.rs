@@ -17,7 +17,7 @@ use samport_common::wire::protocol::Protocol;
 
 use crate::apply;
 use crate::choice::{self, Opening, Trouble};
-use crate::context::{Context, Seat};
+use crate::context::{Context, Hook};
 use crate::deliver;
 use crate::flood;
 use crate::flows::{self, Entry, First, Place};
@@ -31,9 +31,9 @@ use crate::{Done, Outcome};
 /// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
 /// every packet. The others are [`choose_one`]'s, in a program of its own that is not in these ones' way.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
+pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Done {
     match apply::parse::<P, _>(skb) {
-        Ok(packet) => follow_on::<P>(skb, seat, &packet),
+        Ok(packet) => follow_on::<P>(skb, hook, &packet),
         Err(aside) => step_aside(aside),
     }
 }
@@ -42,22 +42,22 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
 #[inline(always)]
 pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
     match apply::parse_whole_apart::<P>(skb) {
-        Ok(packet) => follow_on::<P>(skb, skb.seat(), packet),
+        Ok(packet) => follow_on::<P>(skb, skb.hook(), packet),
         Err(aside) => step_aside(aside),
     }
 }
 
 #[inline(always)]
-fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done {
+fn follow_on<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Done {
     if !maps::is_listened_on(packet.protocol, packet.destination.port) {
-        return if seat == Seat::Bridge {
+        return if hook == Hook::Bridge {
             reverse::at_bridge::<P>(packet)
         } else {
             Verdict::NotOurs.into()
         };
     }
-    match go_on::<P, _>(skb, seat, packet) {
-        Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on, seat.into())),
+    match go_on::<P, _>(skb, hook, packet) {
+        Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on, hook.into())),
         // What passes by on its way to another machine's port is dismissed here.
         None if service_of::<P>(packet).is_none() => Verdict::NotOurs.into(),
         None => Done::GoOn(program::CHOOSE),
@@ -110,7 +110,7 @@ fn note_silence(chosen: u64) {
 #[inline(never)]
 fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
     let skb = Skb::new(TcContext::new(ctx));
-    match choose::<P, _>(&skb, skb.seat(), packet) {
+    match choose::<P, _>(&skb, skb.hook(), packet) {
         Ok(on) => u64::from(on.word.backend()) | if on.is_silent { SILENT } else { 0 },
         Err(Trouble::Verdict(verdict)) => REFUSED | verdict as u64,
         Err(Trouble::Crowded) => CROWDED,
@@ -159,10 +159,10 @@ pub fn step_aside(aside: Aside) -> Done {
 #[inline(always)]
 pub fn choose<P: Tables, C: Context>(
     context: &C,
-    seat: Seat,
+    hook: Hook,
     packet: &Packet<P::Addr>,
 ) -> Result<Followed, Trouble> {
-    let mut opening = classify::<P, C>(context, seat, packet)?;
+    let mut opening = classify::<P, C>(context, hook, packet)?;
     let own = match flows::look::<P>(packet.source, packet.destination, opening.id) {
         First::Own(entry) => Some(entry),
         First::Free => None,
@@ -202,7 +202,7 @@ pub fn choose<P: Tables, C: Context>(
 #[inline(always)]
 pub fn go_on<P: Tables, C: Context>(
     context: &C,
-    seat: Seat,
+    hook: Hook,
     packet: &Packet<P::Addr>,
 ) -> Option<GoingOn> {
     let service = match maps::listens::<P>(packet.protocol, packet.destination.port) {
@@ -212,9 +212,9 @@ pub fn go_on<P: Tables, C: Context>(
     let entry = flows::find_at_once::<P>(FlowKey::new(packet.source, service, Lane::FIRST))?;
     let word = entry.word();
     if entry.vip::<P>() != packet.destination
-        || entry.way() != way_of(context, seat)
+        || entry.way() != way_of(context, hook)
         || !conntrack::goes_on(word.state(), packet.flags)
-        || (seat != Seat::Container && !context.is_for_host())
+        || (hook != Hook::Container && !context.is_for_host())
     {
         return None;
     }
@@ -275,9 +275,9 @@ fn pass<A: Address, C: Context>(
 
 /// How replies get to who sends packets that come in here.
 #[inline(always)]
-pub fn way_of<C: Context>(context: &C, seat: Seat) -> ClientWay {
-    match seat {
-        Seat::Container => ClientWay::into_container(context.ifindex()),
+pub fn way_of<C: Context>(context: &C, hook: Hook) -> ClientWay {
+    match hook {
+        Hook::Container => ClientWay::into_container(context.ifindex()),
         _ => ClientWay::out_of(context.ifindex()),
     }
 }
@@ -293,28 +293,28 @@ fn service_of<P: Tables>(packet: &Packet<P::Addr>) -> Option<&'static Service> {
 #[inline(always)]
 pub fn classify<P: Tables, C: Context>(
     context: &C,
-    seat: Seat,
+    hook: Hook,
     packet: &Packet<P::Addr>,
 ) -> Result<Opening, Verdict> {
     let service = service_of::<P>(packet).ok_or(Verdict::NotOurs)?;
-    if !may_dial(Scope::from_byte(service.scope), seat) {
+    if !may_dial(Scope::from_byte(service.scope), hook) {
         return Err(Verdict::NotOurs);
     }
     // A container's frames are addressed to its bridge, which is not where we look.
-    if seat != Seat::Container && !context.is_for_host() {
+    if hook != Hook::Container && !context.is_for_host() {
         return Err(Verdict::OtherHost);
     }
     if service.flags & service::RESTRICTED != 0 && !P::is_allowed(service.id, packet.source.addr) {
         return Err(Verdict::NotAllowed);
     }
-    opening_of(context, seat, packet, service)
+    opening_of(context, hook, packet, service)
 }
 
 /// What is known of a packet that a service may have.
 #[inline(always)]
 pub fn opening_of<A: Address, C: Context>(
     context: &C,
-    seat: Seat,
+    hook: Hook,
     packet: &Packet<A>,
     service: &'static Service,
 ) -> Result<Opening, Verdict> {
@@ -325,7 +325,7 @@ pub fn opening_of<A: Address, C: Context>(
         id,
         protocol,
         flags: packet.flags,
-        way: way_of(context, seat),
+        way: way_of(context, hook),
         marks: 0,
         now_tick: flows::now_tick(),
         attempt: context.attempt(),
@@ -334,8 +334,8 @@ pub fn opening_of<A: Address, C: Context>(
 
 /// Whether a frontend of this scope serves packets that come in here.
 #[inline(always)]
-pub fn may_dial(scope: Scope, seat: Seat) -> bool {
-    matches!(scope, Scope::Everybody) || seat != Seat::Interface
+pub fn may_dial(scope: Scope, hook: Hook) -> bool {
+    matches!(scope, Scope::Everybody) || hook != Hook::Interface
 }
 
 /// Where a packet goes.

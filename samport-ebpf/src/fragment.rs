@@ -9,7 +9,7 @@ use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
 use crate::apply;
-use crate::context::{Context as _, Seat};
+use crate::context::{Context as _, Hook};
 use crate::deliver;
 use crate::exit;
 use crate::flows;
@@ -26,7 +26,7 @@ const STAYS: [u8; 16] = [0; 16];
 /// Backend to client.
 #[inline(always)]
 pub fn reverse<P: Tables>(skb: &Skb) -> Done {
-    let seat = skb.seat();
+    let hook = skb.hook();
     let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
         Err(Aside::Leave(verdict)) => return verdict.into(),
@@ -34,30 +34,30 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     };
     let found = reverse::find_apart::<P>(packet);
     let Some(reply) = found else {
-        return reverse::no_reply(seat, packet);
+        return reverse::no_reply(hook, packet);
     };
-    if !reverse::is_by_backend::<P>(skb, seat, &reply) {
-        return reverse::no_answer(seat);
+    if !reverse::is_by_backend::<P>(skb, hook, &reply) {
+        return reverse::no_answer(hook);
     }
     let exit = match exit::of::<P>(skb, &packet.destination.addr, reply.entry) {
         Ok(exit) => exit,
         Err(verdict) => return verdict.into(),
     };
-    if reverse::is_too_big(skb, seat, exit) {
+    if reverse::is_too_big(skb, hook, exit) {
         // The later ones follow it into the host's stack, as orphans.
         return reverse::too_big::<P>(skb);
     }
     remember_reverse::<P>(
         packet,
         reply.entry.pointer(),
-        skb.came_in_by(seat),
+        skb.came_in_by(hook),
         exit.way().to_bits(),
     );
     reverse::advance(skb, packet, &reply);
     if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(reverse::leave(skb, seat, &reply, exit))
+    Done::Outcome(reverse::leave(skb, hook, &reply, exit))
 }
 
 /// The new form of an address, or [`STAYS`].
@@ -143,10 +143,10 @@ pub fn follow<P: Tables>(skb: &Skb) -> Done {
     let Some(first) = find::<P>(&id) else {
         return Verdict::FragmentOrphan.into();
     };
-    if !follows_first(first.came_in_by, skb.came_in_by(skb.seat())) {
+    if !follows_first(first.came_in_by, skb.came_in_by(skb.hook())) {
         return Verdict::SpoofedSource.into();
     }
-    match send::<P>(skb, skb.seat(), &id, first) {
+    match send::<P>(skb, skb.hook(), &id, first) {
         Ok(outcome) => Done::Outcome(outcome),
         Err(verdict) => verdict.into(),
     }
@@ -174,7 +174,7 @@ fn find<P: Tables>(id: &FragmentId<P::Addr>) -> Option<&'static Fragmented> {
 #[inline(always)]
 fn send<P: Tables>(
     skb: &Skb,
-    seat: Seat,
+    hook: Hook,
     id: &FragmentId<P::Addr>,
     first: &Fragmented,
 ) -> Result<Outcome, Verdict> {
@@ -184,7 +184,7 @@ fn send<P: Tables>(
         return Err(Verdict::BackendGone);
     }
     let way = ClientWay::from_bits(first.way);
-    if is_reply && reverse::is_too_big(skb, seat, way.into()) {
+    if is_reply && reverse::is_too_big(skb, hook, way.into()) {
         // On its way through the host's stack, which makes smaller ones of it.
         return Err(Verdict::ReplyTooBig);
     }
@@ -203,5 +203,5 @@ fn send<P: Tables>(
         }
         return Ok(deliver::to_backend(skb, first.backend, backend));
     }
-    Ok(deliver::to_client(skb, seat, first.backend, way, || first.mac))
+    Ok(deliver::to_client(skb, hook, first.backend, way, || first.mac))
 }

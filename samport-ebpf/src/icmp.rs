@@ -14,7 +14,7 @@ use samport_common::verdict::Verdict;
 
 use crate::apply::{self, apart};
 use crate::choice;
-use crate::context::{Context as _, Seat};
+use crate::context::{Context as _, Hook};
 use crate::deliver;
 use crate::exit;
 use crate::flows::{self, Entry};
@@ -30,16 +30,16 @@ use crate::{Done, Outcome};
 /// An error about a reply, for the backend that has sent it.
 #[inline(always)]
 pub fn forward<P: Tables>(skb: &Skb) -> Done {
-    match to_backend::<P>(skb, skb.seat()) {
+    match to_backend::<P>(skb, skb.hook()) {
         Ok(outcome) => Done::Outcome(outcome.renamed(Verdict::IcmpForward)),
         Err(verdict) => verdict.into(),
     }
 }
 
 #[inline(always)]
-fn to_backend<P: Tables>(skb: &Skb, seat: Seat) -> Result<Outcome, Verdict> {
+fn to_backend<P: Tables>(skb: &Skb, hook: Hook) -> Result<Outcome, Verdict> {
     let error = parse::<P>(skb)?;
-    let entry = own_flow::<P>(skb, seat, error)?;
+    let entry = own_flow::<P>(skb, hook, error)?;
     let word = entry.word();
     if !forward::serves(error.quoted.protocol, word) {
         return Err(Verdict::BackendGone);
@@ -57,25 +57,25 @@ fn to_backend<P: Tables>(skb: &Skb, seat: Seat) -> Result<Outcome, Verdict> {
 #[inline(always)]
 fn own_flow<P: Tables>(
     skb: &Skb,
-    seat: Seat,
+    hook: Hook,
     error: &'static IcmpError<P::Addr>,
 ) -> Result<Entry, Verdict> {
     if error.told != error.quoted.source.addr {
         return Err(Verdict::IcmpOther);
     }
-    let service = find_service::<P>(error, seat);
+    let service = find_service::<P>(error, hook);
     let Ok(service) = u16::try_from(service) else {
         return Err(Verdict::IcmpOther);
     };
-    if seat != Seat::Container && !skb.is_for_host() {
+    if hook != Hook::Container && !skb.is_for_host() {
         return Err(Verdict::OtherHost);
     }
     let entry = Entry::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)?;
     // No router inside of the host is on the way to an outside client, nor the other way round; and only one
     // device leads to a client inside.
-    let is_internal = source::side(skb, seat) == Side::Internal;
+    let is_internal = source::side(skb, hook) == Side::Internal;
     if entry.is_internal() != is_internal
-        || (is_internal && entry.way() != forward::way_of(skb, seat))
+        || (is_internal && entry.way() != forward::way_of(skb, hook))
     {
         return Err(Verdict::SpoofedSource);
     }
@@ -84,13 +84,13 @@ fn own_flow<P: Tables>(
 
 /// The number of the service at the source of the quoted packet, or -1.
 #[inline(never)]
-fn find_service<P: Tables>(error: &'static IcmpError<P::Addr>, seat: Seat) -> i32 {
+fn find_service<P: Tables>(error: &'static IcmpError<P::Addr>, hook: Hook) -> i32 {
     let quoted = &error.quoted;
     if !maps::is_listened_on(quoted.protocol, quoted.source.port) {
         return -1;
     }
     match P::service(&EndpointKey::new(quoted.source, quoted.protocol.number())) {
-        Some(service) if forward::may_dial(Scope::from_byte(service.scope), seat) => {
+        Some(service) if forward::may_dial(Scope::from_byte(service.scope), hook) => {
             service.id.into()
         }
         _ => -1,
@@ -112,15 +112,15 @@ fn find_own_flow<P: Tables>(error: &'static IcmpError<P::Addr>, service: u16) ->
 /// An error about a client's packet, from the backend or from where it was on its way there.
 #[inline(always)]
 pub fn reverse<P: Tables>(skb: &Skb) -> Done {
-    let seat = skb.seat();
+    let hook = skb.hook();
     let error = match parse::<P>(skb) {
         Ok(error) => error,
         Err(verdict) => return verdict.into(),
     };
     let Some(reply) = reverse::found::<P>(find_flow::<P>(error), error.quoted.source.addr) else {
         // A container may be a client too.
-        return match seat {
-            Seat::Container => Done::GoOn(program::ICMP),
+        return match hook {
+            Hook::Container => Done::GoOn(program::ICMP),
             _ => Verdict::IcmpOther.into(),
         };
     };
@@ -128,8 +128,8 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
         return Verdict::LateAnswer.into();
     }
     // From the backend, or from the host, which could not send it the client's packet.
-    if skb.came_in_by(seat) != DeviceSet::HOST && !reverse::is_by_backend::<P>(skb, seat, &reply) {
-        return reverse::no_answer(seat);
+    if skb.came_in_by(hook) != DeviceSet::HOST && !reverse::is_by_backend::<P>(skb, hook, &reply) {
+        return reverse::no_answer(hook);
     }
     let flow = reply.entry.pointer();
     if note_unreachable::<P>(skb.pointer_to_context(), error, flow) != 0 {
@@ -142,7 +142,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(reverse::leave(skb, seat, &reply, exit).renamed(Verdict::IcmpReply))
+    Done::Outcome(reverse::leave(skb, hook, &reply, exit).renamed(Verdict::IcmpReply))
 }
 
 /// Takes note of an error that says that a client's packet has not reached the backend, which is nothing that other

@@ -16,7 +16,7 @@ use crate::choice;
 use crate::flows;
 use crate::maps::{self, Tables, sockets};
 use crate::sock_ops::{Progress, SockOps};
-use crate::sockaddr::{Closed, Hook, SockAddr};
+use crate::sockaddr::{Closed, SockAddr, SockFamily};
 use crate::standing;
 
 /// Draws until a backend serves that this machine can reach and that has not failed lately. One that does not serve is in a table for a
@@ -37,7 +37,7 @@ pub enum Call {
 /// Sends a socket to a backend, if it dials a service. `None` if it does not: that is none of our
 /// business and counted nowhere.
 #[inline(always)]
-pub fn dial<H: Hook>(sock: &SockAddr, call: Call) -> Option<Verdict> {
+pub fn dial<H: SockFamily>(sock: &SockAddr, call: Call) -> Option<Verdict> {
     if !sock.is_of_this_machine() {
         return None;
     }
@@ -57,7 +57,7 @@ pub fn dial<H: Hook>(sock: &SockAddr, call: Call) -> Option<Verdict> {
 }
 
 #[inline(always)]
-fn dial_service<H: Hook, P: Tables>(
+fn dial_service<H: SockFamily, P: Tables>(
     sock: &SockAddr,
     call: Call,
     dialled: [u8; 16],
@@ -278,7 +278,7 @@ pub enum Named {
 /// Names what a socket dialled where the kernel names its backend. `None` for every other socket and
 /// every other sender.
 #[inline(always)]
-pub fn restore<H: Hook>(sock: &SockAddr, named: Named) -> Option<Verdict> {
+pub fn restore<H: SockFamily>(sock: &SockAddr, named: Named) -> Option<Verdict> {
     if !sock.is_of_this_machine() {
         return None;
     }

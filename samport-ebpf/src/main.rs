@@ -54,11 +54,11 @@ use samport_common::layout::program;
 use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
-use crate::context::{Context as _, Seat};
+use crate::context::{Context as _, Hook};
 use crate::local::{Call, Named};
 use crate::skb::Skb;
 use crate::sock_ops::SockOps;
-use crate::sockaddr::{Closed, Four, Hook, Six, SockAddr};
+use crate::sockaddr::{Closed, Inet, Inet6, SockAddr, SockFamily};
 
 /// What tells the kernel to go on with a system call. We forbid none.
 const GO_ON: i32 = 1;
@@ -156,9 +156,9 @@ impl From<Verdict> for Done {
 /// Runs the function for IPv4 and ends; IPv6 goes on in another program. Both together need more than
 /// the 512 bytes of stack there are, and neither is in the other's way.
 macro_rules! run {
-    ($skb:ident, $name:literal, $module:ident::$function:ident, $seat:expr, $six:expr) => {{
+    ($skb:ident, $name:literal, $module:ident::$function:ident, $hook:expr, $six:expr) => {{
         let done = match ether_type(&$skb) {
-            Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb, $seat),
+            Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb, $hook),
             Ok(V6::ETHER_TYPE) => Done::GoOn($six),
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
@@ -220,8 +220,8 @@ fn end(skb: &Skb, name: &str, done: Done) -> i32 {
 #[classifier]
 pub fn samport_forward(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    skb.sit(Seat::Interface);
-    run!(skb, "forward", forward::run, Seat::Interface, program::FORWARD6)
+    skb.set_hook(Hook::Interface);
+    run!(skb, "forward", forward::run, Hook::Interface, program::FORWARD6)
 }
 
 /// Client to backend, where frames enter the machine: what goes into containers, and the allow-list.
@@ -234,18 +234,18 @@ pub fn samport_xdp(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn samport_bridge(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    skb.sit(Seat::Bridge);
-    run!(skb, "bridge", forward::run, Seat::Bridge, program::FORWARD6)
+    skb.set_hook(Hook::Bridge);
+    run!(skb, "bridge", forward::run, Hook::Bridge, program::FORWARD6)
 }
 
 /// Client to backend, for what a backend's container sends that is no reply. By tail call.
 #[classifier]
 pub fn samport_inside(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run!(skb, "inside", forward::run, Seat::Container, program::FORWARD6)
+    run!(skb, "inside", forward::run, Hook::Container, program::FORWARD6)
 }
 
-/// Client to backend over IPv6, from any seat. By tail call.
+/// Client to backend over IPv6, from any hook. By tail call.
 #[classifier]
 pub fn samport_forward6(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
@@ -302,16 +302,16 @@ pub fn samport_icmp(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_reverse(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    skb.sit(Seat::Container);
-    run!(skb, "reverse", reverse::run, Seat::Container, program::REVERSE6)
+    skb.set_hook(Hook::Container);
+    run!(skb, "reverse", reverse::run, Hook::Container, program::REVERSE6)
 }
 
 /// Backend to client, at ingress of another device that backends answer on.
 #[classifier]
 pub fn samport_device(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    skb.sit(Seat::Device);
-    run!(skb, "device", reverse::run, Seat::Device, program::REVERSE6)
+    skb.set_hook(Hook::Device);
+    run!(skb, "device", reverse::run, Hook::Device, program::REVERSE6)
 }
 
 /// Backend to client, at egress of the interface clients come in by: for backends whose packets go
@@ -319,8 +319,8 @@ pub fn samport_device(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_egress(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    skb.sit(Seat::Egress);
-    run!(skb, "egress", reverse::run, Seat::Egress, program::REVERSE6)
+    skb.set_hook(Hook::Egress);
+    run!(skb, "egress", reverse::run, Hook::Egress, program::REVERSE6)
 }
 
 /// What leaves the host, at egress of the interfaces and bridges: nothing is done to it, but what was begun from a
@@ -346,7 +346,7 @@ pub fn samport_outbound(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Backend to client over IPv6, from any seat. By tail call.
+/// Backend to client over IPv6, from any hook. By tail call.
 #[classifier]
 pub fn samport_reverse6(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
@@ -438,49 +438,49 @@ fn leave(skb: &Skb, outcome: &Outcome) -> i32 {
 /// A local client connects over IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn samport_connect4(ctx: SockAddrContext) -> i32 {
-    dial::<Four>(&SockAddr::new(ctx), Call::Connect)
+    dial::<Inet>(&SockAddr::new(ctx), Call::Connect)
 }
 
 /// A local client connects over IPv6, or with a socket for IPv6 over IPv4.
 #[cgroup_sock_addr(connect6)]
 pub fn samport_connect6(ctx: SockAddrContext) -> i32 {
-    dial::<Six>(&SockAddr::new(ctx), Call::Connect)
+    dial::<Inet6>(&SockAddr::new(ctx), Call::Connect)
 }
 
 /// A local client sends a datagram to an address, over IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn samport_sendmsg4(ctx: SockAddrContext) -> i32 {
-    dial::<Four>(&SockAddr::new(ctx), Call::Send)
+    dial::<Inet>(&SockAddr::new(ctx), Call::Send)
 }
 
 /// A local client sends a datagram to an address, over IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn samport_sendmsg6(ctx: SockAddrContext) -> i32 {
-    dial::<Six>(&SockAddr::new(ctx), Call::Send)
+    dial::<Inet6>(&SockAddr::new(ctx), Call::Send)
 }
 
 /// A local client has received a datagram with a socket for IPv4.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn samport_recvmsg4(ctx: SockAddrContext) -> i32 {
-    restore::<Four>(&SockAddr::new(ctx), Named::Sender)
+    restore::<Inet>(&SockAddr::new(ctx), Named::Sender)
 }
 
 /// A local client has received a datagram with a socket for IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn samport_recvmsg6(ctx: SockAddrContext) -> i32 {
-    restore::<Six>(&SockAddr::new(ctx), Named::Sender)
+    restore::<Inet6>(&SockAddr::new(ctx), Named::Sender)
 }
 
 /// A local client asks for the other end of its socket for IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn samport_getpeername4(ctx: SockAddrContext) -> i32 {
-    restore::<Four>(&SockAddr::new(ctx), Named::Peer)
+    restore::<Inet>(&SockAddr::new(ctx), Named::Peer)
 }
 
 /// A local client asks for the other end of its socket for IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn samport_getpeername6(ctx: SockAddrContext) -> i32 {
-    restore::<Six>(&SockAddr::new(ctx), Named::Peer)
+    restore::<Inet6>(&SockAddr::new(ctx), Named::Peer)
 }
 
 /// A socket is closed.
@@ -498,7 +498,7 @@ pub fn samport_sockops(ctx: SockOpsContext) -> u32 {
 }
 
 #[inline(always)]
-fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
+fn dial<H: SockFamily>(sock: &SockAddr, call: Call) -> i32 {
     if let Some(verdict) = local::dial::<H>(sock, call) {
         leave_call::<H>(sock, verdict);
     }
@@ -506,7 +506,7 @@ fn dial<H: Hook>(sock: &SockAddr, call: Call) -> i32 {
 }
 
 #[inline(always)]
-fn restore<H: Hook>(sock: &SockAddr, named: Named) -> i32 {
+fn restore<H: SockFamily>(sock: &SockAddr, named: Named) -> i32 {
     if let Some(verdict) = local::restore::<H>(sock, named) {
         leave_call::<H>(sock, verdict);
     }
@@ -515,7 +515,7 @@ fn restore<H: Hook>(sock: &SockAddr, named: Named) -> i32 {
 
 /// Counts the verdict of a system call.
 #[inline(always)]
-fn leave_call<H: Hook>(sock: &SockAddr, verdict: Verdict) {
+fn leave_call<H: SockFamily>(sock: &SockAddr, verdict: Verdict) {
     maps::sockets::count_in_call(verdict);
     if trace::is_watched() {
         trace::tell_of_call::<H>(sock.context().sock_addr, verdict as u32);

@@ -30,7 +30,7 @@ use samport_common::wire::protocol::Protocol;
 
 use crate::atomic;
 use crate::bytes;
-use crate::context::Seat;
+use crate::context::Hook;
 use crate::outbound;
 use crate::skb::Skb;
 use crate::source;
@@ -257,7 +257,7 @@ pub trait Tables: Family {
     fn marks_of_frame(ctx: *mut xdp_md) -> u32;
     /// The number of what becomes of the packet that was kept in this run, which has come in by another device
     /// than its flow.
-    fn move_of(seat: Seat, way: u32, flow: u32, packet: u32) -> u32;
+    fn move_of(hook: Hook, way: u32, flow: u32, packet: u32) -> u32;
     /// The address in the place that `struct bpf_fib_lookup` has for it.
     fn in_lookup(addr: Self::Addr) -> [u8; 16];
 }
@@ -402,8 +402,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn move_of(seat: Seat, way: u32, flow: u32, packet: u32) -> u32 {
-                $move_of(seat as u32, way, flow, packet)
+            fn move_of(hook: Hook, way: u32, flow: u32, packet: u32) -> u32 {
+                $move_of(hook as u32, way, flow, packet)
             }
 
             #[inline(always)]

@@ -20,7 +20,7 @@ use samport_common::wire::tcp;
 
 use crate::apply;
 use crate::choice;
-use crate::context::Seat;
+use crate::context::Hook;
 use crate::deliver;
 use crate::exit::{self, Exit};
 use crate::flows::{self, Entry};
@@ -33,9 +33,9 @@ use crate::{Done, Outcome};
 /// Restores a reply of an open flow and sends it to the client: nearly all are of that kind. A
 /// container's other traffic is dismissed by its source port.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
+pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Done {
     match apply::parse::<P, _>(skb) {
-        Ok(packet) => follow_on::<P>(skb, seat, &packet),
+        Ok(packet) => follow_on::<P>(skb, hook, &packet),
         Err(aside) => step_aside(aside),
     }
 }
@@ -44,7 +44,7 @@ pub fn run<P: Tables>(skb: &Skb, seat: Seat) -> Done {
 #[inline(always)]
 pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
     match apply::parse_whole_apart::<P>(skb) {
-        Ok(packet) => follow_on::<P>(skb, skb.seat(), packet),
+        Ok(packet) => follow_on::<P>(skb, skb.hook(), packet),
         Err(aside) => step_aside(aside),
     }
 }
@@ -61,29 +61,29 @@ fn step_aside(aside: Aside) -> Done {
 }
 
 #[inline(always)]
-fn follow_on<P: Tables>(skb: &Skb, seat: Seat, packet: &Packet<P::Addr>) -> Done {
+fn follow_on<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Done {
     let service = match maps::answers::<P>(packet.protocol, packet.source.port) {
         Stands::For(service) => service,
         Stands::ForSeveral => return Done::GoOn(program::ANSWER),
-        Stands::ForNone => return no_reply(seat, packet),
+        Stands::ForNone => return no_reply(hook, packet),
     };
     let key = FlowKey::new(packet.destination, service, Lane::FIRST);
     let Some(entry) = flows::find_at_once::<P>(key) else {
-        return of_no_flow::<P>(seat, packet, service);
+        return of_no_flow::<P>(hook, packet, service);
     };
-    let Some(reply) = go_on::<P>(skb, seat, packet, entry) else {
+    let Some(reply) = go_on::<P>(skb, hook, packet, entry) else {
         return Done::GoOn(program::ANSWER);
     };
     let exit = Exit::from(reply.entry.way());
-    if is_too_big(skb, seat, exit) {
+    if is_too_big(skb, hook, exit) {
         return too_big::<P>(skb);
     }
     pass(skb, reply.entry, packet);
     reply.entry.touch(flows::now_tick_at_once());
-    if restore::<P>(skb, packet, &reply, seat.into()).is_none() {
+    if restore::<P>(skb, packet, &reply, hook.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, seat, &reply, exit))
+    Done::Outcome(leave(skb, hook, &reply, exit))
 }
 
 /// What a bridge hands to the host's stack. A container's replies are taken at its veth; until there is a program on
@@ -115,26 +115,26 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
     };
-    let seat = skb.seat();
+    let hook = skb.hook();
     let Some(reply) = find_apart::<P>(packet) else {
-        return no_reply(seat, packet);
+        return no_reply(hook, packet);
     };
     // Its own address looks like the host's to it, whose clients may use the same port.
     if reply.to_itself && is_the_hosts::<P>(skb.pointer_to_context(), packet) != 0 {
-        return no_reply(seat, packet);
+        return no_reply(hook, packet);
     }
     let word = reply.entry.word();
     if is_late::<P>(packet.source, &reply, word) {
         return Verdict::LateAnswer.into();
     }
-    if !is_by_backend::<P>(skb, seat, &reply) {
+    if !is_by_backend::<P>(skb, hook, &reply) {
         // What was too big at the veth is on its way to the stack, which tells the backend.
-        if seat == Seat::Bridge && !skb.fits(reply.entry.way().ifindex()) {
+        if hook == Hook::Bridge && !skb.fits(reply.entry.way().ifindex()) {
             return Verdict::NotAReply.into();
         }
-        return no_answer(seat);
+        return no_answer(hook);
     }
-    if seat == Seat::Bridge {
+    if hook == Hook::Bridge {
         // It is for the program on the bridge's own replies, or for that at egress.
         return Verdict::NotAReply.into();
     }
@@ -145,14 +145,14 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
         Ok(exit) => exit,
         Err(verdict) => return verdict.into(),
     };
-    if is_too_big(skb, seat, exit) {
+    if is_too_big(skb, hook, exit) {
         return too_big::<P>(skb);
     }
     advance(skb, packet, &reply);
     if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, seat, &reply, exit))
+    Done::Outcome(leave(skb, hook, &reply, exit))
 }
 
 /// 1 if a socket of this machine waits for the packet.
@@ -165,11 +165,11 @@ fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>
 /// What becomes of a packet without a flow in the first lane. Most of them are answers to clients on this
 /// machine, whose sockets were given the backend's address: dismissed here, if there can be no flow elsewhere.
 #[inline(always)]
-fn of_no_flow<P: Tables>(seat: Seat, packet: &Packet<P::Addr>, service: ServiceId) -> Done {
+fn of_no_flow<P: Tables>(hook: Hook, packet: &Packet<P::Addr>, service: ServiceId) -> Done {
     let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
     let key = FlowKey::new(itself, service, Lane::FIRST);
     if maps::unusual() == 0 && flows::find_at_once::<P>(key).is_none() {
-        return no_reply(seat, packet);
+        return no_reply(hook, packet);
     }
     Done::GoOn(program::ANSWER)
 }
@@ -179,16 +179,16 @@ fn of_no_flow<P: Tables>(seat: Seat, packet: &Packet<P::Addr>, service: ServiceI
 #[inline(always)]
 fn go_on<P: Tables>(
     skb: &Skb,
-    seat: Seat,
+    hook: Hook,
     packet: &Packet<P::Addr>,
     entry: Entry,
 ) -> Option<Reply> {
     let word = entry.word();
     let backend = maps::backend(word.backend())?;
     if maps::endpoint::<P>(backend) != packet.source
-        || !is_by_usual_device(skb, seat, backend)
+        || !is_by_usual_device(skb, hook, backend)
         || backend.generation != word.generation()
-        || (seat != Seat::Egress && !exit::is_settled(entry))
+        || (hook != Hook::Egress && !exit::is_settled(entry))
         || !Life::from_byte(backend.life).serves()
         || !conntrack::goes_on(word.state(), packet.flags)
     {
@@ -210,32 +210,32 @@ pub fn is_late<P: Tables>(from: Endpoint<P::Addr>, reply: &Reply, word: FlowWord
 
 /// Whether a reply has come in by the device that its backend's replies usually come in by.
 #[inline(always)]
-fn is_by_usual_device(skb: &Skb, seat: Seat, backend: &'static Backend) -> bool {
-    if seat == Seat::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+fn is_by_usual_device(skb: &Skb, hook: Hook, backend: &'static Backend) -> bool {
+    if hook == Hook::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
         // All children of a macvlan parent leave by it.
         return skb.read(ethernet::SOURCE.start) == Some(backend.mac);
     }
     let [usual, ..] = backend.answers_on.ifindex;
-    usual == skb.came_in_by(seat)
+    usual == skb.came_in_by(hook)
 }
 
 /// Whether the reply has come in by a device of its backend.
 #[inline(always)]
-pub fn is_by_backend<P: Tables>(skb: &Skb, seat: Seat, reply: &Reply) -> bool {
+pub fn is_by_backend<P: Tables>(skb: &Skb, hook: Hook, reply: &Reply) -> bool {
     let Some(backend) = maps::backend(reply.entry.word().backend()) else { return false };
     // All children of a macvlan parent leave by it. This one may have a veth too.
-    if seat == Seat::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
-        return is_by_usual_device(skb, seat, backend);
+    if hook == Hook::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+        return is_by_usual_device(skb, hook, backend);
     }
-    let came_in_by = skb.came_in_by(seat);
-    backend.answers_on.contains(came_in_by) || is_by_another_route::<P>(seat, backend, came_in_by)
+    let came_in_by = skb.came_in_by(hook);
+    backend.answers_on.contains(came_in_by) || is_by_another_route::<P>(hook, backend, came_in_by)
 }
 
 /// Whether a reply of a backend on another machine may have come in by another device than the one the route
 /// to it leads to: not from inside, and not where the kernel's filter is strict. What is seen at egress has
 /// passed that filter.
 #[inline(always)]
-fn is_by_another_route<P: Tables>(seat: Seat, backend: &'static Backend, came_in_by: u32) -> bool {
+fn is_by_another_route<P: Tables>(hook: Hook, backend: &'static Backend, came_in_by: u32) -> bool {
     let [usual, ..] = backend.answers_on.ifindex;
     if !matches!(Via::from_byte(backend.via), Via::Neighbour | Via::Stack)
         || usual == DeviceSet::HOST
@@ -246,16 +246,16 @@ fn is_by_another_route<P: Tables>(seat: Seat, backend: &'static Backend, came_in
     }
     maps::device(came_in_by).is_none_or(|device| {
         let rp_filter = P::of_two([device.rp_filter, 0]);
-        !device.is_internal() && (seat == Seat::Egress || rp_filter != source::STRICT)
+        !device.is_internal() && (hook == Hook::Egress || rp_filter != source::STRICT)
     })
 }
 
 /// What becomes of a packet with a backend's source that is not that backend's. At egress the host has
 /// forwarded it, by rules of its own, and it leaves as it came.
 #[inline(always)]
-pub fn no_answer(seat: Seat) -> Done {
-    match seat {
-        Seat::Egress => Verdict::NotAReply.into(),
+pub fn no_answer(hook: Hook) -> Done {
+    match hook {
+        Hook::Egress => Verdict::NotAReply.into(),
         _ => Verdict::SpoofedSource.into(),
     }
 }
@@ -281,7 +281,7 @@ pub fn refused<P: Tables>(skb: &Skb) -> Done {
     if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, skb.seat(), &reply, exit))
+    Done::Outcome(leave(skb, skb.hook(), &reply, exit))
 }
 
 /// Takes note of the refusal. 1 if the flow's client is to try another backend.
@@ -330,8 +330,8 @@ pub struct Reply {
 
 /// What becomes of a packet that is no reply: a container may be a client too.
 #[inline(always)]
-pub fn no_reply<A: Address>(seat: Seat, packet: &Packet<A>) -> Done {
-    if seat == Seat::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
+pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Done {
+    if hook == Hook::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
         Done::GoOn(program::INSIDE)
     } else {
         Verdict::NotAReply.into()
@@ -340,8 +340,8 @@ pub fn no_reply<A: Address>(seat: Seat, packet: &Packet<A>) -> Done {
 
 /// Whether the client's side does not take a packet of this size.
 #[inline(always)]
-pub fn is_too_big(skb: &Skb, seat: Seat, exit: Exit) -> bool {
-    seat != Seat::Egress && !skb.fits(exit.way().ifindex())
+pub fn is_too_big(skb: &Skb, hook: Hook, exit: Exit) -> bool {
+    hook != Hook::Egress && !skb.fits(exit.way().ifindex())
 }
 
 /// What becomes of a reply that the client's side does not take: the host's stack, given it as it came, tells the
@@ -429,8 +429,8 @@ fn restore_by_number<P: Tables>(
 
 /// Sends the restored packet off.
 #[inline(always)]
-pub fn leave(skb: &Skb, seat: Seat, reply: &Reply, exit: Exit) -> Outcome {
-    let outcome = deliver::to_client(skb, seat, reply.backend, exit.way(), || reply.entry.mac());
+pub fn leave(skb: &Skb, hook: Hook, reply: &Reply, exit: Exit) -> Outcome {
+    let outcome = deliver::to_client(skb, hook, reply.backend, exit.way(), || reply.entry.mac());
     if exit.is_unresolved() { outcome.renamed(Verdict::ReplyUnresolved) } else { outcome }
 }
 

@@ -18,7 +18,7 @@ use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, ipv4};
 
 use crate::bytes;
-use crate::context::{Context, Seat};
+use crate::context::{Context, Hook};
 use crate::maps::{self, Tables};
 use crate::source::FibLookup;
 use crate::trace;
@@ -67,11 +67,11 @@ impl Skb {
 
     /// Says where we are, for the programs that are called from here.
     #[inline(always)]
-    pub fn sit(&self, seat: Seat) {
+    pub fn set_hook(&self, hook: Hook) {
         // SAFETY: the context pointer is the kernel's and outlives the program's run; `cb` is ours
         // until the packet leaves the hook.
         unsafe {
-            (*self.0.skb.skb).cb[0] = seat as u32;
+            (*self.0.skb.skb).cb[0] = hook as u32;
             (*self.0.skb.skb).cb[1] = 0;
             (*self.0.skb.skb).cb[3] = trace::begin(self.0.skb.skb);
         }
@@ -80,14 +80,14 @@ impl Skb {
     /// Whether the packet was kept as it came, to tell of it.
     #[inline(always)]
     pub fn is_traced(&self) -> bool {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[3] != 0 }
     }
 
     /// Tells the program that tells of the packet what has become of it.
     #[inline(always)]
     pub fn hand_over_end(&self, verdict: Verdict, action: i32) {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe {
             (*self.0.skb.skb).cb[2] = verdict as u32;
             (*self.0.skb.skb).cb[4] = action.cast_unsigned();
@@ -97,35 +97,35 @@ impl Skb {
     /// What [`Self::hand_over_end`] was given: the verdict's number, and the action.
     #[inline(always)]
     pub fn handed_over_end(&self) -> (u32, i32) {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { ((*self.0.skb.skb).cb[2], (*self.0.skb.skb).cb[4].cast_signed()) }
     }
 
     /// Takes note of a draw that was in vain, for the program that is called.
     #[inline(always)]
     pub fn draws_again(&self) {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[1] += 1 };
     }
 
     /// Takes note that others have made way for this packet, after so many draws.
     #[inline(always)]
     pub fn draws_after(&self, draws: u32) {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[1] = draws };
     }
 
     /// Tells the program that is called why nobody is there for the packet.
     #[inline(always)]
     pub fn hand_over(&self, why: Unserved) {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[2] = why as u32 };
     }
 
     /// What the program that called us has handed over.
     #[inline(always)]
     pub fn handed_over(&self) -> Unserved {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         match unsafe { (*self.0.skb.skb).cb[2] } {
             0 => Unserved::NoBackend,
             _ => Unserved::BackendGone,
@@ -135,11 +135,11 @@ impl Skb {
     /// The device the packet has come in by: that of our hook, or at egress the one it came into the host
     /// by, `lo` for what the host itself sends.
     #[inline(always)]
-    pub fn came_in_by(&self, seat: Seat) -> u32 {
-        if seat != Seat::Egress {
+    pub fn came_in_by(&self, hook: Hook) -> u32 {
+        if hook != Hook::Egress {
             return self.ifindex();
         }
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         match unsafe { (*self.0.skb.skb).ingress_ifindex } {
             0 => DeviceSet::HOST,
             ifindex => ifindex,
@@ -157,16 +157,16 @@ impl Skb {
 
     /// Where the program that called us was.
     #[inline(always)]
-    pub fn seat(&self) -> Seat {
-        // SAFETY: as in `sit`.
-        Seat::from_number(unsafe { (*self.0.skb.skb).cb[0] })
+    pub fn hook(&self) -> Hook {
+        // SAFETY: as in `set_hook`.
+        Hook::from_number(unsafe { (*self.0.skb.skb).cb[0] })
     }
 
     /// Whether the frame carries a VLAN tag other than 0 outside of its bytes, where the kernel puts
     /// it. VLAN 0 is none: the tag only carries a priority.
     #[inline(always)]
     pub fn is_on_vlan(&self) -> bool {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         self.is_vlan_tagged() && unsafe { (*self.0.skb.skb).vlan_tci } & 0x0fff != 0
     }
 
@@ -180,7 +180,7 @@ impl Skb {
     /// Whether a VLAN tag was taken out of the frame by the driver.
     #[inline(always)]
     pub fn is_vlan_tagged(&self) -> bool {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).vlan_present != 0 }
     }
 
@@ -266,7 +266,7 @@ impl Skb {
     /// Marks a reply that leaves by a device of ours, for [`Self::is_reply`].
     #[inline(always)]
     pub fn mark_reply(&self) {
-        // SAFETY: as in `sit`; the kernel lets programs write it.
+        // SAFETY: as in `set_hook`; the kernel lets programs write it.
         unsafe { (*self.0.skb.skb).tc_index = REPLY };
     }
 
@@ -274,7 +274,7 @@ impl Skb {
     /// taken away, it is looked at for longer.
     #[inline(always)]
     pub fn is_reply(&self) -> bool {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).tc_index == REPLY }
     }
 
@@ -394,7 +394,7 @@ impl Context for Skb {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).ifindex }
     }
 
@@ -413,7 +413,7 @@ impl Context for Skb {
     #[inline(always)]
     fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
         let packet = self.source_marks::<P>(packet);
-        P::move_of(self.seat(), way, flow, packet)
+        P::move_of(self.hook(), way, flow, packet)
     }
 
     #[inline(always)]
@@ -428,13 +428,13 @@ impl Context for Skb {
 
     #[inline(always)]
     fn attempt(&self) -> u32 {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[1] }
     }
 
     #[inline(always)]
     fn is_for_host(&self) -> bool {
-        // SAFETY: as in `sit`.
+        // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
     }
 

@@ -155,7 +155,7 @@ fn host_netns_cookie() -> u64 {
 
 /// A version of the hooks: for addresses of IPv4, or of IPv6 (IPv4 among them, in mapped form).
 /// Addresses are in their 16-byte form on our side.
-pub trait Hook {
+pub trait SockFamily {
     /// The address named.
     fn addr(sock: &SockAddr) -> [u8; 16];
     /// The socket's own address, all zero if it has none.
@@ -167,12 +167,12 @@ pub trait Hook {
 }
 
 /// The hooks whose names end with 4.
-pub enum Four {}
+pub enum Inet {}
 
 /// The hooks whose names end with 6.
-pub enum Six {}
+pub enum Inet6 {}
 
-impl Hook for Four {
+impl SockFamily for Inet {
     #[inline(always)]
     fn addr(sock: &SockAddr) -> [u8; 16] {
         // SAFETY: as in `word`.
@@ -202,7 +202,7 @@ impl Hook for Four {
     }
 }
 
-impl Hook for Six {
+impl SockFamily for Inet6 {
     #[inline(always)]
     fn addr(sock: &SockAddr) -> [u8; 16] {
         // SAFETY: as in `word`.

@@ -7,11 +7,11 @@ use samport_common::flow::{ClientWay, marks};
 use samport_common::layout::DeviceInfo;
 use samport_common::packet::Packet;
 use samport_common::source::{
-    self, Arrival, Detour, From, Hook, Known, Move, NextHop, Route, Side, Validity,
+    self, Arrival, Detour, From, Ingress, Known, Move, NextHop, Route, Side, Validity,
 };
 use samport_common::wire::protocol::Protocol;
 
-use crate::context::{Context, Seat};
+use crate::context::{Context, Hook};
 use crate::maps::{self, Tables};
 use crate::skb::Skb;
 use crate::xdp::Xdp;
@@ -65,12 +65,12 @@ macro_rules! global {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $name(ctx: *mut $ctx) -> u32 {
-            let (context, seat) = $context(ctx);
+            let (context, hook) = $context(ctx);
             // SAFETY: the caller has kept such a packet.
             let packet = unsafe { maps::kept::<Packet<<$family as Family>::Addr>>() };
             let Some(packet) = packet else { return source::REFUSED };
-            let side = side(&context, seat);
-            validity::<$family, _>(&context, seat, packet).marks(side)
+            let side = side(&context, hook);
+            validity::<$family, _>(&context, hook, packet).marks(side)
         }
     };
     (moves $name:ident, $family:ty) => {
@@ -78,12 +78,12 @@ macro_rules! global {
         /// another device; `packet` are its own marks. Asking for those here would take too much stack.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $name(seat: u32, way: u32, flow: u32, packet: u32) -> u32 {
+        pub extern "C" fn $name(hook: u32, way: u32, flow: u32, packet: u32) -> u32 {
             // SAFETY: as above.
             let kept = unsafe { maps::kept::<Packet<<$family as Family>::Addr>>() };
             let Some(kept) = kept else { return Move::Refuse as u32 };
-            let (seat, way) = (Seat::from_number(seat), ClientWay::from_bits(way));
-            moves::<$family>(seat, kept, way, flow, packet) as u32
+            let (hook, way) = (Hook::from_number(hook), ClientWay::from_bits(way));
+            moves::<$family>(hook, kept, way, flow, packet) as u32
         }
     };
 }
@@ -96,33 +96,33 @@ global!(moves samport_move4, V4);
 global!(moves samport_move6, V6);
 
 #[inline(always)]
-fn skb(ctx: *mut __sk_buff) -> (Skb, Seat) {
+fn skb(ctx: *mut __sk_buff) -> (Skb, Hook) {
     let skb = Skb::new(TcContext::new(ctx));
-    let seat = skb.seat();
-    (skb, seat)
+    let hook = skb.hook();
+    (skb, hook)
 }
 
 #[inline(always)]
-fn frame(ctx: *mut xdp_md) -> (Xdp, Seat) {
-    (Xdp::new(XdpContext::new(ctx)), Seat::Interface)
+fn frame(ctx: *mut xdp_md) -> (Xdp, Hook) {
+    (Xdp::new(XdpContext::new(ctx)), Hook::Interface)
 }
 
 /// What the packet's source is worth.
 #[inline(always)]
-fn validity<P: Tables, C: Context>(context: &C, seat: Seat, packet: &Packet<P::Addr>) -> Validity {
+fn validity<P: Tables, C: Context>(context: &C, hook: Hook, packet: &Packet<P::Addr>) -> Validity {
     let ifindex = context.ifindex();
     // Without an entry, which the loader makes before it attaches a program there, nothing is held against
     // a source but what is known of the address itself.
     let device = maps::device(ifindex).copied().unwrap_or_default();
-    let hook = match seat {
-        Seat::Interface => Hook::Interface,
-        Seat::Bridge => Hook::Bridge,
-        Seat::Container | Seat::Device | Seat::Egress => Hook::Container,
+    let ingress = match hook {
+        Hook::Interface => Ingress::Interface,
+        Hook::Bridge => Ingress::Bridge,
+        Hook::Container | Hook::Device | Hook::Egress => Ingress::Container,
     };
     source::validate::<P>(
         &packet.source.addr,
         known::<P>(&packet.source.addr, ifindex),
-        &Arrival { hook, ifindex, device },
+        &Arrival { ingress, ifindex, device },
         #[inline(always)]
         |from| route_back::<P, C>(context, packet, device, from),
         |ifindex| maps::device(ifindex).copied(),
@@ -137,11 +137,11 @@ fn known<P: Tables>(addr: &P::Addr, ifindex: u32) -> Known {
 /// The side that packets come in from here. A container's veth is outside if its bridge is an interface that
 /// clients come in by.
 #[inline(always)]
-pub fn side<C: Context>(context: &C, seat: Seat) -> Side {
-    match seat {
-        Seat::Interface => Side::External,
-        Seat::Bridge => Side::Internal,
-        Seat::Container | Seat::Device | Seat::Egress => {
+pub fn side<C: Context>(context: &C, hook: Hook) -> Side {
+    match hook {
+        Hook::Interface => Side::External,
+        Hook::Bridge => Side::Internal,
+        Hook::Container | Hook::Device | Hook::Egress => {
             side_of(context.ifindex()).unwrap_or(Side::Internal)
         }
     }
@@ -151,7 +151,7 @@ pub fn side<C: Context>(context: &C, seat: Seat) -> Side {
 /// marks of the flow, and of one that the packet would open.
 #[inline(always)]
 fn moves<P: Tables>(
-    seat: Seat,
+    hook: Hook,
     packet: &Packet<P::Addr>,
     way: ClientWay,
     flow: u32,
@@ -170,7 +170,7 @@ fn moves<P: Tables>(
         is_unproven: is(flow, marks::UNPROVEN),
         opens: packet.protocol == Protocol::Udp || packet.flags.opens(),
         is_old_device_hooked: side_of(way.ifindex()).is_some(),
-        is_from_veth_to_bridge: way.is_container() && seat == Seat::Bridge,
+        is_from_veth_to_bridge: way.is_container() && hook == Hook::Bridge,
     }
     .decide()
 }

@@ -195,7 +195,7 @@ fn look_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Add
 /// The word of the packet's flow, or `None` if it is to be opened as the [`Draft`] says.
 #[inline(always)]
 fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWord>, Verdict> {
-    let opening = forward::classify::<P, _>(skb, skb.seat(), packet)?;
+    let opening = forward::classify::<P, _>(skb, skb.hook(), packet)?;
     let (client, vip) = (packet.source, packet.destination);
     let lanes = flows::look_thoroughly::<P>(client, vip, opening.id, opening.now_tick);
     let own = lanes.own;
@@ -250,7 +250,7 @@ fn open_drafted<P: Tables>(
     let client = packet.source;
     let key = EndpointKey::new(packet.destination, packet.protocol.number());
     let service = P::service(&key).ok_or(Verdict::NotOurs)?;
-    let mut opening = forward::opening_of(skb, skb.seat(), packet, service)?;
+    let mut opening = forward::opening_of(skb, skb.hook(), packet, service)?;
     let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
     let judged = FlowWord::from_bits(draft.judged);
     let mut unwanted = draft.unwanted;

@@ -18,7 +18,7 @@ use samport_common::wire::ethernet;
 use crate::context::Context as _;
 use crate::maps::{self, Tables, sockets, traces};
 use crate::skb::Skb;
-use crate::sockaddr::{Hook, SockAddr};
+use crate::sockaddr::{SockAddr, SockFamily};
 
 /// Nothing is shorter than an Ethernet header.
 const LEAST: u32 = 14;
@@ -125,7 +125,7 @@ pub fn tell(skb: &Skb, verdict: u32) {
         Some(V6::ETHER_TYPE) => look_twice::<V6>(ctx),
         _ => {}
     }
-    submit(watch, verdict, skb.seat() as u32, skb.ifindex(), skb.len());
+    submit(watch, verdict, skb.hook() as u32, skb.ifindex(), skb.len());
 }
 
 #[inline(always)]
@@ -203,7 +203,7 @@ pub fn tell_of_frame(verdict: u32, ifindex: u32, len: u32) -> u32 {
 /// Tells of a system call of a client on this machine. It may be interrupted by another one on the same CPU:
 /// nothing is drafted.
 #[inline(never)]
-pub fn tell_of_call<H: Hook>(ctx: *mut bpf_sock_addr, verdict: u32) -> u32 {
+pub fn tell_of_call<H: SockFamily>(ctx: *mut bpf_sock_addr, verdict: u32) -> u32 {
     let Some(watch) = watch() else { return 0 };
     if !watch.wants_verdict(verdict) {
         return 0;
@@ -224,7 +224,7 @@ pub fn tell_of_call<H: Hook>(ctx: *mut bpf_sock_addr, verdict: u32) -> u32 {
 }
 
 #[inline(always)]
-fn write_call<H: Hook>(sock: &SockAddr, verdict: u32, traced: &mut Traced) {
+fn write_call<H: SockFamily>(sock: &SockAddr, verdict: u32, traced: &mut Traced) {
     traced.came.source = H::source(sock);
     traced.came.source_port = sock.own_port();
     traced.came.protocol = lowest(sock.protocol());

@@ -20,7 +20,7 @@ use zerocopy::IntoBytes as _;
 use crate::apply;
 use crate::bytes;
 use crate::choice::Trouble;
-use crate::context::{Context, Seat};
+use crate::context::{Context, Hook};
 use crate::forward;
 use crate::maps::{self, Tables};
 use crate::skb::{self, Ends};
@@ -71,11 +71,11 @@ fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
     let xdp = &xdp;
     // IPv6 would not have the stack for both ways; the long one says the same.
     if P::ETHER_TYPE == V4::ETHER_TYPE
-        && let Some(on) = forward::go_on::<P, _>(xdp, Seat::Interface, &packet)
+        && let Some(on) = forward::go_on::<P, _>(xdp, Hook::Interface, &packet)
     {
         return send_to::<P>(xdp, &packet, on.id, on.backend);
     }
-    let word = match forward::choose::<P, _>(xdp, Seat::Interface, &packet) {
+    let word = match forward::choose::<P, _>(xdp, Hook::Interface, &packet) {
         Ok(on) => on.word,
         // The rest is counted, and told to the log, where skbs are.
         Err(Trouble::Verdict(Verdict::NotAllowed)) => {
@@ -215,7 +215,7 @@ impl Context for Xdp {
     #[inline(always)]
     fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
         let packet = self.source_marks::<P>(packet);
-        P::move_of(Seat::Interface, way, flow, packet)
+        P::move_of(Hook::Interface, way, flow, packet)
     }
 
     #[inline(always)]

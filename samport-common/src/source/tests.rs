@@ -10,10 +10,10 @@ const HERE: u32 = 7;
 const BRIDGE: u32 = 5;
 const OTHER: u32 = 9;
 
-fn arrival(hook: Hook, rp_filter: u8, flags: u8) -> Arrival {
+fn arrival(ingress: Ingress, rp_filter: u8, flags: u8) -> Arrival {
     let device =
         DeviceInfo { lookup_ifindex: 1, master: BRIDGE, side: 0, rp_filter, flags, pad: 0 };
-    Arrival { hook, ifindex: HERE, device }
+    Arrival { ingress, ifindex: HERE, device }
 }
 
 const fn via(ifindex: u32) -> Route {
@@ -50,8 +50,8 @@ fn v6(of: Arrival, known: Known, route: Route, other: Option<Side>) -> Validity 
     judged::<V6>(of, source, known, route, info(other, 0))
 }
 
-const HOOKS: [Hook; 3] = [Hook::Interface, Hook::Bridge, Hook::Container];
-const INSIDE: [Hook; 2] = [Hook::Bridge, Hook::Container];
+const INGRESSES: [Ingress; 3] = [Ingress::Interface, Ingress::Bridge, Ingress::Container];
+const INSIDE: [Ingress; 2] = [Ingress::Bridge, Ingress::Container];
 
 #[test]
 fn some_addresses_are_never_a_source_and_their_neighbours_are() {
@@ -110,9 +110,9 @@ fn link_local_is_fe80_with_ten_bits() {
 
 #[test]
 fn what_is_known_of_an_address_needs_no_route() {
-    for hook in HOOKS {
+    for ingress in INGRESSES {
         for rp_filter in 0..=2 {
-            let of = arrival(hook, rp_filter, 0);
+            let of = arrival(ingress, rp_filter, 0);
             let unasked = |known| {
                 validate::<V4>(&[10, 0, 0, 1], known, &of, |_| panic!("asked"), |_| panic!("asked"))
             };
@@ -163,7 +163,7 @@ fn outside_sources_follow_rp_filter() {
         (1, Route::Unknown, None, Unproven),
         (2, Route::Unknown, None, Unproven),
     ] {
-        let of = arrival(Hook::Interface, rp_filter, 0);
+        let of = arrival(Ingress::Interface, rp_filter, 0);
         let found = v4(of, Known::Nothing, route, other);
         assert_eq!(found, expected, "{rp_filter} {route:?} {other:?}");
         // IPv6 has no rp_filter; what is inside stays inside.
@@ -177,7 +177,7 @@ fn outside_sources_follow_rp_filter() {
 #[test]
 fn several_next_hops_are_not_held_against_an_outside_source() {
     let strict = |flags, other| {
-        let of = arrival(Hook::Interface, 1, flags);
+        let of = arrival(Ingress::Interface, 1, flags);
         judged::<V4>(of, [203, 0, 113, 9], Known::Nothing, via(OTHER), other)
     };
     let outside = Some(Side::External);
@@ -198,8 +198,8 @@ fn several_next_hops_are_not_held_against_an_outside_source() {
 
 #[test]
 fn several_next_hops_inside_do_not_open_the_inside_to_what_is_routed_outside() {
-    for hook in INSIDE {
-        let of = arrival(hook, 0, device::MULTIPATH4);
+    for ingress in INSIDE {
+        let of = arrival(ingress, 0, device::MULTIPATH4);
         let judged = |other| judged::<V4>(of, [203, 0, 113, 9], Known::Nothing, via(OTHER), other);
         assert_eq!(judged(info(Some(Side::Internal), device::MULTIPATH4)), Validity::Proven);
         assert_eq!(judged(info(Some(Side::Internal), 0)), Validity::Refused);
@@ -210,8 +210,10 @@ fn several_next_hops_inside_do_not_open_the_inside_to_what_is_routed_outside() {
 
 #[test]
 fn inside_sources_must_be_routed_back_there_whatever_rp_filter_says() {
-    for (hook, rp_filter) in INSIDE.into_iter().flat_map(|hook| (0..=2).map(move |rp| (hook, rp))) {
-        let of = arrival(hook, rp_filter, 0);
+    for (ingress, rp_filter) in
+        INSIDE.into_iter().flat_map(|ingress| (0..=2).map(move |rp| (ingress, rp)))
+    {
+        let of = arrival(ingress, rp_filter, 0);
         for (route, expected) in [
             (via(HERE), Validity::Proven),
             (via(BRIDGE), Validity::Proven),
@@ -228,42 +230,46 @@ fn inside_sources_must_be_routed_back_there_whatever_rp_filter_says() {
 /// Containers route for others: the gateway says which of them.
 #[test]
 fn what_is_behind_a_gateway_comes_by_the_gateways_own_veth() {
-    let judged = |hook, known, master| {
+    let judged = |ingress, known, master| {
         let route = Route::Via(BRIDGE, NextHop::Gateway(known));
-        let of = arrival(hook, 0, 0);
+        let of = arrival(ingress, 0, 0);
         validate::<V4>(&[10, 8, 0, 2], Known::Nothing, &of, |_| route, |_| info(Some(master), 0))
     };
-    for hook in INSIDE {
+    for ingress in INSIDE {
         for master in [Side::Internal, Side::External] {
-            assert_eq!(judged(hook, Known::Here, master), Validity::Proven);
-            assert_eq!(judged(hook, Known::Elsewhere, master), Validity::Refused);
+            assert_eq!(judged(ingress, Known::Here, master), Validity::Proven);
+            assert_eq!(judged(ingress, Known::Elsewhere, master), Validity::Refused);
         }
-        assert_eq!(judged(hook, Known::Nothing, Side::Internal), Validity::Proven);
+        assert_eq!(judged(ingress, Known::Nothing, Side::Internal), Validity::Proven);
     }
     // The gateway of an uplink bridge is the outside's.
-    assert_eq!(judged(Hook::Container, Known::Nothing, Side::External), Validity::Refused);
+    assert_eq!(judged(Ingress::Container, Known::Nothing, Side::External), Validity::Refused);
 }
 
 /// A rule may lead the replies of one of the host's addresses out of one interface, containers' among them.
 #[test]
 fn a_rule_for_the_services_address_is_not_held_against_containers() {
-    for hook in HOOKS {
-        let of = arrival(hook, 1, 0);
+    for ingress in INGRESSES {
+        let of = arrival(ingress, 1, 0);
         let route = |from| match from {
             From::Service => via(OTHER),
             From::Anywhere => via(HERE),
         };
         let found = validate::<V4>(&[10, 0, 0, 9], Known::Nothing, &of, route, |_| None);
-        let is_inside = hook != Hook::Interface;
-        assert_eq!(found, if is_inside { Validity::Proven } else { Validity::Refused }, "{hook:?}");
+        let is_inside = ingress != Ingress::Interface;
+        assert_eq!(
+            found,
+            if is_inside { Validity::Proven } else { Validity::Refused },
+            "{ingress:?}"
+        );
     }
 }
 
 #[test]
 fn a_link_local_source_is_on_any_link() {
     let addr = "fe80::9".parse::<Ipv6Addr>().unwrap().octets();
-    for hook in HOOKS {
-        let judged = |known| judged::<V6>(arrival(hook, 1, 0), addr, known, via(OTHER), None);
+    for ingress in INGRESSES {
+        let judged = |known| judged::<V6>(arrival(ingress, 1, 0), addr, known, via(OTHER), None);
         assert_eq!(judged(Known::Nothing), Validity::Unproven);
         assert_eq!(judged(Known::OfHost), Validity::Refused);
     }
@@ -367,15 +373,15 @@ fn a_flow_is_marked_by_its_clients_side_and_by_what_is_not_known() {
     }
 }
 
-fn hook() -> impl Strategy<Value = Hook> {
-    prop_oneof![Just(Hook::Interface), Just(Hook::Bridge), Just(Hook::Container)]
+fn ingress() -> impl Strategy<Value = Ingress> {
+    prop_oneof![Just(Ingress::Interface), Just(Ingress::Bridge), Just(Ingress::Container)]
 }
 
 proptest! {
     /// Whoever cannot tell drops nothing that an address alone does not forbid.
     #[test]
-    fn not_to_know_is_no_reason_to_drop(source: [u8; 4], hook in hook(), rp_filter in 0u8..3, flags in 0u8..4) {
-        let of = arrival(hook, rp_filter, flags);
+    fn not_to_know_is_no_reason_to_drop(source: [u8; 4], ingress in ingress(), rp_filter in 0u8..3, flags in 0u8..4) {
+        let of = arrival(ingress, rp_filter, flags);
         let found = judged::<V4>(of, source, Known::Nothing, Route::Unknown, None);
         prop_assert_eq!(found == Validity::Refused, V4::is_never_a_source(&source));
     }
@@ -383,12 +389,12 @@ proptest! {
     /// What is valid under a stricter rp_filter is valid under a looser one: 1, 2, 0.
     #[test]
     fn a_looser_filter_takes_whatever_a_stricter_one_takes(
-        source: [u8; 4], hook in hook(), flags in 0u8..4,
+        source: [u8; 4], ingress in ingress(), flags in 0u8..4,
         route in prop_oneof![Just(Route::Unknown), Just(Route::None), Just(via(HERE)), Just(via(OTHER))],
         other in prop::option::of(prop_oneof![Just(Side::External), Just(Side::Internal)]),
     ) {
         let is_valid = |rp_filter| {
-            let of = arrival(hook, rp_filter, flags);
+            let of = arrival(ingress, rp_filter, flags);
             judged::<V4>(of, source, Known::Nothing, route, info(other, flags)) != Validity::Refused
         };
         prop_assert!(!is_valid(1) || is_valid(2));

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use samport_common::family::{Family, V4, V6};
 use samport_common::layout::{DeviceInfo, DeviceSet};
 use samport_common::source::{
-    self, Arrival, Detour, From, Hook, Known, Move, NextHop, Route, Side, Validity,
+    self, Arrival, Detour, From, Ingress, Known, Move, NextHop, Route, Side, Validity,
 };
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::tcp::Flags;
@@ -101,14 +101,14 @@ fn validity(facts: &Facts, door: &Door) -> Validity {
 
 fn validity_in<P: Family>(addr: P::Addr, facts: &Facts, door: &Door) -> Validity {
     let Facts { source, .. } = facts;
-    let hook = if door.is_outer {
-        Hook::Interface
+    let ingress = if door.is_outer {
+        Ingress::Interface
     } else if door.is_container {
-        Hook::Container
+        Ingress::Container
     } else {
-        Hook::Bridge
+        Ingress::Bridge
     };
-    let arrival = Arrival { hook, ifindex: door.ifindex, device: source.device };
+    let arrival = Arrival { ingress, ifindex: door.ifindex, device: source.device };
     let [of_service, of_anywhere] = source.routes;
     source::validate::<P>(
         &addr,
