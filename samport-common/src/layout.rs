@@ -23,8 +23,8 @@ pub const LAYOUT_VERSION: u32 = 4;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {
-    /// `samport_crowded`: forward, the thorough search, and first fragments.
-    pub const CROWDED: u32 = 0;
+    /// `samport_slow_path`: forward, the slow path, and first fragments.
+    pub const SLOW_PATH: u32 = 0;
     /// `samport_icmp`: forward, ICMP errors.
     pub const ICMP: u32 = 1;
     /// `samport_inside`: forward, for what a container sends that is no reply.
@@ -39,7 +39,7 @@ pub mod program {
     pub const RESET: u32 = 6;
     /// `samport_refused`: reverse, a backend that refuses a connection.
     pub const REFUSED: u32 = 7;
-    /// `samport_open`: forward, opening a flow that `samport_crowded` has looked for.
+    /// `samport_open`: forward, opening a flow that `samport_slow_path` has looked for.
     pub const OPEN: u32 = 8;
     /// `samport_choose`: forward, what is no packet of an open flow, or a service's that has no shortcut.
     pub const CHOOSE: u32 = 9;
@@ -127,7 +127,7 @@ pub mod service {
     pub const FAILOVER: u32 = 2;
     /// Without a backend, packets are dropped rather than refused.
     pub const DROP: u32 = 4;
-    /// Some backend's endpoint is other services' too: only the thorough search can choose.
+    /// Some backend's endpoint is other services' too: only the slow path can choose.
     pub const SHARED: u32 = 8;
 }
 

@@ -81,39 +81,39 @@ impl Opening {
 }
 
 /// Why a flow cannot be opened where it was tried.
-pub enum Trouble {
+pub enum OpenError {
     /// Final: the packet leaves with this verdict.
     Verdict(Verdict),
-    /// Only the thorough search can tell, or the next of its draws.
-    Crowded,
+    /// Only the slow path can tell, or the next of its draws.
+    SlowPath,
 }
 
-impl From<Verdict> for Trouble {
+impl From<Verdict> for OpenError {
     fn from(verdict: Verdict) -> Self {
         Self::Verdict(verdict)
     }
 }
 
 /// Draws a backend at random: nearly always the first one will do. All other ways to choose are left to
-/// the thorough search.
+/// the slow path.
 #[inline(always)]
-pub fn draw(opening: &Opening) -> Result<FlowWord, Trouble> {
+pub fn draw(opening: &Opening) -> Result<FlowWord, OpenError> {
     let service = opening.service;
     let is_plain = matches!(opening.balance(), Balance::Random)
         && service.affinity_ticks == 0
         && service.flags & service::SHARED == 0;
     if !is_plain {
-        return Err(Trouble::Crowded);
+        return Err(OpenError::SlowPath);
     }
     let (id, backend) = cast(service)?;
     if backend.shared != 0 || !may_get(id, backend, opening) {
-        return Err(Trouble::Crowded);
+        return Err(OpenError::SlowPath);
     }
     Ok(opening.word(id, backend))
 }
 
 /// Draws a backend as the service wants it, one that has no living flow from this client's port and is
-/// not `unwanted`. [`Trouble::Crowded`] asks for another draw.
+/// not `unwanted`. [`OpenError::SlowPath`] asks for another draw.
 #[inline(always)]
 pub fn draw_thoroughly<P: Tables>(
     client: Endpoint<P::Addr>,
@@ -121,7 +121,7 @@ pub fn draw_thoroughly<P: Tables>(
     opening: &Opening,
     unwanted: u32,
     refusals: Refusals,
-) -> Result<FlowWord, Trouble> {
+) -> Result<FlowWord, OpenError> {
     let service = opening.service;
     let recalled = if service.affinity_ticks != 0 && opening.attempt == 0 {
         affinity::recall::<P>(client.addr, service, opening.now_tick)
@@ -142,7 +142,7 @@ pub fn draw_thoroughly<P: Tables>(
         || taken.contains(id)
         || (backend.shared != 0 && is_claimed::<P>(client, opening, backend))
     {
-        return Err(Trouble::Crowded);
+        return Err(OpenError::SlowPath);
     }
     Ok(opening.word(id, backend))
 }
@@ -371,7 +371,7 @@ fn reopen<C: Context>(
     opening: &Opening,
     first: Sequences,
 ) -> FlowWord {
-    // First, or the new flow would look as old as the one before for a moment.
+    // Probe, or the new flow would look as old as the one before for a moment.
     entry.touch(opening.now_tick);
     match entry.exchange(judged, chosen) {
         Ok(()) => {

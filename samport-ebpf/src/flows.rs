@@ -374,14 +374,14 @@ pub enum Place {
 
 /// What the first lane says of a flow. It is all there is to know for nearly everybody.
 #[derive(Clone, Copy)]
-pub enum First {
+pub enum Probe {
     /// The flow's entry.
-    Own(Entry),
+    Hit(Entry),
     /// There is none: a new flow goes to the first lane.
     Free,
-    /// Only the thorough search can tell: the client uses this port towards several addresses of the
+    /// Only the slow path can tell: the client uses this port towards several addresses of the
     /// service, or the flow may be in another lane or in the table for those that find no room.
-    Crowded,
+    Collision,
 }
 
 /// Looks for the flow from `client` to `vip` of a service where it most likely is.
@@ -390,11 +390,11 @@ pub fn look<P: Tables>(
     client: Endpoint<P::Addr>,
     vip: Endpoint<P::Addr>,
     service: ServiceId,
-) -> First {
+) -> Probe {
     match find::<P>(&FlowKey::new(client, service, Lane::FIRST)) {
-        Some(entry) if entry.vip::<P>() == vip => First::Own(entry),
-        None if maps::unusual() == 0 => First::Free,
-        Some(_) | None => First::Crowded,
+        Some(entry) if entry.vip::<P>() == vip => Probe::Hit(entry),
+        None if maps::unusual() == 0 => Probe::Free,
+        Some(_) | None => Probe::Collision,
     }
 }
 

@@ -16,11 +16,11 @@ use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 
 use crate::apply;
-use crate::choice::{self, Opening, Trouble};
+use crate::choice::{self, OpenError, Opening};
 use crate::context::{Context, Hook};
 use crate::deliver;
 use crate::flood;
-use crate::flows::{self, Entry, First, Place};
+use crate::flows::{self, Entry, Place, Probe};
 use crate::maps::{self, Insert, Tables};
 use crate::reverse;
 use crate::room;
@@ -72,15 +72,15 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
         Err(aside) => return step_aside(aside),
     };
     let chosen = choose_by_number::<P>(skb.pointer_to_context(), packet);
-    if chosen & (CROWDED | REFUSED) == 0 {
+    if chosen & (SLOW_PATH | REFUSED) == 0 {
         if chosen & SILENT != 0 {
             note_silence(chosen);
         }
         #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
         return Done::Outcome(send_apart::<P>(skb, packet, chosen as u32));
     }
-    if chosen & CROWDED != 0 {
-        return Done::GoOn(program::CROWDED);
+    if chosen & SLOW_PATH != 0 {
+        return Done::GoOn(program::SLOW_PATH);
     }
     #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     let verdict = Verdict::from_number(chosen as u32).unwrap_or(Verdict::BackendUnset);
@@ -89,7 +89,7 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
 
 /// Bits of what [`choose_by_number`] returns.
 const REFUSED: u64 = 1 << 32;
-const CROWDED: u64 = 1 << 33;
+const SLOW_PATH: u64 = 1 << 33;
 /// Beside a backend's number: it has not answered this flow's datagrams yet.
 const SILENT: u64 = 1 << 34;
 
@@ -106,14 +106,14 @@ fn note_silence(chosen: u64) {
 }
 
 /// [`choose`] in a function of its own: the backend's number, or [`REFUSED`] and the verdict's, or
-/// [`CROWDED`].
+/// [`SLOW_PATH`].
 #[inline(never)]
 fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
     let skb = Skb::new(TcContext::new(ctx));
     match choose::<P, _>(&skb, skb.hook(), packet) {
         Ok(on) => u64::from(on.word.backend()) | if on.is_silent { SILENT } else { 0 },
-        Err(Trouble::Verdict(verdict)) => REFUSED | verdict as u64,
-        Err(Trouble::Crowded) => CROWDED,
+        Err(OpenError::Verdict(verdict)) => REFUSED | verdict as u64,
+        Err(OpenError::SlowPath) => SLOW_PATH,
     }
 }
 
@@ -150,7 +150,7 @@ pub fn step_aside(aside: Aside) -> Done {
     match aside {
         Aside::Leave(verdict) => verdict.into(),
         Aside::Icmp => Done::GoOn(program::ICMP),
-        Aside::First => Done::GoOn(program::CROWDED),
+        Aside::First => Done::GoOn(program::SLOW_PATH),
         Aside::Later => Done::GoOn(program::LATER),
     }
 }
@@ -161,34 +161,34 @@ pub fn choose<P: Tables, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<P::Addr>,
-) -> Result<Followed, Trouble> {
+) -> Result<Followed, OpenError> {
     let mut opening = classify::<P, C>(context, hook, packet)?;
     let own = match flows::look::<P>(packet.source, packet.destination, opening.id) {
-        First::Own(entry) => Some(entry),
-        First::Free => None,
-        First::Crowded => return Err(Trouble::Crowded),
+        Probe::Hit(entry) => Some(entry),
+        Probe::Free => None,
+        Probe::Collision => return Err(OpenError::SlowPath),
     };
     let judged = match follow::<P, C>(context, packet, own, &opening)? {
         Next::Follow(on) => return Ok(on),
         Next::Open(judged) => judged,
-        Next::Ask(_) => return Err(Trouble::Crowded),
+        Next::Ask(_) => return Err(OpenError::SlowPath),
     };
     if answers_outbound::<P, C>(context, packet) {
         return Err(Verdict::OutboundAnswer.into());
     }
     let chosen = choice::draw(&opening)?;
-    // Last of what may send the packet on to the thorough search, which counts those it gets.
+    // Last of what may send the packet on to the slow path, which counts those it gets.
     if opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick) {
-        return Err(Trouble::Crowded);
+        return Err(OpenError::SlowPath);
     }
     let place = match own {
         Some(entry) => Place::Entry(entry, judged),
         None if room::has_room::<P>(opening.id) => Place::Lane(Lane::FIRST, Insert::New),
-        None => return Err(Trouble::Crowded),
+        None => return Err(OpenError::SlowPath),
     };
     opening.validate(context.source_marks::<P>(packet))?;
     match choice::store::<P, C>(context, packet, place, &opening, chosen) {
-        Err(Verdict::FlowInsertFailed) => Err(Trouble::Crowded),
+        Err(Verdict::FlowInsertFailed) => Err(OpenError::SlowPath),
         result => Ok(result?.into()),
     }
 }

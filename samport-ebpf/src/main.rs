@@ -35,11 +35,11 @@ mod reset;
 mod reverse;
 mod room;
 mod skb;
+mod slow_path;
 mod sock_ops;
 mod sockaddr;
 mod source;
 mod standing;
-mod thorough;
 mod trace;
 mod xdp;
 
@@ -260,19 +260,19 @@ pub fn samport_choose(ctx: TcContext) -> i32 {
 }
 
 /// Client to backend, for first fragments and the packets the quick search leaves over: a program of its own,
-/// because the verifier takes the thorough search only alone.
+/// because the verifier takes the slow path only alone.
 #[classifier]
-pub fn samport_crowded(ctx: TcContext) -> i32 {
+pub fn samport_slow_path(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, thorough::run)
+    run_apart!(skb, slow_path::run)
 }
 
-/// Client to backend, opening a flow after the thorough search. It calls itself for another draw; the
+/// Client to backend, opening a flow after the slow path. It calls itself for another draw; the
 /// kernel ends that after 33 calls.
 #[classifier]
 pub fn samport_open(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, thorough::open)
+    run_apart!(skb, slow_path::open)
 }
 
 /// Client to backend, when other flows of the client's port are in the way that nothing has proven to be the
@@ -280,7 +280,7 @@ pub fn samport_open(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_make_way(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, thorough::make_way)
+    run_apart!(skb, slow_path::make_way)
 }
 
 /// Later fragments, either way. By tail call.

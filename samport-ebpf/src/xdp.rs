@@ -19,7 +19,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::apply;
 use crate::bytes;
-use crate::choice::Trouble;
+use crate::choice::OpenError;
 use crate::context::{Context, Hook};
 use crate::forward;
 use crate::maps::{self, Tables};
@@ -78,10 +78,10 @@ fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
     let word = match forward::choose::<P, _>(xdp, Hook::Interface, &packet) {
         Ok(on) => on.word,
         // The rest is counted, and told to the log, where skbs are.
-        Err(Trouble::Verdict(Verdict::NotAllowed)) => {
+        Err(OpenError::Verdict(Verdict::NotAllowed)) => {
             return Some(told::<P>(xdp, &packet, Verdict::NotAllowed, 0));
         }
-        Err(Trouble::Verdict(_) | Trouble::Crowded) => return None,
+        Err(OpenError::Verdict(_) | OpenError::SlowPath) => return None,
     };
     send_to::<P>(xdp, &packet, word.backend(), maps::backend(word.backend())?)
 }

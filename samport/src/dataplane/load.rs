@@ -143,7 +143,7 @@ pub(super) const PROGRAMS: [&str; 21] = [
     "samport_inside",
     "samport_forward6",
     "samport_choose",
-    "samport_crowded",
+    "samport_slow_path",
     "samport_open",
     "samport_make_way",
     "samport_icmp",
@@ -163,7 +163,7 @@ pub(super) const PROGRAMS: [&str; 21] = [
 
 /// Those that others call, and where in `PROGRAMS`.
 const CALLED: [(u32, &str); program::COUNT as usize] = [
-    (program::CROWDED, "samport_crowded"),
+    (program::SLOW_PATH, "samport_slow_path"),
     (program::OPEN, "samport_open"),
     (program::MAKE_WAY, "samport_make_way"),
     (program::ICMP, "samport_icmp"),

@@ -17,7 +17,7 @@ use samport_common::wire::protocol::Protocol;
 
 use crate::affinity;
 use crate::apply;
-use crate::choice::{self, Opening, Trouble};
+use crate::choice::{self, OpenError, Opening};
 use crate::context::Context as _;
 use crate::flood;
 use crate::flows::{self, Place, Taken};
@@ -108,7 +108,7 @@ pub fn make_way<P: Tables>(skb: &Skb) -> Done {
         return Verdict::NotOurs.into();
     };
     flows::close_unproven::<P>(packet, service);
-    Done::GoOn(program::CROWDED)
+    Done::GoOn(program::SLOW_PATH)
 }
 
 #[inline(always)]
@@ -235,8 +235,8 @@ fn open_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Add
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match open_drafted::<P>(&skb, packet) {
         Ok((word, stored)) => Answer::Backend(word.backend(), stored),
-        Err(Trouble::Verdict(verdict)) => Answer::Verdict(verdict),
-        Err(Trouble::Crowded) => Answer::GoOn,
+        Err(OpenError::Verdict(verdict)) => Answer::Verdict(verdict),
+        Err(OpenError::SlowPath) => Answer::GoOn,
     };
     answer.to_bits()
 }
@@ -246,7 +246,7 @@ fn open_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Add
 fn open_drafted<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
-) -> Result<(FlowWord, Stored), Trouble> {
+) -> Result<(FlowWord, Stored), OpenError> {
     let client = packet.source;
     let key = EndpointKey::new(packet.destination, packet.protocol.number());
     let service = P::service(&key).ok_or(Verdict::NotOurs)?;
