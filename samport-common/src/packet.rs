@@ -64,7 +64,7 @@ const _: () = assert!(MAX_OFFSET > 2 * (14 + 40 + ipv6::MAX_EXTENSIONS * 2_048))
 
 /// Why a packet is not simply a [`Packet`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Aside {
+pub enum Special {
     /// Nothing can be done with it: it leaves by this verdict.
     Leave(Verdict),
     /// ICMP: see [`parse_error`].
@@ -112,17 +112,17 @@ pub const L3: usize = ethernet::LEN;
 /// # Errors
 /// What else the packet is.
 #[inline(always)]
-pub fn parse<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Aside> {
-    let layers = P::layers(frame, L3).map_err(Aside::Leave)?;
+pub fn parse<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Special> {
+    let layers = P::layers(frame, L3).map_err(Special::Leave)?;
     match layers.part {
         Part::Whole => {}
-        Part::First(_) => return Err(Aside::First),
-        Part::Later(_) => return Err(Aside::Later),
+        Part::First(_) => return Err(Special::First),
+        Part::Later(_) => return Err(Special::Later),
     }
     if layers.protocol == P::ICMP {
-        return Err(Aside::Icmp);
+        return Err(Special::Icmp);
     }
-    transport(frame, L3, &layers).map_err(Aside::Leave)
+    transport(frame, L3, &layers).map_err(Special::Leave)
 }
 
 /// [`parse`] that takes a first fragment too: it can be treated like a whole packet, if what is done
@@ -131,15 +131,15 @@ pub fn parse<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>,
 /// # Errors
 /// What else the packet is.
 #[inline(always)]
-pub fn parse_first<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Aside> {
-    let layers = P::layers(frame, L3).map_err(Aside::Leave)?;
+pub fn parse_first<P: Family, F: Frame + ?Sized>(frame: &F) -> Result<Packet<P::Addr>, Special> {
+    let layers = P::layers(frame, L3).map_err(Special::Leave)?;
     if matches!(layers.part, Part::Later(_)) {
-        return Err(Aside::Later);
+        return Err(Special::Later);
     }
     if layers.protocol == P::ICMP {
-        return Err(Aside::Icmp);
+        return Err(Special::Icmp);
     }
-    transport(frame, L3, &layers).map_err(Aside::Leave)
+    transport(frame, L3, &layers).map_err(Special::Leave)
 }
 
 /// Parses a later fragment, of which only the addresses can be looked at.

@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use samport_common::checksum;
 use samport_common::family::Family;
 use samport_common::frame::Frame as _;
-use samport_common::packet::{self, Aside, MAX_OFFSET, Packet};
+use samport_common::packet::{self, MAX_OFFSET, Packet, Special};
 use samport_common::rewrite::{self, IcmpRewrite, Readdress, Rewrite};
 use samport_common::verdict::Verdict;
 use zerocopy::IntoBytes as _;
@@ -16,9 +16,9 @@ use crate::skb::{Covers, Skb};
 
 /// Parses the packet, bringing its headers into the linear part if a driver has left them outside.
 #[inline(always)]
-pub fn parse<P: Family, C: Context>(context: &C) -> Result<Packet<P::Addr>, Aside> {
+pub fn parse<P: Family, C: Context>(context: &C) -> Result<Packet<P::Addr>, Special> {
     let mut packet = match packet::parse::<P, _>(context) {
-        Err(Aside::Leave(Verdict::Truncated)) if context.pull_headers() => {
+        Err(Special::Leave(Verdict::Truncated)) if context.pull_headers() => {
             packet::parse::<P, _>(context)?
         }
         result => result?,
@@ -36,7 +36,7 @@ pub fn parse<P: Family, C: Context>(context: &C) -> Result<Packet<P::Addr>, Asid
 /// for each way through the parser. A kept enum would not do: in the variants with less in them the
 /// rest is never written, and the verifier does not let that be copied.
 pub mod apart {
-    use samport_common::packet::Aside;
+    use samport_common::packet::Special;
     use samport_common::verdict::Verdict;
 
     use crate::maps;
@@ -48,14 +48,14 @@ pub mod apart {
 
     /// The number of a result.
     #[inline(always)]
-    pub fn number<T: Copy>(parsed: Result<T, Aside>) -> u32 {
+    pub fn number<T: Copy>(parsed: Result<T, Special>) -> u32 {
         match parsed {
             Ok(packet) if maps::keep(packet) => KEPT,
             Ok(_) => Verdict::RewriteFailed as u32,
-            Err(Aside::Leave(verdict)) => verdict as u32,
-            Err(Aside::Icmp) => ICMP,
-            Err(Aside::First) => FIRST,
-            Err(Aside::Later) => LATER,
+            Err(Special::Leave(verdict)) => verdict as u32,
+            Err(Special::Icmp) => ICMP,
+            Err(Special::First) => FIRST,
+            Err(Special::Later) => LATER,
         }
     }
 
@@ -64,15 +64,15 @@ pub mod apart {
     /// # Safety
     /// The number is of a result with this type, in this run.
     #[inline(always)]
-    pub unsafe fn result<T: Copy>(number: u32) -> Result<&'static T, Aside> {
+    pub unsafe fn result<T: Copy>(number: u32) -> Result<&'static T, Special> {
         match number {
             // SAFETY: the caller's promise.
-            KEPT => unsafe { maps::kept() }.ok_or(Aside::Leave(Verdict::RewriteFailed)),
-            ICMP => Err(Aside::Icmp),
-            FIRST => Err(Aside::First),
-            LATER => Err(Aside::Later),
+            KEPT => unsafe { maps::kept() }.ok_or(Special::Leave(Verdict::RewriteFailed)),
+            ICMP => Err(Special::Icmp),
+            FIRST => Err(Special::First),
+            LATER => Err(Special::Later),
             verdict => {
-                Err(Aside::Leave(Verdict::from_number(verdict).unwrap_or(Verdict::RewriteFailed)))
+                Err(Special::Leave(Verdict::from_number(verdict).unwrap_or(Verdict::RewriteFailed)))
             }
         }
     }
@@ -80,7 +80,7 @@ pub mod apart {
 
 /// Parses a whole packet or a first fragment in a function of its own.
 #[inline(always)]
-pub fn parse_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
+pub fn parse_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Special> {
     let number = parse_and_keep::<P>(skb.pointer_to_context());
     // SAFETY: it is of such a packet.
     unsafe { apart::result::<Packet<P::Addr>>(number) }
@@ -88,7 +88,7 @@ pub fn parse_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Asi
 
 /// [`parse`] in a function of its own.
 #[inline(always)]
-pub fn parse_whole_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Aside> {
+pub fn parse_whole_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Special> {
     let number = parse_whole_and_keep::<P>(skb.pointer_to_context());
     // SAFETY: it is of such a packet.
     unsafe { apart::result::<Packet<P::Addr>>(number) }

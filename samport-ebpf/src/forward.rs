@@ -8,7 +8,7 @@ use samport_common::family::Address;
 use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
 use samport_common::layout::{Backend, Life, Scope, Service, Stands, failure, program, service};
 use samport_common::outbound;
-use samport_common::packet::{self, Aside, Packet};
+use samport_common::packet::{self, Packet, Special};
 use samport_common::rewrite::{self, End};
 use samport_common::source::Move;
 use samport_common::verdict::Verdict;
@@ -26,29 +26,29 @@ use crate::reverse;
 use crate::room;
 use crate::skb::{Skb, Unserved};
 use crate::standing;
-use crate::{Done, Outcome};
+use crate::{Next, Outcome};
 
 /// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
 /// every packet. The others are [`choose_one`]'s, in a program of its own that is not in these ones' way.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Done {
+pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
     match apply::parse::<P, _>(skb) {
-        Ok(packet) => follow_on::<P>(skb, hook, &packet),
-        Err(aside) => step_aside(aside),
+        Ok(packet) => run_fast_path::<P>(skb, hook, &packet),
+        Err(special) => dispatch_special(special),
     }
 }
 
 /// [`run`] with a parser that has a stack of its own: IPv6 needs it.
 #[inline(always)]
-pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
+pub fn run_wide<P: Tables>(skb: &Skb) -> Next {
     match apply::parse_whole_apart::<P>(skb) {
-        Ok(packet) => follow_on::<P>(skb, skb.hook(), packet),
-        Err(aside) => step_aside(aside),
+        Ok(packet) => run_fast_path::<P>(skb, skb.hook(), packet),
+        Err(special) => dispatch_special(special),
     }
 }
 
 #[inline(always)]
-fn follow_on<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Done {
+fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Next {
     if !maps::is_listened_on(packet.protocol, packet.destination.port) {
         return if hook == Hook::Bridge {
             reverse::at_bridge::<P>(packet)
@@ -56,20 +56,20 @@ fn follow_on<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Done
             Verdict::NotOurs.into()
         };
     }
-    match go_on::<P, _>(skb, hook, packet) {
-        Some(on) => Done::Outcome(send_on::<P>(skb, packet, &on, hook.into())),
+    match fast_path::<P, _>(skb, hook, packet) {
+        Some(hit) => Next::Outcome(send_hit::<P>(skb, packet, &hit, hook.into())),
         // What passes by on its way to another machine's port is dismissed here.
         None if service_of::<P>(packet).is_none() => Verdict::NotOurs.into(),
-        None => Done::GoOn(program::CHOOSE),
+        None => Next::TailCall(program::CHOOSE),
     }
 }
 
 /// Finds the packet's backend and sends it there: one look, one draw.
 #[inline(always)]
-pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
+pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
     let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
-        Err(aside) => return step_aside(aside),
+        Err(special) => return dispatch_special(special),
     };
     let chosen = choose_by_number::<P>(skb.pointer_to_context(), packet);
     if chosen & (SLOW_PATH | REFUSED) == 0 {
@@ -77,10 +77,10 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Done {
             note_silence(chosen);
         }
         #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
-        return Done::Outcome(send_apart::<P>(skb, packet, chosen as u32));
+        return Next::Outcome(send_apart::<P>(skb, packet, chosen as u32));
     }
     if chosen & SLOW_PATH != 0 {
-        return Done::GoOn(program::SLOW_PATH);
+        return Next::TailCall(program::SLOW_PATH);
     }
     #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     let verdict = Verdict::from_number(chosen as u32).unwrap_or(Verdict::BackendUnset);
@@ -111,7 +111,7 @@ fn note_silence(chosen: u64) {
 fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
     let skb = Skb::new(TcContext::new(ctx));
     match choose::<P, _>(&skb, skb.hook(), packet) {
-        Ok(on) => u64::from(on.word.backend()) | if on.is_silent { SILENT } else { 0 },
+        Ok(hit) => u64::from(hit.word.backend()) | if hit.is_silent { SILENT } else { 0 },
         Err(OpenError::Verdict(verdict)) => REFUSED | verdict as u64,
         Err(OpenError::SlowPath) => SLOW_PATH,
     }
@@ -119,14 +119,14 @@ fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::A
 
 /// What becomes of a packet for a service that nobody serves: its client is told.
 #[inline(always)]
-pub fn give_up(skb: &Skb, verdict: Verdict) -> Done {
+pub fn give_up(skb: &Skb, verdict: Verdict) -> Next {
     let why = match verdict {
         Verdict::NoBackend => Unserved::NoBackend,
         Verdict::BackendGone => Unserved::BackendGone,
         other => return other.into(),
     };
     skb.hand_over(why);
-    Done::GoOn(program::RESET)
+    Next::TailCall(program::RESET)
 }
 
 /// [`send`] in a function of its own.
@@ -146,12 +146,12 @@ fn send_by_number<P: Tables>(
 
 /// The program for what is no simple packet.
 #[inline(always)]
-pub fn step_aside(aside: Aside) -> Done {
-    match aside {
-        Aside::Leave(verdict) => verdict.into(),
-        Aside::Icmp => Done::GoOn(program::ICMP),
-        Aside::First => Done::GoOn(program::SLOW_PATH),
-        Aside::Later => Done::GoOn(program::LATER),
+pub fn dispatch_special(special: Special) -> Next {
+    match special {
+        Special::Leave(verdict) => verdict.into(),
+        Special::Icmp => Next::TailCall(program::ICMP),
+        Special::First => Next::TailCall(program::SLOW_PATH),
+        Special::Later => Next::TailCall(program::LATER),
     }
 }
 
@@ -169,9 +169,9 @@ pub fn choose<P: Tables, C: Context>(
         Probe::Collision => return Err(OpenError::SlowPath),
     };
     let judged = match follow::<P, C>(context, packet, own, &opening)? {
-        Next::Follow(on) => return Ok(on),
-        Next::Open(judged) => judged,
-        Next::Ask(_) => return Err(OpenError::SlowPath),
+        Lookup::Forward(hit) => return Ok(hit),
+        Lookup::Create(judged) => judged,
+        Lookup::Retry(_) => return Err(OpenError::SlowPath),
     };
     if answers_outbound::<P, C>(context, packet) {
         return Err(Verdict::OutboundAnswer.into());
@@ -200,11 +200,11 @@ pub fn choose<P: Tables, C: Context>(
 /// may be others by now. Only the flow's own device counts, because not every device leads to every
 /// frontend.
 #[inline(always)]
-pub fn go_on<P: Tables, C: Context>(
+pub fn fast_path<P: Tables, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<P::Addr>,
-) -> Option<GoingOn> {
+) -> Option<FastHit> {
     let service = match maps::listens::<P>(packet.protocol, packet.destination.port) {
         Stands::For(service) => service,
         Stands::ForNone | Stands::ForSeveral => return None,
@@ -231,28 +231,28 @@ pub fn go_on<P: Tables, C: Context>(
         return None;
     }
     pass(context, entry, word, packet, now_tick);
-    Some(GoingOn { id: word.backend(), backend })
+    Some(FastHit { id: word.backend(), backend })
 }
 
 /// Where a packet of an open flow goes.
-pub struct GoingOn {
+pub struct FastHit {
     pub id: u32,
     pub backend: &'static Backend,
 }
 
 /// Rewrites a packet of an open flow for its backend and sends it off.
 #[inline(always)]
-fn send_on<P: Tables>(
+fn send_hit<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
-    on: &GoingOn,
+    hit: &FastHit,
     from: apply::Sender,
 ) -> Outcome {
-    let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(on.backend));
+    let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(hit.backend));
     if apply::apply(skb, &plan.bounded(), from).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    deliver::to_backend(skb, on.id, on.backend)
+    deliver::to_backend(skb, hit.id, hit.backend)
 }
 
 /// Takes note of a client's packet in its flow.
@@ -354,15 +354,15 @@ impl From<FlowWord> for Followed {
 }
 
 /// What a packet does with its flow.
-pub enum Next {
+pub enum Lookup {
     /// Goes on in it, to this backend.
-    Follow(Followed),
+    Forward(Followed),
     /// Opens it; over its entry, if what stands there is still this word, which was judged to be over.
     /// All zero without an entry, which is no flow's word: an option would be one more thing that the
     /// verifier does not know to go with another.
-    Open(FlowWord),
+    Create(FlowWord),
     /// Asks again, because this flow's backend keeps silent or has refused: it goes to another, if there is one.
-    Ask(FlowWord),
+    Retry(FlowWord),
 }
 
 /// Advances the packet's flow, or says that it opens one.
@@ -372,13 +372,13 @@ pub fn follow<P: Tables, C: Context>(
     packet: &Packet<P::Addr>,
     own: Option<Entry>,
     opening: &Opening,
-) -> Result<Next, Verdict> {
+) -> Result<Lookup, Verdict> {
     let (protocol, flags) = (opening.protocol, packet.flags);
     let openers = if opening.balance().is_by_hash() { Openers::Any } else { Openers::First };
     let Some(entry) = own else {
         return match conntrack::decide(None, protocol, flags, openers) {
             Decision::Refuse(verdict) => Err(verdict),
-            Decision::Choose | Decision::Stay => Ok(Next::Open(FlowWord::from_bits(0))),
+            Decision::Choose | Decision::Stay => Ok(Lookup::Create(FlowWord::from_bits(0))),
         };
     };
     let word = entry.word();
@@ -389,8 +389,8 @@ pub fn follow<P: Tables, C: Context>(
     };
     match conntrack::decide(Some(known), protocol, flags, openers) {
         Decision::Refuse(verdict) => return Err(verdict),
-        Decision::Choose if is_refused(entry, word, opening) => return Ok(Next::Ask(word)),
-        Decision::Choose => return Ok(Next::Open(word)),
+        Decision::Choose if is_refused(entry, word, opening) => return Ok(Lookup::Retry(word)),
+        Decision::Choose => return Ok(Lookup::Create(word)),
         Decision::Stay => {}
     }
     // Before anything of the flow is changed by a packet that may be anybody's.
@@ -402,18 +402,18 @@ pub fn follow<P: Tables, C: Context>(
     };
     match moved {
         Move::Refuse => return Err(Verdict::SpoofedSource),
-        Move::Reopen => return Ok(Next::Open(word)),
+        Move::Reopen => return Ok(Lookup::Create(word)),
         Move::Stay | Move::Follow => {}
     }
     if opening.fails_over() && failover::is_silent(word.state(), flags, entry.age()) {
-        return Ok(Next::Ask(word));
+        return Ok(Lookup::Retry(word));
     }
     pass(context, entry, word, packet, opening.now_tick);
     if moved == Move::Follow {
         entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
     }
     let is_silent = failover::is_silent_to_datagrams(word.state(), entry.age());
-    Ok(Next::Follow(Followed { word, is_silent }))
+    Ok(Lookup::Forward(Followed { word, is_silent }))
 }
 
 /// Whether a packet that would open a flow answers what the host or a container has begun.

@@ -3,7 +3,7 @@
 use samport_common::conntrack::State;
 use samport_common::family::Family;
 use samport_common::flow::{ClientWay, FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented};
-use samport_common::packet::{self, Aside, FragmentId, Packet, Part};
+use samport_common::packet::{self, FragmentId, Packet, Part, Special};
 use samport_common::rewrite::{self, End};
 use samport_common::source::Side;
 use samport_common::verdict::Verdict;
@@ -18,19 +18,19 @@ use crate::maps::{self, Tables};
 use crate::reverse;
 use crate::skb::Skb;
 use crate::source;
-use crate::{Done, Outcome};
+use crate::{Next, Outcome};
 
 /// An address that stays.
 const STAYS: [u8; 16] = [0; 16];
 
 /// Backend to client.
 #[inline(always)]
-pub fn reverse<P: Tables>(skb: &Skb) -> Done {
+pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     let hook = skb.hook();
     let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
-        Err(Aside::Leave(verdict)) => return verdict.into(),
-        Err(Aside::Icmp | Aside::First | Aside::Later) => return Verdict::Malformed.into(),
+        Err(Special::Leave(verdict)) => return verdict.into(),
+        Err(Special::Icmp | Special::First | Special::Later) => return Verdict::Malformed.into(),
     };
     let found = reverse::find_apart::<P>(packet);
     let Some(reply) = found else {
@@ -57,7 +57,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(reverse::leave(skb, hook, &reply, exit))
+    Next::Outcome(reverse::leave(skb, hook, &reply, exit))
 }
 
 /// The new form of an address, or [`STAYS`].
@@ -134,7 +134,7 @@ fn remember_reverse<P: Tables>(
 
 /// Sends a later fragment after the first, whichever way that went.
 #[inline(always)]
-pub fn follow<P: Tables>(skb: &Skb) -> Done {
+pub fn follow<P: Tables>(skb: &Skb) -> Next {
     skb.pull_headers();
     let id = match packet::parse_later::<P, _>(skb) {
         Ok(id) => id,
@@ -147,7 +147,7 @@ pub fn follow<P: Tables>(skb: &Skb) -> Done {
         return Verdict::SpoofedSource.into();
     }
     match send::<P>(skb, skb.hook(), &id, first) {
-        Ok(outcome) => Done::Outcome(outcome),
+        Ok(outcome) => Next::Outcome(outcome),
         Err(verdict) => verdict.into(),
     }
 }

@@ -7,7 +7,7 @@ use samport_common::failover::{self, Refusals};
 use samport_common::flow::{EndpointKey, Flow, ServiceId};
 use samport_common::frame::Frame as _;
 use samport_common::layout::{DeviceSet, Scope, failure, program};
-use samport_common::packet::{self, Aside, IcmpError};
+use samport_common::packet::{self, IcmpError, Special};
 use samport_common::rewrite::{self, End, IcmpRewrite};
 use samport_common::source::Side;
 use samport_common::verdict::Verdict;
@@ -25,13 +25,13 @@ use crate::room;
 use crate::skb::Skb;
 use crate::source;
 use crate::standing;
-use crate::{Done, Outcome};
+use crate::{Next, Outcome};
 
 /// An error about a reply, for the backend that has sent it.
 #[inline(always)]
-pub fn forward<P: Tables>(skb: &Skb) -> Done {
+pub fn forward<P: Tables>(skb: &Skb) -> Next {
     match to_backend::<P>(skb, skb.hook()) {
-        Ok(outcome) => Done::Outcome(outcome.renamed(Verdict::IcmpForward)),
+        Ok(outcome) => Next::Outcome(outcome.renamed(Verdict::IcmpForward)),
         Err(verdict) => verdict.into(),
     }
 }
@@ -111,7 +111,7 @@ fn find_own_flow<P: Tables>(error: &'static IcmpError<P::Addr>, service: u16) ->
 
 /// An error about a client's packet, from the backend or from where it was on its way there.
 #[inline(always)]
-pub fn reverse<P: Tables>(skb: &Skb) -> Done {
+pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     let hook = skb.hook();
     let error = match parse::<P>(skb) {
         Ok(error) => error,
@@ -120,7 +120,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     let Some(reply) = reverse::found::<P>(find_flow::<P>(error), error.quoted.source.addr) else {
         // A container may be a client too.
         return match hook {
-            Hook::Container => Done::GoOn(program::ICMP),
+            Hook::Container => Next::TailCall(program::ICMP),
             _ => Verdict::IcmpOther.into(),
         };
     };
@@ -142,7 +142,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Done {
     if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(reverse::leave(skb, hook, &reply, exit).renamed(Verdict::IcmpReply))
+    Next::Outcome(reverse::leave(skb, hook, &reply, exit).renamed(Verdict::IcmpReply))
 }
 
 /// Takes note of an error that says that a client's packet has not reached the backend, which is nothing that other
@@ -272,8 +272,8 @@ fn parse<P: Tables>(skb: &Skb) -> Result<&'static IcmpError<P::Addr>, Verdict> {
     // SAFETY: it is of such an error.
     match unsafe { apart::result(number) } {
         Ok(error) => Ok(error),
-        Err(Aside::Leave(verdict)) => Err(verdict),
-        Err(Aside::Icmp | Aside::First | Aside::Later) => Err(Verdict::IcmpOther),
+        Err(Special::Leave(verdict)) => Err(verdict),
+        Err(Special::Icmp | Special::First | Special::Later) => Err(Verdict::IcmpOther),
     }
 }
 
@@ -282,5 +282,5 @@ fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     // Errors are rare: better always than a second try, which the stack would pay for.
     skb.pull_headers();
-    apart::number(packet::parse_error::<P, _>(&skb).map_err(Aside::Leave))
+    apart::number(packet::parse_error::<P, _>(&skb).map_err(Special::Leave))
 }

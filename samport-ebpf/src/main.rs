@@ -61,7 +61,7 @@ use crate::sock_ops::SockOps;
 use crate::sockaddr::{Closed, Inet, Inet6, SockAddr, SockFamily};
 
 /// What tells the kernel to go on with a system call. We forbid none.
-const GO_ON: i32 = 1;
+const SYS_PROCEED: i32 = 1;
 
 /// What a program does with a packet: why, and where the redirect helper has sent it.
 pub struct Outcome {
@@ -115,22 +115,22 @@ impl From<Verdict> for Outcome {
 }
 
 /// How a program ends.
-pub enum Done {
+pub enum Next {
     /// The packet leaves.
     Outcome(Outcome),
     /// Another program goes on: one of `samport_common::layout::program`.
-    GoOn(u32),
+    TailCall(u32),
 }
 
-impl Done {
-    const GO_ON: u64 = 1 << 63;
+impl Next {
+    const TAIL_CALL: u64 = 1 << 63;
 
     /// As a function of its own can return it.
     #[inline(always)]
     fn to_bits(&self) -> u64 {
         match self {
             Self::Outcome(outcome) => outcome.to_bits(),
-            Self::GoOn(index) => Self::GO_ON | u64::from(*index),
+            Self::TailCall(index) => Self::TAIL_CALL | u64::from(*index),
         }
     }
 
@@ -138,15 +138,15 @@ impl Done {
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     fn from_bits(bits: u64) -> Self {
-        if bits & Self::GO_ON == 0 {
+        if bits & Self::TAIL_CALL == 0 {
             Self::Outcome(Outcome::from_bits(bits))
         } else {
-            Self::GoOn(bits as u32)
+            Self::TailCall(bits as u32)
         }
     }
 }
 
-impl From<Verdict> for Done {
+impl From<Verdict> for Next {
     #[inline(always)]
     fn from(verdict: Verdict) -> Self {
         Self::Outcome(verdict.into())
@@ -159,7 +159,7 @@ macro_rules! run {
     ($skb:ident, $name:literal, $module:ident::$function:ident, $hook:expr, $six:expr) => {{
         let done = match ether_type(&$skb) {
             Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb, $hook),
-            Ok(V6::ETHER_TYPE) => Done::GoOn($six),
+            Ok(V6::ETHER_TYPE) => Next::TailCall($six),
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
         };
@@ -181,8 +181,8 @@ macro_rules! run_apart {
         }
         let ctx = $skb.pointer_to_context();
         let done = match ether_type(&$skb) {
-            Ok(V4::ETHER_TYPE) => Done::from_bits(v4(ctx)),
-            Ok(V6::ETHER_TYPE) => Done::from_bits(v6(ctx)),
+            Ok(V4::ETHER_TYPE) => Next::from_bits(v4(ctx)),
+            Ok(V6::ETHER_TYPE) => Next::from_bits(v6(ctx)),
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
         };
@@ -192,10 +192,10 @@ macro_rules! run_apart {
 
 /// Goes on in the other program, if one is to.
 #[inline(always)]
-fn resolve(skb: &Skb, done: Done) -> Outcome {
+fn resolve(skb: &Skb, done: Next) -> Outcome {
     match done {
-        Done::Outcome(outcome) => outcome,
-        Done::GoOn(index) => {
+        Next::Outcome(outcome) => outcome,
+        Next::TailCall(index) => {
             maps::tail_call(skb, index);
             if index == program::OPEN && skb.attempt() >= failover::PATIENCE {
                 // The kernel ends a packet's run after 33 tail calls, and all draws were in vain.
@@ -209,7 +209,7 @@ fn resolve(skb: &Skb, done: Done) -> Outcome {
 
 /// Goes on in the other program, or counts the verdict and turns it into what the kernel is told.
 #[inline(always)]
-fn end(skb: &Skb, name: &str, done: Done) -> i32 {
+fn end(skb: &Skb, name: &str, done: Next) -> i32 {
     let outcome = resolve(skb, done);
     let action = leave(skb, &outcome);
     debug!(skb.context(), "{}: {}", name, outcome.verdict.name());
@@ -487,14 +487,14 @@ pub fn samport_getpeername6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock(sock_release)]
 pub fn samport_close(ctx: SockContext) -> i32 {
     local::close(&Closed::new(ctx));
-    GO_ON
+    SYS_PROCEED
 }
 
 /// A TCP socket connects, or a connection of a local client changes its state.
 #[sock_ops]
 pub fn samport_sockops(ctx: SockOpsContext) -> u32 {
     local::follow(&SockOps::new(ctx));
-    GO_ON.cast_unsigned()
+    SYS_PROCEED.cast_unsigned()
 }
 
 #[inline(always)]
@@ -502,7 +502,7 @@ fn dial<H: SockFamily>(sock: &SockAddr, call: Call) -> i32 {
     if let Some(verdict) = local::dial::<H>(sock, call) {
         leave_call::<H>(sock, verdict);
     }
-    GO_ON
+    SYS_PROCEED
 }
 
 #[inline(always)]
@@ -510,7 +510,7 @@ fn restore<H: SockFamily>(sock: &SockAddr, named: Named) -> i32 {
     if let Some(verdict) = local::restore::<H>(sock, named) {
         leave_call::<H>(sock, verdict);
     }
-    GO_ON
+    SYS_PROCEED
 }
 
 /// Counts the verdict of a system call.

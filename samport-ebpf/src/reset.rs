@@ -12,12 +12,12 @@ use crate::apply;
 use crate::context::Context as _;
 use crate::maps::Tables;
 use crate::skb::{self, Covers, Skb, Unserved};
-use crate::{Done, Outcome};
+use crate::{Next, Outcome};
 
 /// Answers the packet, for the reason that was handed over. What cannot be answered is left to the
 /// host's stack.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb) -> Done {
+pub fn run<P: Tables>(skb: &Skb) -> Next {
     let (left, answered) = match skb.handed_over() {
         Unserved::NoBackend => (Verdict::NoBackend, Verdict::NoBackendReset),
         Unserved::BackendGone => (Verdict::BackendGone, Verdict::GoneReset),
@@ -38,7 +38,7 @@ pub fn run<P: Tables>(skb: &Skb) -> Done {
     if turn_round(skb, &reset, sender, receiver).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(Outcome { verdict: answered, redirect: skb::redirect(skb.ifindex()) })
+    Next::Outcome(Outcome { verdict: answered, redirect: skb::redirect(skb.ifindex()) })
 }
 
 /// Makes the packet its own answer.

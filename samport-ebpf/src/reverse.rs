@@ -10,7 +10,7 @@ use samport_common::frame::Frame as _;
 use samport_common::layout::{
     Backend, DeviceInfo, DeviceSet, Life, Owners, Stands, Via, failure, program,
 };
-use samport_common::packet::{self, Aside, Packet};
+use samport_common::packet::{self, Packet, Special};
 use samport_common::rewrite::{self, End};
 use samport_common::source;
 use samport_common::verdict::Verdict;
@@ -28,51 +28,51 @@ use crate::maps::{self, Tables};
 use crate::room;
 use crate::skb::{Ends, Skb};
 use crate::standing;
-use crate::{Done, Outcome};
+use crate::{Next, Outcome};
 
 /// Restores a reply of an open flow and sends it to the client: nearly all are of that kind. A
 /// container's other traffic is dismissed by its source port.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Done {
+pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
     match apply::parse::<P, _>(skb) {
-        Ok(packet) => follow_on::<P>(skb, hook, &packet),
-        Err(aside) => step_aside(aside),
+        Ok(packet) => run_fast_path::<P>(skb, hook, &packet),
+        Err(special) => dispatch_special(special),
     }
 }
 
 /// [`run`] with a parser that has a stack of its own: IPv6 needs it.
 #[inline(always)]
-pub fn run_wide<P: Tables>(skb: &Skb) -> Done {
+pub fn run_wide<P: Tables>(skb: &Skb) -> Next {
     match apply::parse_whole_apart::<P>(skb) {
-        Ok(packet) => follow_on::<P>(skb, skb.hook(), packet),
-        Err(aside) => step_aside(aside),
+        Ok(packet) => run_fast_path::<P>(skb, skb.hook(), packet),
+        Err(special) => dispatch_special(special),
     }
 }
 
 /// The program for what is no simple packet.
 #[inline(always)]
-fn step_aside(aside: Aside) -> Done {
-    match aside {
-        Aside::Leave(verdict) => verdict.into(),
-        Aside::Icmp => Done::GoOn(program::REVERSE_ICMP),
-        Aside::First => Done::GoOn(program::REVERSE_FIRST),
-        Aside::Later => Done::GoOn(program::LATER),
+fn dispatch_special(special: Special) -> Next {
+    match special {
+        Special::Leave(verdict) => verdict.into(),
+        Special::Icmp => Next::TailCall(program::REVERSE_ICMP),
+        Special::First => Next::TailCall(program::REVERSE_FIRST),
+        Special::Later => Next::TailCall(program::LATER),
     }
 }
 
 #[inline(always)]
-fn follow_on<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Done {
+fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Next {
     let service = match maps::answers::<P>(packet.protocol, packet.source.port) {
         Stands::For(service) => service,
-        Stands::ForSeveral => return Done::GoOn(program::ANSWER),
+        Stands::ForSeveral => return Next::TailCall(program::ANSWER),
         Stands::ForNone => return no_reply(hook, packet),
     };
     let key = FlowKey::new(packet.destination, service, Lane::FIRST);
     let Some(entry) = flows::find_at_once::<P>(key) else {
         return of_no_flow::<P>(hook, packet, service);
     };
-    let Some(reply) = go_on::<P>(skb, hook, packet, entry) else {
-        return Done::GoOn(program::ANSWER);
+    let Some(reply) = fast_path::<P>(skb, hook, packet, entry) else {
+        return Next::TailCall(program::ANSWER);
     };
     let exit = Exit::from(reply.entry.way());
     if is_too_big(skb, hook, exit) {
@@ -83,14 +83,14 @@ fn follow_on<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Done
     if restore::<P>(skb, packet, &reply, hook.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, hook, &reply, exit))
+    Next::Outcome(leave(skb, hook, &reply, exit))
 }
 
 /// What a bridge hands to the host's stack. A container's replies are taken at its veth; until there is a program on
 /// one that is new, they get here, and must not go on: their client has dialled another address, and would reset the
 /// connection. TCP sends them again.
 #[inline(always)]
-pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Done {
+pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Next {
     match maps::answers::<P>(packet.protocol, packet.source.port) {
         Stands::ForNone => Verdict::NotOurs.into(),
         Stands::For(service)
@@ -104,13 +104,13 @@ pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Done {
         {
             Verdict::NotOurs.into()
         }
-        Stands::For(_) | Stands::ForSeveral => Done::GoOn(program::ANSWER),
+        Stands::For(_) | Stands::ForSeveral => Next::TailCall(program::ANSWER),
     }
 }
 
 /// [`run`] for whatever is otherwise in any way: in a program of its own, not in the others' way.
 #[inline(always)]
-pub fn answer<P: Tables>(skb: &Skb) -> Done {
+pub fn answer<P: Tables>(skb: &Skb) -> Next {
     let Ok(packet) = apply::parse_apart::<P>(skb) else {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
@@ -139,7 +139,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
         return Verdict::NotAReply.into();
     }
     if failover::refuses(word.state(), &packet::segment(skb, packet), reply.entry.sequences()) {
-        return Done::GoOn(program::REFUSED);
+        return Next::TailCall(program::REFUSED);
     }
     let exit = match exit::of::<P>(skb, &packet.destination.addr, reply.entry) {
         Ok(exit) => exit,
@@ -152,7 +152,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Done {
     if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, hook, &reply, exit))
+    Next::Outcome(leave(skb, hook, &reply, exit))
 }
 
 /// 1 if a socket of this machine waits for the packet.
@@ -165,19 +165,19 @@ fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>
 /// What becomes of a packet without a flow in the first lane. Most of them are answers to clients on this
 /// machine, whose sockets were given the backend's address: dismissed here, if there can be no flow elsewhere.
 #[inline(always)]
-fn of_no_flow<P: Tables>(hook: Hook, packet: &Packet<P::Addr>, service: ServiceId) -> Done {
+fn of_no_flow<P: Tables>(hook: Hook, packet: &Packet<P::Addr>, service: ServiceId) -> Next {
     let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
     let key = FlowKey::new(itself, service, Lane::FIRST);
     if maps::unusual() == 0 && flows::find_at_once::<P>(key).is_none() {
         return no_reply(hook, packet);
     }
-    Done::GoOn(program::ANSWER)
+    Next::TailCall(program::ANSWER)
 }
 
 /// The reply of a flow that just goes on. Whatever is otherwise in any way is left to the long way,
 /// which says the same of such a packet.
 #[inline(always)]
-fn go_on<P: Tables>(
+fn fast_path<P: Tables>(
     skb: &Skb,
     hook: Hook,
     packet: &Packet<P::Addr>,
@@ -253,7 +253,7 @@ fn is_by_another_route<P: Tables>(hook: Hook, backend: &'static Backend, came_in
 /// What becomes of a packet with a backend's source that is not that backend's. At egress the host has
 /// forwarded it, by rules of its own, and it leaves as it came.
 #[inline(always)]
-pub fn no_answer(hook: Hook) -> Done {
+pub fn no_answer(hook: Hook) -> Next {
     match hook {
         Hook::Egress => Verdict::NotAReply.into(),
         _ => Verdict::SpoofedSource.into(),
@@ -262,7 +262,7 @@ pub fn no_answer(hook: Hook) -> Done {
 
 /// A backend that refuses a connection: its client is not told while there is another to try.
 #[inline(always)]
-pub fn refused<P: Tables>(skb: &Skb) -> Done {
+pub fn refused<P: Tables>(skb: &Skb) -> Next {
     let Ok(packet) = apply::parse_apart::<P>(skb) else {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
@@ -281,7 +281,7 @@ pub fn refused<P: Tables>(skb: &Skb) -> Done {
     if restore_apart::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Done::Outcome(leave(skb, skb.hook(), &reply, exit))
+    Next::Outcome(leave(skb, skb.hook(), &reply, exit))
 }
 
 /// Takes note of the refusal. 1 if the flow's client is to try another backend.
@@ -330,9 +330,9 @@ pub struct Reply {
 
 /// What becomes of a packet that is no reply: a container may be a client too.
 #[inline(always)]
-pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Done {
+pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
     if hook == Hook::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
-        Done::GoOn(program::INSIDE)
+        Next::TailCall(program::INSIDE)
     } else {
         Verdict::NotAReply.into()
     }
@@ -348,7 +348,7 @@ pub fn is_too_big(skb: &Skb, hook: Hook, exit: Exit) -> bool {
 /// backend what size is right. Not where it may make fragments of it, which would leave with the backend's own address:
 /// so it may not.
 #[inline(always)]
-pub fn too_big<P: Tables>(skb: &Skb) -> Done {
+pub fn too_big<P: Tables>(skb: &Skb) -> Next {
     if P::ETHER_TYPE == V4::ETHER_TYPE && skb.forbid_fragments().is_none() {
         return Verdict::RewriteFailed.into();
     }

@@ -21,32 +21,32 @@ use crate::choice::{self, OpenError, Opening};
 use crate::context::Context as _;
 use crate::flood;
 use crate::flows::{self, Place, Taken};
-use crate::forward::{self, Followed, Next};
+use crate::forward::{self, Followed, Lookup};
 use crate::fragment;
 use crate::maps::{self, Insert, Tables};
 use crate::room;
 use crate::skb::Skb;
 use crate::standing;
-use crate::{Done, Outcome};
+use crate::{Next, Outcome};
 
 /// Looks for the packet's flow.
 #[inline(always)]
-pub fn run<P: Tables>(skb: &Skb) -> Done {
+pub fn run<P: Tables>(skb: &Skb) -> Next {
     let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
-        Err(aside) => return forward::step_aside(aside),
+        Err(special) => return forward::dispatch_special(special),
     };
     match Answer::from_bits(look_by_number::<P>(skb.pointer_to_context(), packet)) {
-        Answer::Backend(id, _) => Done::Outcome(send::<P>(skb, packet, id)),
+        Answer::Backend(id, _) => Next::Outcome(send::<P>(skb, packet, id)),
         Answer::Verdict(verdict) => forward::give_up(skb, verdict),
-        Answer::GoOn => {
+        Answer::TailCall => {
             if maps::draft().is_some_and(|draft| draft.unwanted != 0) {
                 take_note_of_failure::<P>(skb, packet);
             } else if forward::answers_outbound::<P, _>(skb, packet) {
                 // Not where the flow was looked for: Linux 6.1 has no stack for it there.
                 return Verdict::OutboundAnswer.into();
             }
-            Done::GoOn(program::OPEN)
+            Next::TailCall(program::OPEN)
         }
     }
 }
@@ -65,7 +65,7 @@ fn take_note_of_failure<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>) 
 
 /// Opens the flow, as the first program has found that it must be.
 #[inline(always)]
-pub fn open<P: Tables>(skb: &Skb) -> Done {
+pub fn open<P: Tables>(skb: &Skb) -> Next {
     // SAFETY: the program that called this one has kept such a packet.
     let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
         return Verdict::RewriteFailed.into();
@@ -73,23 +73,23 @@ pub fn open<P: Tables>(skb: &Skb) -> Done {
     match Answer::from_bits(open_by_number::<P>(skb.pointer_to_context(), packet)) {
         Answer::Backend(id, stored) => {
             let outcome = send::<P>(skb, packet, id);
-            Done::Outcome(match stored {
+            Next::Outcome(match stored {
                 Stored::AsUsual => outcome,
                 Stored::Flood => outcome.renamed(Verdict::ForwardFlood),
                 Stored::Overflow => outcome.renamed(Verdict::ForwardOverflow),
             })
         }
         Answer::Verdict(Verdict::FlowAmbiguous) if skb.attempt() <= MAKES_WAY_AFTER => {
-            Done::GoOn(program::MAKE_WAY)
+            Next::TailCall(program::MAKE_WAY)
         }
         Answer::Verdict(verdict) => forward::give_up(skb, verdict),
-        Answer::GoOn => {
+        Answer::TailCall => {
             let is_in_the_way = maps::draft().is_some_and(|draft| draft.taken != 0);
             if is_in_the_way && skb.attempt() == MAKES_WAY_AFTER {
-                return Done::GoOn(program::MAKE_WAY);
+                return Next::TailCall(program::MAKE_WAY);
             }
             skb.draws_again();
-            Done::GoOn(program::OPEN)
+            Next::TailCall(program::OPEN)
         }
     }
 }
@@ -97,7 +97,7 @@ pub fn open<P: Tables>(skb: &Skb) -> Done {
 /// Closes the flows that the client's port has with other addresses of the service and that nothing has proven to
 /// be the client's: whoever knows the port can have opened them.
 #[inline(always)]
-pub fn make_way<P: Tables>(skb: &Skb) -> Done {
+pub fn make_way<P: Tables>(skb: &Skb) -> Next {
     skb.draws_after(MAKES_WAY_AFTER + 1);
     // SAFETY: as in `open`.
     let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
@@ -108,7 +108,7 @@ pub fn make_way<P: Tables>(skb: &Skb) -> Done {
         return Verdict::NotOurs.into();
     };
     flows::close_unproven::<P>(packet, service);
-    Done::GoOn(program::SLOW_PATH)
+    Next::TailCall(program::SLOW_PATH)
 }
 
 #[inline(always)]
@@ -135,14 +135,14 @@ enum Answer {
     /// The packet leaves by this verdict.
     Verdict(Verdict),
     /// It is for the next program, or the next draw.
-    GoOn,
+    TailCall,
 }
 
 impl Answer {
     /// A backend's id, which is below 16,384, is in the lower bits.
     const BACKEND: u32 = 1 << 31;
     const FLOOD: u32 = 1 << 30;
-    const GO_ON: u32 = 1 << 29;
+    const TAIL_CALL: u32 = 1 << 29;
     const OVERFLOW: u32 = 1 << 28;
 
     #[inline(always)]
@@ -157,11 +157,11 @@ impl Answer {
                 Self::BACKEND | stored | (id & !Self::FLAGS)
             }
             Self::Verdict(verdict) => *verdict as u32,
-            Self::GoOn => Self::GO_ON,
+            Self::TailCall => Self::TAIL_CALL,
         }
     }
 
-    const FLAGS: u32 = Self::BACKEND | Self::FLOOD | Self::GO_ON | Self::OVERFLOW;
+    const FLAGS: u32 = Self::BACKEND | Self::FLOOD | Self::TAIL_CALL | Self::OVERFLOW;
 
     #[inline(always)]
     fn from_bits(bits: u32) -> Self {
@@ -173,8 +173,8 @@ impl Answer {
             };
             return Self::Backend(bits & !Self::FLAGS, stored);
         }
-        if bits & Self::GO_ON != 0 {
-            return Self::GoOn;
+        if bits & Self::TAIL_CALL != 0 {
+            return Self::TailCall;
         }
         // A number that is no verdict's is a bug, and must not lead to another draw.
         Self::Verdict(Verdict::from_number(bits).unwrap_or(Verdict::RewriteFailed))
@@ -186,7 +186,7 @@ fn look_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Add
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match look::<P>(&skb, packet) {
         Ok(Some(word)) => Answer::Backend(word.backend(), Stored::AsUsual),
-        Ok(None) => Answer::GoOn,
+        Ok(None) => Answer::TailCall,
         Err(verdict) => Answer::Verdict(verdict),
     };
     answer.to_bits()
@@ -206,7 +206,7 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
     draft.unwanted = 0;
     draft.refusals = 0;
     match forward::follow::<P, _>(skb, packet, own, &opening)? {
-        Next::Follow(Followed { word, .. }) => {
+        Lookup::Forward(Followed { word, .. }) => {
             if lanes.place == place::OVERFLOW
                 && let Some(entry) = own
                 && !entry.word().state().is_unproven()
@@ -216,8 +216,8 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
             }
             return Ok(Some(word));
         }
-        Next::Open(word) => draft.judged = word.to_bits(),
-        Next::Ask(word) => {
+        Lookup::Create(word) => draft.judged = word.to_bits(),
+        Lookup::Retry(word) => {
             draft.judged = word.to_bits();
             draft.unwanted = word.backend();
             if packet.protocol == Protocol::Udp
@@ -236,7 +236,7 @@ fn open_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Add
     let answer = match open_drafted::<P>(&skb, packet) {
         Ok((word, stored)) => Answer::Backend(word.backend(), stored),
         Err(OpenError::Verdict(verdict)) => Answer::Verdict(verdict),
-        Err(OpenError::SlowPath) => Answer::GoOn,
+        Err(OpenError::SlowPath) => Answer::TailCall,
     };
     answer.to_bits()
 }

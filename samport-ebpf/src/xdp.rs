@@ -71,12 +71,12 @@ fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
     let xdp = &xdp;
     // IPv6 would not have the stack for both ways; the long one says the same.
     if P::ETHER_TYPE == V4::ETHER_TYPE
-        && let Some(on) = forward::go_on::<P, _>(xdp, Hook::Interface, &packet)
+        && let Some(hit) = forward::fast_path::<P, _>(xdp, Hook::Interface, &packet)
     {
-        return send_to::<P>(xdp, &packet, on.id, on.backend);
+        return send_to::<P>(xdp, &packet, hit.id, hit.backend);
     }
     let word = match forward::choose::<P, _>(xdp, Hook::Interface, &packet) {
-        Ok(on) => on.word,
+        Ok(hit) => hit.word,
         // The rest is counted, and told to the log, where skbs are.
         Err(OpenError::Verdict(Verdict::NotAllowed)) => {
             return Some(told::<P>(xdp, &packet, Verdict::NotAllowed, 0));

@@ -51,29 +51,29 @@ fn a_plain_syn_is_understood() {
 fn headers_that_lie_are_left_alone() {
     let mut short_ihl = v4_syn();
     short_ihl[L3] = 0x44;
-    assert_eq!(parse::<V4, _>(&short_ihl[..]), Err(Aside::Leave(Verdict::Malformed)));
+    assert_eq!(parse::<V4, _>(&short_ihl[..]), Err(Special::Leave(Verdict::Malformed)));
 
     let mut wrong_version = v4_syn();
     wrong_version[L3] = 0x65;
-    assert_eq!(parse::<V4, _>(&wrong_version[..]), Err(Aside::Leave(Verdict::Malformed)));
+    assert_eq!(parse::<V4, _>(&wrong_version[..]), Err(Special::Leave(Verdict::Malformed)));
 
     let mut short_total = v4_syn();
     short_total[L3 + ipv4::TOTAL_LEN.start..][..2].copy_from_slice(&39u16.to_be_bytes());
-    assert_eq!(parse::<V4, _>(&short_total[..]), Err(Aside::Leave(Verdict::Malformed)));
+    assert_eq!(parse::<V4, _>(&short_total[..]), Err(Special::Leave(Verdict::Malformed)));
 
     let mut short_payload = v6_syn();
     short_payload[L3 + ipv6::PAYLOAD_LEN.start..][..2].copy_from_slice(&19u16.to_be_bytes());
-    assert_eq!(parse::<V6, _>(&short_payload[..]), Err(Aside::Leave(Verdict::Malformed)));
+    assert_eq!(parse::<V6, _>(&short_payload[..]), Err(Special::Leave(Verdict::Malformed)));
 
     let mut short_tcp = v4_syn();
     short_tcp[34 + tcp::DATA_OFFSET] = 0x40;
-    assert_eq!(parse::<V4, _>(&short_tcp[..]), Err(Aside::Leave(Verdict::Malformed)));
+    assert_eq!(parse::<V4, _>(&short_tcp[..]), Err(Special::Leave(Verdict::Malformed)));
 
     let whole = v4_syn();
     for len in L3..whole.len() {
         assert_eq!(
             parse::<V4, _>(&whole[..len]),
-            Err(Aside::Leave(Verdict::Truncated)),
+            Err(Special::Leave(Verdict::Truncated)),
             "{len} bytes"
         );
     }
@@ -81,22 +81,24 @@ fn headers_that_lie_are_left_alone() {
 
 #[test]
 fn fragments_are_named() {
-    for (field, aside) in
-        [([0x20, 0x00], Aside::First), ([0x00, 0x01], Aside::Later), ([0x20, 0xb9], Aside::Later)]
-    {
+    for (field, special) in [
+        ([0x20, 0x00], Special::First),
+        ([0x00, 0x01], Special::Later),
+        ([0x20, 0xb9], Special::Later),
+    ] {
         let mut bytes = v4_syn();
         bytes[L3 + ipv4::FRAGMENT.start..][..2].copy_from_slice(&field);
-        assert_eq!(parse::<V4, _>(&bytes[..]), Err(aside));
+        assert_eq!(parse::<V4, _>(&bytes[..]), Err(special));
         let first = parse_first::<V4, _>(&bytes[..]).ok().and_then(|p| first_of::<V4>(&p));
-        assert_eq!(first.is_some(), aside == Aside::First);
-        assert_eq!(parse_later::<V4, _>(&bytes[..]).is_ok(), aside == Aside::Later);
+        assert_eq!(first.is_some(), special == Special::First);
+        assert_eq!(parse_later::<V4, _>(&bytes[..]).is_ok(), special == Special::Later);
     }
     let mut dont_fragment = v4_syn();
     dont_fragment[L3 + ipv4::FRAGMENT.start] = 0x40;
     assert!(parse::<V4, _>(&dont_fragment[..]).is_ok());
 
     let fragment = with_extension(ipv6::FRAGMENT, &[protocol::TCP, 0, 0, 1, 0, 0, 0, 7]);
-    assert_eq!(parse::<V6, _>(&fragment[..]), Err(Aside::First));
+    assert_eq!(parse::<V6, _>(&fragment[..]), Err(Special::First));
     let atomic = with_extension(ipv6::FRAGMENT, &[protocol::TCP, 0, 0, 0, 0, 0, 0, 7]);
     assert_eq!(parse::<V6, _>(&atomic[..]).map(|p| p.l4), Ok(62));
 }
@@ -215,7 +217,7 @@ fn a_chain_of_extensions_ends() {
     let endless: Vec<u8> = [ipv6::HOP_BY_HOP, 0, 0, 0, 0, 0, 0, 0].repeat(ipv6::MAX_EXTENSIONS + 1);
     assert_eq!(
         parse::<V6, _>(&with_extension(ipv6::HOP_BY_HOP, &endless)[..]),
-        Err(Aside::Leave(Verdict::OtherProtocol))
+        Err(Special::Leave(Verdict::OtherProtocol))
     );
 }
 
@@ -223,13 +225,13 @@ fn a_chain_of_extensions_ends() {
 fn other_protocols_are_not_ours() {
     let mut sctp = v4_syn();
     sctp[L3 + ipv4::PROTOCOL] = 132;
-    assert_eq!(parse::<V4, _>(&sctp[..]), Err(Aside::Leave(Verdict::OtherProtocol)));
+    assert_eq!(parse::<V4, _>(&sctp[..]), Err(Special::Leave(Verdict::OtherProtocol)));
     let mut sctp = v6_syn();
     sctp[L3 + ipv6::NEXT_HEADER] = 132;
-    assert_eq!(parse::<V6, _>(&sctp[..]), Err(Aside::Leave(Verdict::OtherProtocol)));
+    assert_eq!(parse::<V6, _>(&sctp[..]), Err(Special::Leave(Verdict::OtherProtocol)));
     let mut icmp6 = v6_syn();
     icmp6[L3 + ipv6::NEXT_HEADER] = protocol::ICMP6;
-    assert_eq!(parse::<V6, _>(&icmp6[..]), Err(Aside::Icmp));
+    assert_eq!(parse::<V6, _>(&icmp6[..]), Err(Special::Icmp));
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame as _;
-use samport_common::packet::{self, Aside, FragmentId, IcmpError, L3, MAX_OFFSET, Packet, Part};
+use samport_common::packet::{self, FragmentId, IcmpError, L3, MAX_OFFSET, Packet, Part, Special};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, icmp, ipv4, ipv6, tcp, udp};
@@ -38,7 +38,7 @@ pub(crate) enum Seen<P: Family> {
 pub(crate) fn look<P: Family>(frame: &[u8]) -> Seen<P> {
     let parsed = packet::parse::<P, _>(frame);
     let or_first = packet::parse_first::<P, _>(frame);
-    if parsed != Err(Aside::First) {
+    if parsed != Err(Special::First) {
         assert_eq!(parsed, or_first);
     }
     match or_first {
@@ -46,15 +46,15 @@ pub(crate) fn look<P: Family>(frame: &[u8]) -> Seen<P> {
             Some(id) => Seen::First(packet, id),
             None => Seen::Packet(packet),
         },
-        Err(Aside::Leave(verdict)) => Seen::Nothing(verdict),
-        Err(Aside::First) => panic!("a first fragment is taken"),
-        Err(Aside::Later) => {
+        Err(Special::Leave(verdict)) => Seen::Nothing(verdict),
+        Err(Special::First) => panic!("a first fragment is taken"),
+        Err(Special::Later) => {
             packet::parse_later::<P, _>(frame).map_or_else(Seen::Nothing, Seen::Later)
         }
-        Err(Aside::Icmp) => {
+        Err(Special::Icmp) => {
             let error = packet::parse_error::<P, _>(frame);
             // The other fragments could not be sent after it.
-            assert!(error.is_err() || parsed == Err(Aside::Icmp), "{error:?} of a fragment");
+            assert!(error.is_err() || parsed == Err(Special::Icmp), "{error:?} of a fragment");
             error.map_or_else(Seen::Nothing, Seen::Error)
         }
     }

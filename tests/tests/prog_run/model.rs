@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use samport_common::family::{Family, V4, V6};
 use samport_common::flow::Endpoint;
-use samport_common::packet::{self, Aside};
+use samport_common::packet::{self, Special};
 use samport_common::rewrite::{self, End};
 use samport_common::verdict::Verdict;
 use samport_tests::frames::{IP, IPV4_LEN, IPV6_LEN, SOURCE_MAC, is_v6};
@@ -118,7 +118,7 @@ fn any_extensions(random: &mut Random, protocol: u8) -> (u8, Vec<u8>) {
 
 /// What the core makes of a frame.
 fn modelled<P: Family>(frame: &[u8], end: End, to: SocketAddr) -> Vec<u8> {
-    let packet = packet::parse::<P, _>(frame).unwrap_or_else(|aside| panic!("{aside:?}"));
+    let packet = packet::parse::<P, _>(frame).unwrap_or_else(|special| panic!("{special:?}"));
     let wide = match to.ip() {
         IpAddr::V4(ip) => V4::widen(ip.octets()),
         IpAddr::V6(ip) => ip.octets(),
@@ -167,7 +167,7 @@ fn is_tcp(frame: &[u8]) -> bool {
     } else {
         packet::parse::<V4, _>(frame).map(|packet| packet.protocol)
     };
-    protocol.unwrap_or_else(|aside| panic!("{aside:?}")) == Protocol::Tcp
+    protocol.unwrap_or_else(|special| panic!("{special:?}")) == Protocol::Tcp
 }
 
 /// Case 6, in the kernel: packets with broken headers, and packets that end anywhere, leave by the
@@ -202,13 +202,13 @@ fn the_kernel_leaves_alone_what_the_core_cannot_read() {
 
 /// The verdict of a frame that cannot be read.
 fn unreadable(frame: &[u8]) -> Option<Verdict> {
-    let aside = if is_v6(frame) {
+    let special = if is_v6(frame) {
         packet::parse::<V6, _>(frame).err()
     } else {
         packet::parse::<V4, _>(frame).err()
     };
-    match aside? {
-        Aside::Leave(verdict) => Some(verdict),
-        Aside::Icmp | Aside::First | Aside::Later => None,
+    match special? {
+        Special::Leave(verdict) => Some(verdict),
+        Special::Icmp | Special::First | Special::Later => None,
     }
 }
