@@ -37,9 +37,9 @@ const REMEMBERED_SECONDS: u32 = 10;
 /// Ticks between two calls for the loader about one backend: one whole tick of 1.07 s passes in between.
 const CALL_TICKS: u32 = 2;
 
-/// Draws for a new flow that avoid suspects; after that anyone who serves will do. Less than the
+/// Selections for a new flow that avoid suspects; after that anyone who serves will do. Less than the
 /// kernel's limit of 33 tail calls.
-pub const PATIENCE: u32 = 24;
+pub const MAX_RETRIES: u32 = 24;
 
 /// Draws in vain after which flows of the same port make way whose client is not proven: once for each packet. So many
 /// that nobody makes way by chance where there is another backend (of two, once in 2²⁰), and so few that some draws are

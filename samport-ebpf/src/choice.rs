@@ -26,7 +26,7 @@ use crate::standing;
 const EEXIST: i32 = 17;
 
 /// A packet for a service: which one, seen where and when.
-pub struct Opening {
+pub struct NewFlow {
     pub service: &'static Service,
     pub id: ServiceId,
     pub protocol: Protocol,
@@ -35,11 +35,11 @@ pub struct Opening {
     /// What is known of the client's address: of `flow::marks`. Set when the flow is stored.
     pub marks: u32,
     pub now_tick: u32,
-    /// How many draws for this packet were in vain.
+    /// How many selections for this packet have failed.
     pub attempt: u32,
 }
 
-impl Opening {
+impl NewFlow {
     /// How the service chooses.
     #[inline(always)]
     pub fn balance(&self) -> Balance {
@@ -52,10 +52,10 @@ impl Opening {
         self.service.flags & service::FAILOVER != 0
     }
 
-    /// Whether draws have been in vain for so long that a suspect will do.
+    /// Whether so many selections have failed that a suspect will do.
     #[inline(always)]
-    pub fn has_lost_patience(&self) -> bool {
-        self.attempt >= failover::PATIENCE
+    pub fn is_out_of_retries(&self) -> bool {
+        self.attempt >= failover::MAX_RETRIES
     }
 
     /// Takes note of what is known of the client's address.
@@ -84,7 +84,7 @@ impl Opening {
 pub enum OpenError {
     /// Final: the packet leaves with this verdict.
     Verdict(Verdict),
-    /// Only the slow path can tell, or the next of its draws.
+    /// Only the slow path can tell, or its next selection.
     SlowPath,
 }
 
@@ -97,54 +97,54 @@ impl From<Verdict> for OpenError {
 /// Draws a backend at random: nearly always the first one will do. All other ways to choose are left to
 /// the slow path.
 #[inline(always)]
-pub fn draw(opening: &Opening) -> Result<FlowWord, OpenError> {
-    let service = opening.service;
-    let is_plain = matches!(opening.balance(), Balance::Random)
+pub fn select(new_flow: &NewFlow) -> Result<FlowWord, OpenError> {
+    let service = new_flow.service;
+    let is_plain = matches!(new_flow.balance(), Balance::Random)
         && service.affinity_ticks == 0
         && service.flags & service::SHARED == 0;
     if !is_plain {
         return Err(OpenError::SlowPath);
     }
-    let (id, backend) = cast(service)?;
-    if backend.shared != 0 || !may_get(id, backend, opening) {
+    let (id, backend) = random_backend(service)?;
+    if backend.shared != 0 || !may_get(id, backend, new_flow) {
         return Err(OpenError::SlowPath);
     }
-    Ok(opening.word(id, backend))
+    Ok(new_flow.word(id, backend))
 }
 
 /// Draws a backend as the service wants it, one that has no living flow from this client's port and is
-/// not `unwanted`. [`OpenError::SlowPath`] asks for another draw.
+/// not `unwanted`. [`OpenError::SlowPath`] asks for another selection.
 #[inline(always)]
-pub fn draw_thoroughly<P: Tables>(
+pub fn select_slow<P: Tables>(
     client: Endpoint<P::Addr>,
     taken: Taken,
-    opening: &Opening,
+    new_flow: &NewFlow,
     unwanted: u32,
     refusals: Refusals,
 ) -> Result<FlowWord, OpenError> {
-    let service = opening.service;
-    let recalled = if service.affinity_ticks != 0 && opening.attempt == 0 {
-        affinity::recall::<P>(client.addr, service, opening.now_tick)
+    let service = new_flow.service;
+    let recalled = if service.affinity_ticks != 0 && new_flow.attempt == 0 {
+        affinity::recall::<P>(client.addr, service, new_flow.now_tick)
     } else {
         None
     };
     let (id, backend) = if let Some(same) = recalled {
         same
     } else {
-        let balance = opening.balance();
+        let balance = new_flow.balance();
         let with_port = !matches!(balance, Balance::SourceHash);
         let hash = if balance.is_by_hash() { hash::<P>(&client, with_port) } else { 0 };
-        pick(service, hash, opening.attempt)?
+        pick(service, hash, new_flow.attempt)?
     };
-    if is_unwanted::<P>(client.addr, opening, unwanted, id)
+    if is_unwanted::<P>(client.addr, new_flow, unwanted, id)
         || (unwanted != 0 && refusals.contains(id))
-        || !may_get(id, backend, opening)
+        || !may_get(id, backend, new_flow)
         || taken.contains(id)
-        || (backend.shared != 0 && is_claimed::<P>(client, opening, backend))
+        || (backend.shared != 0 && is_claimed::<P>(client, new_flow, backend))
     {
         return Err(OpenError::SlowPath);
     }
-    Ok(opening.word(id, backend))
+    Ok(new_flow.word(id, backend))
 }
 
 /// A client's hash. A subprogram: its numbers need a stack of their own.
@@ -156,23 +156,23 @@ fn hash<P: Tables>(client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
 /// Whether a connection that looks for another backend than the `unwanted` one does not want this one: it, or one
 /// that has failed the same client lately.
 #[inline(always)]
-fn is_unwanted<P: Tables>(client: P::Addr, opening: &Opening, unwanted: u32, id: u32) -> bool {
+fn is_unwanted<P: Tables>(client: P::Addr, new_flow: &NewFlow, unwanted: u32, id: u32) -> bool {
     unwanted != 0
         && (id == unwanted
-            || standing::has_failed(id, standing::client::<P>(client), opening.now_tick))
+            || standing::has_failed(id, standing::client::<P>(client), new_flow.now_tick))
 }
 
 /// Whether a backend may get packets that come in here. One that was taken down since this table was
 /// written may not: the next table is on its way. A macvlan child is reached from its own interface only.
 #[inline(always)]
-fn may_get(id: u32, backend: &'static Backend, opening: &Opening) -> bool {
+fn may_get(id: u32, backend: &'static Backend, new_flow: &NewFlow) -> bool {
     Life::from_byte(backend.life).serves()
         && (!matches!(Via::from_byte(backend.via), Via::Child)
-            || backend.ifindex == opening.way.ifindex())
-        && (opening.has_lost_patience() || !standing::is_suspect(id, opening.now_tick))
+            || backend.ifindex == new_flow.way.ifindex())
+        && (new_flow.is_out_of_retries() || !standing::is_suspect(id, new_flow.now_tick))
 }
 
-/// The backend a service's way to choose leads to, for a client with this hash and so many draws in vain.
+/// The backend a service's way to choose leads to, for a client with this hash after this many failed selections.
 ///
 /// Through a number: the verifier follows what comes after once, and not for each way to choose.
 #[inline(always)]
@@ -181,18 +181,18 @@ pub fn pick(
     hash: u32,
     attempt: u32,
 ) -> Result<(u32, &'static Backend), Verdict> {
-    let number = pick_by_number(service, hash, attempt);
+    let number = pick_packed(service, hash, attempt);
     if number & NONE != 0 {
         return Err(Verdict::from_number(number & !NONE).unwrap_or(Verdict::BackendUnset));
     }
     Ok((number, maps::backend(number).ok_or(Verdict::BackendUnset)?))
 }
 
-/// Bit of what [`pick_by_number`] returns if there is none: the rest is the verdict's number.
+/// Bit of what [`pick_packed`] returns if there is none: the rest is the verdict's number.
 const NONE: u32 = 1 << 31;
 
 #[inline(never)]
-fn pick_by_number(service: &Service, hash: u32, attempt: u32) -> u32 {
+fn pick_packed(service: &Service, hash: u32, attempt: u32) -> u32 {
     match pick_as_balanced(service, hash, attempt) {
         Ok(id) => id & !NONE,
         Err(verdict) => NONE | verdict as u32,
@@ -294,9 +294,9 @@ fn next_turn(service: u16, len: u32) -> Option<u32> {
     maps::next_turn(service).checked_rem(u64::from(len)).map(|slot| slot as u32)
 }
 
-/// One throw of the die: a slot of the service's table, and the backend it names.
+/// A random slot of the service's table, and the backend it names.
 #[inline(always)]
-pub fn cast(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
+pub fn random_backend(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
     let slot = random_slot(Slots::from_bits(service.slots).len);
     at(service, slot.ok_or(no_backend(service))?)
 }
@@ -325,21 +325,21 @@ pub fn store<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
     place: Place,
-    opening: &Opening,
+    new_flow: &NewFlow,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
     match place {
         Place::Entry(entry, judged) => {
             let first = conntrack::first(&packet::segment(context, packet));
-            Ok(reopen(context, entry, judged, chosen, opening, first))
+            Ok(reopen(context, entry, judged, chosen, new_flow, first))
         }
         Place::Lane(lane, how) => {
-            let key = FlowKey::new(packet.source, opening.id, lane);
-            let flow = new_flow::<P, C>(context, packet, opening, chosen)?;
+            let key = FlowKey::new(packet.source, new_flow.id, lane);
+            let flow = flow_value::<P, C>(context, packet, new_flow, chosen)?;
             let stored = P::insert(&key, &flow, how);
             if stored.is_ok() {
                 flows::count_insert();
-                room::takes(opening.id, chosen);
+                room::takes(new_flow.id, chosen);
             }
             settle::<P>(packet, flows::find::<P>, &key, stored, chosen)
         }
@@ -351,11 +351,11 @@ pub fn store<P: Tables, C: Context>(
 pub fn store_beside<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    opening: &Opening,
+    new_flow: &NewFlow,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
-    let key = FlowKey::new(packet.source, opening.id, Lane::FIRST);
-    let mut flow = new_flow::<P, C>(context, packet, opening, chosen)?;
+    let key = FlowKey::new(packet.source, new_flow.id, Lane::FIRST);
+    let mut flow = flow_value::<P, C>(context, packet, new_flow, chosen)?;
     let stored = room::store_beside::<P>(&key, &mut flow);
     settle::<P>(packet, flows::find_overflow::<P>, &key, stored, chosen)
 }
@@ -368,27 +368,27 @@ fn reopen<C: Context>(
     entry: Entry,
     judged: FlowWord,
     chosen: FlowWord,
-    opening: &Opening,
+    new_flow: &NewFlow,
     first: Sequences,
 ) -> FlowWord {
     // Probe, or the new flow would look as old as the one before for a moment.
-    entry.touch(opening.now_tick);
+    entry.touch(new_flow.now_tick);
     match entry.exchange(judged, chosen) {
         Ok(()) => {
             // Its answers come too late now, if there are any.
-            let has_failed = opening.protocol == Protocol::Udp
+            let has_failed = new_flow.protocol == Protocol::Udp
                 || matches!(judged.state(), State::SynSent | State::Failed);
             let failed = if has_failed && judged.backend() != chosen.backend() {
                 judged.backend()
             } else {
                 0
             };
-            let is_refused = opening.protocol == Protocol::Udp && judged.state() == State::Failed;
+            let is_refused = new_flow.protocol == Protocol::Udp && judged.state() == State::Failed;
             let first = if is_refused { entry.sequences() } else { first };
             // It stays in its table.
             let overflow = entry.marks() as u16 & marks::OVERFLOW;
-            entry.begin(opening.flow_flags() | overflow, failed, first);
-            entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
+            entry.begin(new_flow.flow_flags() | overflow, failed, first);
+            entry.follow_to(new_flow.way, || context.read(ethernet::SOURCE.start));
             standing::ends(judged);
             room::moves(entry, judged, chosen);
             count(chosen);
@@ -406,24 +406,24 @@ fn count(chosen: FlowWord) {
 }
 
 #[inline(always)]
-fn new_flow<P: Tables, C: Context>(
+fn flow_value<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    opening: &Opening,
+    new_flow: &NewFlow,
     chosen: FlowWord,
 ) -> Result<Flow, Verdict> {
     let vip = packet.destination;
     let first = conntrack::first(&packet::segment(context, packet));
     Ok(Flow {
         word: chosen.to_bits(),
-        way: opening.way.to_bits(),
-        seen_tick: opening.now_tick,
+        way: new_flow.way.to_bits(),
+        seen_tick: new_flow.now_tick,
         vip: P::widen(vip.addr),
         port: vip.port,
         mac: context.read(ethernet::SOURCE.start).ok_or(Verdict::Truncated)?,
         opened: standing::now_micros(),
         failed: 0,
-        flags: opening.flow_flags(),
+        flags: new_flow.flow_flags(),
         acknowledged: first.acknowledged,
         awaited: first.awaited,
     })
@@ -456,27 +456,27 @@ fn settle<P: Tables>(
 #[inline(always)]
 fn is_claimed<P: Tables>(
     client: Endpoint<P::Addr>,
-    opening: &Opening,
+    new_flow: &NewFlow,
     backend: &'static Backend,
 ) -> bool {
-    let key = EndpointKey::new(maps::endpoint::<P>(backend), opening.protocol.number());
+    let key = EndpointKey::new(maps::endpoint::<P>(backend), new_flow.protocol.number());
     let Some(owners) = P::owners(&key) else {
         return false;
     };
-    let mut flow = FlowKey::new(client, opening.id, Lane::FIRST);
+    let mut flow = FlowKey::new(client, new_flow.id, Lane::FIRST);
     for (index, owner) in (0u32..).zip(&owners.of) {
         if index >= owners.len {
             break;
         }
         let Some(other) = ServiceId::new(owner.service) else { continue };
-        if other == opening.id {
+        if other == new_flow.id {
             continue;
         }
         let (backend, generation) = (owner.backend, owner.generation);
         let mut claim = || flows::find_by_backend::<P>(&mut flow, other, backend, generation);
         if let Some(entry) = claim()
             // Behind one that was over there may be another that lives.
-            && (!makes_way(entry, opening.now_tick) || claim().is_some())
+            && (!makes_way(entry, new_flow.now_tick) || claim().is_some())
         {
             return true;
         }

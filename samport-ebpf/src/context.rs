@@ -33,7 +33,7 @@ pub trait Context: Frame {
     /// Whether a socket of this machine is connected between these ends. One that only listens is not.
     fn has_connection<A>(&self, protocol: Protocol, ends: &Ends<A>) -> bool;
 
-    /// How many draws for this packet were in vain.
+    /// How many selections for this packet have failed.
     fn attempt(&self) -> u32;
 
     /// Whether the frame is addressed to this machine.

@@ -386,7 +386,7 @@ pub enum Probe {
 
 /// Looks for the flow from `client` to `vip` of a service where it most likely is.
 #[inline(always)]
-pub fn look<P: Tables>(
+pub fn lookup<P: Tables>(
     client: Endpoint<P::Addr>,
     vip: Endpoint<P::Addr>,
     service: ServiceId,
@@ -451,7 +451,7 @@ impl Taken {
 
 /// Looks for the flow from `client` to `vip` of a service everywhere.
 #[inline(always)]
-pub fn look_thoroughly<P: Tables>(
+pub fn lookup_all_lanes<P: Tables>(
     client: Endpoint<P::Addr>,
     vip: Endpoint<P::Addr>,
     service: ServiceId,

@@ -16,7 +16,7 @@ use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 
 use crate::apply;
-use crate::choice::{self, OpenError, Opening};
+use crate::choice::{self, NewFlow, OpenError};
 use crate::context::{Context, Hook};
 use crate::deliver;
 use crate::flood;
@@ -64,14 +64,14 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
     }
 }
 
-/// Finds the packet's backend and sends it there: one look, one draw.
+/// Finds the packet's backend and sends it there: one look-up, one selection.
 #[inline(always)]
 pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
     let packet = match apply::parse_apart::<P>(skb) {
         Ok(packet) => packet,
         Err(special) => return dispatch_special(special),
     };
-    let chosen = choose_by_number::<P>(skb.pointer_to_context(), packet);
+    let chosen = choose_packed::<P>(skb.pointer_to_context(), packet);
     if chosen & (SLOW_PATH | REFUSED) == 0 {
         if chosen & SILENT != 0 {
             note_silence(chosen);
@@ -87,7 +87,7 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
     give_up(skb, verdict)
 }
 
-/// Bits of what [`choose_by_number`] returns.
+/// Bits of what [`choose_packed`] returns.
 const REFUSED: u64 = 1 << 32;
 const SLOW_PATH: u64 = 1 << 33;
 /// Beside a backend's number: it has not answered this flow's datagrams yet.
@@ -108,7 +108,7 @@ fn note_silence(chosen: u64) {
 /// [`choose`] in a function of its own: the backend's number, or [`REFUSED`] and the verdict's, or
 /// [`SLOW_PATH`].
 #[inline(never)]
-fn choose_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
+fn choose_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
     let skb = Skb::new(TcContext::new(ctx));
     match choose::<P, _>(&skb, skb.hook(), packet) {
         Ok(hit) => u64::from(hit.word.backend()) | if hit.is_silent { SILENT } else { 0 },
@@ -132,11 +132,11 @@ pub fn give_up(skb: &Skb, verdict: Verdict) -> Next {
 /// [`send`] in a function of its own.
 #[inline(always)]
 pub fn send_apart<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, backend: u32) -> Outcome {
-    Outcome::from_bits(send_by_number::<P>(skb.pointer_to_context(), packet, backend))
+    Outcome::from_bits(send_packed::<P>(skb.pointer_to_context(), packet, backend))
 }
 
 #[inline(never)]
-fn send_by_number<P: Tables>(
+fn send_packed<P: Tables>(
     ctx: *mut __sk_buff,
     packet: &'static Packet<P::Addr>,
     backend: u32,
@@ -162,13 +162,13 @@ pub fn choose<P: Tables, C: Context>(
     hook: Hook,
     packet: &Packet<P::Addr>,
 ) -> Result<Followed, OpenError> {
-    let mut opening = classify::<P, C>(context, hook, packet)?;
-    let own = match flows::look::<P>(packet.source, packet.destination, opening.id) {
+    let mut new_flow = classify::<P, C>(context, hook, packet)?;
+    let own = match flows::lookup::<P>(packet.source, packet.destination, new_flow.id) {
         Probe::Hit(entry) => Some(entry),
         Probe::Free => None,
         Probe::Collision => return Err(OpenError::SlowPath),
     };
-    let judged = match follow::<P, C>(context, packet, own, &opening)? {
+    let judged = match follow::<P, C>(context, packet, own, &new_flow)? {
         Lookup::Forward(hit) => return Ok(hit),
         Lookup::Create(judged) => judged,
         Lookup::Retry(_) => return Err(OpenError::SlowPath),
@@ -176,18 +176,18 @@ pub fn choose<P: Tables, C: Context>(
     if answers_outbound::<P, C>(context, packet) {
         return Err(Verdict::OutboundAnswer.into());
     }
-    let chosen = choice::draw(&opening)?;
+    let chosen = choice::select(&new_flow)?;
     // Last of what may send the packet on to the slow path, which counts those it gets.
-    if opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick) {
+    if new_flow.protocol == Protocol::Tcp && flood::begins(new_flow.now_tick) {
         return Err(OpenError::SlowPath);
     }
     let place = match own {
         Some(entry) => Place::Entry(entry, judged),
-        None if room::has_room::<P>(opening.id) => Place::Lane(Lane::FIRST, Insert::New),
+        None if room::has_room::<P>(new_flow.id) => Place::Lane(Lane::FIRST, Insert::New),
         None => return Err(OpenError::SlowPath),
     };
-    opening.validate(context.source_marks::<P>(packet))?;
-    match choice::store::<P, C>(context, packet, place, &opening, chosen) {
+    new_flow.validate(context.source_marks::<P>(packet))?;
+    match choice::store::<P, C>(context, packet, place, &new_flow, chosen) {
         Err(Verdict::FlowInsertFailed) => Err(OpenError::SlowPath),
         result => Ok(result?.into()),
     }
@@ -295,7 +295,7 @@ pub fn classify<P: Tables, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<P::Addr>,
-) -> Result<Opening, Verdict> {
+) -> Result<NewFlow, Verdict> {
     let service = service_of::<P>(packet).ok_or(Verdict::NotOurs)?;
     if !may_dial(Scope::from_byte(service.scope), hook) {
         return Err(Verdict::NotOurs);
@@ -307,20 +307,20 @@ pub fn classify<P: Tables, C: Context>(
     if service.flags & service::RESTRICTED != 0 && !P::is_allowed(service.id, packet.source.addr) {
         return Err(Verdict::NotAllowed);
     }
-    opening_of(context, hook, packet, service)
+    new_flow_of(context, hook, packet, service)
 }
 
 /// What is known of a packet that a service may have.
 #[inline(always)]
-pub fn opening_of<A: Address, C: Context>(
+pub fn new_flow_of<A: Address, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<A>,
     service: &'static Service,
-) -> Result<Opening, Verdict> {
+) -> Result<NewFlow, Verdict> {
     let protocol = packet.protocol;
     let id = ServiceId::new(service.id).ok_or(Verdict::BackendUnset)?;
-    Ok(Opening {
+    Ok(NewFlow {
         service,
         id,
         protocol,
@@ -371,10 +371,10 @@ pub fn follow<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
     own: Option<Entry>,
-    opening: &Opening,
+    new_flow: &NewFlow,
 ) -> Result<Lookup, Verdict> {
-    let (protocol, flags) = (opening.protocol, packet.flags);
-    let openers = if opening.balance().is_by_hash() { Openers::Any } else { Openers::First };
+    let (protocol, flags) = (new_flow.protocol, packet.flags);
+    let openers = if new_flow.balance().is_by_hash() { Openers::Any } else { Openers::First };
     let Some(entry) = own else {
         return match conntrack::decide(None, protocol, flags, openers) {
             Decision::Refuse(verdict) => Err(verdict),
@@ -384,18 +384,18 @@ pub fn follow<P: Tables, C: Context>(
     let word = entry.word();
     let known = Known {
         state: word.state(),
-        over: entry.is_over(word, opening.now_tick),
+        over: entry.is_over(word, new_flow.now_tick),
         backend_serves: serves(protocol, word),
     };
     match conntrack::decide(Some(known), protocol, flags, openers) {
         Decision::Refuse(verdict) => return Err(verdict),
-        Decision::Choose if is_refused(entry, word, opening) => return Ok(Lookup::Retry(word)),
+        Decision::Choose if is_refused(entry, word, new_flow) => return Ok(Lookup::Retry(word)),
         Decision::Choose => return Ok(Lookup::Create(word)),
         Decision::Stay => {}
     }
     // Before anything of the flow is changed by a packet that may be anybody's.
     let way = entry.way();
-    let moved = if way == opening.way {
+    let moved = if way == new_flow.way {
         Move::Stay
     } else {
         Move::from_number(context.source_move::<P>(packet, way.to_bits(), entry.marks()))
@@ -405,12 +405,12 @@ pub fn follow<P: Tables, C: Context>(
         Move::Reopen => return Ok(Lookup::Create(word)),
         Move::Stay | Move::Follow => {}
     }
-    if opening.fails_over() && failover::is_silent(word.state(), flags, entry.age()) {
+    if new_flow.fails_over() && failover::is_silent(word.state(), flags, entry.age()) {
         return Ok(Lookup::Retry(word));
     }
-    pass(context, entry, word, packet, opening.now_tick);
+    pass(context, entry, word, packet, new_flow.now_tick);
     if moved == Move::Follow {
-        entry.follow_to(opening.way, || context.read(ethernet::SOURCE.start));
+        entry.follow_to(new_flow.way, || context.read(ethernet::SOURCE.start));
     }
     let is_silent = failover::is_silent_to_datagrams(word.state(), entry.age());
     Ok(Lookup::Forward(Followed { word, is_silent }))
@@ -424,9 +424,9 @@ pub fn answers_outbound<P: Tables, C: Context>(context: &C, packet: &Packet<P::A
 
 /// Whether the flow's client asks again because a refusal was held back.
 #[inline(always)]
-fn is_refused(entry: Entry, word: FlowWord, opening: &Opening) -> bool {
+fn is_refused(entry: Entry, word: FlowWord, new_flow: &NewFlow) -> bool {
     matches!(word.state(), State::Failed)
-        && entry.idle_ticks(opening.now_tick) <= maps::timeout(State::Failed)
+        && entry.idle_ticks(new_flow.now_tick) <= maps::timeout(State::Failed)
 }
 
 /// Whether the backend that a fragment's first went to still takes packets.

@@ -19,10 +19,10 @@ use crate::sock_ops::{Progress, SockOps};
 use crate::sockaddr::{Closed, SockAddr, SockFamily};
 use crate::standing;
 
-/// Draws until a backend serves that this machine can reach and that has not failed lately. One that does not serve is in a table for a
+/// Selections until a backend serves that this machine can reach and that has not failed lately. One that does not serve is in a table for a
 /// moment only, while that is being replaced; macvlan children stay in it.
-const DRAWS: u32 = 8;
-/// Slots that are looked at one after the other if all draws were in vain.
+const ATTEMPTS: u32 = 8;
+/// Slots that are looked at one after the other if all attempts have failed.
 const WALK: u32 = 64;
 
 /// Which system call is on its way.
@@ -78,7 +78,7 @@ fn dial_service<H: SockFamily, P: Tables>(
     };
     let (chosen, backend) = match recalled {
         Some(same) => same,
-        None => match draw::<P>(service, dialled_key.cookie) {
+        None => match select::<P>(service, dialled_key.cookie) {
             Some(new) => {
                 sockets::count_flow_in_call(new.0.backend);
                 // A connected datagram socket may also name the address once more.
@@ -148,7 +148,7 @@ fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
 
 /// A backend for a new connection of this socket.
 #[inline(always)]
-fn draw<P: Tables>(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
+fn select<P: Tables>(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
     let id = samport_choose_local(service, cookie, u32::from(P::HEADER_LEN == V6::HEADER_LEN));
     if id == 0 {
         return None;
@@ -176,7 +176,7 @@ pub extern "C" fn samport_choose_local(service: *const Service, cookie: u64, is_
         _ => recall_id::<V6>(service),
     };
     if id == 0 {
-        id = draw_id(service, cookie);
+        id = select_id(service, cookie);
     }
     if id == 0 || service.flags & service::FAILOVER == 0 {
         return id;
@@ -202,10 +202,10 @@ fn client<P: Tables>() -> P::Addr {
 
 /// One that the service's way to choose leads to, or 0.
 #[inline(never)]
-fn draw_id(service: &Service, cookie: u64) -> u32 {
+fn select_id(service: &Service, cookie: u64) -> u32 {
     let now_tick = flows::now_tick();
     let hash = hash_of_socket(service, cookie);
-    for attempt in 0..DRAWS {
+    for attempt in 0..ATTEMPTS {
         if let Ok((id, backend)) = choice::pick(service, hash, attempt)
             && local::takes(backend)
             && !standing::is_suspect(id, now_tick)

@@ -197,8 +197,8 @@ fn resolve(skb: &Skb, done: Next) -> Outcome {
         Next::Outcome(outcome) => outcome,
         Next::TailCall(index) => {
             maps::tail_call(skb, index);
-            if index == program::OPEN && skb.attempt() >= failover::PATIENCE {
-                // The kernel ends a packet's run after 33 tail calls, and all draws were in vain.
+            if index == program::OPEN && skb.attempt() >= failover::MAX_RETRIES {
+                // The kernel ends a packet's run after 33 tail calls, and every selection has failed.
                 Verdict::FlowAmbiguous.into()
             } else {
                 Verdict::MissedTailCall.into()
@@ -267,7 +267,7 @@ pub fn samport_slow_path(ctx: TcContext) -> i32 {
     run_apart!(skb, slow_path::run)
 }
 
-/// Client to backend, opening a flow after the slow path. It calls itself for another draw; the
+/// Client to backend, opening a flow after the slow path. It calls itself for another selection; the
 /// kernel ends that after 33 calls.
 #[classifier]
 pub fn samport_open(ctx: TcContext) -> i32 {

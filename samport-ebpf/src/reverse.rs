@@ -406,16 +406,12 @@ pub fn restore_apart<P: Tables>(
     reply: &Reply,
 ) -> Option<()> {
     let flow = reply.entry.pointer();
-    if restore_by_number::<P>(skb.pointer_to_context(), packet, flow) == 0 {
-        None
-    } else {
-        Some(())
-    }
+    if restore_packed::<P>(skb.pointer_to_context(), packet, flow) == 0 { None } else { Some(()) }
 }
 
 /// 1 if it was done, 0 if not.
 #[inline(never)]
-fn restore_by_number<P: Tables>(
+fn restore_packed<P: Tables>(
     ctx: *mut __sk_buff,
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,

@@ -101,18 +101,18 @@ impl Skb {
         unsafe { ((*self.0.skb.skb).cb[2], (*self.0.skb.skb).cb[4].cast_signed()) }
     }
 
-    /// Takes note of a draw that was in vain, for the program that is called.
+    /// Counts a failed selection, for the program that is called.
     #[inline(always)]
-    pub fn draws_again(&self) {
+    pub fn count_attempt(&self) {
         // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[1] += 1 };
     }
 
-    /// Takes note that others have made way for this packet, after so many draws.
+    /// Says how many selections have failed, once others have made way for this packet.
     #[inline(always)]
-    pub fn draws_after(&self, draws: u32) {
+    pub fn set_attempts(&self, attempts: u32) {
         // SAFETY: as in `set_hook`.
-        unsafe { (*self.0.skb.skb).cb[1] = draws };
+        unsafe { (*self.0.skb.skb).cb[1] = attempts };
     }
 
     /// Tells the program that is called why nobody is there for the packet.

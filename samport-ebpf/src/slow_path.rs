@@ -1,9 +1,9 @@
-//! The way in, with everything looked at: for services that do more than draw at random, clients with one
+//! The way in, with everything looked at: for services that do more than select at random, clients with one
 //! port towards several addresses of a service, backends behind several services, backends that fail or
 //! were taken down this instant, floods, and first fragments.
 //!
 //! In two programs, because the verifier takes them only one by one: the first looks for the flow, the
-//! second opens it, and calls itself for another draw. What the first has found is handed over in maps.
+//! second opens it, and calls itself for another selection. What the first has found is handed over in maps.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
@@ -17,7 +17,7 @@ use samport_common::wire::protocol::Protocol;
 
 use crate::affinity;
 use crate::apply;
-use crate::choice::{self, OpenError, Opening};
+use crate::choice::{self, NewFlow, OpenError};
 use crate::context::Context as _;
 use crate::flood;
 use crate::flows::{self, Place, Taken};
@@ -36,7 +36,7 @@ pub fn run<P: Tables>(skb: &Skb) -> Next {
         Ok(packet) => packet,
         Err(special) => return forward::dispatch_special(special),
     };
-    match Answer::from_bits(look_by_number::<P>(skb.pointer_to_context(), packet)) {
+    match Answer::from_bits(lookup_packed::<P>(skb.pointer_to_context(), packet)) {
         Answer::Backend(id, _) => Next::Outcome(send::<P>(skb, packet, id)),
         Answer::Verdict(verdict) => forward::give_up(skb, verdict),
         Answer::TailCall => {
@@ -70,7 +70,7 @@ pub fn open<P: Tables>(skb: &Skb) -> Next {
     let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
         return Verdict::RewriteFailed.into();
     };
-    match Answer::from_bits(open_by_number::<P>(skb.pointer_to_context(), packet)) {
+    match Answer::from_bits(open_packed::<P>(skb.pointer_to_context(), packet)) {
         Answer::Backend(id, stored) => {
             let outcome = send::<P>(skb, packet, id);
             Next::Outcome(match stored {
@@ -88,7 +88,7 @@ pub fn open<P: Tables>(skb: &Skb) -> Next {
             if is_in_the_way && skb.attempt() == MAKES_WAY_AFTER {
                 return Next::TailCall(program::MAKE_WAY);
             }
-            skb.draws_again();
+            skb.count_attempt();
             Next::TailCall(program::OPEN)
         }
     }
@@ -98,7 +98,7 @@ pub fn open<P: Tables>(skb: &Skb) -> Next {
 /// be the client's: whoever knows the port can have opened them.
 #[inline(always)]
 pub fn make_way<P: Tables>(skb: &Skb) -> Next {
-    skb.draws_after(MAKES_WAY_AFTER + 1);
+    skb.set_attempts(MAKES_WAY_AFTER + 1);
     // SAFETY: as in `open`.
     let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
         return Verdict::RewriteFailed.into();
@@ -134,7 +134,7 @@ enum Answer {
     Backend(u32, Stored),
     /// The packet leaves by this verdict.
     Verdict(Verdict),
-    /// It is for the next program, or the next draw.
+    /// It is for the next program, or the next selection.
     TailCall,
 }
 
@@ -176,15 +176,15 @@ impl Answer {
         if bits & Self::TAIL_CALL != 0 {
             return Self::TailCall;
         }
-        // A number that is no verdict's is a bug, and must not lead to another draw.
+        // A number that is no verdict's is a bug, and must not lead to another selection.
         Self::Verdict(Verdict::from_number(bits).unwrap_or(Verdict::RewriteFailed))
     }
 }
 
 #[inline(never)]
-fn look_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
+fn lookup_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
-    let answer = match look::<P>(&skb, packet) {
+    let answer = match lookup::<P>(&skb, packet) {
         Ok(Some(word)) => Answer::Backend(word.backend(), Stored::AsUsual),
         Ok(None) => Answer::TailCall,
         Err(verdict) => Answer::Verdict(verdict),
@@ -194,10 +194,10 @@ fn look_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Add
 
 /// The word of the packet's flow, or `None` if it is to be opened as the [`Draft`] says.
 #[inline(always)]
-fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWord>, Verdict> {
-    let opening = forward::classify::<P, _>(skb, skb.hook(), packet)?;
+fn lookup<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWord>, Verdict> {
+    let new_flow = forward::classify::<P, _>(skb, skb.hook(), packet)?;
     let (client, vip) = (packet.source, packet.destination);
-    let lanes = flows::look_thoroughly::<P>(client, vip, opening.id, opening.now_tick);
+    let lanes = flows::lookup_all_lanes::<P>(client, vip, new_flow.id, new_flow.now_tick);
     let own = lanes.own;
     let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
     draft.taken = lanes.taken.to_bits();
@@ -205,14 +205,14 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
     draft.judged = 0;
     draft.unwanted = 0;
     draft.refusals = 0;
-    match forward::follow::<P, _>(skb, packet, own, &opening)? {
+    match forward::follow::<P, _>(skb, packet, own, &new_flow)? {
         Lookup::Forward(Followed { word, .. }) => {
             if lanes.place == place::OVERFLOW
                 && let Some(entry) = own
                 && !entry.word().state().is_unproven()
             {
-                let key = FlowKey::new(client, opening.id, Lane::FIRST);
-                room::promote::<P>(&key, opening.id, entry);
+                let key = FlowKey::new(client, new_flow.id, Lane::FIRST);
+                room::promote::<P>(&key, new_flow.id, entry);
             }
             return Ok(Some(word));
         }
@@ -231,7 +231,7 @@ fn look<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWor
 }
 
 #[inline(never)]
-fn open_by_number<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
+fn open_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match open_drafted::<P>(&skb, packet) {
         Ok((word, stored)) => Answer::Backend(word.backend(), stored),
@@ -250,11 +250,11 @@ fn open_drafted<P: Tables>(
     let client = packet.source;
     let key = EndpointKey::new(packet.destination, packet.protocol.number());
     let service = P::service(&key).ok_or(Verdict::NotOurs)?;
-    let mut opening = forward::opening_of(skb, skb.hook(), packet, service)?;
+    let mut new_flow = forward::new_flow_of(skb, skb.hook(), packet, service)?;
     let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
     let judged = FlowWord::from_bits(draft.judged);
     let mut unwanted = draft.unwanted;
-    if unwanted != 0 && opening.has_lost_patience() {
+    if unwanted != 0 && new_flow.is_out_of_retries() {
         // There is nobody else.
         if !matches!(judged.state(), State::Failed) {
             return Ok((judged, Stored::AsUsual));
@@ -263,34 +263,34 @@ fn open_drafted<P: Tables>(
     }
     let taken = Taken::from_bits(draft.taken);
     let refusals = Refusals(draft.refusals);
-    let chosen = choice::draw_thoroughly::<P>(client, taken, &opening, unwanted, refusals)?;
+    let chosen = choice::select_slow::<P>(client, taken, &new_flow, unwanted, refusals)?;
     // All that open a flow in unusual times come here. What the quick search has found to be a flood
     // counts twice, and is one.
-    let is_flood = opening.protocol == Protocol::Tcp && flood::begins(opening.now_tick);
-    opening.validate(skb.source_marks::<P>(packet))?;
+    let is_flood = new_flow.protocol == Protocol::Tcp && flood::begins(new_flow.now_tick);
+    new_flow.validate(skb.source_marks::<P>(packet))?;
     let mut stored = Stored::AsUsual;
     if draft.judged == 0 && is_flood {
         stored = Stored::Flood;
-    } else if draft.judged == 0 && !room::has_room::<P>(opening.id) {
+    } else if draft.judged == 0 && !room::has_room::<P>(new_flow.id) {
         stored = Stored::Overflow;
     }
     let mut result = Err(Verdict::FlowInsertFailed);
     if matches!(stored, Stored::AsUsual) {
-        let place = place_of::<P>(packet, &opening, draft)?;
-        result = choice::store::<P, _>(skb, packet, place, &opening, chosen);
+        let place = place_of::<P>(packet, &new_flow, draft)?;
+        result = choice::store::<P, _>(skb, packet, place, &new_flow, chosen);
     }
     if matches!(result, Err(Verdict::FlowInsertFailed)) {
         if matches!(stored, Stored::AsUsual) {
             stored = Stored::Overflow;
         }
-        result = choice::store_beside::<P, _>(skb, packet, &opening, chosen);
+        result = choice::store_beside::<P, _>(skb, packet, &new_flow, chosen);
     }
     let word = result?;
     // A connection that failed may be anybody's, with this client's address: only the connection moves, and the
     // client when its backend is avoided by all.
     if service.affinity_ticks != 0 && draft.unwanted == 0 {
         let backend = (word.backend(), word.generation());
-        affinity::remember::<P>(client.addr, service, backend, opening.now_tick);
+        affinity::remember::<P>(client.addr, service, backend, new_flow.now_tick);
     }
     Ok((word, stored))
 }
@@ -299,12 +299,12 @@ fn open_drafted<P: Tables>(
 #[inline(always)]
 fn place_of<P: Tables>(
     packet: &Packet<P::Addr>,
-    opening: &Opening,
+    new_flow: &NewFlow,
     draft: &Draft,
 ) -> Result<Place, Verdict> {
     let lane = Lane::from_number((draft.place & place::LANE) as u8);
     if draft.judged != 0 {
-        let entry = flows::find_again::<P>(packet, opening.id, draft.place);
+        let entry = flows::find_again::<P>(packet, new_flow.id, draft.place);
         // Without it, it has made room meanwhile.
         return Ok(entry.map_or(Place::Lane(lane, Insert::New), |entry| {
             Place::Entry(entry, FlowWord::from_bits(draft.judged))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use samport_common::choose::{self, Balance, Load};
-use samport_common::failover::PATIENCE;
+use samport_common::failover::MAX_RETRIES;
 
 /// Draws for one packet, at most: the kernel's limit of tail calls, less the two that lead there.
 const DRAWS: u32 = 31;
@@ -82,7 +82,7 @@ fn by_hash(drawing: &Drawing, hash: u32, fitness: impl Fn(u32) -> Fitness) -> Op
         let id = *drawing.slots.get(slot as usize)?;
         let takes = match fitness(id) {
             Fitness::Fit => true,
-            Fitness::Suspect => attempt >= PATIENCE,
+            Fitness::Suspect => attempt >= MAX_RETRIES,
             Fitness::Unfit => false,
         };
         takes.then_some(id)
