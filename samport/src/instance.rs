@@ -25,6 +25,7 @@ use crate::exit::{Exit, coded};
 use crate::orders::Orders;
 use crate::plan::{Ledger, Role};
 use crate::ports::Listen;
+use crate::progress;
 
 /// Where locks and records are kept.
 const RUN: &str = "/run/samport";
@@ -212,6 +213,8 @@ impl Instance {
             .open(&new)
             .and_then(|mut file| file.write_all(&text))
             .and_then(|()| fs::rename(&new, &path))
+            // On a full disk there is a part of it.
+            .inspect_err(|_| drop(fs::remove_file(&new)))
             .with_context(|| format!("write {}", path.display()))
     }
 
@@ -232,8 +235,12 @@ impl Drop for Instance {
         }
         // Whatever the record says, or if it cannot be read.
         remove_dead_socket(&self.socket());
-        let _ = fs::remove_file(record_path(&self.name));
-        let _ = fs::remove_file(progress_path(&self.name));
+        let (record, progress) = (record_path(&self.name), progress_path(&self.name));
+        // Drafts too, of one that was killed while it wrote.
+        let drafts = [record.with_extension("new"), progress::draft_of(&progress)];
+        for path in [record, progress].iter().chain(&drafts) {
+            let _ = fs::remove_file(path);
+        }
         let _ = fs::remove_file(lock_path(&self.name));
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
         // Fails while other instances live, and that is right.

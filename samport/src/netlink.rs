@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourAttribute;
@@ -230,9 +230,11 @@ pub fn remove_empty_clsact(ifindex: u32) {
             let (connection, handle, _) = rtnetlink::new_connection()?;
             tokio::spawn(connection);
             let index = i32::try_from(ifindex).context("device index")?;
+            // One after the other: the kernel refuses a second list on a socket while it sends the first.
             let ingress = handle.traffic_filter(index).get().ingress().execute();
+            let mut filters: Vec<_> = ingress.try_collect().await?;
             let egress = handle.traffic_filter(index).get().egress().execute();
-            let filters: Vec<_> = ingress.chain(egress).try_collect().await?;
+            filters.extend(egress.try_collect::<Vec<_>>().await?);
             if filters.is_empty() {
                 let mut request = handle.qdisc().del(index);
                 // ffff:fff1 is where ingress and clsact live (TC_H_CLSACT, pkt_sched.h).

@@ -185,12 +185,20 @@ impl Drop for Watching {
     }
 }
 
+/// Where it is written before it takes the place of the one before.
+#[must_use]
+pub fn draft_of(path: &Path) -> PathBuf {
+    path.with_extension("loop-new")
+}
+
 /// Writes it whole or not at all.
 fn write(path: &Path, written: &Written) -> Result<()> {
-    let new = path.with_extension("loop-new");
+    let new = draft_of(path);
     let text = serde_json::to_vec(written).context("encode the loop's progress")?;
     std::fs::write(&new, text)
         .and_then(|()| std::fs::rename(&new, path))
+        // On a full disk there is a part of it.
+        .inspect_err(|_| drop(std::fs::remove_file(&new)))
         .with_context(|| format!("write {}", path.display()))
 }
 

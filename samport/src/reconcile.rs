@@ -437,14 +437,18 @@ impl Reconciler {
     ) -> std::result::Result<(), (Box<Change>, anyhow::Error)> {
         for change in changes {
             let mut done = self.dataplane.apply(change);
-            if done.is_ok() {
-                self.actual.record(change);
-                // Nothing but the record finds a netlink filter again.
-                if matches!(change, Change::Attach(..)) && self.hook() == "tc" {
-                    done = self.write_record(desired);
+            // Nothing but the record finds a netlink filter again: without it none stays.
+            if done.is_ok()
+                && let Change::Attach(role, ifindex) = *change
+                && self.hook() == "tc"
+            {
+                done = self.write_record(desired);
+                if done.is_err() {
+                    self.dataplane.apply(&Change::Detach(role, ifindex)).ok();
                 }
             }
             done.map_err(|error| (Box::new(change.clone()), error))?;
+            self.actual.record(change);
         }
         Ok(())
     }

@@ -52,6 +52,7 @@ impl Manner {
 pub struct Container {
     name: String,
     address: IpAddr,
+    ipv6: Option<IpAddr>,
     labels: BTreeMap<String, String>,
     image: String,
     id: String,
@@ -63,7 +64,13 @@ impl Container {
     pub fn new(name: &str, address: IpAddr, labels: &[(&str, &str)]) -> Self {
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let (labels, image) = (labels.collect(), "app:1".to_owned());
-        Self { name: name.to_owned(), address, labels, image, id: String::new() }
+        Self { name: name.to_owned(), address, ipv6: None, labels, image, id: String::new() }
+    }
+
+    /// The same with an IPv6 address too.
+    #[must_use]
+    pub fn with_ipv6(self, address: IpAddr) -> Self {
+        Self { ipv6: Some(address), ..self }
     }
 
     /// The same from another image.
@@ -73,7 +80,12 @@ impl Container {
     }
 
     fn summary(&self) -> Value {
-        json!({ "Id": self.id, "Names": [format!("/{}", self.name)], "State": "running" })
+        json!({
+            "Id": self.id,
+            "Names": [format!("/{}", self.name)],
+            "State": "running",
+            "Labels": self.labels,
+        })
     }
 
     fn details(&self) -> Value {
@@ -83,7 +95,10 @@ impl Container {
             "State": { "Running": true, "StartedAt": self.id },
             "Config": { "Image": self.image, "Labels": self.labels },
             "HostConfig": { "NetworkMode": "default" },
-            "NetworkSettings": { "Networks": { "bridge": { "IPAddress": self.address.to_string() } } },
+            "NetworkSettings": { "Networks": { "bridge": {
+                "IPAddress": self.address.to_string(),
+                "GlobalIPv6Address": self.ipv6.map(|ip| ip.to_string()).unwrap_or_default(),
+            } } },
         })
     }
 }
@@ -169,6 +184,20 @@ impl FakeEngine {
         self.shared.bad_answers.load(Relaxed)
     }
 
+    /// A container starts; whoever follows the events is told, if anybody does.
+    pub fn starts(&self, container: Container) {
+        let id = self.shared.add(container);
+        self.shared.tell_followers(&id, "start");
+    }
+
+    /// A container ends; whoever follows the events is told, if anybody does.
+    pub fn stops(&self, name: &str) {
+        let id = self.loses(name);
+        for action in ["die", "destroy"] {
+            self.shared.tell_followers(&id, action);
+        }
+    }
+
     /// Ends the streams of events.
     pub fn end_events(&self) {
         for stream in lock(&self.shared.subscribers).drain(..) {
@@ -181,6 +210,12 @@ impl FakeEngine {
         for container in containers {
             self.shared.add(container);
         }
+    }
+
+    /// The id of a container that runs; panics if there is none of that name.
+    #[must_use]
+    pub fn id_of(&self, name: &str) -> String {
+        self.shared.id_of(name)
     }
 
     /// A container starts, and whoever follows the events is told.
@@ -222,6 +257,10 @@ impl Shared {
         eventually("somebody follows the events", || {
             (!lock(&self.subscribers).is_empty()).then_some(())
         });
+        self.tell_followers(id, action);
+    }
+
+    fn tell_followers(&self, id: &str, action: &str) {
         let chunk = chunk(&event(id, action, &[]));
         lock(&self.subscribers).retain_mut(|to| to.write_all(&chunk).is_ok());
     }
@@ -274,6 +313,8 @@ impl Shared {
     fn say(&self, parts: &[&str]) -> (&'static str, String) {
         match parts {
             ["_ping"] => ("200 OK", "OK".to_owned()),
+            ["version"] => ("200 OK", json!({ "Version": "29.0.0" }).to_string()),
+            ["info"] => ("200 OK", json!({}).to_string()),
             ["containers", "json"] => {
                 let all: Vec<_> = lock(&self.running).iter().map(Container::summary).collect();
                 ("200 OK", json!(all).to_string())

@@ -18,6 +18,7 @@ pub mod frames;
 pub mod http;
 pub mod kept;
 pub mod load;
+pub mod own_mounts;
 pub mod packet;
 pub mod podman;
 pub mod proxy;

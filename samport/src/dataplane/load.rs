@@ -250,6 +250,9 @@ const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
 /// What is known of sockets of this machine.
 const OF_LOCAL_CLIENTS: [&str; 3] = ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"];
 
+/// How often a program is verified that signals keep from being verified.
+const LOAD_TRIES: u32 = 100;
+
 /// Entries of a map that nobody uses.
 const NO_ROOM: u32 = 16;
 
@@ -364,9 +367,28 @@ pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
         .try_into()
         .with_context(|| format!("{name} is no classifier"))?;
     if program.fd().is_err() {
-        program.load().map_err(explain).exit(Exit::Kernel, format!("load program {name}"))?;
+        persist(|| program.load())
+            .map_err(explain)
+            .exit(Exit::Kernel, format!("load program {name}"))?;
     }
     Ok(program)
+}
+
+/// Loads a program; once more if a signal has come while the kernel verified it, which breaks that off (`EAGAIN`).
+pub(super) fn persist(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    let was_interrupted = |error: &ProgramError| {
+        let ProgramError::LoadError { io_error, .. } = error else { return false };
+        io_error.raw_os_error() == Some(libc::EAGAIN)
+    };
+    for _ in 1..LOAD_TRIES {
+        match load() {
+            Err(error) if was_interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    load()
 }
 
 /// The verifier's log is thousands of lines; its end says what is wrong.

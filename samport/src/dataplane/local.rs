@@ -106,7 +106,9 @@ fn attach_one(
             let program = program::<$type>(ebpf, &name)?;
             // One that is attached again is loaded.
             if program.fd().is_err() {
-                program.load().map_err(load::explain).with_context(|| format!("load {name}"))?;
+                load::persist(|| program.load())
+                    .map_err(load::explain)
+                    .with_context(|| format!("load {name}"))?;
             }
             let taken = attach::take_over(&pins.local_link(hook), program.fd()?.as_fd())?;
             if let Some(taken) = taken {

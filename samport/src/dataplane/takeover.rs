@@ -44,7 +44,7 @@ impl Dataplane {
         copies.copy()?;
         dataplane.is_guest = true;
         dataplane.pins.keep(true);
-        dataplane.take_links(&record.filters)?;
+        dataplane.take_links(instance, record)?;
         copies.copy()?;
         dataplane.serve_local_clients(options);
         // The sockets that the programs before have counted meanwhile.
@@ -54,17 +54,18 @@ impl Dataplane {
         }
         dataplane.pins.remove_maps_but(&load::MAPS)?;
         // Whoever takes over from us finds our layout, even if that is in this moment.
-        instance.write(&Record { layout: LAYOUT_VERSION, ..record.clone() })?;
+        let filters = dataplane.filters();
+        instance.write(&Record { layout: LAYOUT_VERSION, filters, ..record.clone() })?;
         dataplane.remove_unwanted_links()?;
         dataplane.pins.end_other_runs()?;
         Ok(dataplane)
     }
 
-    fn take_links(&mut self, filters: &[FilterRecord]) -> Result<()> {
+    fn take_links(&mut self, instance: &Instance, record: &Record) -> Result<()> {
+        self.take_places(instance, record)?;
         for link in self.pins.links() {
             let Link::Device(role, ifindex) = link else { continue };
             if self.hook == super::Hook::Tc {
-                self.take_place(role, ifindex)?;
                 self.pins.remove_link(&link)?;
                 continue;
             }
@@ -74,11 +75,9 @@ impl Dataplane {
                 self.attached.insert((role, ifindex), attachment);
             }
         }
-        for filter in filters {
-            if let Some(role) = filter.role
-                && attach::device_name(filter.ifindex).is_ok()
-            {
-                self.take_place(role, filter.ifindex)?;
+        for filter in &record.filters {
+            if self.hook != super::Hook::Tc {
+                self.take_place_of_filter(filter)?;
             }
             attach::detach_filter(filter)?;
         }
@@ -90,6 +89,40 @@ impl Dataplane {
         }
         let entrances: Vec<_> = self.attached.keys().copied().collect();
         entrances.into_iter().try_for_each(|(role, ifindex)| self.shield(role, ifindex))
+    }
+
+    /// Attaches our filters behind what they are to replace, which stays. Nothing but the record finds a filter again: if
+    /// that cannot be written they are taken off.
+    fn take_places(&mut self, instance: &Instance, record: &Record) -> Result<()> {
+        if self.hook != super::Hook::Tc {
+            return Ok(());
+        }
+        let recorded = self.attach_filters(record).and_then(|()| {
+            let filters = [&record.filters[..], &self.filters()].concat();
+            instance.write(&Record { filters, ..record.clone() })
+        });
+        if recorded.is_err() {
+            self.attached.clear();
+        }
+        recorded
+    }
+
+    fn attach_filters(&mut self, record: &Record) -> Result<()> {
+        for link in self.pins.links() {
+            if let Link::Device(role, ifindex) = link {
+                self.take_place(role, ifindex)?;
+            }
+        }
+        record.filters.iter().try_for_each(|filter| self.take_place_of_filter(filter))
+    }
+
+    fn take_place_of_filter(&mut self, filter: &FilterRecord) -> Result<()> {
+        match filter.role {
+            Some(role) if attach::device_name(filter.ifindex).is_ok() => {
+                self.take_place(role, filter.ifindex)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Attaches a program beside the one it is to replace, by another kind of hook.

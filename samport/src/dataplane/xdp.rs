@@ -161,7 +161,7 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
         .context("the object has no program samport_xdp")?
         .try_into()?;
     if program.fd().is_err() {
-        program.load().map_err(load::explain).context("load samport_xdp")?;
+        load::persist(|| program.load()).map_err(load::explain).context("load samport_xdp")?;
     }
     Ok(program)
 }

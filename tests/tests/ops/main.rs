@@ -1,6 +1,7 @@
 //! Running samport: what it leaves behind, who it gets along with, what it says.
 
 mod bad_input;
+mod chaos;
 mod check;
 mod cleanup;
 mod config;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
-use super::{PATIENCE_TICKS, RUNNING, STOPPING, Shared, TICK, timed_out};
+use super::{ABORTING, PATIENCE_TICKS, RUNNING, STOPPING, Shared, TICK, timed_out};
 
 /// Longest request head that is read, in bytes.
 const HEAD_LIMIT: usize = 16 * 1024;
@@ -78,6 +78,10 @@ impl Connection<'_> {
     /// The next request, or nothing when the client or the server has had enough.
     fn read_request(&mut self) -> io::Result<Option<Request>> {
         loop {
+            // A client that asks without a pause keeps no server that breaks off.
+            if self.shared.phase() == ABORTING {
+                return Ok(None);
+            }
             if let Some(end) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
                 let request =
                     std::str::from_utf8(&self.buffer[..end]).ok().and_then(Request::parse);
