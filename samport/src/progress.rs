@@ -34,6 +34,8 @@ pub struct Written {
     waits_for: String,
     error: String,
     reattached: u64,
+    #[serde(default)]
+    repinned: u64,
     resyncs: BTreeMap<String, u64>,
 }
 
@@ -51,6 +53,7 @@ struct Now {
     waits_for: &'static str,
     error: String,
     reattached: u64,
+    repinned: u64,
 }
 
 impl Progress {
@@ -58,7 +61,8 @@ impl Progress {
     #[must_use]
     pub fn begin(resyncs: Resyncs) -> Self {
         let (good_ms, waits_for) = (monotonic_ms(), "the start");
-        let now = Now { good_ms, rounds: 0, waits_for, error: String::new(), reattached: 0 };
+        let now =
+            Now { good_ms, rounds: 0, waits_for, error: String::new(), reattached: 0, repinned: 0 };
         Self { now: Arc::new(Mutex::new(now)), resyncs }
     }
 
@@ -91,7 +95,12 @@ impl Progress {
         self.now().reattached += programs;
     }
 
-    /// How many there have been.
+    /// Counts pins that somebody else had removed.
+    pub fn repinned(&self, pins: u64) {
+        self.now().repinned += pins;
+    }
+
+    /// How many programs there have been.
     #[must_use]
     pub fn reattachments(&self) -> u64 {
         self.now().reattached
@@ -158,6 +167,7 @@ impl Progress {
             waits_for: now.waits_for.to_owned(),
             error: now.error.clone(),
             reattached: now.reattached,
+            repinned: now.repinned,
             resyncs,
         }
     }
@@ -220,6 +230,7 @@ fn shown(written: &Written, now_ms: u64) -> ControlLoop {
         waits_for: written.waits_for.clone(),
         error: written.error.clone(),
         reattached: written.reattached,
+        repinned: written.repinned,
         resyncs: written.resyncs.clone(),
     }
 }

@@ -124,6 +124,8 @@ pub struct Reconciler {
     _port_watch: PortWatch,
     /// When it was last looked whether programs are on their hooks.
     hooks_seen: Option<Instant>,
+    /// Pins were removed and cannot be made again, which was said.
+    pins_are_missing: bool,
     /// Before the instance: it writes into a file of that.
     watching: Watching,
     /// How many changes of the network the programs have been told of.
@@ -177,6 +179,7 @@ impl Reconciler {
             progress,
             _port_watch: PortWatch::begin(desk.follow()),
             hooks_seen: None,
+            pins_are_missing: false,
             watching,
             told_of: None,
             dataplane,

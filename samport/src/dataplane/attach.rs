@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -43,12 +43,33 @@ impl Hook {
 /// One attached program. Dropping it detaches the program.
 pub(super) enum Attachment {
     /// Held by a pin: tcx, and the hooks for local clients. `None` while being dropped, or attached again.
-    Pinned(Option<PinnedLink>),
+    Pinned(Option<Pinned>),
     /// Held by the device.
     Tc { link: Option<SchedClassifierLink>, filter: FilterRecord },
 }
 
+/// A link with a pin. It holds without the pin too, by our descriptor, for as long as we run.
+pub(super) struct Pinned {
+    link: PinnedLink,
+    descriptor: OwnedFd,
+}
+
 impl Attachment {
+    /// By a link that is pinned there.
+    pub(super) fn pinned(link: PinnedLink, pin: &Path) -> Result<Self> {
+        let descriptor =
+            syscall::open_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+        Ok(Self::Pinned(Some(Pinned { link, descriptor })))
+    }
+
+    /// The link, if it is by one.
+    pub(super) fn link(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Pinned(Some(pinned)) => Some(&pinned.descriptor),
+            Self::Pinned(None) | Self::Tc { .. } => None,
+        }
+    }
+
     pub(super) fn filter(&self) -> Option<FilterRecord> {
         match self {
             Self::Pinned(_) => None,
@@ -81,9 +102,14 @@ impl Drop for Attachment {
             Self::Pinned(link) => {
                 // Without its pin the link goes with its file descriptor. A device that is gone has
                 // taken the program with it, but not the pin.
-                if let Some(Err(error)) = link.take().map(PinnedLink::unpin) {
-                    tracing::error!("a link could not be unpinned: {error}");
+                let Some(Pinned { link, descriptor }) = link.take() else { return };
+                match link.unpin() {
+                    // Somebody else has taken the pin away.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => tracing::error!("a link could not be unpinned: {error}"),
+                    Ok(link) => drop(link),
                 }
+                drop(descriptor);
             }
             Self::Tc { link, filter } => {
                 if link.take().is_some() && filter.made_qdisc {
@@ -101,7 +127,7 @@ pub(super) fn take_over(pin: &Path, program: BorrowedFd<'_>) -> Result<Option<At
         Ok(()) => {
             let link =
                 PinnedLink::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
-            Ok(Some(Attachment::Pinned(Some(link))))
+            Attachment::pinned(link, pin).map(Some)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
@@ -189,7 +215,7 @@ fn attach_tcx(
     let link: FdLink = classifier.take_link(id)?.try_into()?;
     let pin = pins.link(role, ifindex);
     let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
-    Ok(Attachment::Pinned(Some(link)))
+    Attachment::pinned(link, &pin)
 }
 
 /// Whether the kernel refused because it does not know tcx.

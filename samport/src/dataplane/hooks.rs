@@ -1,12 +1,12 @@
 //! Whether programs are still on their hooks: somebody else may take them off, and nothing says so.
 
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 
 use anyhow::Result;
 
 use super::objects::info_of;
-use super::{Dataplane, attach, syscall};
+use super::{Dataplane, attach};
 use crate::plan::Role;
 
 /// The beginning of `struct bpf_link_info` of a link to a device (tcx, XDP).
@@ -47,14 +47,9 @@ impl Dataplane {
     /// Programs whose links lead to no device any more. Those of devices that are gone are among them.
     #[must_use]
     pub fn detached(&self) -> Vec<(Role, u32)> {
-        let is_detached = |(role, ifindex): &&(Role, u32)| {
-            let is_link = matches!(
-                self.attached.get(&(*role, *ifindex)),
-                Some(attach::Attachment::Pinned(_))
-            );
-            is_link && is_detached(&self.pins.link(*role, *ifindex))
-        };
-        self.attached.keys().filter(is_detached).copied().collect()
+        let is_detached =
+            |(_, one): &(&(Role, u32), &attach::Attachment)| one.link().is_some_and(is_detached);
+        self.attached.iter().filter(is_detached).map(|(place, _)| *place).collect()
     }
 
     /// Forgets a program that is not on its hook any more.
@@ -74,7 +69,8 @@ impl Dataplane {
         let devices: Vec<u32> =
             self.shields.iter().flat_map(super::xdp::Shields::devices).collect();
         for ifindex in devices {
-            if !exists(ifindex) || !is_detached(&self.pins.xdp_link(ifindex)) {
+            let link = self.shields.as_ref().and_then(|shields| shields.link_on(ifindex));
+            if !exists(ifindex) || !link.is_some_and(is_detached) {
                 continue;
             }
             if let Some(shields) = &mut self.shields {
@@ -87,26 +83,26 @@ impl Dataplane {
     }
 }
 
-/// Whether a pinned link leads to no device. Without its pin a link holds all the same, by our descriptor.
-fn is_detached(pin: &Path) -> bool {
-    device_of(pin).is_ok_and(|ifindex| ifindex == 0)
+/// Whether a link leads to no device.
+fn is_detached(link: &OwnedFd) -> bool {
+    device_of(link).is_ok_and(|ifindex| ifindex == 0)
 }
 
 /// The same of a link to a control group.
-pub(super) fn is_off_its_cgroup(pin: &Path) -> bool {
-    cgroup_of(pin).is_ok_and(|cgroup| cgroup == 0)
+pub(super) fn is_off_its_cgroup(link: &OwnedFd) -> bool {
+    cgroup_of(link).is_ok_and(|cgroup| cgroup == 0)
 }
 
-fn cgroup_of(pin: &Path) -> io::Result<u64> {
+fn cgroup_of(link: &OwnedFd) -> io::Result<u64> {
     let mut info = CgroupLink::default();
     // SAFETY: the part of a link's structure that has no addresses.
-    unsafe { info_of(&syscall::open_pin(pin)?, &mut info) }?;
+    unsafe { info_of(link, &mut info) }?;
     Ok(info.cgroup)
 }
 
-fn device_of(pin: &Path) -> io::Result<u32> {
+fn device_of(link: &OwnedFd) -> io::Result<u32> {
     let mut info = DeviceLink::default();
     // SAFETY: the part of a link's structure that has no addresses.
-    unsafe { info_of(&syscall::open_pin(pin)?, &mut info) }?;
+    unsafe { info_of(link, &mut info) }?;
     Ok(info.ifindex)
 }

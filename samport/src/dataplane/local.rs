@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -156,7 +156,7 @@ fn pin(link: Result<FdLink, LinkError>, pins: &pins::Folder, hook: &str) -> Resu
     let link = link.context("this kernel has no links for cgroups")?;
     let path = pins.local_link(hook);
     let link = link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
-    Ok(Attachment::Pinned(Some(link)))
+    Attachment::pinned(link, &path)
 }
 
 /// A program of a type by its name.
@@ -206,8 +206,7 @@ impl Local {
     pub(super) fn restore(&mut self, ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<u64> {
         let mut restored = 0;
         for (hook, attachment) in &mut self.attached {
-            let is_missing = matches!(attachment, Attachment::Pinned(None));
-            if !is_missing && !hooks::is_off_its_cgroup(&pins.local_link(hook)) {
+            if attachment.link().is_some_and(|link| !hooks::is_off_its_cgroup(link)) {
                 continue;
             }
             // Its pin goes first: the new link is to have it.
@@ -232,6 +231,17 @@ impl Local {
                 self.sockets = again.then(Sockets::open).and_then(Result::ok);
             }
         }
+    }
+
+    /// The links, and where their pins are.
+    pub(super) fn links<'a>(
+        &'a self,
+        pins: &'a pins::Folder,
+    ) -> impl Iterator<Item = (PathBuf, &'a OwnedFd)> {
+        let link = |(hook, attachment): &'a (&'static str, Attachment)| {
+            Some((pins.local_link(hook), attachment.link()?))
+        };
+        self.attached.iter().filter_map(link)
     }
 
     /// Leaves the hooks attached.

@@ -19,6 +19,7 @@ mod local;
 mod logs;
 mod maps;
 pub mod memory;
+mod missing_pins;
 pub mod objects;
 pub mod pins;
 pub mod program_run;
@@ -68,6 +69,7 @@ pub struct Dataplane {
     local: Option<local::Local>,
     shields: Option<xdp::Shields>,
     maps: maps::Maps,
+    pinned_maps: missing_pins::Maps,
     allowed: allowed::Allowed,
     sources: sources::Sources,
     ebpf: Ebpf,
@@ -90,13 +92,26 @@ impl Dataplane {
 
     fn load(options: Options, pins: pins::Folder, anew: &[&str]) -> Result<Self> {
         let mut ebpf = load::load(options, &pins, anew)?;
+        let pinned_maps = missing_pins::Maps::open(&pins, anew)?;
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
         let sources = sources::Sources::take(&mut ebpf)?;
         let shields = options.xdp.map(|mode| xdp::Shields::new(&mut ebpf, mode)).transpose()?;
         let (attached, local, hook) = (BTreeMap::new(), None, options.hook);
         let is_guest = false;
-        Ok(Self { attached, local, shields, maps, allowed, sources, ebpf, hook, pins, is_guest })
+        Ok(Self {
+            attached,
+            local,
+            shields,
+            maps,
+            pinned_maps,
+            allowed,
+            sources,
+            ebpf,
+            hook,
+            pins,
+            is_guest,
+        })
     }
 
     fn serve_local_clients(&mut self, options: Options) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::MapData;
 use rustix::mount::MountFlags;
 
@@ -102,6 +102,25 @@ impl Folder {
     /// Where the link of a device's XDP program is pinned.
     pub(super) fn xdp_link(&self, ifindex: u32) -> PathBuf {
         self.path.join(Link::Xdp(ifindex).to_string())
+    }
+
+    /// Makes the folder again if somebody has removed it.
+    ///
+    /// # Errors
+    /// What is in the way, and the way out.
+    pub(super) fn make_again(&self) -> Result<()> {
+        if self.path.exists() {
+            return Ok(());
+        }
+        if bpffs() != Bpffs::Mounted {
+            bail!("{BPFFS} is no bpffs any more; mount it again: mount -t bpf bpf {BPFFS}");
+        }
+        make(&self.path).with_context(|| format!("make {}", self.path.display()))
+    }
+
+    /// Where the pins are.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Leaves the pins behind, or does not.

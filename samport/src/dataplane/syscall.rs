@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 /// Commands, from linux/bpf.h.
+const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const LINK_UPDATE: libc::c_int = 29;
 
@@ -37,6 +38,15 @@ pub(super) fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
     let object = unsafe { bpf(OBJ_GET, &mut attr) }?;
     // SAFETY: the kernel has just given it to us.
     Ok(unsafe { OwnedFd::from_raw_fd(object) })
+}
+
+/// Pins an object at a path.
+pub(super) fn pin(object: &OwnedFd, pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let fd = object.as_raw_fd().cast_unsigned();
+    let mut attr = PinAttr { path: path.as_ptr() as u64, fd, ..PinAttr::default() };
+    // SAFETY: a path that ends with a zero, and lives until the call has returned.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
 /// Puts another program of the same kind into a pinned link: no packet passes between the old one and the

@@ -1,7 +1,7 @@
 //! The program where frames enter the machine, in front of the one at tc.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
@@ -68,7 +68,7 @@ impl Shields {
         let (link, generic) = self.link(program, &device, ifindex)?;
         let pin = pins.xdp_link(ifindex);
         let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
-        self.attached.insert(ifindex, Attachment::Pinned(Some(link)));
+        self.attached.insert(ifindex, Attachment::pinned(link, &pin)?);
         let value = XdpDevice { mac: mac_of(&device)?, generic: u8::from(generic), pad: 0 };
         self.devices.insert(ifindex, MapCell(value), 0).context("write XDP_DEVICES")?;
         self.mode = if generic { XdpMode::Generic } else { XdpMode::Native };
@@ -101,6 +101,11 @@ impl Shields {
     /// The devices it is on.
     pub(super) fn devices(&self) -> impl Iterator<Item = u32> {
         self.attached.keys().copied()
+    }
+
+    /// The link on a device.
+    pub(super) fn link_on(&self, ifindex: u32) -> Option<&OwnedFd> {
+        self.attached.get(&ifindex)?.link()
     }
 
     /// Whether the program is on a device.

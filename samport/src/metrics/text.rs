@@ -204,6 +204,13 @@ impl Sample {
             MetricType::Counter,
         )?;
         ConstCounter::new(control.reattached).encode(reattached)?;
+        let repinned = to.encode_descriptor(
+            "samport_restored_pins",
+            "Pins made again because somebody else had removed them.",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(control.repinned).encode(repinned)?;
         let by_source =
             control.resyncs.iter().map(|(gap, count)| ([("source", gap.clone())], *count));
         let help = "Times something may have been missed, so that everything was looked at again.";

@@ -50,7 +50,30 @@ impl Reconciler {
             );
             self.progress.reattached(restored);
         }
+        self.look_at_pins();
         Ok(())
+    }
+
+    /// Makes pins again that somebody else has removed. If that cannot be, everything works on for as long as samport
+    /// runs, and it is said once while that lasts.
+    fn look_at_pins(&mut self) {
+        let folder = self.dataplane.folder_of_pins().display().to_string();
+        match self.dataplane.restore_pins() {
+            Ok(restored) => {
+                self.pins_are_missing = false;
+                if restored > 0 {
+                    tracing::warn!(
+                        "pins in {folder} ({restored}) were removed by somebody else; they are made again"
+                    );
+                    self.progress.repinned(restored);
+                }
+            }
+            Err(error) if !std::mem::replace(&mut self.pins_are_missing, true) => tracing::error!(
+                "pins in {folder} were removed by somebody else, and cannot be made again: {error:#}; until then \
+                 nothing of samport survives its end, and `samport status` cannot read its counters"
+            ),
+            Err(_) => {}
+        }
     }
 
     /// Programs in filters that are not there any more.

@@ -1,16 +1,18 @@
 //! Programs of others on the same hooks.
 
+use std::fs;
 use std::path::Path;
 
 use samport::dataplane::pins;
 use samport_tests::bpf::{Foreign, Hook, detach_link, programs_on};
-use samport_tests::daemon::clean;
-use samport_tests::load::{ask, get};
+use samport_tests::daemon::{clean, samport_binary};
+use samport_tests::load::{Load, ask, get};
 use samport_tests::served::{Served, text};
 use samport_tests::traces::{assert_traces, tc, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE, Server, eventually};
+use samport_tests::{Lab, PATIENCE, Server, eventually, own_mounts};
 
 use crate::lab;
+use crate::takeover::{Kept, taken_over};
 
 /// Case 79: Another tcx program on the hook: both run; each survives the other.
 #[test]
@@ -213,6 +215,78 @@ fn programs_for_the_hosts_own_clients_come_back_when_somebody_detaches_them() {
         let taken = detach_links(served, "link_local_");
         eventually("the host is served again", || host(served).ok());
         taken
+    });
+}
+
+/// Pins of the one instance in a lab, and what `samport status` has counted of those that were made again.
+fn pins_of(served: &Served) -> (Vec<String>, u64) {
+    let status = served.status().0;
+    let repinned = status["control_loop"]["repinned"].as_u64().unwrap();
+    (pins::pins_of(text(&status, "name")), repinned)
+}
+
+/// Pins that somebody else removes, all or one, are made again, so that samport can still be killed and taken over
+/// from without a connection lost.
+#[test]
+fn pins_come_back_when_somebody_removes_them() {
+    for options in [&[][..], &["--hook", "tc"], &["--hook", "xdp", "--xdp-mode", "generic"]] {
+        let _undisturbed = undisturbed();
+        let lab = lab(2);
+        let before = traces(lab.host());
+        let mut served = Served::start(lab, options);
+        let mut kept = Kept::open(&served, 5);
+        let load = Load::start(served.lab.client(), served.fronts()[0], 1);
+        let (all, repinned) = pins_of(&served);
+        assert_eq!(repinned, 0);
+        let name = text(&served.status().0, "name").to_owned();
+        let folder = pins::folder_of(&name);
+        let mut expected = 0;
+        for removed in [vec![all[0].clone()], all.clone()] {
+            let mark = served.daemon.mark();
+            expected += removed.len() as u64;
+            for pin in &removed {
+                fs::remove_file(folder.join(pin)).unwrap();
+            }
+            if removed.len() == all.len() {
+                fs::remove_dir(&folder).unwrap();
+            }
+            let said = format!("pins in {} ({}) were removed", folder.display(), removed.len());
+            served.daemon.wait_for_line_after(mark, &said, PATIENCE);
+            eventually("they are counted", || (pins_of(&served).1 == expected).then_some(()));
+            assert_eq!(pins_of(&served).0, all);
+        }
+        served = taken_over(served, &samport_binary(), options);
+        served.daemon.wait_for_line("taking over from samport ", PATIENCE);
+        kept.assert_answered("taken over by pins that were made again");
+        assert!(load.wait_for_more(20, PATIENCE));
+        load.stop().assert_no_failure();
+        let Served { daemon, lab, .. } = served;
+        daemon.stop();
+        assert_traces(lab.host(), &before);
+    }
+}
+
+/// Without a bpffs there is no place for pins: that is said, with the way out, and everybody is served meanwhile.
+#[test]
+fn a_bpffs_that_somebody_unmounts_is_named_and_used_again_when_it_is_back() {
+    own_mounts::run(|| {
+        let _undisturbed = undisturbed();
+        let served = Served::start(lab(1), &[]);
+        let (all, _) = pins_of(&served);
+        let mark = served.daemon.mark();
+        own_mounts::unmount_bpffs();
+        let said = "/sys/fs/bpf is no bpffs any more; mount it again: mount -t bpf bpf /sys/fs/bpf";
+        served.daemon.wait_for_line_after(mark, said, PATIENCE);
+        for front in served.fronts() {
+            assert_eq!(ask(&served.lab, front, 20).total(), 20);
+        }
+        own_mounts::mount_bpffs();
+        let said = format!("({}) were removed by somebody else; they are made again", all.len());
+        served.daemon.wait_for_line_after(mark, &said, PATIENCE);
+        assert_eq!(pins_of(&served).0, all);
+        let Served { daemon, lab, .. } = served;
+        daemon.stop();
+        assert_traces(lab.host(), &std::collections::BTreeSet::new());
     });
 }
 

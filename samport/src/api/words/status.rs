@@ -78,6 +78,9 @@ pub struct ControlLoop {
     pub error: String,
     /// Programs it has attached again because somebody else had taken them off their hooks.
     pub reattached: u64,
+    /// Pins it has made again because somebody else had removed them.
+    #[serde(default)]
+    pub repinned: u64,
     /// How often something may have been missed, by where, so that everything was looked at again.
     pub resyncs: BTreeMap<String, u64>,
 }

@@ -166,9 +166,10 @@ fn control_loop(control: &ControlLoop) -> String {
     let missed = control.resyncs.iter().filter(|(_, count)| **count > 0);
     let missed: Vec<_> = missed.map(|(gap, count)| format!("{gap} {count}")).collect();
     let missed = if missed.is_empty() { "none".to_owned() } else { missed.join(", ") };
-    let (rounds, reattached) = (control.rounds, control.reattached);
+    let ControlLoop { rounds, reattached, repinned, .. } = control;
     format!(
-        "control loop: {rounds} rounds; resyncs: {missed}; programs attached again: {reattached}"
+        "control loop: {rounds} rounds; resyncs: {missed}; programs attached again: {reattached}; pins made \
+         again: {repinned}"
     )
 }
 

@@ -51,6 +51,7 @@ fn sample() -> Sample {
             rounds: 11,
             last_round_ms: Some(1_250),
             reattached: 3,
+            repinned: 4,
             resyncs: [("netlink".to_owned(), 12)].into(),
             ..ControlLoop::default()
         },
@@ -93,6 +94,7 @@ fn every_name_of_the_contract_is_there_with_its_value() {
         ("samport_control_loop_rounds_total", "", "11"),
         ("samport_control_loop_age_seconds", "", "1.25"),
         ("samport_reattached_programs_total", "", "3"),
+        ("samport_restored_pins_total", "", "4"),
         ("samport_resyncs_total", r#"{source="netlink"}"#, "12"),
         ("samport_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), "1"),
     ] {
