@@ -8,7 +8,7 @@ mod applications;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use samport_common::layout::{MAX_ALLOWED, MAX_FRONTENDS};
+use samport_common::layout::{MAX_ALLOWED, MAX_FRONTENDS, SHARED_BY};
 
 use crate::allow::{self, Networks};
 use crate::model::Candidate;
@@ -89,6 +89,22 @@ pub fn admit(
     admission.candidates = admitted.into_iter().map(|at| candidates[at].clone()).collect();
     admission.restricted = restricted(&admission.candidates, room.labels, terms.restricted);
     admission
+}
+
+/// Whether one more backend fits beside so many, and one more port before its endpoint.
+///
+/// # Errors
+/// Why not, and the way out.
+pub fn has_room(backends: usize, most: u32, ports: usize) -> Result<(), String> {
+    if ports >= SHARED_BY {
+        return Err(format!("at most {SHARED_BY} ports of the host lead to one of a container's"));
+    }
+    if backends >= most as usize {
+        return Err(format!(
+            "this samport has room for {most} backends; --max-backends is how many there may be"
+        ));
+    }
+    Ok(())
 }
 
 /// Ports, in words: the first few, and how many more there are.

@@ -80,6 +80,8 @@ pub struct View {
     pub services: BTreeMap<Listen, Balance>,
     /// Backends, served or not, in the order of their services and names.
     pub backends: Vec<Seated>,
+    /// How many containers are left out, each as often as there are reasons.
+    pub left_out: u64,
 }
 
 impl View {
@@ -109,6 +111,7 @@ impl View {
         };
         Self {
             services: BTreeMap::new(),
+            left_out: record.left_out.len() as u64,
             backends: record.backends.iter().filter_map(seated).collect(),
         }
     }

@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn view(backends: Vec<Seated>) -> View {
-        View { services: [(Listen::tcp(80), Balance::Random)].into(), backends }
+        View { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::firewall::Inspector;
+use crate::admission::ServiceConflict;
+use crate::allow::Networks;
 use crate::dataplane::{Bpffs, Tcx};
 use crate::discovery::Seen;
 use crate::hash_seed::Look;
@@ -11,6 +13,17 @@ use crate::ports::Listen;
 
 /// A sentence in place of an error: what is wrong, a semicolon, and the way out.
 pub type Told<T> = Result<T, String>;
+
+/// By what containers are let in.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `--allow`.
+    pub allow: Networks,
+    /// `--max-backends`.
+    pub max_backends: u32,
+    /// `--service-conflict`.
+    pub conflict: ServiceConflict,
+}
 
 /// Everything that is judged.
 #[derive(Debug)]
@@ -46,6 +59,8 @@ pub struct Facts {
     pub at_xdp: BTreeMap<String, String>,
     /// The engines that are asked.
     pub engines: Vec<Told<Seen>>,
+    /// By what containers are let in.
+    pub limits: Limits,
     /// `-p`, and who has it.
     pub ports: Vec<(Listen, Told<()>)>,
     /// Whether another samport serves the same.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::facts::{Facts, Told};
+use super::facts::{Facts, Limits, Told};
 use super::firewall;
 use crate::dataplane::{self, Tcx};
 use crate::discovery::{Engine, Seen, Unreachable, look};
@@ -13,7 +13,7 @@ use crate::hash_seed;
 use crate::instance;
 use crate::listening;
 use crate::netlink::{Devices, LinkState, Netlink};
-use crate::ports::{Listen, PortSpec};
+use crate::ports::{Listen, PortRanges, PortSpec};
 use crate::privileges;
 use crate::resyncs::Resyncs;
 use crate::reverse_path::{self, ReversePaths};
@@ -29,6 +29,10 @@ pub struct Asked {
     pub engines: Vec<Engine>,
     /// `--endpoint`.
     pub endpoint: Option<String>,
+    /// `--label-ports`.
+    pub label_ports: PortRanges,
+    /// `--allow`, `--max-backends` and `--service-conflict`.
+    pub limits: Limits,
     /// `--hash-seed-file`.
     pub hash_seed_file: Option<PathBuf>,
 }
@@ -43,7 +47,7 @@ pub async fn gather(asked: Asked) -> Result<Facts> {
     let links = netlink.links().await?;
     let mut engines = Vec::new();
     for engine in &asked.engines {
-        match look(*engine, asked.endpoint.as_deref(), &asked.ports).await {
+        match look(*engine, asked.endpoint.as_deref(), &asked.ports, &asked.label_ports).await {
             Err(error) if error.downcast_ref::<Unreachable>().is_none() => return Err(error),
             seen => engines.push(told(seen)),
         }
@@ -68,6 +72,7 @@ pub async fn gather(asked: Asked) -> Result<Facts> {
         alone: told(instance::refuse_overlap(&asked.interfaces, &listens, namespace, None)),
         hash_seed: told(hash_seed::look(asked.hash_seed_file.as_deref())),
         inspectors: told(firewall::inspectors()),
+        limits: asked.limits,
         interfaces: asked.interfaces,
         devices,
         links,

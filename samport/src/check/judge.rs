@@ -1,12 +1,13 @@
 //! What the facts mean. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
 use super::{Finding, Level};
+use crate::admission;
 use crate::dataplane::{Bpffs, Tcx};
 use crate::exit::Exit;
-use crate::frontends::{assign, is_link_local};
+use crate::frontends::{self, assign, is_link_local};
 use crate::hash_seed::Look;
 use crate::model::Candidate;
 use crate::netlink::Device;
@@ -36,6 +37,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     if let Err(sentence) = &facts.alone {
         findings.push(Finding::said(FAILED, sentence));
     }
+    admission(facts, &mut findings);
     ports(facts, &mut findings);
     findings.push(hash_seed(facts));
     firewall(facts, &mut findings);
@@ -246,6 +248,25 @@ fn engines(facts: &Facts, findings: &mut Vec<Finding>) {
             }
         }
     }
+}
+
+/// Containers that would be left out, whoever's engine they are of.
+fn admission(facts: &Facts, findings: &mut Vec<Finding>) {
+    let ports: BTreeSet<Listen> = facts.ports.iter().map(|(port, _)| *port).collect();
+    let terms = admission::Terms {
+        ports: &ports,
+        allow: &facts.limits.allow,
+        max_backends: facts.limits.max_backends,
+        addresses: frontends::outer_addresses(&facts.devices, &facts.interfaces),
+        conflict: facts.limits.conflict,
+        restricted: &BTreeMap::new(),
+    };
+    let seen: Vec<_> = facts.engines.iter().flatten().collect();
+    let offered: Vec<_> = seen.iter().flat_map(|seen| seen.candidates.iter().cloned()).collect();
+    let admitted = admission::admit(&offered, |_| false, terms);
+    let refused: BTreeSet<String> = seen.iter().flat_map(|seen| seen.refused.clone()).collect();
+    let said = refused.iter().chain(&admitted.left_out).chain(&admitted.notes);
+    findings.extend(said.map(|sentence| Finding::said(Level::Warning, sentence)));
 }
 
 fn ports(facts: &Facts, findings: &mut Vec<Finding>) {

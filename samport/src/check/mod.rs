@@ -10,6 +10,7 @@ use std::fmt;
 
 use crate::exit::Exit;
 
+pub use facts::Limits;
 pub use gather::{Asked, gather};
 pub use judge::judge;
 

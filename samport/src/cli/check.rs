@@ -3,17 +3,19 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use ipnet::IpNet;
+use samport_common::layout::{DEFAULT_BACKENDS, MAX_BACKENDS};
 
 use super::output::{Output, print_json, say};
-use super::run::{ProviderName, parse};
+use super::run::{ProviderName, ServiceConflictName, parse, parse_network};
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::words::{self, SCHEMA};
-use crate::check::{Asked, Finding, Level, exit_of, gather, judge};
+use crate::check::{Asked, Finding, Level, Limits, exit_of, gather, judge};
 use crate::discovery::Engine;
 use crate::escape;
 use crate::exit::coded;
-use crate::ports::PortSpec;
+use crate::ports::{PortRange, PortRanges, PortSpec};
 
 /// Options of `samport check`: those of `samport run` that have to do with the machine.
 #[derive(clap::Args, Debug)]
@@ -31,6 +33,18 @@ pub struct Args {
     /// too, and CONTAINER_HOST for Podman.
     #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
     endpoint: Option<String>,
+    /// Network whose clients are to be served, if not everybody's are.
+    #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
+    allow: Vec<IpNet>,
+    /// Ports that labels of containers may claim, if not all.
+    #[arg(long, value_name = "PORTS", env = "SAMPORT_LABEL_PORTS", value_delimiter = ',', value_parser = parse::<PortRange>)]
+    label_ports: Vec<PortRange>,
+    /// What becomes of containers of different applications whose labels claim the same port.
+    #[arg(long, value_enum, default_value = "refuse", env = "SAMPORT_SERVICE_CONFLICT")]
+    service_conflict: ServiceConflictName,
+    /// Backends at a time.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
+    max_backends: u32,
     /// File of the seed by which maglev and source-hash choose. [default: /var/lib/samport/hash-seed]
     #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
     hash_seed_file: Option<PathBuf>,
@@ -51,6 +65,12 @@ pub async fn run(args: Args) -> Result<()> {
         ports: args.port,
         engines,
         endpoint: args.endpoint,
+        label_ports: PortRanges::new(args.label_ports),
+        limits: Limits {
+            allow: args.allow.into_iter().collect(),
+            max_backends: args.max_backends,
+            conflict: args.service_conflict.into(),
+        },
         hash_seed_file: args.hash_seed_file,
     };
     let findings = judge(&gather(asked).await?);

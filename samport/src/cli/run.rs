@@ -34,8 +34,8 @@ use crate::takeover;
 use crate::{seat, service};
 
 pub use self::flags::Flags;
-pub(super) use self::flags::parse;
-pub(super) use self::names::ProviderName;
+pub(super) use self::flags::{parse, parse_network};
+pub(super) use self::names::{ProviderName, ServiceConflictName};
 
 /// The verb's name.
 pub(super) const NAME: &str = "run";

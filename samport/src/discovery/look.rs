@@ -17,7 +17,7 @@ use super::labels;
 use super::published;
 use super::world::{Outcome, located};
 use crate::model::Candidate;
-use crate::ports::{Listen, PortSpec};
+use crate::ports::{Listen, PortRanges, PortSpec};
 
 /// An engine that answers.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub struct Seen {
     pub published: BTreeMap<Listen, String>,
     /// What its containers with labels of samport's offer on these ports, and where that is.
     pub candidates: Vec<Candidate>,
+    /// Sentences about those of them that would not be served as their labels say.
+    pub refused: Vec<String>,
 }
 
 impl fmt::Display for Seen {
@@ -46,7 +48,12 @@ impl fmt::Display for Seen {
 ///
 /// # Errors
 /// [`Unreachable`], or an address that is none.
-pub async fn look(engine: Engine, endpoint: Option<&str>, ports: &[PortSpec]) -> Result<Seen> {
+pub async fn look(
+    engine: Engine,
+    endpoint: Option<&str>,
+    ports: &[PortSpec],
+    label_ports: &PortRanges,
+) -> Result<Seen> {
     let variable = std::env::var(engine.variable()).ok();
     let endpoint = Endpoint::find(engine, endpoint, variable.as_deref())?;
     if let Endpoint::Unix(path) = &endpoint
@@ -59,7 +66,9 @@ pub async fn look(engine: Engine, endpoint: Option<&str>, ports: &[PortSpec]) ->
     let asked = ask(&endpoint).await;
     let (version, info, running) =
         asked.map_err(|error| Unreachable::new(engine, &endpoint, &error))?;
-    let candidates = candidates(&endpoint, ports, &running).await;
+    let policy =
+        Policy { ports: ports.to_vec(), label_ports: label_ports.clone(), ..Policy::default() };
+    let (candidates, refused) = candidates(&endpoint, policy, &running).await;
     let rootless = info.security_options.into_iter().flatten().any(|one| one.contains("rootless"));
     Ok(Seen {
         engine,
@@ -68,6 +77,7 @@ pub async fn look(engine: Engine, endpoint: Option<&str>, ports: &[PortSpec]) ->
         rootless,
         published: publishers(ports, &running),
         candidates,
+        refused,
     })
 }
 
@@ -84,27 +94,30 @@ async fn ask(
 /// A container that cannot be asked about is none of ours.
 async fn candidates(
     endpoint: &Endpoint,
-    ports: &[PortSpec],
+    policy: Policy,
     running: &[ContainerSummary],
-) -> Vec<Candidate> {
-    let Ok(client) = endpoint.client() else { return Vec::new() };
-    let policy = Arc::new(Policy { ports: ports.to_vec(), ..Policy::default() });
+) -> (Vec<Candidate>, Vec<String>) {
+    let (mut found, mut refused) = (Vec::new(), Vec::new());
+    let Ok(client) = endpoint.client() else { return (found, refused) };
+    let policy = Arc::new(policy);
     let inspector =
         Inspector { client, policy: Arc::clone(&policy), is_local: endpoint.is_local() };
-    let mut found = Vec::new();
     for container in running {
         let has_labels = container
             .labels
             .as_ref()
             .is_some_and(|labels| labels.keys().any(|label| label.starts_with(labels::PREFIX)));
         let Some(id) = container.id.as_deref().filter(|_| has_labels) else { continue };
-        if let Outcome::Found(view, at) = inspector.look(id, None).await
-            && let Ok(offer) = offer(&view, &policy, None)
-        {
-            found.extend(located(offer, &at, None));
+        let Outcome::Found(view, at) = inspector.look(id, None).await else { continue };
+        match offer(&view, &policy, None) {
+            Ok(offer) => {
+                refused.extend(offer.warnings.iter().cloned());
+                found.extend(located(offer, &at, None));
+            }
+            Err(rejection) => refused.push(rejection.to_string()),
         }
     }
-    found
+    (found, refused)
 }
 
 fn publishers(ports: &[PortSpec], running: &[ContainerSummary]) -> BTreeMap<Listen, String> {

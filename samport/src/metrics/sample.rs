@@ -20,6 +20,7 @@ pub(super) struct Sample {
     pub(super) flows: Flows,
     pub(super) providers: Vec<Provider>,
     pub(super) control: ControlLoop,
+    pub(super) left_out: u64,
 }
 
 /// A backend by its service and its name. All its addresses are one.
@@ -76,8 +77,10 @@ impl Sample {
             events: standing.events(),
             synced_ms: standing.synced_ms(),
         });
+        let view = source.window.view();
         Ok(Self {
-            backends: backends(&source.window.view(), counted)?,
+            left_out: view.left_out,
+            backends: backends(&view, counted)?,
             verdicts: verdicts.collect(),
             flows: counters.flows,
             providers: providers.collect(),

@@ -211,6 +211,13 @@ impl Sample {
             MetricType::Counter,
         )?;
         ConstCounter::new(control.repinned).encode(repinned)?;
+        let left_out = to.encode_descriptor(
+            "samport_left_out_containers",
+            "Containers that are not served because of a limit, a conflict or a label; `samport status` says why.",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(self.left_out).encode(left_out)?;
         let by_source =
             control.resyncs.iter().map(|(gap, count)| ([("source", gap.clone())], *count));
         let help = "Times something may have been missed, so that everything was looked at again.";

@@ -33,7 +33,7 @@ fn view() -> View {
         seated("plain", "plain", "10.0.0.3:80", 80),
     ];
     let services = [80, 443].map(|port| (Listen::tcp(port), Balance::Random)).into();
-    View { services, backends }
+    View { services, backends, left_out: 0 }
 }
 
 fn candidate(one: &Seated) -> Candidate {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Result;
-use samport_common::layout::{DeviceInfo, DeviceSet, SHARED_BY, device};
+use samport_common::layout::{DeviceInfo, DeviceSet, device};
 
 use super::records::starting_record;
 use super::{Reconciler, complain};
@@ -17,7 +17,7 @@ use crate::reply_devices::{Namespaces, ReplyDevices};
 use crate::reverse_path::{self, ReversePaths};
 use crate::routes::Network;
 use crate::seat::Seat;
-use crate::{allow, instance, listening, routes};
+use crate::{admission, allow, instance, listening, routes};
 
 impl Reconciler {
     /// What the kernel should be like now.
@@ -199,18 +199,8 @@ impl Reconciler {
     ) -> std::result::Result<(), String> {
         let protocol = candidate.listen.protocol;
         let source = Source { endpoint: candidate.endpoint, protocol };
-        if uses.get(&source).is_some_and(|uses| *uses >= SHARED_BY) {
-            return Err(format!(
-                "at most {SHARED_BY} ports of the host lead to one of a container's"
-            ));
-        }
-        let most = self.job.limits.max_backends;
-        if desired.backends.len() >= most as usize {
-            return Err(format!(
-                "this samport has room for {most} backends; --max-backends is how many there may be"
-            ));
-        }
-        Ok(())
+        let ports = uses.get(&source).copied().unwrap_or_default();
+        admission::has_room(desired.backends.len(), self.job.limits.max_backends, ports)
     }
 
     /// Whether a candidate's port may be served. A label may open one only if nobody has it: not a server of this

@@ -115,7 +115,8 @@ impl Reconciler {
         backends.sort_by_key(order);
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
         let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
-        self.desk.show(View { services: services.collect(), backends });
+        let left_out = self.left_out.iter().map(|sentences| sentences.len() as u64).sum();
+        self.desk.show(View { services: services.collect(), backends, left_out });
     }
 
     fn state_of(&self, candidate: &Candidate, seat: &Seat, served: Option<&Share>) -> State {

@@ -2,7 +2,9 @@
 
 use std::net::TcpListener;
 
-use samport_tests::daemon::{Backends, samport};
+use samport_tests::daemon::{Backends, Daemon, samport};
+use samport_tests::fake_engine::{Container, FakeEngine};
+use samport_tests::served::Status;
 use samport_tests::traces::{assert_traces, traces};
 
 use crate::{ended, lab};
@@ -30,6 +32,48 @@ fn a_dry_run_says_what_would_be_served_and_touches_nothing() {
     drop(taken);
     ended(lab.host(), &["run", "--dry-run", "-i", "eth9", "-p", "80", "--file", file.path()])
         .assert(1, &["eth9", "eth0"]);
+    assert_traces(lab.host(), &before);
+}
+
+/// Who would be left out, and why, is said by a dry run and by `check`, as a run says it.
+#[test]
+fn who_would_be_left_out_is_said_by_a_dry_run_and_by_check() {
+    let lab = lab(2);
+    let before = traces(lab.host());
+    let engine = FakeEngine::start();
+    let container = |name: &str, at: usize, port: &str, application: &str| {
+        let labels =
+            [("samport.ports", port), ("samport.service", application), ("samport.health", "none")];
+        Container::new(name, lab.backends()[at].v4(0).ip(), &labels)
+    };
+    engine.has([
+        container("first", 0, "80:9090", "shop"),
+        container("second", 1, "80:9090", "blog"),
+        container("third", 1, "7000:9090", "blog"),
+    ]);
+    let url = engine.url();
+    let usual = ["-i", "eth0", "--endpoint", &url, "--label-ports", "80"];
+    let run = samport(lab.host(), &[&["run", "--dry-run"], &usual[..]].concat());
+    assert!(run.status.success(), "{run:?}");
+    // Its findings on this machine are none of this test.
+    let check = samport(lab.host(), &[&["check"], &usual[..]].concat());
+    let daemon = Daemon::start(&lab, &usual);
+    let status = Status::only_in(lab.host()).0;
+    daemon.stop();
+    let left_out = &status["left_out"].as_array().unwrap()[..];
+    let [second] = left_out else { panic!("not one is left out: {left_out:?}") };
+    let second = second.as_str().unwrap();
+    assert!(second.starts_with("second is left out on port 80: "), "{second}");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let shown = said(&run.stdout);
+    assert!(shown.contains(second), "{shown}");
+    assert_eq!(shown.lines().filter(|line| line.contains("80/tcp")).count(), 1, "{shown}");
+    // `check` tells the way out on the same line, behind an arrow.
+    let what = second.split(';').next().unwrap();
+    assert!(said(&check.stdout).contains(what), "{check:?}");
+    for (verb, text) in [("run", said(&run.stderr)), ("check", said(&check.stdout))] {
+        assert!(text.contains("third") && text.contains("7000"), "{verb}: {text}");
+    }
     assert_traces(lab.host(), &before);
 }
 

@@ -1,7 +1,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::admission::ServiceConflict;
+use crate::allow::Networks;
 use crate::check::exit_of;
+use crate::check::facts::Limits;
 use crate::check::firewall::Inspector;
 use crate::discovery::endpoint::Endpoint;
 use crate::discovery::{Engine, Seen};
@@ -29,6 +32,11 @@ fn well() -> Facts {
     };
     let lo = Device { ifindex: 1, name: "lo".into(), is_ethernet: false, ..eth0.clone() };
     Facts {
+        limits: Limits {
+            allow: Networks::new(),
+            max_backends: 16,
+            conflict: ServiceConflict::Refuse,
+        },
         kernel: Ok((6, 18)),
         btf: true,
         privileges: Ok(()),
@@ -208,12 +216,40 @@ fn a_container_without_a_route_back_is_named_once() {
         rootless: false,
         published: BTreeMap::new(),
         candidates: candidates.to_vec(),
+        refused: Vec::new(),
     };
     let both = [of("80", false), of("443", false)];
     let begin = "warn  web has no IPv4 route to clients outside";
     assert_said(|f| f.engines = vec![Ok(seen(&both))], begin, "are served)", None);
     let (said, _) = about(|f| f.engines = vec![Ok(seen(&[of("80", true)]))]);
     assert!(said.is_empty(), "{said:?}");
+}
+
+/// Case 87: who would be left out by a run is left out in words here.
+#[test]
+fn containers_that_would_be_left_out_are_named_with_the_reason() {
+    let of = |name: &str, port: &str| {
+        let mut one = Candidate { listen: port.parse().unwrap(), ..candidate(name) };
+        one.endpoint.set_port(9_000 + one.listen.port);
+        one
+    };
+    let seen = |candidates: Vec<Candidate>| Seen {
+        engine: Engine::Docker,
+        version: "29".into(),
+        endpoint: Endpoint::find(Engine::Docker, Some("unix:///run/d.sock"), None).unwrap(),
+        rootless: false,
+        published: BTreeMap::new(),
+        candidates,
+        refused: vec!["web-9 claims port 7000; --label-ports opens it".into()],
+    };
+    let one = |f: &mut Facts| {
+        f.limits.max_backends = 1;
+        f.engines = vec![Ok(seen(vec![of("a", "80"), of("b", "80"), of("c", "80")]))];
+    };
+    let begin = "warn  c is left out on port 80: more than 2 containers for each of the 1 backends";
+    let (said, _) = about(one);
+    assert!(said.iter().any(|line| line.starts_with(begin)), "{said:?}");
+    assert!(said.iter().any(|line| line.starts_with("warn  web-9 claims port 7000")), "{said:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `samport run --dry-run`: what a run would begin with, found out without touching anything.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,20 +10,26 @@ use samport_common::wire::protocol::Protocol;
 use tokio::sync::watch;
 
 use super::config::Config;
+use crate::admission::{self, Admission};
+use crate::allow::Networks;
 use crate::cli::output::say;
 use crate::cli::table::{Column, LEFT, RIGHT, table, text};
 use crate::dataplane::pins;
 use crate::discovery;
+use crate::escape;
+use crate::frontends;
 use crate::hash_seed;
 use crate::instance;
 use crate::listening;
 use crate::metrics;
-use crate::model::{Candidate, Condition};
+use crate::model::{Candidate, Condition, Snapshot};
 use crate::netlink::{Devices, Netlink};
+use crate::ports::Listen;
 use crate::reconcile::{check_families, check_interfaces};
 use crate::reply_devices::Namespaces;
 use crate::resyncs::Resyncs;
 use crate::routes::{Network, Routes};
+use crate::seat::Seat;
 use crate::site;
 use crate::takeover;
 
@@ -80,15 +88,34 @@ pub(super) async fn run(config: &Config) -> Result<()> {
         namespaces: Arc::new(Namespaces::of(&devices, &config.interfaces)),
         devices: Arc::new(devices),
     };
+    let name = instance::name_for(&config.interfaces, &ports, namespace);
+    let before = Before::of(&name);
+    let admission = admitted(config, &snapshot, &network.devices, &before);
+    for note in &admission.notes {
+        tracing::warn!("{}", escape::line(note));
+    }
+    let mut left_out = admission.left_out;
     let mut routes = Routes::default();
-    routes.look_for(snapshot.candidates.iter(), &network);
+    routes.look_for(admission.candidates.iter(), &network);
     routes.wait(&network.netlink, PLACES).await;
-    let mut rows = Vec::new();
-    for candidate in snapshot.candidates {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut uses: BTreeMap<(SocketAddr, Protocol), usize> = BTreeMap::new();
+    for candidate in before.first(admission.candidates) {
         if !candidate.listen.is_of_family(candidate.endpoint.is_ipv6()) {
             continue;
         }
-        let (way, begins) = match routes.to(&candidate, &network) {
+        let ports_to = uses.entry((candidate.endpoint, candidate.listen.protocol)).or_default();
+        if let Err(why) = admission::has_room(rows.len(), config.dataplane.backends, *ports_to) {
+            let port = candidate.listen.brief();
+            left_out.insert(format!("{} is left out on port {port}: {why}", candidate.name));
+            continue;
+        }
+        *ports_to += 1;
+        let way = match may_open(config, namespace, candidate.listen) {
+            Ok(()) => routes.to(&candidate, &network),
+            Err(trouble) => Err(trouble),
+        };
+        let (way, begins) = match way {
             Ok(Some(way)) => (Some(way.route.name()), begins(&candidate)),
             Ok(None) => (None, "its place is not known yet".to_owned()),
             Err(trouble) => (None, format!("not served: {trouble:#}")),
@@ -100,12 +127,63 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     } else {
         say(&table(&rows, &COLUMNS));
     }
-    let name = instance::name_for(&config.interfaces, &ports, namespace);
+    for sentence in &left_out {
+        say(&escape::line(sentence));
+    }
     if !pins::pins_of(&name).is_empty() {
         println!("takes over from a samport that was killed: its connections stay");
     }
     println!("nothing was touched");
     Ok(())
+}
+
+/// What a killed samport of the same name has left: whoever it serves is let in first.
+struct Before {
+    served: BTreeSet<Seat>,
+    restricted: BTreeMap<Listen, Networks>,
+}
+
+impl Before {
+    fn of(name: &str) -> Self {
+        let record = instance::read_record(name).unwrap_or_default();
+        let is_there = !pins::pins_of(name).is_empty();
+        let served = record.ledger.backends().filter(|_| is_there);
+        let restricted = record.restricted.iter().filter(|_| is_there).cloned().collect();
+        Self { served: served.map(|(key, _)| Seat::from(&key)).collect(), restricted }
+    }
+
+    fn serves(&self, candidate: &Candidate) -> bool {
+        self.served.contains(&Seat::from(candidate))
+    }
+
+    fn first(&self, candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> + use<> {
+        let (served, others): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|candidate| self.serves(candidate));
+        served.into_iter().chain(others)
+    }
+}
+
+/// Who of the snapshot would be let in.
+fn admitted(config: &Config, snapshot: &Snapshot, devices: &Devices, before: &Before) -> Admission {
+    let ports: BTreeSet<Listen> = config.listens().into_iter().collect();
+    let terms = admission::Terms {
+        ports: &ports,
+        allow: &config.allow,
+        max_backends: config.dataplane.backends,
+        addresses: frontends::outer_addresses(devices, &config.interfaces),
+        conflict: config.service_conflict,
+        restricted: &before.restricted,
+    };
+    admission::admit(&snapshot.candidates, |candidate| before.serves(candidate), terms)
+}
+
+/// Whether nobody has a port that a label opens.
+fn may_open(config: &Config, namespace: u64, listen: Listen) -> Result<()> {
+    if config.ports.iter().any(|port| port.listen == listen) {
+        return Ok(());
+    }
+    listening::refuse_taken(&[listen])?;
+    instance::refuse_overlap(&config.interfaces, &[listen], namespace, None)
 }
 
 fn addresses(name: &str, devices: &Devices) -> String {

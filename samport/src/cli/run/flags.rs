@@ -280,6 +280,6 @@ pub(in crate::cli) fn parse<T: std::str::FromStr<Err = anyhow::Error>>(
     text.parse().map_err(|error| format!("{error:#}"))
 }
 
-fn parse_network(text: &str) -> Result<IpNet, String> {
+pub(in crate::cli) fn parse_network(text: &str) -> Result<IpNet, String> {
     allow::network(text).map_err(|error| error.to_string())
 }

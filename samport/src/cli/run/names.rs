@@ -39,7 +39,7 @@ pub(super) enum XdpModeName {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(super) enum ServiceConflictName {
+pub(in crate::cli) enum ServiceConflictName {
     Refuse,
     Merge,
 }

@@ -103,7 +103,14 @@ fn particulars(instance: &Instance, screen: &Screen) -> String {
     let (interfaces, ports) = (instance.interfaces.join(","), instance.ports.join(","));
     let up = uptime(instance.started_ms, screen);
     let memory = bytes(instance.memory_bytes);
-    format!("{ports} on {interfaces}  {}  pid {}{up}  {memory}", instance.hook, instance.pid)
+    let left_out = match instance.left_out.len() {
+        0 => String::new(),
+        count => format!("  {count} left out (`samport status` says why)"),
+    };
+    format!(
+        "{ports} on {interfaces}  {}  pid {}{up}  {memory}{left_out}",
+        instance.hook, instance.pid
+    )
 }
 
 fn flows(screen: &Screen) -> u64 {

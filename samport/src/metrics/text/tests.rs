@@ -47,6 +47,7 @@ fn sample() -> Sample {
             events: 9,
             synced_ms: 1_700_000_000_500,
         }],
+        left_out: 5,
         control: ControlLoop {
             rounds: 11,
             last_round_ms: Some(1_250),
@@ -95,6 +96,7 @@ fn every_name_of_the_contract_is_there_with_its_value() {
         ("samport_control_loop_age_seconds", "", "1.25"),
         ("samport_reattached_programs_total", "", "3"),
         ("samport_restored_pins_total", "", "4"),
+        ("samport_left_out_containers", "", "5"),
         ("samport_resyncs_total", r#"{source="netlink"}"#, "12"),
         ("samport_build_info", concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), "1"),
     ] {

@@ -64,6 +64,18 @@ fn a_usual_screen_has_everything() {
 }
 
 #[test]
+fn how_many_containers_are_left_out_is_on_the_screen() {
+    let said = "2 left out (`samport status` says why)";
+    let mut screen = screen();
+    assert!(lines(&screen, 120, 30).iter().all(|line| !line.contains("left out")));
+    let mut documents = sample();
+    documents.instance.left_out = vec!["web-8 is left out".into(), "web-9 is left out".into()];
+    screen.see(Ok(documents), Duration::from_secs(3));
+    let lines = lines(&screen, 120, 30);
+    assert!(line(&lines, "pid 4242").ends_with(said), "{}", lines.join("\n"));
+}
+
+#[test]
 fn eighty_columns_are_enough_to_steer() {
     let lines = lines(&screen(), 80, 24);
     let line = line(&lines, "draining (19 s left)");
