@@ -106,6 +106,12 @@ impl Progress {
         self.now().reattached
     }
 
+    /// Why the last round has failed; empty if it has not.
+    #[must_use]
+    pub fn error(&self) -> String {
+        self.now().error.clone()
+    }
+
     /// As it is shown.
     #[must_use]
     pub fn shown(&self) -> ControlLoop {

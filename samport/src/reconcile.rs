@@ -271,11 +271,17 @@ impl Reconciler {
         let mut pulse = Pulse::of_environment();
         let mut pauses = self.progress.resyncs().pauses();
         let mut burst = Burst::default();
+        let mut ended = Instant::now();
+        let mut has_ended = true;
         loop {
-            pulse.beat(|| self.summary());
+            // After a round, however it has ended: what comes between two rounds is no sign that there will be one.
+            if std::mem::take(&mut has_ended) {
+                pulse.beat(|| self.summary());
+            }
             self.progress.waits_for("something to happen");
             let mut pending = None;
-            let pause = self.pause(failed).min(pulse.rest());
+            // By the clock, so that nothing that needs no round keeps it from coming.
+            let due = ended + self.pause(failed).min(pulse.rest());
             tokio::select! {
                 request = self.desk.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
@@ -306,13 +312,14 @@ impl Reconciler {
                     self.conclude(done);
                     continue;
                 }
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(due) => {}
             }
             let snapshot = snapshots.borrow_and_update().clone();
             network.mark_unchanged();
             let begin = Instant::now();
             let outcome = self.sync(&snapshot).await;
-            burst.round(Instant::now(), begin.elapsed());
+            (ended, has_ended) = (Instant::now(), true);
+            burst.round(ended, begin.elapsed());
             self.progress.round(&outcome);
             if let Some(pending) = pending {
                 pending.answer(&outcome);

@@ -28,8 +28,9 @@ fn tell(what: &[NotifyState<'_>]) {
     }
 }
 
-/// The loop's sign of life. There is no timer behind it: a loop that hangs gives none, and the service manager
-/// starts samport anew.
+/// The loop's sign of life, given after a round. There is no timer behind it: a loop that hangs, or does not get to a
+/// round, gives none, and the service manager starts samport anew. A round that has failed is a sign of life: it is
+/// tried again every second, and what is in its way (a full disk) would be in the way of the next start too.
 #[derive(Debug)]
 pub struct Pulse {
     /// How long the manager waits for a sign of life, if it does.

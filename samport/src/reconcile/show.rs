@@ -1,6 +1,7 @@
 //! What the user is told as backends come, change and go: one line each.
 
 use super::Reconciler;
+use crate::escape;
 use crate::model::{Candidate, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
 use crate::seat::Seat;
@@ -50,7 +51,14 @@ impl Reconciler {
         let (all, active) = (self.shown.len(), State::Active);
         let active = self.shown.values().filter(|share| share.state == active).count();
         let plural = if all == 1 { "" } else { "s" };
-        format!("{all} backend{plural}, {active} active")
+        let mut summary = format!("{all} backend{plural}, {active} active");
+        let error = self.progress.error();
+        if !error.is_empty() {
+            summary.push_str("; trying again: ");
+            // One line: the manager takes the next for another word.
+            summary.push_str(&escape::line(&error));
+        }
+        summary
     }
 }
 

@@ -12,7 +12,7 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::ask;
 use samport_tests::served::TARGET;
 use samport_tests::traces::{assert_traces, traces};
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{PATIENCE, eventually, own_mounts};
 
 use crate::lab;
 
@@ -151,4 +151,39 @@ fn a_service_manager_is_told_how_it_is() {
     daemon.stop();
     manager.wait_for("STOPPING=1");
     assert_traces(lab.host(), &before);
+}
+
+/// Rounds that fail are tried again, and samport is alive: a new start would fail for the same reason. The manager is
+/// told why.
+#[test]
+fn signs_of_life_go_on_while_rounds_fail_and_the_status_says_why() {
+    own_mounts::run(|| {
+        let lab = lab(2);
+        let before = traces(lab.host());
+        let _servers = lab.serve(TARGET).unwrap();
+        let mut file = Backends::none();
+        file.add("web-1", lab.backends()[0].v4(TARGET));
+        let manager = Manager::new();
+        let socket = manager.folder.path().join("notify");
+        let daemon = Daemon::start_with(
+            lab.host(),
+            &["-i", "eth0", "-p", "80:9090", "--file", file.path()],
+            &[("NOTIFY_SOCKET", socket.to_str().unwrap()), ("WATCHDOG_USEC", "600000")],
+        );
+        manager.wait_for("STATUS=1 backend, 1 active");
+        own_mounts::fill();
+        file.add("web-2", lab.backends()[1].v4(TARGET));
+        eventually("the manager is told what is wrong", || {
+            let said = manager.hear();
+            (said.starts_with("STATUS=") && said.contains("No space left")).then_some(())
+        });
+        for _ in 0..5 {
+            manager.wait_for("WATCHDOG=1");
+        }
+        assert_eq!(ask(&lab, lab.front(80), 10).of("web-1"), 10);
+        own_mounts::empty();
+        manager.wait_for("STATUS=2 backends, 2 active");
+        daemon.stop();
+        assert_traces(lab.host(), &before);
+    });
 }
