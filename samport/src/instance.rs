@@ -20,15 +20,16 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::allow::Networks;
-use crate::api::words::Limits;
+use crate::api::words::{Limits, Privileges};
 use crate::exit::{Exit, coded};
 use crate::orders::Orders;
 use crate::plan::{Ledger, Role};
 use crate::ports::Listen;
 use crate::progress;
+use crate::shared_folder::{self, SharedFolder};
 
 /// Where locks and records are kept.
-const RUN: &str = "/run/samport";
+pub const RUN: &str = "/run/samport";
 /// The modes of that folder, and of what is in it.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
@@ -83,6 +84,9 @@ pub struct Record {
     /// The file of the seed that its choices by hash are keyed by; empty for one that knows no seed.
     #[serde(default)]
     pub hash_seed_file: PathBuf,
+    /// What its process may do.
+    #[serde(default)]
+    pub privileges: Option<Privileges>,
     /// Its services.
     #[serde(default)]
     pub services: Vec<ServiceRecord>,
@@ -243,9 +247,27 @@ impl Drop for Instance {
         }
         let _ = fs::remove_file(lock_path(&self.name));
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
-        // Fails while other instances live, and that is right.
-        let _ = fs::remove_dir(RUN);
+        shared_folder::remove_unused(Path::new(RUN));
     }
+}
+
+/// Makes the folder of locks and records, and keeps it there as long as the result lives.
+///
+/// # Errors
+/// It cannot be made.
+pub fn hold_folder() -> Result<SharedFolder> {
+    let held = make_folder().and_then(|()| SharedFolder::hold(Path::new(RUN)));
+    held.with_context(|| format!("make {RUN}"))
+}
+
+/// Where killed instances have their control sockets, if that is not the folder of records: whoever takes over
+/// from them, or from their names, removes them.
+#[must_use]
+pub fn folders_of_abandoned_sockets() -> BTreeSet<PathBuf> {
+    let abandoned = known().into_iter().filter(|name| !is_running(name));
+    let records = abandoned.filter_map(|name| read_record(&name).ok());
+    let folders = records.filter_map(|record| Some(record.socket.parent()?.to_owned()));
+    folders.filter(|folder| folder != Path::new(RUN) && folder.is_dir()).collect()
 }
 
 /// Makes the folder, for us alone: whoever can open a lock can hold it, and keep the next samport from starting.

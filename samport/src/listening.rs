@@ -1,7 +1,8 @@
 //! Who listens on a port of this machine already.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 
 use anyhow::Result;
 use procfs::net::{TcpState, UdpState};
@@ -31,6 +32,16 @@ impl Listener {
         };
         hears && (self.local.port(), self.protocol) == (port.port, port.protocol)
     }
+}
+
+/// Who held sockets before the kernel was asked to keep us from looking into other processes (Landlock does), by
+/// their inodes.
+static SEEN: OnceLock<BTreeMap<u64, (i32, String)>> = OnceLock::new();
+
+/// Remembers who listens on these ports now, for whoever is to be named later.
+pub fn remember(ports: &[Listen]) {
+    let inodes = takers(ports).map(|(_, inode)| inode);
+    SEEN.get_or_init(|| inodes.filter_map(|inode| Some((inode, owner(inode)?))).collect());
 }
 
 /// Refuses ports that a socket of this network namespace listens on: it would get no more
@@ -71,7 +82,8 @@ fn takers(ports: &[Listen]) -> impl Iterator<Item = (Listen, u64)> {
 
 /// Who holds a socket, and what to do about it.
 fn describe(inode: u64) -> (String, &'static str) {
-    match owner(inode) {
+    let seen = || SEEN.get()?.get(&inode).cloned();
+    match owner(inode).or_else(seen) {
         Some((pid, name)) if name.starts_with("docker-proxy") => (
             format!("a container that publishes it (docker-proxy, pid {pid})"),
             "remove it from that container's `ports:`",

@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use procfs::process::Process;
 
+use crate::api::words::Privileges;
 use crate::exit::{Exit, coded};
+use crate::sandbox::{self, Grant, Sandbox};
 
 /// How long a capability is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +88,9 @@ const FILES: Capability = Capability::CAP_DAC_READ_SEARCH;
 /// What every thread has once samport is ready.
 static FOR_GOOD: OnceLock<CapsHashSet> = OnceLock::new();
 
+/// What else is enforced.
+static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+
 /// Refuses early what the kernel would refuse half-way.
 ///
 /// # Errors
@@ -150,6 +155,39 @@ pub fn shed(files: bool) -> Result<()> {
     hold(&kept(&have, Until::Ready, files))?;
     FOR_GOOD.get_or_init(|| for_good);
     Ok(())
+}
+
+/// Prevents what capabilities say nothing of, for the calling thread and those it will start: writing elsewhere, and
+/// system calls that nothing needs. To be called while there is one thread only. What the kernel does not
+/// enforce is said in the log.
+///
+/// # Errors
+/// Those of [`sandbox::restrict`].
+pub fn restrict(grants: &[Grant]) -> Result<()> {
+    let restricted = sandbox::restrict(grants)?;
+    for missing in &restricted.missing {
+        tracing::warn!("{missing}");
+    }
+    SANDBOX.get_or_init(|| restricted);
+    Ok(())
+}
+
+/// What every thread keeps, if that was ever said: for `status`.
+#[must_use]
+pub fn held() -> Option<Privileges> {
+    let (for_good, sandbox) = (FOR_GOOD.get()?, SANDBOX.get()?);
+    let mut capabilities: Vec<_> = for_good.iter().map(ToString::to_string).collect();
+    capabilities.sort();
+    Some(Privileges {
+        user: match rustix::process::geteuid() {
+            user if user.is_root() => "root".to_owned(),
+            user => user.as_raw().to_string(),
+        },
+        capabilities,
+        landlock_abi: sandbox.landlock_abi,
+        seccomp: sandbox.seccomp,
+        missing: sandbox.missing.clone(),
+    })
 }
 
 /// Leaves the calling thread what it is to have for good, if that was ever said.

@@ -44,6 +44,7 @@ use crate::netlink::Netlink;
 use crate::orders::Orders;
 use crate::plan::{self, Actual, BackendKey, Change, Desired, Ledger, Policy, Share};
 use crate::ports::{Listen, PortSpec};
+use crate::privileges;
 use crate::progress::{Progress, Watching};
 use crate::routes::{Forward, Routes};
 use crate::seat::Desk;
@@ -484,6 +485,7 @@ impl Reconciler {
             started_ms: self.started_ms,
             limits: self.job.limits,
             hash_seed_file: self.job.hash_seed.path.clone(),
+            privileges: privileges::held(),
             services: service_records(desired, &self.desk.shown()),
             filters: self.dataplane.filters(),
             backends: self

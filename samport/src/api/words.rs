@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
 pub use packets::{Entry, Explained, OfFlow, PassedOver, TracedPacket, Way};
 pub use status::{
-    ControlLoop, FlowTable, Instance, InstanceBackend, Limits, MapUse, ServiceCount, Status,
+    ControlLoop, FlowTable, Instance, InstanceBackend, Limits, MapUse, Privileges, ServiceCount,
+    Status,
 };
 
 /// Version of all of it.

@@ -150,35 +150,30 @@ pub fn main() -> ExitCode {
 }
 
 fn act(cli: Cli) -> Result<()> {
-    // Threads inherit what they may do.
-    if let Verb::Run(_) = &cli.verb {
-        descriptors::raise_limit();
-        privileges::shed(asked::configuration()?.flags.reads_files())?;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .on_thread_start(privileges::narrow)
-        .enable_all()
-        .build()?;
     match cli.verb {
-        Verb::Run(args) => runtime.block_on(run::run(&args, cli.verbose > 0)),
+        Verb::Run(args) => {
+            // Threads inherit what they may do.
+            descriptors::raise_limit();
+            let prepared = run::prepare(&args, cli.verbose > 0)?;
+            on_threads(run::run(&args, prepared))
+        }
         Verb::Status(args) => status::run(&args),
-        Verb::Backends(args) => runtime.block_on(backends::run(args)),
-        Verb::Top(args) => runtime.block_on(top::run(args)),
+        Verb::Backends(args) => on_threads(backends::run(args)),
+        Verb::Top(args) => on_threads(top::run(args)),
         Verb::Flows(args) => flows::run(&args),
-        Verb::Explain(args) => runtime.block_on(explain::run(args)),
-        Verb::Trace(args) => runtime.block_on(trace::run(args)),
-        Verb::Drain(args) => runtime.block_on(steer::drain(args)),
-        Verb::Undrain(args) => runtime.block_on(steer::undrain(args)),
-        Verb::Weight(args) => runtime.block_on(steer::weight(args)),
-        Verb::Balance(args) => runtime.block_on(steer::balance(args)),
-        Verb::Allow(args) => runtime.block_on(steer::allow(args)),
-        Verb::Wait(args) => runtime.block_on(wait::run(args)),
-        Verb::Check(args) => runtime.block_on(check::run(args)),
-        Verb::Healthcheck(args) => runtime.block_on(healthcheck::run(args)),
+        Verb::Explain(args) => on_threads(explain::run(args)),
+        Verb::Trace(args) => on_threads(trace::run(args)),
+        Verb::Drain(args) => on_threads(steer::drain(args)),
+        Verb::Undrain(args) => on_threads(steer::undrain(args)),
+        Verb::Weight(args) => on_threads(steer::weight(args)),
+        Verb::Balance(args) => on_threads(steer::balance(args)),
+        Verb::Allow(args) => on_threads(steer::allow(args)),
+        Verb::Wait(args) => on_threads(wait::run(args)),
+        Verb::Check(args) => on_threads(check::run(args)),
+        Verb::Healthcheck(args) => on_threads(healthcheck::run(args)),
         Verb::Config(args) => config::run(&args),
         Verb::Clean(args) => clean::run(&args),
-        Verb::Demo(args) => runtime.block_on(demo::run(args)),
+        Verb::Demo(args) => on_threads(demo::run(args)),
         Verb::Completions(args) => {
             papers::completions(&args, Cli::command());
             Ok(())
@@ -186,6 +181,16 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Man(args) => papers::man(&args, Cli::command()),
         Verb::Version(args) => version::run(&args),
     }
+}
+
+/// Runs a verb that waits for several things.
+fn on_threads(verb: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(privileges::narrow)
+        .enable_all()
+        .build()?;
+    runtime.block_on(verb)
 }
 
 fn exit_of(error: &anyhow::Error) -> Exit {

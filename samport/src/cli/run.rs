@@ -5,6 +5,7 @@ mod dry;
 mod effect;
 mod flags;
 mod names;
+mod prepare;
 mod reload;
 mod said;
 
@@ -16,11 +17,11 @@ use self::config::Config;
 use self::reload::{Reins, Reloader};
 use self::said::{say_goodbye, say_ready};
 use super::patience::Patience;
-use super::{asked, status};
+use super::status;
 use crate::api::{Server, Socket};
 use crate::dataplane::{self, Dataplane};
 use crate::discovery;
-use crate::hash_seed;
+use crate::hash_seed::SeedFile;
 use crate::instance::{self, Instance};
 use crate::listening;
 use crate::metrics;
@@ -36,6 +37,7 @@ use crate::{seat, service};
 pub use self::flags::Flags;
 pub(super) use self::flags::{parse, parse_network};
 pub(super) use self::names::{ProviderName, ServiceConflictName};
+pub use self::prepare::{Prepared, prepare};
 
 /// The verb's name.
 pub(super) const NAME: &str = "run";
@@ -53,13 +55,10 @@ pub struct Args {
 }
 
 /// Runs until SIGINT or SIGTERM; SIGHUP has the configuration read again.
-pub async fn run(args: &Args, log: bool) -> Result<()> {
-    let asked = asked::configuration()?;
-    let config = asked.flags.config(log)?;
-    privileges::require()?;
-    if args.dry_run {
-        return dry::run(&config).await;
-    }
+pub async fn run(args: &Args, prepared: Prepared) -> Result<()> {
+    let Prepared { asked, config, held } = prepared;
+    // Without what a dry run does not make.
+    let Some(held) = held.filter(|_| !args.dry_run) else { return dry::run(&config).await };
     // Before anything is touched, so that a signal during start-up also leads through the clean-up.
     let stop = stop_signal()?;
     tokio::pin!(stop);
@@ -70,7 +69,7 @@ pub async fn run(args: &Args, log: bool) -> Result<()> {
             tracing::info!("stopped before it was ready; the machine is as it was before");
             return Ok(());
         }
-        started = start(&config) => started?,
+        started = start(&config, &held.hash_seed) => started?,
     };
     service::ready();
     let mut reloader = Reloader::new(asked, config, hang_up, reins).await;
@@ -87,6 +86,7 @@ pub async fn run(args: &Args, log: bool) -> Result<()> {
     // The metrics' server with it.
     drop(reloader);
     let verdicts = reconciler.finish(keep)?;
+    drop(held);
     say_goodbye(&verdicts, keep);
     Ok(())
 }
@@ -103,7 +103,7 @@ struct Started {
 
 /// Everything up to the line that says "ready". Whatever was done is undone if this fails, or is
 /// dropped half-way.
-async fn start(config: &Config) -> Result<Started> {
+async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     let namespace = instance::network_namespace()?;
     let ports = config.listens();
     instance::refuse_overlap(&config.interfaces, &ports, namespace, None)?;
@@ -121,7 +121,6 @@ async fn start(config: &Config) -> Result<Started> {
     // After Docker, which knows its own publishers by name.
     listening::refuse_taken(&ports)?;
     let mut instance = Instance::claim(&instance::name_for(&config.interfaces, &ports, namespace))?;
-    let hash_seed = hash_seed::open(config.hash_seed_file.as_deref())?;
     let options = dataplane::Options { hash_seed: hash_seed.seed, ..config.dataplane };
     // Until all is well, what others have left stays as it is.
     instance.keep(true);
@@ -140,7 +139,7 @@ async fn start(config: &Config) -> Result<Started> {
     {
         tokio::spawn(dataplane::follow_logs(logs));
     }
-    let job = config.job(socket_path, hash_seed, namespace);
+    let job = config.job(socket_path, hash_seed.clone(), namespace);
     let (desk, window) = seat::open();
     let name = instance.name().to_owned();
     let progress = Progress::begin(resyncs);

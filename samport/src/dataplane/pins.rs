@@ -13,9 +13,12 @@ use rustix::mount::MountFlags;
 use crate::exit::{Coded as _, Exit, coded};
 use crate::instance::Instance;
 use crate::plan::Role;
+use crate::shared_folder::{self, SharedFolder};
 
-const BPFFS: &str = "/sys/fs/bpf";
-const ROOT: &str = "/sys/fs/bpf/samport";
+/// The file system for pins.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// The folder of all instances' pins in it.
+pub const ROOT: &str = "/sys/fs/bpf/samport";
 /// `f_type` of bpffs (`BPF_FS_MAGIC` in linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -261,8 +264,7 @@ fn remove(path: &Path) -> io::Result<()> {
         fs::remove_file(pin)?;
     }
     fs::remove_dir(path)?;
-    // Fails while other instances have pins, and that is right.
-    let _ = fs::remove_dir(ROOT);
+    shared_folder::remove_unused(Path::new(ROOT));
     Ok(())
 }
 
@@ -275,6 +277,16 @@ fn make(path: &Path) -> io::Result<()> {
         }
     }
     fs::create_dir_all(path)
+}
+
+/// Makes the folder of all instances' pins, mounting bpffs if nobody has, and keeps it there as long as the result
+/// lives.
+///
+/// # Errors
+/// [`Exit::Kernel`] without bpffs.
+pub fn hold_root() -> Result<SharedFolder> {
+    ensure_mounted()?;
+    SharedFolder::hold(Path::new(ROOT)).with_context(|| format!("make {ROOT}"))
 }
 
 /// The state of the file system for pins.

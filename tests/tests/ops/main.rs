@@ -23,6 +23,7 @@ mod operator;
 mod package;
 mod papers;
 mod privileges;
+mod sandbox;
 mod schemas;
 mod service;
 mod status;

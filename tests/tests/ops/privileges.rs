@@ -31,7 +31,7 @@ fn masks(pid: u32) -> BTreeMap<String, BTreeSet<String>> {
         // One that has just ended has none.
         let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
         for (name, value) in status.lines().filter_map(|line| line.split_once(":\t")) {
-            if name.starts_with("Cap") || name == "NoNewPrivs" {
+            if name.starts_with("Cap") || ["NoNewPrivs", "Seccomp"].contains(&name) {
                 masks.entry(name.to_owned()).or_default().insert(value.to_owned());
             }
         }
@@ -55,6 +55,8 @@ fn assert_has(pid: u32, names: &[&str], bounding: &[&str]) {
         assert_eq!(masks[set], mask(&[]), "{set}: {masks:?}");
     }
     assert_eq!(masks["NoNewPrivs"], BTreeSet::from(["1".to_owned()]), "{masks:?}");
+    // SECCOMP_MODE_FILTER.
+    assert_eq!(masks["Seccomp"], BTreeSet::from(["2".to_owned()]), "{masks:?}");
 }
 
 fn mask_of(names: &[&str]) -> u64 {
@@ -76,6 +78,13 @@ fn once_it_is_ready_each_thread_has_what_is_left_to_do_and_no_more() {
     let mut served = Served::start(lab, &["--metrics", "127.0.0.1:9464", "--drain", "1"]);
     let with_file = ["CAP_BPF", "CAP_NET_ADMIN", "CAP_DAC_READ_SEARCH"];
     assert_has_only(served.daemon.pid(), &with_file);
+    let told = &served.status().0["privileges"];
+    assert_eq!(told["user"], "root");
+    let mut capabilities = with_file;
+    capabilities.sort_unstable();
+    assert_eq!(told["capabilities"], serde_json::json!(capabilities));
+    assert!(told["landlock_abi"].as_u64().is_some_and(|abi| abi > 0), "{told}");
+    assert_eq!((&told["seccomp"], &told["missing"]), (&true.into(), &serde_json::json!([])));
     let (name, addresses) = served.add_backend();
     served.change(("+", &name, ""), |file| file.add_all(&name, addresses));
     served.change(("-", "web-1", "draining"), |file| file.remove("web-1"));

@@ -39,6 +39,9 @@ pub struct Instance {
     pub local: bool,
     /// File of the seed that `maglev` and `source-hash` choose by; empty if it knows none.
     pub hash_seed_file: String,
+    /// What its process may do; null if that is not known.
+    #[serde(default)]
+    pub privileges: Option<Privileges>,
     /// Its services.
     pub services: Vec<ServiceCount>,
     /// Backends that the kernel has, and those that are not ready yet; each address is one.
@@ -60,6 +63,22 @@ pub struct Instance {
     pub memory_bytes: u64,
     /// The kernel maps this is made of.
     pub maps: Vec<MapUse>,
+}
+
+/// What a process may do, and what the kernel keeps it from.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct Privileges {
+    /// Its user's name, or number.
+    pub user: String,
+    /// Capabilities that each of its threads keeps.
+    pub capabilities: Vec<String>,
+    /// The version of Landlock that keeps it from writing outside of its own folders; null if nothing does.
+    pub landlock_abi: Option<u32>,
+    /// Whether seccomp keeps it from system calls that it does not need.
+    pub seccomp: bool,
+    /// What the kernel does not prevent, and why.
+    pub missing: Vec<String>,
 }
 
 /// How the loop gets on that keeps the kernel as it should be.

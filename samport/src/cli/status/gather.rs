@@ -58,6 +58,8 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         hook: record.hook,
         left_out: record.left_out,
         local: record.local,
+        // Of one that does not run, nobody may do anything.
+        privileges: record.privileges.filter(|_| running),
         hash_seed_file: record.hash_seed_file.display().to_string(),
     })
 }

@@ -8,7 +8,7 @@ use samport_common::verdict::{Action, Verdict};
 
 use super::super::table::{Column, LEFT, RIGHT, number, table, text as or_dash};
 use super::super::units::{bytes, time};
-use crate::api::words::{ControlLoop, Instance, Limits, MapUse, ServiceCount};
+use crate::api::words::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
 use crate::progress;
 
 /// New connections a second, by the names of instance and service.
@@ -86,6 +86,9 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
         if !instance.hash_seed_file.is_empty() {
             let _ = writeln!(text, "  hash seed: {}", instance.hash_seed_file);
         }
+        if let Some(privileges) = &instance.privileges {
+            let _ = writeln!(text, "  {}", may(privileges));
+        }
         let _ = writeln!(text, "  {}", control_loop(&instance.control_loop));
         let (memory, maps) = (bytes(instance.memory_bytes), instance.maps.len());
         let _ = writeln!(text, "  memory: {memory} locked for {maps} kernel maps");
@@ -162,6 +165,15 @@ fn limits(limits: &Limits) -> String {
     )
 }
 
+fn may(privileges: &Privileges) -> String {
+    let Privileges { user, capabilities, landlock_abi, seccomp, .. } = privileges;
+    let capabilities =
+        if capabilities.is_empty() { "no capability".to_owned() } else { capabilities.join(" ") };
+    let landlock = landlock_abi.map_or("off".to_owned(), |abi| format!("ABI {abi}"));
+    let seccomp = if *seccomp { "on" } else { "off" };
+    format!("privileges: user {user}, {capabilities}; Landlock {landlock}, seccomp {seccomp}")
+}
+
 fn control_loop(control: &ControlLoop) -> String {
     let missed = control.resyncs.iter().filter(|(_, count)| **count > 0);
     let missed: Vec<_> = missed.map(|(gap, count)| format!("{gap} {count}")).collect();
@@ -211,6 +223,13 @@ mod tests {
             started_ms: 1_000_000,
             interfaces: vec!["eth0".into()],
             hook: "tcx".into(),
+            privileges: Some(Privileges {
+                user: "samport".into(),
+                capabilities: vec!["CAP_BPF".into(), "CAP_NET_ADMIN".into()],
+                landlock_abi: Some(7),
+                seccomp: true,
+                missing: Vec::new(),
+            }),
             services: vec![ServiceCount {
                 service_name: Some("shop/web".into()),
                 ..service("80/tcp")
@@ -256,6 +275,7 @@ mod tests {
             "1024 flows",
             "tcp 2h5m",
             "hash seed: /somewhere/seed\n",
+            "privileges: user samport, CAP_BPF CAP_NET_ADMIN; Landlock ABI 7, seccomp on\n",
             "32.0 MiB locked for 1",
             "FLOWS4     1024  1.0 MiB",
         ] {

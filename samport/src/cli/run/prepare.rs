@@ -1,0 +1,83 @@
+//! What `samport run` does while it is one thread: it takes what it may do from itself, for every thread to come.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::Args;
+use super::config::Config;
+use crate::cli::asked::{self, Asked};
+use crate::dataplane::pins;
+use crate::hash_seed::{self, SeedFile};
+use crate::instance;
+use crate::listening;
+use crate::privileges;
+use crate::sandbox::{Grant, Purpose};
+use crate::shared_folder::SharedFolder;
+
+/// A configuration, and what takes more to have than is left.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(super) asked: Asked,
+    pub(super) config: Config,
+    /// Nothing of it for a dry run.
+    pub(super) held: Option<Held>,
+}
+
+/// What is there before the process is restricted.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) hash_seed: SeedFile,
+    /// Those of records and of pins. What may be done in a folder is said of that very folder, so it must not be
+    /// removed and made again by others.
+    _folders: [SharedFolder; 2],
+}
+
+/// Reads the configuration, makes folders and the hash seed where they are missing, and gives up everything else.
+///
+/// # Errors
+/// Wrong usage, missing privileges, or what cannot be made.
+pub fn prepare(args: &Args, log: bool) -> Result<Prepared> {
+    let asked = asked::configuration()?;
+    privileges::shed(asked.flags.reads_files())?;
+    let config = asked.flags.config(log)?;
+    privileges::require()?;
+    listening::remember(&config.listens());
+    let held = if args.dry_run { None } else { Some(hold(&config)?) };
+    let grants = if args.dry_run { Vec::new() } else { grants(&config) };
+    privileges::restrict(&grants)?;
+    Ok(Prepared { asked, config, held })
+}
+
+fn hold(config: &Config) -> Result<Held> {
+    let folders = [instance::hold_folder()?, pins::hold_root()?];
+    if let Some(folder) = folder_of_socket(config) {
+        let about = || format!("make {}", folder.display());
+        fs::create_dir_all(folder).with_context(about)?;
+    }
+    let hash_seed = hash_seed::open(config.hash_seed_file.as_deref())?;
+    Ok(Held { hash_seed, _folders: folders })
+}
+
+/// Where is written from now on. A folder that is removed is removed from the one above it.
+fn grants(config: &Config) -> Vec<Grant> {
+    let own = [
+        (instance::RUN, Purpose::Files),
+        (pins::ROOT, Purpose::Pins),
+        ("/run", Purpose::EmptyFolders),
+        (pins::BPFFS, Purpose::EmptyFolders),
+    ];
+    let own = own.map(|(folder, purpose)| (Path::new(folder).to_owned(), purpose));
+    let of_socket = folder_of_socket(config).map(Path::to_owned);
+    let of_sockets = instance::folders_of_abandoned_sockets().into_iter().chain(of_socket);
+    let of_sockets = of_sockets.map(|folder| (folder, Purpose::Sockets));
+    let all = own.into_iter().chain(of_sockets);
+    all.map(|(folder, purpose)| Grant { folder, purpose }).collect()
+}
+
+/// The folder of a control socket that is not in the usual one.
+fn folder_of_socket(config: &Config) -> Option<&Path> {
+    let folder = config.socket.as_deref()?.parent()?;
+    Some(if folder == Path::new("") { Path::new(".") } else { folder })
+}
