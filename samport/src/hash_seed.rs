@@ -12,6 +12,8 @@ use samport_common::seed::Seed;
 
 use crate::exit::{Exit, coded};
 
+/// What its file is called, if nobody says otherwise.
+pub const NAME: &str = "hash-seed";
 /// Where it is, if nobody says otherwise.
 pub const DEFAULT: &str = "/var/lib/samport/hash-seed";
 /// Where it is instead, until the next reboot, if it cannot be kept there.

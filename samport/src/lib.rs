@@ -47,4 +47,5 @@ pub mod site;
 pub mod sockets;
 pub mod table;
 pub mod takeover;
+mod user;
 pub mod wire_forms;

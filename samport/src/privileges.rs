@@ -13,6 +13,7 @@ use procfs::process::Process;
 use crate::api::words::Privileges;
 use crate::exit::{Exit, coded};
 use crate::sandbox::{self, Grant, Sandbox};
+use crate::user;
 
 /// How long a capability is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -179,10 +180,7 @@ pub fn held() -> Option<Privileges> {
     let mut capabilities: Vec<_> = for_good.iter().map(ToString::to_string).collect();
     capabilities.sort();
     Some(Privileges {
-        user: match rustix::process::geteuid() {
-            user if user.is_root() => "root".to_owned(),
-            user => user.as_raw().to_string(),
-        },
+        user: user::name_of_ours(),
         capabilities,
         landlock_abi: sandbox.landlock_abi,
         seccomp: sandbox.seccomp,

@@ -2,6 +2,8 @@
 //! record by a task of its own, so that a loop that hangs is seen too.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -211,7 +213,11 @@ pub fn draft_of(path: &Path) -> PathBuf {
 fn write(path: &Path, written: &Written) -> Result<()> {
     let new = draft_of(path);
     let text = serde_json::to_vec(written).context("encode the loop's progress")?;
-    std::fs::write(&new, text)
+    let mut options = std::fs::File::options();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    options
+        .open(&new)
+        .and_then(|mut file| file.write_all(&text))
         .and_then(|()| std::fs::rename(&new, path))
         // On a full disk there is a part of it.
         .inspect_err(|_| drop(std::fs::remove_file(&new)))

@@ -310,8 +310,11 @@ pub fn bpffs() -> Bpffs {
     }
 }
 
-/// bpffs must be there; systemd mounts it, a minimal system may not.
-fn ensure_mounted() -> Result<()> {
+/// Mounts bpffs if nobody has: systemd does, a minimal system may not.
+///
+/// # Errors
+/// [`Exit::Kernel`] if there is no place for it, or it cannot be mounted.
+pub fn ensure_mounted() -> Result<()> {
     match bpffs() {
         Bpffs::Mounted => return Ok(()),
         Bpffs::NotMounted => {}

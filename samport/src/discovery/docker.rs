@@ -60,6 +60,12 @@ pub struct Options {
     pub endpoint: Option<String>,
 }
 
+/// Where the engine is.
+pub(super) fn endpoint(options: &Options) -> Result<Endpoint> {
+    let variable = std::env::var(options.engine.variable()).ok();
+    Endpoint::find(options.engine, options.endpoint.as_deref(), variable.as_deref())
+}
+
 /// What the background tasks tell the watcher. There is one inspection at a time of a container, and one list: so
 /// much may wait.
 enum Message {
@@ -94,8 +100,7 @@ pub(super) async fn start(
     resyncs: Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
     let engine = options.engine;
-    let variable = std::env::var(engine.variable()).ok();
-    let endpoint = Endpoint::find(engine, options.endpoint.as_deref(), variable.as_deref())?;
+    let endpoint = endpoint(&options)?;
     let policy = Arc::new(policy(ports, &terms.borrow()));
     let generation = terms.borrow().generation;
     let (inbox, messages) = mpsc::unbounded_channel();

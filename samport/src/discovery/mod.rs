@@ -32,6 +32,7 @@ use anyhow::Result;
 use futures_util::future::select_all;
 use tokio::sync::watch;
 
+use self::endpoint::Endpoint;
 use self::filter::Filters;
 use self::static_::StaticBackend;
 use crate::health::spec::Config;
@@ -53,6 +54,20 @@ pub enum Provider {
     File(PathBuf),
     /// The configuration.
     Static,
+}
+
+impl Provider {
+    /// The Unix socket of its engine, if it has one.
+    ///
+    /// # Errors
+    /// An address that is none.
+    pub fn socket(&self) -> Result<Option<PathBuf>> {
+        let Self::Docker(options) = self else { return Ok(None) };
+        Ok(match docker::endpoint(options)? {
+            Endpoint::Unix(path) => Some(path.into()),
+            Endpoint::Http(_) => None,
+        })
+    }
 }
 
 /// What may be changed of providers while they run. Each of them goes by what concerns it.

@@ -30,6 +30,7 @@ mod status;
 mod takeover;
 mod top;
 mod upgrade;
+mod user;
 
 use std::process::Output;
 

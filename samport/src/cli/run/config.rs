@@ -41,6 +41,8 @@ pub(super) struct Config {
     pub(super) dataplane: dataplane::Options,
     /// The file of the seed, if it is not where it would be.
     pub(super) hash_seed_file: Option<PathBuf>,
+    /// Who it goes on as, if not as who has started it.
+    pub(super) user: Option<String>,
     /// Whether everything stays at work in the kernel at the end.
     pub(super) keep: bool,
 }

@@ -13,7 +13,7 @@ use Effect::{AtOnce, NextStart};
 
 /// Every key. What the instance is known by (its name, its lock, its pins) and what the kernel programs were
 /// loaded with cannot change under them.
-const EFFECTS: [(&str, Effect); 39] = [
+const EFFECTS: [(&str, Effect); 40] = [
     ("iface", NextStart),
     ("port", NextStart),
     ("backend", AtOnce),
@@ -31,6 +31,7 @@ const EFFECTS: [(&str, Effect); 39] = [
     ("no-local", NextStart),
     ("socket", NextStart),
     ("hash-seed-file", NextStart),
+    ("user", NextStart),
     ("metrics", AtOnce),
     ("keep", AtOnce),
     ("health", AtOnce),

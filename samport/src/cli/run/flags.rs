@@ -100,6 +100,11 @@ pub struct Flags {
     /// alike need the same. [default: /var/lib/samport/hash-seed]
     #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
     hash_seed_file: Option<PathBuf>,
+    /// User that samport goes on as, with no more than its capabilities, once it has done what needs root. It keeps the
+    /// group of the engine's socket if it cannot connect otherwise; who may write there is as good as root. All
+    /// samports of a machine are of one user. [default: root]
+    #[arg(long, value_name = "NAME", env = "SAMPORT_USER")]
+    user: Option<String>,
     /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (docs/metrics.md). Whoever can reach it may
     /// read them.
     #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
@@ -159,6 +164,7 @@ impl Flags {
                 local: !self.no_local,
             },
             hash_seed_file: self.hash_seed_file.clone(),
+            user: self.user.clone(),
             keep: self.keep,
         })
     }

@@ -15,6 +15,7 @@ use crate::listening;
 use crate::privileges;
 use crate::sandbox::{Grant, Purpose};
 use crate::shared_folder::SharedFolder;
+use crate::user::{self, User};
 
 /// A configuration, and what takes more to have than is left.
 #[derive(Debug)]
@@ -40,23 +41,64 @@ pub(super) struct Held {
 /// Wrong usage, missing privileges, or what cannot be made.
 pub fn prepare(args: &Args, log: bool) -> Result<Prepared> {
     let asked = asked::configuration()?;
-    privileges::shed(asked.flags.reads_files())?;
     let config = asked.flags.config(log)?;
+    let hash_seed = match &config.user {
+        Some(name) if !args.dry_run => Some(go_on_as(name, &config)?),
+        None if !args.dry_run => {
+            take_folders_back()?;
+            None
+        }
+        _ => None,
+    };
+    privileges::shed(asked.flags.reads_files())?;
     privileges::require()?;
     listening::remember(&config.listens());
-    let held = if args.dry_run { None } else { Some(hold(&config)?) };
+    let held = if args.dry_run { None } else { Some(hold(&config, hash_seed)?) };
     let grants = if args.dry_run { Vec::new() } else { grants(&config) };
     privileges::restrict(&grants)?;
     Ok(Prepared { asked, config, held })
 }
 
-fn hold(config: &Config) -> Result<Held> {
+/// Does what needs root, and goes on as another user. The seed, which is root's, is read before.
+fn go_on_as(name: &str, config: &Config) -> Result<SeedFile> {
+    let mut user = User::named(name)?;
+    user::require()?;
+    privileges::require()?;
+    for provider in &config.providers {
+        if let Some(socket) = provider.socket()? {
+            user.join_group_of(&socket);
+        }
+    }
+    pins::ensure_mounted()?;
+    user.may_pass(Path::new(pins::BPFFS))?;
+    let folders = [instance::RUN, pins::ROOT].map(Path::new);
+    user.take_folders(&folders)?;
+    for folder in folders.into_iter().chain(folder_of_socket(config)) {
+        user.make_folder(folder)?;
+    }
+    let hash_seed = hash_seed::open(config.hash_seed_file.as_deref())?;
+    user.become_it()?;
+    Ok(hash_seed)
+}
+
+/// Root without `--user` has folders again that were another user's.
+fn take_folders_back() -> Result<()> {
+    if user::require().is_err() {
+        return Ok(());
+    }
+    User::root().take_folders(&[instance::RUN, pins::ROOT].map(Path::new))
+}
+
+fn hold(config: &Config, hash_seed: Option<SeedFile>) -> Result<Held> {
     let folders = [instance::hold_folder()?, pins::hold_root()?];
     if let Some(folder) = folder_of_socket(config) {
         let about = || format!("make {}", folder.display());
         fs::create_dir_all(folder).with_context(about)?;
     }
-    let hash_seed = hash_seed::open(config.hash_seed_file.as_deref())?;
+    let hash_seed = match hash_seed {
+        Some(read) => read,
+        None => hash_seed::open(config.hash_seed_file.as_deref())?,
+    };
     Ok(Held { hash_seed, _folders: folders })
 }
 
