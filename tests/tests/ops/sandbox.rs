@@ -25,13 +25,13 @@ fn inside<T: Send>(grants: &[(&Path, Purpose)], tries: impl FnOnce() -> T + Send
         .map(|(folder, purpose)| Grant { folder: folder.to_path_buf(), purpose: *purpose });
     let grants: Vec<Grant> = grants.collect();
     let found = thread::scope(|scope| {
-        let tried = scope.spawn(move || {
+        let within = scope.spawn(move || {
             let sandbox = restrict(&grants).unwrap();
             assert!(sandbox.landlock_abi.is_some_and(|abi| abi > 0), "{sandbox:?}");
             assert!(sandbox.seccomp && sandbox.missing.is_empty(), "{sandbox:?}");
             tries()
         });
-        tried.join()
+        within.join()
     });
     found.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
