@@ -11,6 +11,8 @@ mod cases;
 mod ci;
 mod demo;
 mod fuzz;
+#[cfg(test)]
+mod layers;
 mod lint;
 mod package;
 #[cfg(test)]
