@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::Result;
-use clap::{ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches as _, Parser as _};
+use clap::{ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches as _};
 
 use super::effective::Effective;
 use super::file::File;
@@ -25,7 +25,24 @@ pub(super) struct Asked {
 
 /// Parses the command line without any file; wrong usage ends the program.
 pub(super) fn command_line() -> Cli {
-    Cli::parse_from(words())
+    let words = words();
+    let mut command = Cli::command();
+    if words.iter().any(|word| word == "-h") {
+        command = on_a_page(command);
+    }
+    let cli = Cli::from_arg_matches(&command.get_matches_from(words));
+    cli.unwrap_or_else(|error| error.exit())
+}
+
+/// A command whose `-h` has a line for each flag. Environment variables and possible values are in `--help`.
+fn on_a_page(command: Command) -> Command {
+    command
+        .max_term_width(80)
+        .mut_args(|arg| {
+            let takes_values = arg.get_action().takes_values();
+            arg.hide_env(true).hide_possible_values(takes_values)
+        })
+        .mut_subcommands(on_a_page)
 }
 
 /// Reads the configuration, as the command line of this process has it, anew.

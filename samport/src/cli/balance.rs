@@ -11,24 +11,40 @@ use crate::policy;
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Balancing")]
 pub(super) struct Balancing {
-    /// Which backend gets a new connection: one drawn at random; one after the other; of two drawn at
-    /// random, the one with fewer open connections for its weight; or the one that the client's address
-    /// and port (maglev), or its address alone (source-hash), lead to. A container's label samport.balance
-    /// counts instead for the ports it serves.
+    /// How a backend is chosen
+    ///
+    /// random: at random. round-robin: one after the other. least-conn: of two at random, the one with fewer open
+    /// connections for its weight. maglev: by the client's address and port. source-hash: by the client's address.
+    /// A container's label samport.balance takes precedence for its ports.
     #[arg(long, value_name = "HOW", default_value = Balance::Random.name(), value_parser = choices(), env = "SAMPORT_BALANCE")]
     balance: Balance,
-    /// Keep sending a client's address to its backend until it has opened no new connection for this
-    /// time: like 30m, or a number of seconds; 0 is not at all. A container's label samport.affinity
-    /// counts instead for the ports it serves.
+    /// Time a client keeps its backend
+    ///
+    /// Renewed by each new connection. Like 30m, or a number of seconds; 0 turns it off. A container's label
+    /// samport.affinity takes precedence for its ports.
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = policy::affinity, env = "SAMPORT_AFFINITY")]
     affinity: u32,
-    /// Whether a connection that its backend refuses, or leaves without an answer, is tried with
-    /// another one.
-    #[arg(long, value_enum, default_value = "on", env = "SAMPORT_CONNECT_FAILOVER")]
+    /// Retry failed connections
+    ///
+    /// If a backend refuses a connection or does not answer it, the client's next SYN goes to another backend.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "on",
+        env = "SAMPORT_CONNECT_FAILOVER"
+    )]
     connect_failover: Switch,
-    /// What clients get while there is no backend: a refusal at once (a TCP reset; datagrams are left to
-    /// this machine's stack), or nothing.
-    #[arg(long, value_enum, default_value = "reject", env = "SAMPORT_NO_BACKEND")]
+    /// Answer without a backend
+    ///
+    /// reject: a TCP reset; UDP is left to the host's stack. drop: nothing.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "reject",
+        env = "SAMPORT_NO_BACKEND"
+    )]
     no_backend: NoBackend,
 }
 

@@ -8,31 +8,31 @@ use crate::health::spec::{Config, Rhythm, Source, count, time};
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Health")]
 pub(super) struct Health {
-    /// When a backend gets traffic. docker: while its HEALTHCHECK passes; for containers without one as
-    /// tcp. tcp: while it accepts connections. http:/path, or http:PORT/path: while it answers that with
-    /// a status from 200 to 399. none: as soon as it runs. UDP ports accept no connections: with tcp
-    /// they go by the HEALTHCHECK, if there is one. Backends of --backend and --file are checked only
-    /// with tcp or http. When connections of several clients have failed, a backend is asked once more, unless it
-    /// is none: others avoid it only if that fails.
-    #[arg(
-        long = "health",
-        value_name = "docker|tcp|http:/PATH|none",
-        default_value = "docker",
-        env = "SAMPORT_HEALTH"
-    )]
+    /// When a backend gets traffic
+    ///
+    /// docker: while its HEALTHCHECK passes; containers without one as with tcp. tcp: while it accepts connections.
+    /// http:/path or http:PORT/path: while it answers with a status of 200 to 399. none: as soon as it runs. UDP
+    /// ports accept no connections; with tcp their HEALTHCHECK decides, if there is one. Backends of --backend and
+    /// --file are checked only with tcp or http. When connections of several clients have failed, the backend is
+    /// checked once more (except with none), and avoided if that fails too.
+    #[arg(long = "health", value_name = "HOW", default_value = "docker", env = "SAMPORT_HEALTH")]
     source: Source,
-    /// Between two checks of a backend: that is one connection to each in this time. One that starts is
-    /// asked more often.
+    /// Time between two checks
+    ///
+    /// Each check is one connection. A backend that is starting is checked more often.
     #[arg(long = "health-interval", value_name = "TIME", default_value = "5s", value_parser = time, env = "SAMPORT_HEALTH_INTERVAL")]
     interval: Duration,
-    /// How long a check may take; then it has failed.
+    /// Time limit of a check.
     #[arg(long = "health-timeout", value_name = "TIME", default_value = "2s", value_parser = time, env = "SAMPORT_HEALTH_TIMEOUT")]
     timeout: Duration,
-    /// Checks in a row that must pass before a backend is healthy, at first and after it was not.
+    /// Checks passed until healthy
+    ///
+    /// In a row, at first and after it was unhealthy..
     #[arg(long = "health-rise", value_name = "N", default_value = "1", value_parser = count, env = "SAMPORT_HEALTH_RISE")]
     rise: u32,
-    /// Checks in a row that must fail before it is not: then new connections go to others, if there are
-    /// any, and those it has go on.
+    /// Checks failed until unhealthy
+    ///
+    /// In a row. New connections then go to other backends, if there are any; open ones stay.
     #[arg(long = "health-fall", value_name = "N", default_value = "3", value_parser = count, env = "SAMPORT_HEALTH_FALL")]
     fall: u32,
 }

@@ -14,49 +14,58 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
-    /// Connections remembered, for IPv4 and for IPv6 each. 1,000 take 0.15 MiB of locked memory for
-    /// either, besides 9 MiB for fragments, affinity and what is begun from served ports. Half-open connections and datagrams without an answer
-    /// take no more than a quarter. What finds no room is served all the same, from a table beside of an eighth
-    /// of the size, where the oldest make way. When a table is full, those that are closed make room, then those
-    /// that are half open or without an answer, then services beyond their share, then the longest idle.
-    #[arg(long, default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
+    /// Connections per table (IPv4, IPv6)
+    ///
+    /// 1,000 take 0.15 MiB of locked memory in each, besides 9 MiB for fragments, affinity and connections that
+    /// begin at a served port. At most a quarter may be half-open or unanswered. What finds no room is served from
+    /// an overflow table of an eighth of the size, where the oldest are replaced. In a full table, closed
+    /// connections are removed first, then half-open and unanswered ones, then services beyond their share, then
+    /// the longest idle.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
-    /// Connections remembered for IPv6, if not as many as for IPv4: a table that nobody needs takes as much
-    /// memory as one that is full. [default: as --flows]
-    #[arg(long, value_name = "FLOWS", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS6")]
+    /// Connections in the IPv6 table
+    ///
+    /// A table takes its memory whether it is used or not. Default: as --flows
+    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS6")]
     flows6: Option<u32>,
-    /// Backends at a time, those that are leaving included. 1,000 take 0.6 MiB of locked memory, and 0.2
-    /// MiB for each CPU.
+    /// Backends at a time
+    ///
+    /// Leaving ones included. 1,000 take 0.6 MiB of locked memory, and 0.2 MiB for each CPU.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
     pub(super) max_backends: u32,
-    /// Percent of a table of connections that one service may hold when others need room, 1 to 100: while more
-    /// than three quarters of the table are in use, and what it holds beyond that when the table is full.
-    #[arg(long, value_name = "PERCENT", default_value_t = DEFAULT_SERVICE_SHARE, value_parser = clap::value_parser!(u8).range(1..=100), env = "SAMPORT_SERVICE_SHARE")]
+    /// Share of a table one service may hold
+    ///
+    /// In percent, 1 to 100; only while others need room: while more than three quarters of the table are in use.
+    /// What it holds beyond that is removed when the table is full.
+    #[arg(long, hide_short_help = true, value_name = "PERCENT", default_value_t = DEFAULT_SERVICE_SHARE, value_parser = clap::value_parser!(u8).range(1..=100), env = "SAMPORT_SERVICE_SHARE")]
     pub(super) service_share: u8,
-    /// TCP connections that may be left half open on one CPU in about a second before it counts as a
-    /// flood of SYNs. Those of a flood are kept in a small table of their own, so that it drives out
-    /// nobody else. [default: a 128th of --flows]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "SAMPORT_SYN_FLOOD")]
+    /// Half-open connections that are a flood
+    ///
+    /// On one CPU in about a second. Connections of a SYN flood are kept in a small table of their own and remove
+    /// no others. Default: a 128th of --flows
+    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "SAMPORT_SYN_FLOOD")]
     pub(super) syn_flood: Option<u32>,
-    /// TCP connections that are being opened are forgotten after this time without a packet. All of
-    /// these times are 1s to 30d: 20s, 2h5m or a number of seconds.
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = timeout, env = "SAMPORT_TCP_SYN_TIMEOUT")]
+    /// Idle timeout of half-open connections
+    ///
+    /// Timeouts are 1s to 30d, like 20s or 2h5m, or a number of seconds.
+    #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "20s", value_parser = timeout, env = "SAMPORT_TCP_SYN_TIMEOUT")]
     tcp_syn_timeout: Duration,
-    /// TCP connections that are open are forgotten after this time without a packet.
+    /// Idle timeout of open TCP connections.
     #[arg(long, value_name = "TIME", default_value = "2h5m", value_parser = timeout, env = "SAMPORT_TCP_TIMEOUT")]
     tcp_timeout: Duration,
-    /// TCP connections that both sides have closed, likewise.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_TCP_FIN_TIMEOUT")]
+    /// Idle timeout of closed TCP connections.
+    #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_TCP_FIN_TIMEOUT")]
     tcp_fin_timeout: Duration,
-    /// TCP connections that either side has reset, likewise.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout, env = "SAMPORT_TCP_RST_TIMEOUT")]
+    /// Idle timeout of reset TCP connections.
+    #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "10s", value_parser = timeout, env = "SAMPORT_TCP_RST_TIMEOUT")]
     tcp_rst_timeout: Duration,
-    /// UDP clients are forgotten after this time without a datagram: the next one may go to another
-    /// backend.
+    /// Idle timeout of UDP clients
+    ///
+    /// After it, the next datagram may go to another backend.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout, env = "SAMPORT_UDP_TIMEOUT")]
     udp_timeout: Duration,
-    /// UDP clients that were never answered, likewise.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_UDP_UNANSWERED_TIMEOUT")]
+    /// Idle timeout of unanswered UDP clients.
+    #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_UDP_UNANSWERED_TIMEOUT")]
     udp_unanswered_timeout: Duration,
 }
 

@@ -54,25 +54,28 @@ use crate::exit::{Exit, code_of};
 use crate::privileges;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer, 4 the kernel lacks something
-or a check failed, 5 missing privileges, 6 a port or hook is taken, 7 timeout.";
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer,
+4 the kernel lacks something or a check failed, 5 missing privileges,
+6 a port or hook is taken, 7 timeout.";
 
 /// What is wrong, what may be, and what is right; without colours they are stripped on the way out.
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
 const GOOD: Style = AnsiColor::Green.on_default();
 
-/// Several containers behind one port of this machine, balanced in the kernel, without a proxy.
+/// Several containers behind one port of a Linux host, without a proxy.
 #[derive(Parser, Debug)]
 #[command(name = "samport", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
-    /// Only warnings and errors.
+    /// Log only warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Also what goes on inside, the kernel's verdict on every packet included.
+    /// Log more; -vv: every packet's verdict too.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// Colours: on a terminal (auto; not if NO_COLOR is set), always, or never.
+    /// When to use colours
+    ///
+    /// auto: on a terminal, unless NO_COLOR is set.
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     color: ColorChoice,
     #[command(subcommand)]
@@ -81,50 +84,51 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Balance ports of this machine over containers until stopped.
+    /// Balance ports of this host over containers, until stopped.
     Run(Box<run::Args>),
-    /// What runs, and what became of every packet.
+    /// Show services and packet counters.
     Status(status::Args),
-    /// Each backend: its state, its weight, and what it has got.
+    /// List backends with state, weight and connection counts.
     Backends(backends::Args),
-    /// Services and backends on the screen, as they change; keys to drain and weigh them.
+    /// Show services and backends live; keys drain and weigh.
     Top(top::Args),
-    /// The connections that are open, each with its client and its backend.
+    /// List open connections with client and backend.
     Flows(flows::Args),
-    /// What would become of a packet, and why.
+    /// Show where a packet would go, and why.
     Explain(explain::Args),
-    /// What becomes of single packets, as it happens.
+    /// Show packets and their verdicts as they pass.
     Trace(trace::Args),
-    /// Give a backend no new connections, and let it finish those it has.
+    /// Stop new connections to a backend; open ones finish.
     Drain(steer::DrainArgs),
-    /// Give a drained backend new connections again.
+    /// Send new connections to a drained backend again.
     Undrain(steer::UndrainArgs),
     /// Change a backend's share relative to the others.
     Weight(steer::WeightArgs),
-    /// Change how backends are chosen for new connections.
+    /// Change how backends are chosen.
     Balance(steer::BalanceArgs),
-    /// Lift what labels of containers that have gone restricted a service to.
+    /// Lift an allow-list that labels of gone containers have set.
     Allow(steer::AllowArgs),
-    /// Return when enough backends serve.
+    /// Wait until enough backends serve.
     Wait(wait::Args),
-    /// See whether `run` would work here, without touching anything.
+    /// Check whether `run` would work, without changing anything.
     Check(check::Args),
-    /// Whether samport answers and every service has a backend: for the HEALTHCHECK of its container.
+    /// Exit with 0 if samport and every service are healthy
     ///
-    /// It fails also when the control loop, which keeps the kernel up to date, has not completed a round for 30
-    /// seconds: it looks around every 10 seconds, and each wait within a round has a limit.
+    /// For the HEALTHCHECK of samport's own container. Fails if samport does not answer, if a service has no
+    /// backend, or if the control loop, which keeps the kernel up to date every 10 seconds, has not completed a
+    /// round for 30 seconds.
     Healthcheck(healthcheck::Args),
-    /// Whether a configuration file is good, and what is in force.
+    /// Check a configuration file, or show what is in force.
     Config(config::Args),
     /// Remove what a killed samport has left in the kernel.
     Clean(clean::Args),
-    /// Show it at work between network namespaces, without Docker, and leave nothing behind.
+    /// Show samport at work in network namespaces, without Docker.
     Demo(demo::Args),
-    /// Print what a shell needs to complete samport's commands and flags.
+    /// Print completions for a shell.
     Completions(papers::CompletionsArgs),
     /// Write manual pages of all commands.
     Man(papers::ManArgs),
-    /// Version, and that of the kernel maps' layout.
+    /// Print the version, and that of the layout of kernel maps.
     Version(version::Args),
 }
 

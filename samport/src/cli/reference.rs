@@ -125,7 +125,8 @@ fn default(arg: &Arg) -> String {
 fn meaning(arg: &Arg) -> String {
     let help = arg.get_long_help().or_else(|| arg.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
-    let help = help.replace('\n', " ").replace('|', "\\|");
+    // The first line is a heading.
+    let help = help.replace("\n\n", ". ").replace('\n', " ").replace('|', "\\|");
     let values = arg.get_possible_values();
     if !arg.get_action().takes_values() || values.is_empty() {
         return help;

@@ -45,13 +45,16 @@ pub(super) const NAME: &str = "run";
 /// Options of `samport run`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
+    /// Print what would be served, and exit
+    ///
+    /// Names the backends, how they would be reached, and what would prevent a run. Loads, attaches and writes
+    /// nothing.
+    // Before those that have headings of their own.
+    #[arg(long, display_order = 90)]
+    dry_run: bool,
     // Parsed again, with the configuration file.
     #[command(flatten)]
     _flags: Flags,
-    /// Only say what a run would serve, by which backends and how, and what would keep it from doing so:
-    /// nothing is loaded, attached or written.
-    #[arg(long)]
-    dry_run: bool,
 }
 
 /// Runs until SIGINT or SIGTERM; SIGHUP has the configuration read again.

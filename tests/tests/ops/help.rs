@@ -124,3 +124,19 @@ fn a_reader_that_has_enough_is_no_error() {
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!((ended.status.code(), said.as_ref()), (Some(141), ""));
 }
+
+/// What people see first is read without scrolling.
+#[test]
+fn help_in_short_is_a_page() {
+    for (verb, _) in VERBS {
+        let mut command = Command::new(samport_binary());
+        let output = command.args(verb.split(' ')).arg("-h").env("COLUMNS", "80").output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(help.lines().count() <= 60, "{help}");
+        let long = help.lines().find(|line| line.chars().count() > 80);
+        assert_eq!(long, None, "{help}");
+        assert!(!help.contains("[env: "), "{help}");
+    }
+    let help = printed(&["-h"]);
+    assert!(help.lines().count() <= 60, "{help}");
+}

@@ -26,91 +26,135 @@ use crate::ports::{PortRange, PortRanges, PortSpec};
 /// Options of `samport run` that a configuration file has keys for, and that file.
 #[derive(clap::Args, Debug)]
 pub struct Flags {
-    /// Configuration file: TOML, its keys the names of these flags (docs/configuration.md). A flag counts
-    /// before its environment variable, and that before the file, which is followed as it changes.
+    /// Read options from a TOML file
+    ///
+    /// Its keys are the names of these flags (docs/configuration.md). Command line and environment take precedence
+    /// over the file. The file is reloaded when it changes.
     #[arg(long, value_name = "PATH", env = "SAMPORT_CONFIG")]
     pub(in crate::cli) config: Option<PathBuf>,
-    /// Interface clients come in by; all its addresses are served, and followed as they change. This
-    /// machine's other addresses are served to its own containers. There must be one.
+    /// Serve clients on this interface (required)
+    ///
+    /// All its addresses are served, and followed as they change. The host's other addresses are served to its own
+    /// containers. May be given several times.
     #[arg(short, long, value_name = "IFACE", env = "SAMPORT_IFACE", value_delimiter = ',')]
     iface: Vec<String>,
-    /// Port to serve, and the containers' port if it is another; TCP, unless it ends in /udp. With an
-    /// address before it, like 198.51.100.7:80 or [2001:db8::7]:80, it is served there alone, and a port
-    /// without one on all other addresses. Without any, labels decide.
-    #[arg(short, long, value_name = "[ADDR:]PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    /// Serve this port
+    ///
+    /// [ADDR:]PORT[:TARGET][/tcp|udp]: PORT:TARGET if the containers listen on another port; /udp for UDP. With an address before it, like
+    /// 198.51.100.7:80 or [2001:db8::7]:80, only that address is served, and a port without one on all others.
+    /// Without -p, labels of containers decide.
+    #[arg(short, long, value_name = "PORT", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
     port: Vec<PortSpec>,
-    /// A backend that is given here and needs no Docker; several may be given.
-    #[arg(long, value_name = "[NAME=]IP[:PORT][@WEIGHT]", value_parser = parse::<StaticBackend>)]
+    /// Add a backend that is not a container
+    ///
+    /// [NAME=]IP[:PORT][@WEIGHT]. May be given several times. Needs no container engine.
+    #[arg(long, value_name = "BACKEND", value_parser = parse::<StaticBackend>)]
     backend: Vec<StaticBackend>,
-    /// Where backends come from [default: docker, or static with --backend, or file with --file]. Both
-    /// docker and podman may be given.
+    /// Where backends come from
+    ///
+    /// Default: docker; static with --backend; file with --file. Both docker and podman may be given.
     #[arg(long, value_enum, env = "SAMPORT_PROVIDER", value_delimiter = ',')]
     provider: Vec<ProviderName>,
-    /// The engine's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts
-    /// too, and CONTAINER_HOST for Podman.
+    /// Address of the container engine's API
+    ///
+    /// Like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST is honoured too, and CONTAINER_HOST
+    /// for Podman.
     #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
     endpoint: Option<String>,
-    /// File of backends for --provider file; it is followed as it changes.
+    /// Read backends from a TOML file
+    ///
+    /// For --provider file. The file is reloaded when it changes.
     #[arg(long, value_name = "PATH", env = "SAMPORT_FILE")]
     file: Option<PathBuf>,
-    /// Containers to serve: label=K[=V], name=GLOB, image=NAME or network=NAME. Without any, those
-    /// with a samport.* label. Filters of one kind are alternatives, different kinds all apply.
+    /// Serve only containers that match
+    ///
+    /// label=K[=V], name=GLOB, image=NAME or network=NAME. Filters of one kind are alternatives; different kinds
+    /// must all match. Without a filter, containers with a samport.* label are served.
     #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
     filter: Vec<Filter>,
-    /// Network whose clients are served, if not everybody's are; an address alone is itself only. A
-    /// container's label samport.allow narrows that for the ports it serves, and never widens it. This machine's own
-    /// processes are always served.
+    /// Serve only clients in this network
+    ///
+    /// An address alone means itself. A container's label samport.allow narrows this for its ports and never widens
+    /// it. The host's own processes are always served.
     #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
     allow: Vec<IpNet>,
-    /// Ports and ranges of ports that labels of containers may claim, like 80,443,8000-8999, if not all. Ports of -p
-    /// are open whatever is given here.
+    /// Ports that labels of containers may claim
+    ///
+    /// Ports and ranges, like 80,443,8000-8999. Default: all. Ports given with -p can always be used.
     #[arg(long, value_name = "PORTS", env = "SAMPORT_LABEL_PORTS", value_delimiter = ',', value_parser = parse::<PortRange>)]
     label_ports: Vec<PortRange>,
-    /// What becomes of containers of different applications whose labels claim the same port: the first one keeps
-    /// it and the others are left out (refuse), or they share it (merge). Containers are of one application if
-    /// they have the label samport.service or the Compose project in common; those without either go with any.
-    #[arg(long, value_enum, default_value = "refuse", env = "SAMPORT_SERVICE_CONFLICT")]
+    /// Two applications, one port
+    ///
+    /// refuse: the first one keeps it and the others are left out. merge: they share it. Containers belong to one
+    /// application if they share the label samport.service or the Compose project; containers with neither belong
+    /// to any.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "refuse",
+        env = "SAMPORT_SERVICE_CONFLICT"
+    )]
     service_conflict: ServiceConflictName,
-    /// How packets get to backends: into the container's veth, by the neighbour table, through the
-    /// host's stack and firewall, or the fastest of them that works for each.
+    /// How packets get to backends
+    ///
+    /// peer: into the container's veth. neigh: by the neighbour table. stack: through the host's network stack and
+    /// firewall. auto: the fastest that works for each backend.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
     forward: ForwardName,
-    /// How the kernel programs are attached: tcx (Linux 6.6), tc filters, or what the kernel has. With
-    /// xdp another one is in front of them where frames enter the machine; see docs/xdp.md for when
-    /// that is worth it.
+    /// How kernel programs are attached
+    ///
+    /// tcx (Linux 6.6 and newer), tc filters, or auto. xdp adds a program that runs before them, where frames enter
+    /// the machine; docs/xdp.md says when that is worth it.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
     hook: HookName,
-    /// Which frames --hook xdp sees: the driver's own (native), what the stack makes of them (generic,
-    /// on every device), or native where the driver can.
-    #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_XDP_MODE")]
+    /// Which frames --hook xdp sees
+    ///
+    /// native: in the driver. generic: in the stack, on every device. auto: native where the driver can.
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_enum,
+        default_value = "auto",
+        env = "SAMPORT_XDP_MODE"
+    )]
     xdp_mode: XdpModeName,
-    /// How long a backend that is leaving keeps its connections, at most: like 30s or 2h5m, or a number
-    /// of seconds.
+    /// Time to drain a backend
+    ///
+    /// One that leaves gets no new connections; open ones are closed after this time. Like 30s or 2h5m, or a number of seconds.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, env = "SAMPORT_DRAIN")]
     drain: Duration,
-    /// Leave clients on this machine itself alone: curl 127.0.0.1, or one of its own addresses.
+    /// Do not serve processes of the host
+    ///
+    /// Without it, curl 127.0.0.1 and the host's own addresses reach backends too.
     #[arg(long, env = "SAMPORT_NO_LOCAL")]
     no_local: bool,
-    /// Where the control socket is, by which `samport drain` and others talk to this samport; only root may.
-    /// [default: /run/samport/NAME.sock]
+    /// Path of the control socket
+    ///
+    /// `samport drain` and others use it; only root may. Default: /run/samport/NAME.sock
     #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
     socket: Option<PathBuf>,
-    /// File of the seed by which maglev and source-hash choose, which keeps outsiders from foreseeing what
-    /// they choose: 32 hexadecimal digits, mode 0600. It is made if it is not there. Hosts that are to choose
-    /// alike need the same. [default: /var/lib/samport/hash-seed]
+    /// Path of the seed of maglev and source-hash
+    ///
+    /// 32 hexadecimal digits, mode 0600; created if missing. It keeps outsiders from predicting which backend they
+    /// get. Hosts that are to choose the same backends need the same seed. Default: /var/lib/samport/hash-seed
     #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
     hash_seed_file: Option<PathBuf>,
-    /// User that samport goes on as, with no more than its capabilities, once it has done what needs root. It keeps the
-    /// group of the engine's socket if it cannot connect otherwise; who may write there is as good as root. All
-    /// samports of a machine are of one user. [default: root]
+    /// Drop root and continue as this user
+    ///
+    /// It keeps the capabilities it needs, and the group of the engine's socket if it cannot connect otherwise:
+    /// whoever may write there is as good as root. All samports of a host need the same user. Default: root
     #[arg(long, value_name = "NAME", env = "SAMPORT_USER")]
     user: Option<String>,
-    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (docs/metrics.md). Whoever can reach it may
-    /// read them.
+    /// Serve Prometheus metrics
+    ///
+    /// At http://ADDR:PORT/metrics (docs/metrics.md), to everybody who can reach it.
     #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
     metrics: Option<SocketAddr>,
-    /// On exit leave everything working in the kernel: the next run takes over without losing a connection,
-    /// `samport clean` removes it.
+    /// Keep balancing after exit
+    ///
+    /// The kernel goes on; the next run takes over without losing a connection, and `samport clean` removes
+    /// everything.
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
