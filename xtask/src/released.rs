@@ -11,14 +11,26 @@ use crate::sh;
 
 /// Build the last release of each older layout of maps
 ///
-/// Its sources are in the history of the checkout, with its kernel programs: only the loader is compiled. Prints a line
-/// for each, so that `export $(cargo xtask released)` lets `cargo test -p samport-tests` upgrade from them.
+/// Its sources are in the history of the checkout, and its kernel programs in tests/released: only the loader is
+/// compiled. Prints a line for each, so that `export $(cargo xtask released)` lets `cargo test -p samport-tests` upgrade
+/// from them.
 #[derive(clap::Args)]
 pub struct Args {}
 
 /// The layouts that this version takes over from, each with the last commit that has it. A release with a new layout
-/// adds the commit before it here, as `samport/src/dataplane/carry` does its types.
-const RELEASED: [(u32, &str); 1] = [(3, "c9a0d7c18e24e714ee5394406a7777fad5aa5558")];
+/// adds the commit before it here, as `samport/src/dataplane/carry` does its types, and its kernel programs, without debug
+/// information (`llvm-strip -g`), as `tests/released/layoutN/samport-ebpf`: compiling them takes the toolchain for BPF.
+const RELEASED: [(u32, &str); 1] = [(3, "29e22288329846a07ee3419651eb9c1f508237f9")];
+
+/// The build script of a release's loader: it takes the object that is beside it.
+const BUILD_SCRIPT: &str = r#"
+fn main() {
+    let out = std::env::var("OUT_DIR").unwrap();
+    for name in ["samport-ebpf", "samport-harness"] {
+        std::fs::copy("kernel-programs", format!("{out}/{name}")).unwrap();
+    }
+}
+"#;
 
 /// The crates that others of the checkout are compiled with too: another level of debug information keeps cargo from
 /// taking one for the other in the folder they share.
@@ -36,7 +48,7 @@ pub fn verb(_: &Args) -> Result<ExitCode> {
 pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     let target = sh::target_dir()?;
     let program = |(layout, commit): &(u32, &str)| {
-        let program = program(commit, &target);
+        let program = program(*layout, commit, &target);
         let program =
             program.with_context(|| format!("build the last release of layout {layout}"))?;
         Ok((format!("SAMPORT_RELEASED_{layout}"), program))
@@ -53,7 +65,7 @@ pub fn is_needed(programs: &[String], filters: &[String]) -> bool {
     has_program && (names.is_empty() || names.iter().any(may_be))
 }
 
-fn program(commit: &str, target: &Path) -> Result<PathBuf> {
+fn program(layout: u32, commit: &str, target: &Path) -> Result<PathBuf> {
     let folder = target.join("released").join(&commit[..12]);
     let program = folder.join("debug").join("samport");
     if sh::is_program(&program) {
@@ -61,14 +73,22 @@ fn program(commit: &str, target: &Path) -> Result<PathBuf> {
     }
     let source = folder.join("source");
     unpack(commit, &source)?;
+    let object = sh::root().join(format!("tests/released/layout{layout}/samport-ebpf"));
+    let loader = source.join("samport");
+    fs::copy(&object, loader.join("kernel-programs"))
+        .with_context(|| format!("copy {}", object.display()))?;
+    fs::write(loader.join("build.rs"), BUILD_SCRIPT).context("write a build script")?;
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "-p", "samport", "--locked"]);
     for name in OWN {
         cargo.args(["--config", &format!("profile.dev.package.{name}.debug=0")]);
     }
-    // What both versions depend on is compiled once; the program itself lies apart.
+    // What both versions depend on is compiled once, with the profile of this one; the program itself lies apart.
+    for setting in ["opt-level=0", "debug=false"] {
+        cargo.args(["--config", &format!(r#"profile.dev.package."*".{setting}"#)]);
+    }
     cargo.env("CARGO_BUILD_BUILD_DIR", target).env("CARGO_TARGET_DIR", &folder);
-    cargo.env("SAMPORT_BPF", "prebuilt").current_dir(&source).stdout(Stdio::null());
+    cargo.current_dir(&source).stdout(Stdio::null());
     sh::run(&mut cargo)?;
     fs::remove_dir_all(&source).with_context(|| format!("remove {}", source.display()))?;
     Ok(program)
