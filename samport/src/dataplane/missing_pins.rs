@@ -1,6 +1,7 @@
 //! Pins that somebody else has removed. Everything works on by our own descriptors, and would be gone with us: so they
 //! are made again from these.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -35,6 +36,18 @@ impl Maps {
     }
 }
 
+/// A folder that was made or mounted in the place of ours is another one to the kernel.
+fn explained(error: anyhow::Error) -> anyhow::Error {
+    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
+    if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refused) {
+        error.context(
+            "samport may write only in the folder that it has started with; restart samport",
+        )
+    } else {
+        error
+    }
+}
+
 impl Dataplane {
     /// Makes pins again that are not there any more. How many.
     ///
@@ -46,8 +59,10 @@ impl Dataplane {
             if pin.symlink_metadata().is_ok() {
                 continue;
             }
-            self.pins.make_again()?;
-            syscall::pin(object, &pin).with_context(|| format!("pin {}", pin.display()))?;
+            let about = || format!("pin {}", pin.display());
+            let made = self.pins.make_again();
+            made.and_then(|()| syscall::pin(object, &pin).with_context(about))
+                .map_err(explained)?;
             restored += 1;
         }
         Ok(restored)

@@ -116,7 +116,10 @@ impl Folder {
             return Ok(());
         }
         if bpffs() != Bpffs::Mounted {
-            bail!("{BPFFS} is no bpffs any more; mount it again: mount -t bpf bpf {BPFFS}");
+            bail!(
+                "{BPFFS} is no bpffs any more; mount it again (mount -t bpf bpf {BPFFS}), and restart samport, which may \
+                 write only in what it has started with"
+            );
         }
         make(&self.path).with_context(|| format!("make {}", self.path.display()))
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use samport_tests::daemon::samport;
 use samport_tests::fake_engine::FakeEngine;
+use samport_tests::own_mounts;
 use samport_tests::traces::{assert_traces, traces};
 
 use crate::{ended, ended_with, lab};
@@ -57,22 +58,33 @@ fn a_docker_socket_nobody_listens_on_is_named() {
 /// Case 87: refused: a user with the capabilities, who may not open the socket.
 #[test]
 fn a_docker_socket_that_may_not_be_opened_is_named() {
-    let lab = lab(0);
-    let folder = tempfile::tempdir().unwrap();
-    // The user must get as far as the socket, and to the binary.
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let path = folder.path().join("d.sock");
-    let _listener = UnixListener::bind(&path).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-    let user = [
-        "setpriv",
-        "--reuid=65534",
-        "--inh-caps=+net_admin,+bpf,+perfmon",
-        "--ambient-caps=+net_admin,+bpf,+perfmon",
-    ];
-    let endpoint = url(&path);
-    let args = [&RUN[..], &[&endpoint]].concat();
-    ended_with(lab.host(), &user, &args).assert(3, &[&endpoint, "permission denied"]);
+    own_mounts::run(|| {
+        let lab = lab(0);
+        let folder = tempfile::tempdir().unwrap();
+        // The user must get as far as the socket, and to the binary.
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let path = folder.path().join("d.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        let user = [
+            "setpriv",
+            "--reuid=65534",
+            "--inh-caps=+net_admin,+bpf,+perfmon",
+            "--ambient-caps=+net_admin,+bpf,+perfmon",
+        ];
+        let own = folder.path().join("own");
+        let seed = own.join("hash-seed").display().to_string();
+        let endpoint = url(&path);
+        let args = [&RUN[..], &[&endpoint, "--hash-seed-file", &seed]].concat();
+        // Without folders of its own it does not get as far.
+        let words = ["/run/samport", "Permission denied", "root"];
+        ended_with(lab.host(), &user, &args).assert(5, &words);
+        for folder in [Path::new("/run/samport"), Path::new("/sys/fs/bpf/samport"), &own] {
+            std::fs::create_dir(folder).unwrap();
+            std::os::unix::fs::chown(folder, Some(65_534), None).unwrap();
+        }
+        ended_with(lab.host(), &user, &args).assert(3, &[&endpoint, "permission denied"]);
+    });
 }
 
 /// Case 87: a rootless engine's socket: root has given up what it would take to open it, which `check` knows too.

@@ -1,6 +1,7 @@
 //! What `samport run` does while it is one thread: it takes what it may do from itself, for every thread to come.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -9,6 +10,7 @@ use super::Args;
 use super::config::Config;
 use crate::cli::asked::{self, Asked};
 use crate::dataplane::pins;
+use crate::exit::{Exit, coded};
 use crate::hash_seed::{self, SeedFile};
 use crate::instance;
 use crate::listening;
@@ -90,7 +92,9 @@ fn take_folders_back() -> Result<()> {
 }
 
 fn hold(config: &Config, hash_seed: Option<SeedFile>) -> Result<Held> {
-    let folders = [instance::hold_folder()?, pins::hold_root()?];
+    let folders = [instance::hold_folder(), pins::hold_root()].map(|held| held.map_err(refused));
+    let [records, pins] = folders;
+    let folders = [records?, pins?];
     if let Some(folder) = folder_of_socket(config) {
         let about = || format!("make {}", folder.display());
         fs::create_dir_all(folder).with_context(about)?;
@@ -100,6 +104,17 @@ fn hold(config: &Config, hash_seed: Option<SeedFile>) -> Result<Held> {
         None => hash_seed::open(config.hash_seed_file.as_deref())?,
     };
     Ok(Held { hash_seed, _folders: folders })
+}
+
+/// Names the way out for who may not make a folder.
+fn refused(error: anyhow::Error) -> anyhow::Error {
+    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
+    if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refused) {
+        let message = format!("{error:#}; run samport as root, or make the folder for its user");
+        coded(Exit::Privileges, message)
+    } else {
+        error
+    }
 }
 
 /// Where is written from now on. A folder that is removed is removed from the one above it.
