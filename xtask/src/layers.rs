@@ -66,8 +66,8 @@ fn imports_between_modules_are_those_of_the_list() {
     let list = sh::root().join("xtask/src/layers/imports.txt");
     let found = imports(&sh::root().join("samport/src"));
     if std::env::var_os("SAMPORT_WRITE_REFERENCE").is_some() {
-        let text: String = found.iter().map(|import| format!("{import}\n")).collect();
-        fs::write(&list, text).unwrap();
+        let lines: Vec<_> = found.iter().map(String::as_str).collect();
+        fs::write(&list, lines.join("\n") + "\n").unwrap();
     }
     let listed = fs::read_to_string(&list).unwrap();
     let listed: BTreeSet<Import> = listed.lines().map(str::to_owned).collect();
