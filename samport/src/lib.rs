@@ -4,6 +4,7 @@
 mod admission;
 mod allow;
 pub mod api;
+mod causes;
 pub mod check;
 pub mod cli;
 pub mod dataplane;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::load::{MAPS, OF_A_RUN};
 use super::{Dataplane, pins, syscall};
+use crate::causes::io_kind;
 
 /// Descriptors of all maps, by name.
 pub(super) struct Maps(Vec<(&'static str, OwnedFd)>);
@@ -38,8 +39,7 @@ impl Maps {
 
 /// A folder that was made or mounted in the place of ours is another one to the kernel.
 fn explained(error: anyhow::Error) -> anyhow::Error {
-    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
-    if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refused) {
+    if io_kind(&*error) == Some(io::ErrorKind::PermissionDenied) {
         error.context(
             "samport may write only in the folder that it has started with; restart samport",
         )

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use super::access;
+use crate::causes::{causes, io_kind};
 use crate::escape;
 use crate::exit::{Coded as _, Exit};
 
@@ -209,7 +210,7 @@ impl fmt::Display for Unreachable {
 impl Unreachable {
     /// Finds out what an error of the client means.
     pub(super) fn new(engine: Engine, endpoint: &Endpoint, error: &bollard::errors::Error) -> Self {
-        let trouble = match (error, kind(error)) {
+        let trouble = match (error, io_kind(error)) {
             (bollard::errors::Error::SocketNotFoundError(path), _) => absence(path, endpoint),
             (bollard::errors::Error::RequestTimeoutError, _) | (_, Some(ErrorKind::TimedOut)) => {
                 Trouble::Silent
@@ -252,20 +253,11 @@ fn refusal(endpoint: &Endpoint) -> Trouble {
     }
 }
 
-/// The kind of the system error at the bottom of an error, if there is one.
-fn kind(error: &(dyn Error + 'static)) -> Option<ErrorKind> {
-    causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)
-}
-
 /// The last cause says what happened; those above it say in whose hands. Only its first line: what
 /// is no engine may answer with a whole web page.
 pub(super) fn words(error: &(dyn Error + 'static)) -> String {
     let cause = causes(error).last().map_or_else(String::new, ToString::to_string);
     escape::line(cause.lines().next().unwrap_or_default()).into_owned()
-}
-
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 #[cfg(test)]

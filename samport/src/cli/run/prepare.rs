@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 
 use super::Args;
 use super::config::Config;
+use crate::causes::io_kind;
 use crate::cli::asked::{self, Asked};
 use crate::dataplane::pins;
 use crate::exit::{Exit, coded};
@@ -92,9 +93,7 @@ fn take_folders_back() -> Result<()> {
 }
 
 fn hold(config: &Config, hash_seed: Option<SeedFile>) -> Result<Held> {
-    let folders = [instance::hold_folder(), pins::hold_root()].map(|held| held.map_err(refused));
-    let [records, pins] = folders;
-    let folders = [records?, pins?];
+    let folders = [instance::hold_folder().map_err(refused)?, pins::hold_root().map_err(refused)?];
     if let Some(folder) = folder_of_socket(config) {
         let about = || format!("make {}", folder.display());
         fs::create_dir_all(folder).with_context(about)?;
@@ -108,8 +107,7 @@ fn hold(config: &Config, hash_seed: Option<SeedFile>) -> Result<Held> {
 
 /// Names the way out for who may not make a folder.
 fn refused(error: anyhow::Error) -> anyhow::Error {
-    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::PermissionDenied;
-    if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_refused) {
+    if io_kind(&*error) == Some(io::ErrorKind::PermissionDenied) {
         let message = format!("{error:#}; run samport as root, or make the folder for its user");
         coded(Exit::Privileges, message)
     } else {
