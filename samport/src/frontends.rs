@@ -193,17 +193,8 @@ mod tests {
 
     fn devices(list: &[(&str, &[&str])]) -> Devices {
         let device = |(ifindex, (name, addresses)): (u32, &(&str, &[&str]))| Device {
-            ifindex,
-            name: (*name).to_owned(),
-            is_veth: false,
-            is_bridge: false,
-            is_ethernet: true,
-            mtu: 1_500,
-            is_vrf: false,
-            peer_namespace: None,
-            master: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
-            broadcasts: BTreeSet::new(),
+            ..Device::named(ifindex, name)
         };
         (1..).zip(list).map(device).map(|device| (device.ifindex, device)).collect()
     }

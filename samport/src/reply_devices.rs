@@ -108,8 +108,6 @@ fn all_of(first: Option<u32>, others: Vec<u32>) -> ReplyDevices {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::netlink::Device;
 
@@ -118,17 +116,11 @@ mod tests {
     /// `eth0`, a bridge, and veths into numbered namespaces: 10 and 11 into one, 20 and up into another.
     fn devices() -> Devices {
         let device = |ifindex: u32, is_veth, peer_namespace| Device {
-            ifindex,
-            name: format!("dev{ifindex}"),
             is_veth,
             is_bridge: ifindex == BRIDGE,
-            is_ethernet: true,
-            mtu: 1_500,
-            is_vrf: false,
             master: (is_veth && ifindex > 5).then_some(BRIDGE + ifindex % 2),
             peer_namespace,
-            addresses: BTreeSet::new(),
-            broadcasts: BTreeSet::new(),
+            ..Device::named(ifindex, &format!("dev{ifindex}"))
         };
         let veths = [(10, 7), (11, 7)].into_iter().chain((20..30).map(|ifindex| (ifindex, 8)));
         let veths = veths.map(|(ifindex, number)| device(ifindex, true, Some(number)));

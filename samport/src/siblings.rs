@@ -88,21 +88,7 @@ mod tests {
     fn addresses_of_anothers_interfaces_and_those_given_to_it_are_its_own() {
         let addr = |text: &str| -> IpAddr { text.parse().unwrap() };
         let device = |ifindex, name: &str, on: &str| {
-            let addresses = [addr(on)].into();
-            let device = Device {
-                ifindex,
-                name: name.to_owned(),
-                is_veth: false,
-                is_bridge: false,
-                is_ethernet: true,
-                mtu: 1_500,
-                is_vrf: false,
-                peer_namespace: None,
-                master: None,
-                addresses,
-                broadcasts: BTreeSet::new(),
-            };
-            (ifindex, device)
+            (ifindex, Device { addresses: [addr(on)].into(), ..Device::named(ifindex, name) })
         };
         let devices = [device(1, "eth1", "10.0.0.1"), device(2, "br0", "10.1.0.1")].into();
         let given = Listen::tcp(443).at(addr("10.1.0.1"));

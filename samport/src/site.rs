@@ -147,17 +147,8 @@ mod tests {
 
     fn devices() -> Devices {
         let device = |ifindex, name: &str, addresses: &[&str]| Device {
-            ifindex,
-            name: name.to_owned(),
-            is_veth: false,
-            is_bridge: false,
-            is_ethernet: true,
-            mtu: 1_500,
-            is_vrf: false,
-            peer_namespace: None,
-            master: None,
             addresses: addresses.iter().map(|addr| addr.parse().unwrap()).collect(),
-            broadcasts: BTreeSet::new(),
+            ..Device::named(ifindex, name)
         };
         [
             device(1, "lo", &["127.0.0.1", "::1"]),

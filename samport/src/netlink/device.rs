@@ -36,6 +36,26 @@ pub struct Device {
     pub broadcasts: BTreeSet<IpAddr>,
 }
 
+#[cfg(test)]
+impl Device {
+    /// One with a name, for tests: Ethernet, no port of anything, without addresses.
+    pub(crate) fn named(ifindex: u32, name: &str) -> Self {
+        Self {
+            ifindex,
+            name: name.to_owned(),
+            is_veth: false,
+            is_bridge: false,
+            is_ethernet: true,
+            mtu: 1_500,
+            is_vrf: false,
+            master: None,
+            peer_namespace: None,
+            addresses: BTreeSet::new(),
+            broadcasts: BTreeSet::new(),
+        }
+    }
+}
+
 /// What may change about a device without samport doing anything about it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct LinkState {

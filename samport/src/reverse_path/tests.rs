@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use netlink_packet_core::DefaultNla;
@@ -8,22 +7,6 @@ use rtnetlink::packet_route::rule::RuleUidRange;
 use super::*;
 use crate::lab::Namespace;
 use crate::resyncs::Resyncs;
-
-fn device(ifindex: u32, name: &str) -> Device {
-    Device {
-        ifindex,
-        name: name.to_owned(),
-        is_veth: false,
-        is_bridge: false,
-        is_ethernet: true,
-        mtu: 1_500,
-        is_vrf: false,
-        peer_namespace: None,
-        master: None,
-        addresses: BTreeSet::new(),
-        broadcasts: BTreeSet::new(),
-    }
-}
 
 fn by_index(devices: Vec<Device>) -> Devices {
     devices.into_iter().map(|device| (device.ifindex, device)).collect()
@@ -127,7 +110,8 @@ fn rules_that_match_more_are_named() {
 
 #[test]
 fn strict_is_loose_where_samport_cannot_look_up_as_the_kernel_does() {
-    let devices = by_index(vec![device(1, "lo"), device(2, "eth0"), device(3, "eth1")]);
+    let devices =
+        by_index(vec![Device::named(1, "lo"), Device::named(2, "eth0"), Device::named(3, "eth1")]);
     let rp_filters = [(1, 0), (2, STRICT), (3, LOOSE)].into();
     let of = |rules: &[RuleMessage], next_hops: &NextHops| {
         let found = resolve(&devices, &rp_filters, rules, next_hops);
@@ -144,11 +128,11 @@ fn strict_is_loose_where_samport_cannot_look_up_as_the_kernel_does() {
 
 #[test]
 fn ports_of_a_vrf_are_asked_from_and_ports_of_a_bridge_are_not() {
-    let vrf = Device { is_vrf: true, ..device(2, "vrf0") };
-    let bridge = Device { is_bridge: true, master: Some(2), ..device(3, "br0") };
-    let port = Device { is_veth: true, master: Some(3), ..device(4, "veth0") };
-    let lost = Device { master: Some(99), ..device(5, "eth1") };
-    let devices = by_index(vec![device(1, "eth0"), vrf, bridge, port, lost]);
+    let vrf = Device { is_vrf: true, ..Device::named(2, "vrf0") };
+    let bridge = Device { is_bridge: true, master: Some(2), ..Device::named(3, "br0") };
+    let port = Device { is_veth: true, master: Some(3), ..Device::named(4, "veth0") };
+    let lost = Device { master: Some(99), ..Device::named(5, "eth1") };
+    let devices = by_index(vec![Device::named(1, "eth0"), vrf, bridge, port, lost]);
     let found = resolve(&devices, &BTreeMap::new(), &[], &NextHops::default());
     let in_vrf: Vec<u32> =
         found.of.iter().filter(|(_, one)| one.in_vrf).map(|(ifindex, _)| *ifindex).collect();
@@ -158,13 +142,13 @@ fn ports_of_a_vrf_are_asked_from_and_ports_of_a_bridge_are_not() {
 #[test]
 fn routes_are_asked_for_where_another_devices_route_would_be_a_reason() {
     let strict = [(1, STRICT), (2, STRICT), (3, 0), (4, 0)].into();
-    let tunnel = Device { is_ethernet: false, ..device(1, "tun0") };
-    let veth = Device { is_veth: true, ..device(3, "veth0") };
+    let tunnel = Device { is_ethernet: false, ..Device::named(1, "tun0") };
+    let veth = Device { is_veth: true, ..Device::named(3, "veth0") };
     assert!(!needs_routes(&tunnel, &strict));
-    assert!(needs_routes(&device(2, "eth0"), &strict));
+    assert!(needs_routes(&Device::named(2, "eth0"), &strict));
     assert!(needs_routes(&veth, &strict));
-    assert!(!needs_routes(&device(4, "eth1"), &strict));
-    assert!(!needs_routes(&device(5, "new"), &strict));
+    assert!(!needs_routes(&Device::named(4, "eth1"), &strict));
+    assert!(!needs_routes(&Device::named(5, "new"), &strict));
 }
 
 /// What a kernel says about devices of these names.

@@ -17,19 +17,7 @@ const ETH0: u32 = 2;
 /// A machine on which everything is well.
 fn well() -> Facts {
     let addresses = ["198.51.100.7", "fe80::1", "2001:db8::7"].map(|addr| addr.parse().unwrap());
-    let eth0 = Device {
-        ifindex: ETH0,
-        name: "eth0".into(),
-        is_veth: false,
-        is_bridge: false,
-        is_ethernet: true,
-        mtu: 1_500,
-        is_vrf: false,
-        peer_namespace: None,
-        master: None,
-        addresses: BTreeSet::from(addresses),
-        broadcasts: BTreeSet::new(),
-    };
+    let eth0 = Device { addresses: addresses.into(), ..Device::named(ETH0, "eth0") };
     let lo = Device { ifindex: 1, name: "lo".into(), is_ethernet: false, ..eth0.clone() };
     Facts {
         limits: Limits {
