@@ -24,6 +24,8 @@ pub enum Contender {
     SamportStack,
     /// The same, with one more program at generic XDP
     SamportXdp,
+    /// Another build of samport, the one that SAMPORT_OTHER_BUILD names
+    SamportOther,
     /// No balancer: routed to one container, over the bridge
     Direct,
     /// The same on a host with Docker's rules, of which one lets it pass
@@ -44,8 +46,11 @@ pub enum Contender {
 
 use Contender::{
     Direct, DirectDocker, DockerP, Haproxy, Iptables, Nftables, Nginx, Reuseport, Samport,
-    SamportNeigh, SamportStack, SamportXdp,
+    SamportNeigh, SamportOther, SamportStack, SamportXdp,
 };
+
+/// The variable that names the build of [`SamportOther`].
+const OTHER_BUILD: &str = "SAMPORT_OTHER_BUILD";
 
 /// A contender at work. It ends when dropped.
 pub struct Running {
@@ -70,6 +75,7 @@ impl Contender {
             SamportNeigh => "samport-neigh",
             SamportStack => "samport-stack",
             SamportXdp => "samport-xdp",
+            SamportOther => "samport-other",
             Direct => "direct",
             DirectDocker => "direct-docker",
             DockerP => "docker-p",
@@ -88,6 +94,9 @@ impl Contender {
 
     /// What it needs, if that is not there.
     fn missing(self) -> Option<String> {
+        if self == SamportOther && other_build().is_none() {
+            return Some(format!("{OTHER_BUILD} names no build"));
+        }
         let needed: &[&str] = match self {
             Direct | SamportStack => &[],
             Haproxy => &["iptables-restore", "haproxy"],
@@ -95,9 +104,8 @@ impl Contender {
             Nftables => &["iptables-restore", "nft"],
             SamportXdp => &["iptables-restore", "ethtool"],
             // samport too: it is measured on a host that has Docker's rules.
-            Samport | SamportNeigh | DirectDocker | DockerP | Iptables | Reuseport => {
-                &["iptables-restore"]
-            }
+            Samport | SamportNeigh | SamportOther | DirectDocker | DockerP | Iptables
+            | Reuseport => &["iptables-restore"],
         };
         let missing = needed.iter().find(|needed| !is_there(needed))?;
         Some(format!("there is no {missing}"))
@@ -136,6 +144,10 @@ impl Contender {
             Haproxy => proxy = Some(proxies::haproxy(lab, &containers)?),
             Nginx => proxy = Some(proxies::nginx(lab, &containers)?),
             Samport => daemon = Some(start_samport(lab, &containers, &[])),
+            SamportOther => {
+                let Some(build) = other_build() else { bail!("{OTHER_BUILD} is gone") };
+                daemon = Some(start_build(&build, lab, &containers, &[]));
+            }
             SamportNeigh => {
                 daemon = Some(start_samport(lab, &containers, &["--forward", "neigh"]));
             }
@@ -155,12 +167,15 @@ impl Contender {
     }
 }
 
-/// samport, and those of `usual` that it is measured beside unless the user says otherwise. Who lacks a program is
-/// named in the report.
+/// samport, and those of `usual` that it is measured beside unless the user says otherwise, and another build of it
+/// everywhere if there is one or it is asked for. Who lacks a program is named in the report.
 pub fn chosen(wanted: &[Contender], usual: &[Contender], report: &mut Report) -> Vec<Contender> {
     let others = usual.iter().filter(|one| wanted.is_empty() || wanted.contains(one));
     let mut chosen = vec![Samport];
     chosen.extend(others.filter(|one| **one != Samport));
+    if wanted.contains(&SamportOther) || (wanted.is_empty() && other_build().is_some()) {
+        chosen.push(SamportOther);
+    }
     chosen.retain(|contender| match contender.missing() {
         Some(why) => {
             report.skip(format!("{}: {why}", contender.name()));
@@ -172,12 +187,21 @@ pub fn chosen(wanted: &[Contender], usual: &[Contender], report: &mut Report) ->
 }
 
 fn start_samport(lab: &Lab, containers: &[SocketAddr], options: &[&str]) -> Daemon {
+    start_build(&samport_binary(), lab, containers, options)
+}
+
+fn start_build(build: &Path, lab: &Lab, containers: &[SocketAddr], options: &[&str]) -> Daemon {
     let ports = format!("{FRONT_PORT}:{BACKEND_PORT}");
     let backends: Vec<String> = containers.iter().map(|one| format!("--backend={one}")).collect();
     let mut args = vec!["-i", "eth0", "-p", &ports];
     args.extend(options);
     args.extend(backends.iter().map(String::as_str));
-    Daemon::start(lab, &args)
+    Daemon::start_binary(build, lab.host(), &args)
+}
+
+/// The build that samport is measured beside.
+fn other_build() -> Option<PathBuf> {
+    env::var_os(OTHER_BUILD).map(PathBuf::from)
 }
 
 /// The binary that is measured.
