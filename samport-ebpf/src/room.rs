@@ -9,10 +9,13 @@ use samport_common::layout::{UNPROVEN, held_by, unusual};
 use crate::flows::{self, Entry};
 use crate::maps::{self, Insert, Tables};
 
-/// Whether the table of flows takes a new flow of a service. Its client is not proven yet.
+/// Whether the table of flows takes a new flow of a service. Its client is not proven yet: those of both tables together
+/// are counted, and each table has a limit of its own, so that a small one is not filled with them, and a large one is not
+/// limited by the small one.
 #[inline(always)]
 pub fn has_room<P: Tables>(service: ServiceId) -> bool {
-    maps::held(UNPROVEN) < u64::from(maps::room_limits().unproven) && may_hold_more::<P>(service)
+    maps::held(UNPROVEN) < u64::from(P::of_two(maps::room_limits().unproven))
+        && may_hold_more::<P>(service)
 }
 
 /// Whether a service may hold more of the table: while that is nearly full, it has a share.

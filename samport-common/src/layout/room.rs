@@ -45,25 +45,22 @@ pub const fn held_by(service: ServiceId) -> u32 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RoomLimits {
-    /// Flows of both families whose client is not proven.
-    pub unproven: u32,
+    /// Flows whose client is not proven, of both families together, while one is stored for IPv4 and for IPv6.
+    pub unproven: [u32; 2],
     /// Flows of one service while a table is nearly full, for IPv4 and for IPv6.
     pub share: [u32; 2],
-    /// Zero.
-    pub pad: u32,
 }
 
 impl RoomLimits {
-    /// The limits of tables of these sizes: a quarter for clients that are not proven, and `percent` of a
-    /// table for a service.
+    /// The limits of tables of these sizes: a quarter of each for clients that are not proven, and `percent` of it
+    /// for a service.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "at most a table's size, for 100 percent")]
     pub const fn new(flows: [u32; 2], percent: u8) -> Self {
         let [v4, v6] = flows;
-        let smaller = if v4 < v6 { v4 } else { v6 };
         let percent = if percent < 100 { percent as u64 } else { 100 };
         let share = [(v4 as u64 * percent / 100) as u32, (v6 as u64 * percent / 100) as u32];
-        Self { unproven: smaller / 4, share, pad: 0 }
+        Self { unproven: [v4 / 4, v6 / 4], share }
     }
 }
 
@@ -90,7 +87,7 @@ mod tests {
     #[test]
     fn limits_are_parts_of_the_tables() {
         let limits = RoomLimits::new([131_072, 65_536], 50);
-        assert_eq!((limits.unproven, limits.share), (16_384, [65_536, 32_768]));
+        assert_eq!((limits.unproven, limits.share), ([32_768, 16_384], [65_536, 32_768]));
         assert_eq!(RoomLimits::new([1_024, 1_024], 100).share, [1_024, 1_024]);
         assert_eq!(RoomLimits::new([16_777_216, 1_024], 200).share[0], 16_777_216);
     }

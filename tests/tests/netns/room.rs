@@ -196,6 +196,26 @@ fn datagrams_of_clients_that_seem_real_take_no_more_than_their_services_share() 
     bed.assert_serves_new_clients();
 }
 
+/// A quarter of each table may be half-open: a small table for IPv6 does not limit the large one, and is not filled.
+#[test]
+fn each_table_limits_its_own_half_open_flows() {
+    const SYNS: u64 = 1_000;
+    let bed = TestBed::start(&["--flows", "65536", "--flows6", "1024"]);
+    let half_open = |of: u32| {
+        let flood = bed.flood(SYNS, move |number, _| {
+            let source = forged_source(2 * number + of);
+            Segment::syn(source, host_of(source, LISTEN)).frame()
+        });
+        flood.wait_for(SYNS);
+        flood.stop();
+        bed.served.status().verdict("forward-overflow")
+    };
+    let [over_ipv4, and_ipv6] = [0, 1].map(half_open);
+    assert_eq!(over_ipv4, 0, "all of them have room in the table for IPv4");
+    assert!(and_ipv6 > SYNS / 2, "{and_ipv6} of {SYNS} were kept beside the table for IPv6");
+    bed.assert_serves_new_clients();
+}
+
 /// A kind of flood.
 #[derive(Clone, Copy, Debug)]
 enum Kind {

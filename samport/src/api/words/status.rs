@@ -205,9 +205,12 @@ pub struct Limits {
     /// Flows for IPv6: `--flows6`.
     #[serde(default)]
     pub flows6: u32,
-    /// Flows of both tables whose client is not proven: a quarter of the smaller.
+    /// Flows of both tables together whose client is not proven, while one is stored in that for IPv4: a quarter of it.
     #[serde(default)]
     pub unproven: u32,
+    /// The same for IPv6.
+    #[serde(default)]
+    pub unproven6: u32,
     /// Percent of a table that one service may hold when others need room: `--service-share`.
     #[serde(default)]
     pub service_share: u8,

@@ -84,10 +84,12 @@ impl Config {
     const fn limits(&self) -> Limits {
         let options = self.dataplane;
         let dataplane::Options { flows, flows6, service_share, backends, timeouts, .. } = options;
+        let [unproven, unproven6] = options.room_limits().unproven;
         Limits {
             flows,
             flows6,
-            unproven: options.room_limits().unproven,
+            unproven,
+            unproven6,
             service_share,
             max_backends: backends,
             tcp_syn_seconds: timeouts.tcp_syn.as_secs(),

@@ -157,9 +157,11 @@ fn limits(limits: &Limits) -> String {
         let time = humantime::format_duration(Duration::from_secs(seconds)).to_string();
         format!("{name} {}", time.replace(' ', ""))
     });
-    let Limits { flows, flows6, unproven, service_share, max_backends, .. } = limits;
+    let Limits { flows, flows6, unproven, unproven6, service_share, max_backends, .. } = limits;
+    let of_ipv6 =
+        if unproven6 == unproven { String::new() } else { format!(" ({unproven6} for IPv6)") };
     format!(
-        "limits: {flows} flows for IPv4, {flows6} for IPv6, {unproven} half-open or unanswered, \
+        "limits: {flows} flows for IPv4, {flows6} for IPv6, {unproven}{of_ipv6} half-open or unanswered, \
          {service_share} % for a service when others need room, {max_backends} backends; {}",
         times.join(", ")
     )

@@ -95,6 +95,11 @@ impl Harness {
         Ok(Self { ebpf, number: 0 })
     }
 
+    /// The next packet is that of this client, where they come one after the other.
+    pub const fn begin_with(&mut self, client: u32) {
+        self.number = client as u64;
+    }
+
     /// Runs the harness with a program `repeat` times and says how long one run took on average, the
     /// harness included.
     pub fn time(

@@ -77,8 +77,8 @@ fn flows(args: &Args, harness: &mut Harness, rounds: u32) -> Result<Vec<Figure>>
         bed.establish(harness, *clients)?;
         open.push(bed);
     }
-    // Never full: each round brings as many new flows as it has runs, and one more is there to spare.
-    let filling = Bed::new("filling", (rounds + 1) * stopwatch::RUNS, 1)?;
+    // Never full: each round brings as many half-open flows as it has runs, and they may be a quarter of the table.
+    let filling = Bed::new("filling", 4 * (rounds + 1) * stopwatch::RUNS, 1)?;
     let full = Bed::new("full", ROOM, 1)?;
     let closed = Bed::restricted("closed")?;
     let strict = Bed::strict("strict")?;
