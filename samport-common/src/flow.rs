@@ -209,6 +209,13 @@ impl FlowWord {
         State::from_byte(self.0.to_le_bytes()[0])
     }
 
+    /// Whether both are of one flow, in whatever states: backend, generation and tag are the same.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_same_flow(self, other: Self) -> bool {
+        self.with_state(State::Closed).0 == other.with_state(State::Closed).0
+    }
+
     /// The same flow in another state.
     #[must_use]
     #[inline(always)]

@@ -155,6 +155,13 @@ impl Slots {
     pub const fn from_bits(bits: u64) -> Self {
         Self { base: (bits >> 32) as u32, len: bits as u32 }
     }
+
+    /// The index in `TABLE` of one of them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn index(self, slot: u32) -> u32 {
+        self.base.wrapping_add(slot)
+    }
 }
 
 /// Who may dial a frontend.

@@ -46,6 +46,14 @@ impl NewFlow {
         Balance::from_byte(self.service.balance)
     }
 
+    /// Whether `service` is still the one that was found: the kernel may use its element for another frontend at once,
+    /// when the loader has written this one anew.
+    #[inline(always)]
+    fn is_still_of_service(&self) -> bool {
+        // SAFETY: a value of a map, whose memory is never freed; an aligned number.
+        unsafe { (&raw const self.service.id).read_volatile() == self.id.get() }
+    }
+
     /// Whether a backend that fails is exchanged for another.
     #[inline(always)]
     pub fn fails_over(&self) -> bool {
@@ -106,6 +114,9 @@ pub fn select(new_flow: &NewFlow) -> Result<FlowWord, OpenError> {
         return Err(OpenError::SlowPath);
     }
     let (id, backend) = random_backend(service)?;
+    if !new_flow.is_still_of_service() {
+        return Err(OpenError::SlowPath);
+    }
     if backend.shared != 0 || !may_get(id, backend, new_flow) {
         return Err(OpenError::SlowPath);
     }
@@ -136,6 +147,9 @@ pub fn select_slow<P: Tables>(
         let hash = if balance.is_by_hash() { hash::<P>(&client, with_port) } else { 0 };
         pick(service, hash, new_flow.attempt)?
     };
+    if !new_flow.is_still_of_service() {
+        return Err(OpenError::SlowPath);
+    }
     if is_unwanted::<P>(client.addr, new_flow, unwanted, id)
         || (unwanted != 0 && refusals.contains(id))
         || !may_get(id, backend, new_flow)
@@ -201,19 +215,28 @@ fn pick_packed(service: &Service, hash: u32, attempt: u32) -> u32 {
 
 #[inline(always)]
 fn pick_as_balanced(service: &Service, hash: u32, attempt: u32) -> Result<u32, Verdict> {
-    let len = Slots::from_bits(service.slots).len;
+    let slots = slots_of(service);
+    let len = slots.len;
     let slot = match Balance::from_byte(service.balance) {
         Balance::Random => random_slot(len),
         Balance::LeastConn => {
-            let one = at(service, random_slot(len).ok_or(no_backend(service))?)?;
-            let other = at(service, random_slot(len).ok_or(no_backend(service))?)?;
+            let one = in_table(slots, random_slot(len).ok_or(no_backend(service))?)?;
+            let other = in_table(slots, random_slot(len).ok_or(no_backend(service))?)?;
             let (load, of_other) = (standing::load(one.0, one.1), standing::load(other.0, other.1));
             return Ok(if of_other.is_lighter_than(load) { other.0 } else { one.0 });
         }
         Balance::RoundRobin => next_turn(service.id, len),
         Balance::Maglev | Balance::SourceHash => choose::slot(choose::rehash(hash, attempt), len),
     };
-    at(service, slot.ok_or(no_backend(service))?).map(|(id, _)| id)
+    in_table(slots, slot.ok_or(no_backend(service))?).map(|(id, _)| id)
+}
+
+/// Where the service's table is. Read once for a choice, or the length might be of another table than the base: the
+/// loader writes a service's frontends one after the other, and the kernel uses the element of one for the next.
+#[inline(always)]
+pub fn slots_of(service: &Service) -> Slots {
+    // SAFETY: an aligned word of a map's value.
+    Slots::from_bits(unsafe { (&raw const service.slots).read_volatile() })
 }
 
 #[inline(always)]
@@ -297,20 +320,14 @@ fn next_turn(service: u16, len: u32) -> Option<u32> {
 /// A random slot of the service's table, and the backend it names.
 #[inline(always)]
 pub fn random_backend(service: &Service) -> Result<(u32, &'static Backend), Verdict> {
-    let slot = random_slot(Slots::from_bits(service.slots).len);
-    at(service, slot.ok_or(no_backend(service))?)
+    let slots = slots_of(service);
+    in_table(slots, random_slot(slots.len).ok_or(no_backend(service))?)
 }
 
-/// The backend that a slot of the service's table names.
+/// The backend that a slot of a table names.
 #[inline(always)]
-pub fn at(service: &Service, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
-    in_table(Slots::from_bits(service.slots), slot)
-}
-
-#[inline(always)]
-fn in_table(slots: Slots, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
-    let index = slots.base.wrapping_add(slot);
-    let id = maps::table_slot(index).ok_or(Verdict::BackendUnset)?;
+pub fn in_table(slots: Slots, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
+    let id = maps::table_slot(slots.index(slot)).ok_or(Verdict::BackendUnset)?;
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
     match Life::from_byte(backend.life) {
         Life::Unset => Err(Verdict::BackendUnset),

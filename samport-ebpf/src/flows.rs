@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use samport_common::conntrack::{self, Segment, Sender, Sequences, State, TICK_SHIFT};
+use samport_common::conntrack::{self, Advance, Segment, Sender, Sequences, State, TICK_SHIFT};
 use samport_common::exit::Asked;
 use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId, marks};
 use samport_common::layout::{MAX_BACKENDS, place, unusual};
@@ -44,7 +44,8 @@ pub fn set_clock() {
 /// A flow entry that was found. The kernel may take it out and store another flow in it while we look at it, at
 /// once, without a grace period. Then at worst this one packet is judged by the other flow's state and goes to
 /// its backend, which does not know the connection; a compare-and-exchange on it fails, because the word's tag
-/// is another one.
+/// is another one. What is written without one, the tick and the sequence numbers, may be written into the other flow;
+/// its backend's next segment puts these right.
 ///
 /// Never null, so that an `Option` of it is one register and not two whose values hang together in a
 /// way the verifier does not see.
@@ -279,7 +280,9 @@ impl Entry {
     /// What the client dialled.
     #[inline(always)]
     pub fn vip<P: Tables>(self) -> Endpoint<P::Addr> {
-        // SAFETY: written once, before the entry became visible; map memory as in `word`.
+        // SAFETY: map memory as in `word`, plain bytes. Written before the entry became visible, and again if the
+        // kernel uses the element for another flow while we look at it: then it is that one's, or torn, and no
+        // address that this packet has dialled.
         let flow = unsafe { &*self.pointer() };
         // SAFETY: likewise.
         let vip = unsafe { bytes::load(flow.vip.as_ptr() as usize) };
@@ -315,10 +318,10 @@ pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers:
     };
     let word = FlowWord::from_bits(word);
     let known = entry.sequences();
-    let next = conntrack::step(word.state(), &segment, sender, known);
+    let next = Advance::of(word, &segment, sender, known);
     // First: who sees the state expects them.
     entry.remember(known, next.sequences);
-    let to = word.with_state(next.state);
+    let to = next.word;
     if word == to {
         return word.to_bits();
     }
@@ -328,11 +331,10 @@ pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers:
             room::moves(entry, word, to);
             to.to_bits()
         }
-        // Another flow has taken its place.
-        Err(found) if found.with_state(State::Closed) != word.with_state(State::Closed) => {
-            word.to_bits()
-        }
-        Err(found) => found.to_bits() | AGAIN,
+        Err(found) => match conntrack::after_race(word, found) {
+            Some(found) => found.to_bits() | AGAIN,
+            None => word.to_bits(),
+        },
     }
 }
 
@@ -464,10 +466,10 @@ pub fn lookup_all_lanes<P: Tables>(
         key.set(service, lane);
         let entry = find::<P>(&key);
         if let Some(entry) = entry {
-            if entry.vip::<P>() == vip {
+            if lanes.own.is_none() && entry.vip::<P>() == vip {
                 lanes.own = Some(entry);
                 lanes.place = u32::from(lane.number());
-                break;
+                continue;
             }
             let word = entry.word();
             if !entry.is_over(word, now_tick) {

@@ -6,7 +6,9 @@ use samport_common::conntrack::{self, Decision, Known, Openers, Sender, State};
 use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Backend, Life, Scope, Service, Stands, failure, program, service};
+use samport_common::layout::{
+    Backend, Life, Scope, Service, Stands, failure, program, service, unusual,
+};
 use samport_common::outbound;
 use samport_common::packet::{self, Packet, Special};
 use samport_common::rewrite::{self, End};
@@ -170,6 +172,10 @@ pub fn choose<P: Tables, C: Context>(
     };
     let judged = match follow::<P, C>(context, packet, own, &new_flow)? {
         Lookup::Forward(hit) => return Ok(hit),
+        // The port may have a living flow in another lane: its backend must not get this one.
+        Lookup::Create(_) if own.is_some() && maps::unusual() & unusual::LANES != 0 => {
+            return Err(OpenError::SlowPath);
+        }
         Lookup::Create(judged) => judged,
         Lookup::Retry(_) => return Err(OpenError::SlowPath),
     };

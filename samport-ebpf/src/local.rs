@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use samport_common::choose::{self, Balance};
 use samport_common::family::{Family as _, V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey};
-use samport_common::layout::{Backend, Service, Slots, failure, service};
+use samport_common::layout::{Backend, Service, failure, service};
 use samport_common::local::{self, Chosen, Connected, Dialled, Outcome, SocketKey};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -215,14 +215,14 @@ fn select_id(service: &Service, cookie: u64) -> u32 {
     }
     // SAFETY: no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
-    let slots = Slots::from_bits(service.slots);
+    let slots = choice::slots_of(service);
     let Some(first) = choose::slot(random, slots.len) else { return 0 };
     // One that has failed lately is better than none.
     let mut suspect = 0;
     for step in 0..WALK {
         // By division: after a comparison the verifier would follow both ways, at each step.
         if let Some(slot) = (first + step).checked_rem(slots.len)
-            && let Ok((id, backend)) = choice::at(service, slot)
+            && let Ok((id, backend)) = choice::in_table(slots, slot)
             && local::takes(backend)
         {
             if !standing::is_suspect(id, now_tick) {

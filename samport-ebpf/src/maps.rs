@@ -293,14 +293,16 @@ macro_rules! tables {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
-                // SAFETY: the loader replaces values whole; the element is freed only after every
-                // running program has ended.
+                // SAFETY: map memory, which is never unmapped while the program runs; plain bytes, any of which
+                // are a value. The loader replaces a frontend by another element, and the kernel may use the one
+                // before for the next frontend at once: what is chosen by it is read once, and its service is
+                // compared afterwards (`choice::select`).
                 unsafe { $services.get(key) }
             }
 
             #[inline(always)]
             fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners> {
-                // SAFETY: as in `service`.
+                // SAFETY: as in `service`. Of another endpoint's owners the packet is no reply.
                 unsafe { $owners.get(key) }
             }
 
@@ -387,7 +389,7 @@ macro_rules! tables {
 
             #[inline(always)]
             fn source_devices(source: &Self::Addr) -> Option<&'static DeviceSet> {
-                // SAFETY: as in `service`.
+                // SAFETY: as in `service`. By another address's devices one packet may be judged.
                 unsafe { $sources.get(source) }
             }
 
@@ -456,15 +458,14 @@ tables!(
 /// A device with a hook of ours.
 #[inline(always)]
 pub fn device(ifindex: u32) -> Option<&'static DeviceInfo> {
-    // SAFETY: the loader replaces values whole; the element is freed only after every running program has
-    // ended.
+    // SAFETY: as in `Tables::service`. By another device's settings one packet may be judged.
     unsafe { DEVICES.get(ifindex) }
 }
 
 /// A device `samport_xdp` is attached to.
 #[inline(always)]
 pub fn xdp_device(ifindex: u32) -> Option<&'static XdpDevice> {
-    // SAFETY: the loader replaces values whole.
+    // SAFETY: as in `Tables::service`.
     unsafe { XDP_DEVICES.get(ifindex) }
 }
 

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use samport_common::choose::Load;
-use samport_common::conntrack::State;
+use samport_common::conntrack::{self, Counted, State};
 use samport_common::failover::{self, Call};
 use samport_common::flow::FlowWord;
 use samport_common::layout::{Backend, BackendStats, Condition, Event, event, failure};
@@ -35,10 +35,10 @@ pub fn opens(word: FlowWord) {
 /// Takes note of a flow whose word was exchanged for another with the same backend.
 #[inline(always)]
 pub fn moves(from: FlowWord, to: FlowWord) {
-    match (from.state().is_open(), to.state().is_open()) {
-        (true, false) => count_ended(from),
-        (false, true) => count_opened(to),
-        (true, true) | (false, false) => {}
+    match conntrack::counted(from.state(), to.state()) {
+        Counted::Ended => count_ended(from),
+        Counted::Opened => count_opened(to),
+        Counted::Neither => {}
     }
 }
 

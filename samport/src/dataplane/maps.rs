@@ -142,10 +142,12 @@ impl Maps {
         Ok((backend.generation == id.generation).then_some(suspicion))
     }
 
-    pub(super) fn retire_backend(&mut self, index: u32) -> Result<()> {
-        let MapCell(mut value) = self.backends.get(&index, 0)?;
-        value.life = Life::Down as u8;
-        self.set_backend(index, value)
+    /// Refuses a backend's flows. Nothing of them is counted any more, so that the counters are at rest when the next
+    /// backend of this index begins.
+    pub(super) fn retire_backend(&mut self, id: BackendId) -> Result<()> {
+        let MapCell(before) = self.backends.get(&id.index, 0)?;
+        let after = Backend { life: Life::Down as u8, generation: id.next().generation, ..before };
+        Ok(self.backends.set(id.index, MapCell(after), 0)?)
     }
 
     /// Says whose a backend's endpoint is; nobody's, with `None`.

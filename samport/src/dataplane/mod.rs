@@ -154,7 +154,7 @@ impl Dataplane {
                 };
                 self.maps.set_backend(id.index, value)
             }
-            Change::RetireBackend { key, id } => self.maps.retire_backend(id.index).map(|()| {
+            Change::RetireBackend { key, id } => self.maps.retire_backend(*id).map(|()| {
                 if let Some(local) = &mut self.local {
                     local.close_sockets_of(key.endpoint, *id);
                 }

@@ -192,7 +192,7 @@ impl Dataplane {
     /// If a map cannot be written.
     pub fn undo(&mut self, stray: &Stray) -> Result<()> {
         match stray {
-            Stray::Backend(id) => self.maps.retire_backend(id.index),
+            Stray::Backend(id) => self.maps.retire_backend(*id),
             Stray::Allowed(service, net) => self.allowed.remove(*service, *net),
         }
         .with_context(|| format!("undo {stray:?}"))

@@ -27,6 +27,8 @@ pub struct Actual {
     pub(super) tables: Tables,
     /// By backend id; as many as there is room for, and id 0.
     pub(super) generations: Vec<u32>,
+    /// Backend ids that were in use when a program may have begun that is still running.
+    pub(super) retired: BTreeSet<u32>,
     pub(super) last_id: u32,
     pub(super) next_service: u16,
 }
@@ -74,6 +76,7 @@ impl Actual {
             sources: BTreeMap::new(),
             tables: Tables::default(),
             generations: vec![0; backends as usize + 1],
+            retired: BTreeSet::new(),
             last_id: 0,
             next_service: 0,
         }
@@ -137,7 +140,10 @@ impl Actual {
             Change::Disallow { service, net, .. } => {
                 self.allowed.remove(&(*service, *net));
             }
-            Change::Settle => self.tables.settle(),
+            Change::Settle => {
+                self.tables.settle();
+                self.retired.clear();
+            }
             Change::SetFrontend { addr, listen, to } => {
                 let before = self.frontends.insert((*addr, *listen), *to);
                 if let Some(before) = before {
@@ -159,8 +165,10 @@ impl Actual {
             Change::RemoveOwners(source) => {
                 self.owners.remove(source);
             }
-            Change::RetireBackend { key, .. } => {
+            Change::RetireBackend { key, id } => {
                 self.backends.remove(key);
+                self.generations[id.index as usize] = id.next().generation;
+                self.retired.insert(id.index);
             }
             Change::Detach(role, ifindex) => {
                 self.attached.remove(&(*role, *ifindex));

@@ -145,6 +145,12 @@ impl Actual {
         }
         actual.next_service = by_id.keys().next_back().map_or(0, |id| id.get() + 1);
         actual.last_id = backends.values().map(|(id, _)| id.index).max().unwrap_or(0);
+        for id in &strays {
+            // What they are retired to.
+            if let Some(generation) = actual.generations.get_mut(id.index as usize) {
+                *generation = id.next().generation;
+            }
+        }
         let mut unknown: Vec<_> = strays.into_iter().map(Stray::Backend).collect();
         for (id, net) in allowed {
             match by_id.get(&id) {
@@ -154,6 +160,11 @@ impl Actual {
                 None => unknown.push(Stray::Allowed(id, net)),
             }
         }
+        // When the others were given back nobody knows.
+        let in_use: BTreeSet<u32> = backends.values().map(|(id, _)| id.index).collect();
+        let of_some_backend = (0u32..).zip(&actual.generations).filter(|(_, of)| **of != 0);
+        actual.retired =
+            of_some_backend.map(|(id, _)| id).filter(|id| !in_use.contains(id)).collect();
         (actual.backends, actual.frontends) = (backends, frontends);
         (actual, unknown)
     }

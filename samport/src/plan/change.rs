@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use samport_common::choose::Balance;
-use samport_common::flow::ServiceId;
+use samport_common::flow::{FlowWord, ServiceId};
 use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
 use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
@@ -298,7 +298,7 @@ pub enum Change {
         /// The network.
         net: IpNet,
     },
-    /// Waits until no running program can still read a region that was given back.
+    /// Waits until no running program can still read a region that was given back, or a backend that was retired.
     Settle,
     /// Points an address and port to a service's current table.
     SetFrontend {
@@ -322,7 +322,8 @@ pub enum Change {
     },
     /// Forgets the replies of a socket.
     RemoveOwners(Source),
-    /// Refuses a backend's flows from now on, and frees its id.
+    /// Refuses a backend's flows from now on, and frees its id: the generation that the kernel then has is no
+    /// backend's.
     RetireBackend {
         /// Who it was.
         key: BackendKey,
@@ -381,4 +382,13 @@ pub struct BackendId {
     pub index: u32,
     /// The generation, 24 bits.
     pub generation: u32,
+}
+
+impl BackendId {
+    /// The same index in the next generation.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        let generation = (self.generation + 1) & FlowWord::MAX_GENERATION;
+        Self { generation, ..self }
+    }
 }

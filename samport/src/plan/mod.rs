@@ -21,7 +21,7 @@ use samport_common::layout::{SHARED_BY, Scope};
 use samport_common::outbound;
 
 use crate::ports::Listen;
-use crate::table::{Recipe, Region, Tables};
+use crate::table::{Placed, Recipe, Region, Tables};
 use change::Owners;
 use matched::matched;
 use roll::Roll;
@@ -142,6 +142,8 @@ fn plan_backends<'a>(
 ) -> Vec<(&'a BackendKey, Option<BackendId>)> {
     let mut used: BTreeSet<u32> = actual.backends.values().map(|(id, _)| id.index).collect();
     let mut last = actual.last_id;
+    let mut retired = &actual.retired;
+    let none = BTreeSet::new();
     let len = u32::try_from(actual.generations.len()).unwrap_or(u32::MAX);
     let mut ids = Vec::with_capacity(desired.backends.len());
     for (key, share, known) in matched(&desired.backends, &actual.backends) {
@@ -161,17 +163,22 @@ fn plan_backends<'a>(
             None => {
                 // Most of all when they are full, one look must do.
                 let is_full = used.len() + 1 >= len as usize;
-                let free = (1..len).map(|step| 1 + (last + step - 1) % (len - 1));
-                let Some(index) = free.filter(|_| !is_full).find(|index| !used.contains(index))
-                else {
+                let ids_in_turn = (1..len).map(|step| 1 + (last + step - 1) % (len - 1));
+                let free = ids_in_turn.filter(|index| !is_full && !used.contains(index));
+                let mut rested = free.clone().filter(|index| !retired.contains(index));
+                let Some(index) = rested.next().or_else(|| free.clone().next()) else {
                     room.lacks_backend(&share.name, len - 1);
                     ids.push((key, None));
                     continue;
                 };
+                if retired.contains(&index) {
+                    // A program that is running may have seen the backend before.
+                    changes.push(Change::Settle);
+                    retired = &none;
+                }
                 used.insert(index);
                 last = index;
-                let generation = next_generation(actual.generations[index as usize]);
-                BackendId { index, generation }
+                BackendId { index, generation: actual.generations[index as usize] }.next()
             }
         };
         ids.push((key, Some(id)));
@@ -180,10 +187,6 @@ fn plan_backends<'a>(
         changes.push(Change::SetBackend { key, id, shared, weight, life, answers_on });
     }
     ids
-}
-
-const fn next_generation(generation: u32) -> u32 {
-    (generation + 1) & samport_common::flow::FlowWord::MAX_GENERATION
 }
 
 /// Which services and backends each socket answers for.
@@ -343,12 +346,11 @@ fn plan_table(
     tables: &mut Tables,
     changes: &mut Vec<Change>,
 ) -> Option<Region> {
-    if tables.find(recipe.len()).is_none() && tables.has_given_back() {
+    let Placed { settles, region } = tables.place(recipe.len());
+    if settles {
         changes.push(Change::Settle);
-        tables.settle();
     }
-    let region = tables.find(recipe.len())?;
-    tables.take(region);
+    let region = region?;
     let (slots, recipe) = (recipe.slots(), recipe.clone());
     changes.push(Change::WriteTable { service, region, slots, recipe });
     Some(region)

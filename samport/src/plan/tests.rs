@@ -330,6 +330,8 @@ fn table(changes: &[Change]) -> Vec<u32> {
 pub(super) struct Model {
     slots: BTreeMap<u32, u32>,
     serving: BTreeMap<u32, BackendKey>,
+    /// Generations of ids that a program may have seen in use that is still running, and will count for.
+    retired: BTreeMap<u32, u32>,
     owners: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
     frontends: BTreeMap<(IpAddr, Listen), Region>,
     attached: BTreeSet<(Role, u32)>,
@@ -341,10 +343,12 @@ impl Model {
     pub(super) fn apply(&mut self, change: &Change) {
         match change {
             Change::SetBackend { key, id, .. } => {
+                assert!(!self.retired.contains_key(&id.index), "{id:?} may still be seen in use");
                 self.serving.insert(id.index, key.clone());
             }
             Change::RetireBackend { id, .. } => {
                 self.serving.remove(&id.index);
+                self.retired.insert(id.index, id.generation);
             }
             Change::SetOwners { source, owners } => {
                 self.owners.insert(*source, owners.clone());
@@ -387,8 +391,8 @@ impl Model {
             Change::RemoveSource(addr) => {
                 self.sources.remove(addr);
             }
-            Change::Settle
-            | Change::OpenPort(_)
+            Change::Settle => self.retired.clear(),
+            Change::OpenPort(_)
             | Change::ClosePort(_)
             | Change::Allow { .. }
             | Change::Disallow { .. } => {}
@@ -472,6 +476,30 @@ pub(super) fn wishes() -> impl Strategy<Value = Vec<Desired>> {
             })
             .collect()
     })
+}
+
+/// A program that has read the backend before from the kernel's map may be running yet.
+#[test]
+fn an_id_is_used_again_after_a_grace_period_if_it_was_given_back_since_the_last() {
+    let mut actual = Actual::with_room_for(3);
+    let mut model = Model::default();
+    let mut settled = 0;
+    for names in [&[1, 2][..], &[3, 2], &[1, 3], &[1], &[4, 5, 1], &[6]] {
+        let backends: Vec<_> = names.iter().map(|name| (key(*name, 80), active(1))).collect();
+        while let changes = reach(&wish(&backends), &mut actual)
+            && !changes.is_empty()
+        {
+            settled += changes.iter().filter(|change| **change == Change::Settle).count();
+            changes.iter().for_each(|change| model.apply(change));
+            model.check();
+        }
+        assert_eq!(model.serving.len(), names.len());
+    }
+    assert_eq!(settled, 3, "one for all ids that a plan uses again");
+    // Nothing of a backend that has gone is counted for the next one.
+    let generations: Vec<_> = actual.backends().map(|(_, id)| (id.index, id.generation)).collect();
+    assert_eq!(generations.len(), 1, "{generations:?}");
+    assert!(generations.iter().all(|(_, generation)| generation % 2 == 1), "{generations:?}");
 }
 
 proptest! {

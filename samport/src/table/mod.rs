@@ -28,6 +28,15 @@ impl Region {
     }
 }
 
+/// Where a new table is to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// Whether to wait first until no program reads the regions given back.
+    pub settles: bool,
+    /// The region, which is taken now; `None` if there is no gap.
+    pub region: Option<Region>,
+}
+
 /// Which regions are in use. A region given back may still be read by a program that is running
 /// right now, so it counts as used until [`Tables::settle`].
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -53,6 +62,19 @@ impl Tables {
         (base.checked_add(len)? <= TABLE_SLOTS).then_some(Region { base, len })
     }
 
+    /// Takes a gap large enough for a table, one that was given back only if there is no other.
+    pub fn place(&mut self, len: u32) -> Placed {
+        let settles = self.find(len).is_none() && self.has_given_back();
+        if settles {
+            self.settle();
+        }
+        let region = self.find(len);
+        if let Some(region) = region {
+            self.take(region);
+        }
+        Placed { settles, region }
+    }
+
     /// Marks a region as used.
     pub fn take(&mut self, region: Region) {
         if region.len > 0 {
@@ -68,8 +90,7 @@ impl Tables {
     }
 
     /// Whether settling makes any room.
-    #[must_use]
-    pub fn has_given_back(&self) -> bool {
+    fn has_given_back(&self) -> bool {
         !self.given_back.is_empty()
     }
 

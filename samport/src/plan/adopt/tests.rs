@@ -22,7 +22,10 @@ impl Kernel {
                 found.generations[id.index as usize] = id.generation;
                 self.serving.insert(id.index, (key.clone(), *id, marks));
             }
-            Change::RetireBackend { id, .. } => drop(self.serving.remove(&id.index)),
+            Change::RetireBackend { id, .. } => {
+                found.generations[id.index as usize] = id.next().generation;
+                self.serving.remove(&id.index);
+            }
             Change::SetOwners { source, owners } => {
                 found.owners.insert(*source, owners.clone());
             }
