@@ -4,6 +4,7 @@
 //! The kernel is asked by tasks beside the loop, about all backends at a time: it may take a while to hear from a
 //! neighbour, and nobody else waits for it.
 
+mod adopted;
 mod find;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,11 +16,12 @@ use anyhow::{Result, anyhow};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 
+use self::adopted::Adopted;
 use self::find::{Found, Outcome, Question, given};
 use crate::health::{Target, target};
 use crate::model::Candidate;
 use crate::netlink::{self, Known, Netlink};
-use crate::plan::Route;
+use crate::plan::{BackendKey, Route};
 use crate::reply_devices::{Namespaces, ReplyDevices, reply_devices};
 
 /// How long a round waits for routes that are looked for: those that are known to the kernel are found sooner.
@@ -46,6 +48,8 @@ pub enum Forward {
 pub struct Routes {
     found: BTreeMap<Target, Found>,
     failed: BTreeMap<Target, Failed>,
+    /// Where another samport has left them.
+    adopted: Adopted,
     /// Addresses that may have moved.
     moved: BTreeSet<IpAddr>,
     tasks: JoinSet<(Target, Outcome)>,
@@ -89,11 +93,18 @@ struct Failed {
 }
 
 impl Routes {
+    /// Goes on with the ways of another samport's backends.
+    pub fn adopt<'a>(&mut self, backends: impl Iterator<Item = &'a BackendKey>) {
+        self.adopted = Adopted::of(backends);
+    }
+
     /// Begins a round: forgets whatever is not among `candidates`, and hears which of them may have moved.
     pub fn begin(&mut self, candidates: &[Candidate], netlink: &Netlink) {
         let wanted: BTreeSet<_> = candidates.iter().map(target).collect();
         self.found.retain(|target, _| wanted.contains(target));
         self.failed.retain(|target, _| wanted.contains(target));
+        let known: BTreeSet<_> = wanted.iter().map(|(id, at, _)| (id.as_str(), *at)).collect();
+        self.adopted.keep_only(|id, endpoint| known.contains(&(id, endpoint)));
         let addresses = candidates.iter().map(|one| one.endpoint.ip()).collect();
         netlink.neighbours().keep_only(&addresses);
         self.moved.extend(netlink.neighbours().take_moved());
@@ -140,7 +151,8 @@ impl Routes {
             self.found.get_mut(target).filter(|found| is_there(found.route, &network.devices));
         if let Some(found) = known {
             let may_have_moved = found.place.is_some() && self.moved.contains(&addr);
-            if !may_have_moved && (found.at == at || !found.follows_routes()) {
+            let is_routed_anew = found.follows_routes() && (found.at != at || found.held.is_some());
+            if !may_have_moved && !is_routed_anew {
                 found.at = at;
                 return None;
             }
@@ -149,6 +161,11 @@ impl Routes {
         if let Some(found) = given(site, at, network) {
             self.found.insert(target.clone(), found);
             return None;
+        }
+        if let Some(found) = self.adopted.take(target, at, network) {
+            self.found.insert(target.clone(), found);
+            let may_have_moved = found.place.is_some();
+            return Some(Question { addr, site, known: Some(found), may_have_moved, at });
         }
         let has_just_failed = |failed: &Failed| failed.at == at && Instant::now() < failed.again;
         if self.failed.get(target).is_some_and(has_just_failed) {

@@ -22,6 +22,8 @@ pub struct Device {
     pub is_bridge: bool,
     /// Whether its frames begin with an Ethernet header.
     pub is_ethernet: bool,
+    /// Whether it can send: it is switched on and has a carrier, which a veth has while its other end is switched on.
+    pub is_running: bool,
     /// The largest packet it takes, in bytes, link header not counted.
     pub mtu: u32,
     /// Whether it is a VRF: its ports' routes are in a table of its own.
@@ -46,6 +48,7 @@ impl Device {
             is_veth: false,
             is_bridge: false,
             is_ethernet: true,
+            is_running: true,
             mtu: 1_500,
             is_vrf: false,
             master: None,
@@ -99,6 +102,7 @@ pub(super) fn device(link: &LinkMessage) -> Device {
         is_veth: kind == Some(InfoKind::Veth),
         is_bridge: kind == Some(InfoKind::Bridge),
         is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+        is_running: link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         mtu: mtu.unwrap_or(u32::MAX),
         is_vrf: kind == Some(InfoKind::Vrf),
         master,

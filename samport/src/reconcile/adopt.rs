@@ -24,6 +24,7 @@ impl Reconciler {
         for (key, draining) in actual.standing() {
             self.health.assume(key.id.clone(), key.endpoint, !draining);
         }
+        self.routes.adopt(actual.backends().map(|(key, _)| key));
         let backends = actual.backends().count();
         let Record { pid, version, orders, .. } = &record;
         tracing::info!(

@@ -274,6 +274,7 @@ mod tests {
             is_vrf: ifindex == 2,
             peer_namespace: None,
             is_ethernet: true,
+            is_running: true,
             mtu: 1_500,
             master,
             addresses: BTreeSet::new(),

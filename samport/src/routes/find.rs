@@ -1,6 +1,7 @@
 //! Where one backend is, asked of the kernel.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -8,6 +9,10 @@ use super::{Forward, Network};
 use crate::model::{Place, Site};
 use crate::netlink;
 use crate::plan::Route;
+
+/// How long a backend stays behind a veth that is down while the kernel's route leads elsewhere: the route is taken away
+/// with the link, and what is left may be the default route. Longer than a link flaps and than samport takes to start.
+pub(super) const HOLD: Duration = Duration::from_mins(1);
 
 /// A route, and what it was found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +24,8 @@ pub(super) struct Found {
     pub(super) place: Option<Place>,
     /// How many changes the kernel had told of then.
     pub(super) at: u64,
+    /// Since when it is there only because its link is down.
+    pub(super) held: Option<Instant>,
 }
 
 /// What has come of looking for a backend.
@@ -56,8 +63,16 @@ impl Question {
                 )
             };
             match is_elsewhere.await {
-                Ok(false) => return Outcome::Found(Found { at, ..known }),
-                Ok(true) => {}
+                Ok(false) => return Outcome::Found(Found { at, held: None, ..known }),
+                Ok(true) => {
+                    if let Some(held) = known.held_since(Instant::now(), &network.devices) {
+                        let now = find(addr, site, network, at).await;
+                        // It may be behind another veth all the same.
+                        let other = now.ok().filter(|now| matches!(now.route, Route::Peer(_)));
+                        let held = Found { at, held: Some(held), ..known };
+                        return Outcome::Found(other.unwrap_or(held));
+                    }
+                }
                 Err(error) => {
                     tracing::debug!("{addr} stays where it was found: {error:#}");
                     return Outcome::Unknown;
@@ -93,7 +108,16 @@ impl Found {
         let device = self.device.and_then(|ifindex| network.devices.get(&ifindex));
         let (Some(before), Some(device)) = (self.place, device) else { return Ok(false) };
         let now = network.place_of(addr, device).await?;
-        Ok(now.is_some_and(|now| now != before))
+        Ok(now.is_some_and(|now| (now.ifindex, now.mac) != (before.ifindex, before.mac)))
+    }
+
+    /// Since when it stays behind a veth that is down, if it still does: the link may come back.
+    fn held_since(&self, now: Instant, devices: &netlink::Devices) -> Option<Instant> {
+        let Route::Peer(place) = self.route else { return None };
+        let is_down = |ifindex: u32| devices.get(&ifindex).is_some_and(|device| !device.is_running);
+        let since = self.held.unwrap_or(now);
+        let is_held = is_down(place.ifindex) || self.device.is_some_and(is_down);
+        (is_held && now.duration_since(since) < HOLD).then_some(since)
     }
 }
 
@@ -105,7 +129,7 @@ impl Network {
         Ok(place.filter(|place| !self.is_uplink(place.ifindex)))
     }
 
-    fn is_uplink(&self, ifindex: u32) -> bool {
+    pub(super) fn is_uplink(&self, ifindex: u32) -> bool {
         self.devices.get(&ifindex).is_some_and(|device| self.interfaces.contains(&device.name))
     }
 
@@ -124,7 +148,7 @@ pub(super) fn given(site: Option<Site>, at: u64, network: &Network) -> Option<Fo
         (Some(Site::Host), _) | (_, Forward::Stack | Forward::Neighbour) => return None,
         _ => Route::Peer(network.given_veth(site)?),
     };
-    Some(Found { route, device: None, place: None, at })
+    Some(Found { route, device: None, place: None, at, held: None })
 }
 
 /// How packets get to a backend, as it is now.
@@ -133,7 +157,7 @@ async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> R
         return Ok(found);
     }
     let Network { forward, netlink, devices, .. } = network;
-    let found = |route, device, place| Ok(Found { route, device, place, at });
+    let found = |route, device, place| Ok(Found { route, device, place, at, held: None });
     let leads = netlink.route(addr).await;
     if matches!(site, Some(Site::Host)) || *forward == Forward::Stack {
         return found(Route::Stack, leads?.map(|leads| leads.device), None);
@@ -163,4 +187,42 @@ async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> R
         _ => Route::Neighbour { ifindex: device.ifindex, answers_on },
     };
     found(route, Some(device.ifindex), learned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::{Device, Devices};
+
+    const VETH: u32 = 7;
+    const BRIDGE: u32 = 3;
+
+    fn devices(is_veth_running: bool, is_bridge_running: bool) -> Devices {
+        let device = |ifindex, is_running| Device { is_running, ..Device::named(ifindex, "dev") };
+        [(VETH, is_veth_running), (BRIDGE, is_bridge_running)]
+            .map(|(ifindex, is_running)| (ifindex, device(ifindex, is_running)))
+            .into()
+    }
+
+    #[test]
+    fn a_backend_is_held_behind_a_link_that_is_down_but_not_for_ever() {
+        let place = Place { ifindex: VETH, mac: [2; 6], polls: false };
+        let route = Route::Peer(place);
+        let found = Found { route, device: Some(BRIDGE), place: Some(place), at: 1, held: None };
+        let now = Instant::now();
+        for (veth, bridge, expected) in
+            [(true, true, None), (false, true, Some(now)), (true, false, Some(now))]
+        {
+            assert_eq!(found.held_since(now, &devices(veth, bridge)), expected, "{veth} {bridge}");
+        }
+        let held = Found { held: Some(now), ..found };
+        let at_last = now + HOLD;
+        let before = now + Duration::from_secs(59);
+        assert_eq!(held.held_since(before, &devices(false, true)), Some(now));
+        assert_eq!(held.held_since(at_last, &devices(false, true)), None);
+        // What is reached by a neighbour table follows the kernel's routes.
+        let route = Route::Neighbour { ifindex: BRIDGE, answers_on: BRIDGE };
+        let neighbour = Found { route, place: None, ..found };
+        assert_eq!(neighbour.held_since(now, &devices(false, false)), None);
+    }
 }

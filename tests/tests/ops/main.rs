@@ -17,6 +17,7 @@ mod help;
 mod instances;
 mod killed;
 mod leftovers;
+mod link_flap;
 mod metrics;
 mod network_churn;
 mod operator;

@@ -53,7 +53,8 @@ impl Window {
         match self.fault {
             // The kernel takes its IPv6 address away with the link, the host's own route with it.
             Fault::Front => !stream.is_host || stream.is_v6,
-            Fault::Veth(number) => is_of(number),
+            // An open connection sends again what was lost; whatever samport does meanwhile, its backend keeps its way.
+            Fault::Veth(number) => is_of(number) && !stream.is_held,
             // A new connection that is refused is tried with another backend, but not the host's own: that is the
             // host's own socket. What was sent while the server still was there may have been cut off.
             Fault::Container(number) => {
@@ -173,6 +174,16 @@ mod tests {
         let left = unexplained(&requests, &[of(Fault::Veth(1))]);
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].backend, Some(2));
+    }
+
+    #[test]
+    fn a_link_that_flaps_explains_no_failure_of_an_open_connection() {
+        let mut requests = vec![at(15, Some(1), false), at(16, Some(1), false)];
+        requests[1].stream.is_held = true;
+        requests.extend(good(22));
+        let left = unexplained(&requests, &[of(Fault::Veth(1))]);
+        assert_eq!(left.len(), 1);
+        assert!(left[0].stream.is_held);
     }
 
     #[test]

@@ -50,8 +50,6 @@ pub struct World {
     /// What was attached before anything went wrong.
     attached: std::collections::BTreeMap<String, usize>,
     looked: Instant,
-    /// Backends whose veths are down.
-    down: Vec<usize>,
     /// Ids of containers that have stopped, by the numbers of their backends.
     stopped: Vec<(usize, String)>,
     /// Faults that may be why samport does not start: how many of them are in force, and when one was last.
@@ -98,7 +96,6 @@ impl World {
             attached: std::collections::BTreeMap::new(),
             looked: now,
             stopped: Vec::new(),
-            down: Vec::new(),
             in_the_way: (0, now),
             windows: Vec::new(),
             folder,
@@ -130,10 +127,7 @@ impl World {
                 self.engine.end_events();
             }
             Fault::Front => self.ip(&["link", "set", "eth0", "down"]),
-            Fault::Veth(number) => {
-                self.down.push(number);
-                self.set_veth(number, "down");
-            }
+            Fault::Veth(number) => self.set_veth(number, "down"),
             Fault::Routes => self.routes = Some(Routes::start(self.lab.host())),
             Fault::Address => self.ip(&["addr", "add", ADDRESS, "dev", "eth0"]),
             Fault::TakenOff(number) => window.is_local = self.take_off(number),
@@ -176,11 +170,7 @@ impl World {
                 let address = format!("{HOST_V6}/64");
                 self.ip(&["addr", "add", &address, "dev", "eth0", "nodad"]);
             }
-            Fault::Veth(number) => {
-                self.set_veth(number, "up");
-                self.down.retain(|one| *one != number);
-                return;
-            }
+            Fault::Veth(number) => self.set_veth(number, "up"),
             Fault::Routes => drop(self.routes.take()),
             Fault::Address => self.ip(&["addr", "del", ADDRESS, "dev", "eth0"]),
             // Seen by who looks around.
@@ -234,26 +224,12 @@ impl World {
             let is_over = match fault {
                 Fault::TakenOff(_) => attached(self.lab.host()) == self.attached,
                 Fault::Container(number) => self.has_followed(number),
-                Fault::Veth(number) => self.is_found(number),
                 _ => false,
             };
             if is_over {
                 self.undone(fault);
             }
         }
-    }
-
-    /// Whether a backend whose veth was down is up, and where it was before. A samport that starts while it is down
-    /// does not find its veth and takes the neighbour table; when it is found again, connections of the time between
-    /// end.
-    fn is_found(&self, number: usize) -> bool {
-        let name = self.lab.backends()[number].name();
-        let path = format!("/run/samport/{}.json", self.instance());
-        let record = fs::read(path).unwrap_or_default();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
-        let all = record["backends"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let mut own = all.iter().filter(|one| one["name"] == name);
-        !self.down.contains(&number) && own.all(|one| one["via"] == "peer")
     }
 
     /// Whether samport has the container that runs now, and none of its predecessors: until then connections lead to the
