@@ -163,14 +163,33 @@ pub fn shed(files: bool) -> Result<()> {
 /// enforce is said in the log.
 ///
 /// # Errors
-/// Those of [`sandbox::restrict`].
+/// [`Exit::Kernel`] with those of [`sandbox::restrict`], and the way out.
 pub fn restrict(grants: &[Grant]) -> Result<()> {
-    let restricted = sandbox::restrict(grants)?;
-    for missing in &restricted.missing {
+    let restricted = sandbox::restrict(grants).map_err(|error| {
+        let message = format!(
+            "the sandbox cannot be set up: {error:#}; `--sandbox off` starts samport without it \
+             (docs/security.md)"
+        );
+        coded(Exit::Kernel, message)
+    })?;
+    remember(restricted);
+    Ok(())
+}
+
+/// Leaves out [`restrict`], because the operator wants it so, which the log and `status` say.
+pub fn leave_unrestricted() {
+    remember(Sandbox {
+        is_off: true,
+        missing: vec![sandbox::OFF.to_owned()],
+        ..Sandbox::default()
+    });
+}
+
+fn remember(sandbox: Sandbox) {
+    for missing in &sandbox.missing {
         tracing::warn!("{missing}");
     }
-    SANDBOX.get_or_init(|| restricted);
-    Ok(())
+    SANDBOX.get_or_init(|| sandbox);
 }
 
 /// What every thread keeps, if that was ever said: for `status`.
@@ -184,6 +203,7 @@ pub fn held() -> Option<Privileges> {
         capabilities,
         landlock_abi: sandbox.landlock_abi,
         seccomp: sandbox.seccomp,
+        sandbox_off: sandbox.is_off,
         missing: sandbox.missing.clone(),
     })
 }

@@ -33,6 +33,10 @@ pub enum Purpose {
     EmptyFolders,
 }
 
+/// What is said where there is none.
+pub const OFF: &str = "the sandbox is off (--sandbox off): the kernel prevents neither writing outside of samport's own \
+                       folders nor system calls that it does not need";
+
 /// What of it the kernel enforces.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Sandbox {
@@ -40,6 +44,8 @@ pub struct Sandbox {
     pub landlock_abi: Option<u32>,
     /// Whether system calls are filtered.
     pub seccomp: bool,
+    /// Whether nothing was asked of the kernel.
+    pub is_off: bool,
     /// What is not enforced, and why.
     pub missing: Vec<String>,
 }

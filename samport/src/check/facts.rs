@@ -67,6 +67,8 @@ pub struct Facts {
     pub alone: Told<()>,
     /// The file of the seed of choices by hash.
     pub hash_seed: Told<Look>,
+    /// Whether `samport run` is to restrict itself.
+    pub sandbox: bool,
     /// Who looks at what comes in for the host.
     pub inspectors: Told<Vec<Inspector>>,
 }

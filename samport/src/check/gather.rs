@@ -35,6 +35,8 @@ pub struct Asked {
     pub limits: Limits,
     /// `--hash-seed-file`.
     pub hash_seed_file: Option<PathBuf>,
+    /// `--sandbox`.
+    pub sandbox: bool,
 }
 
 /// Looks at everything.
@@ -72,6 +74,7 @@ pub async fn gather(asked: Asked) -> Result<Facts> {
         alone: told(instance::refuse_overlap(&asked.interfaces, &listens, namespace, None)),
         hash_seed: told(hash_seed::look(asked.hash_seed_file.as_deref())),
         inspectors: told(firewall::inspectors()),
+        sandbox: asked.sandbox,
         limits: asked.limits,
         interfaces: asked.interfaces,
         devices,

@@ -14,6 +14,7 @@ use crate::netlink::Device;
 use crate::ports::Listen;
 use crate::privileges;
 use crate::reconcile::check_interfaces;
+use crate::sandbox;
 use crate::site;
 
 /// The oldest kernel whose hooks and helpers samport's programs have all they need of.
@@ -96,6 +97,10 @@ fn basics(facts: &Facts) -> Vec<Finding> {
         Err(sentence) => {
             findings.push(Finding::said(Level::Failure(Exit::Privileges), sentence));
         }
+    }
+    if !facts.sandbox {
+        let way_out = "leave --sandbox at on, unless samport does not work so; please report that";
+        findings.push(Finding::warning(sandbox::OFF, way_out));
     }
     pins_and_local(facts, &mut well, &mut findings);
     if !well.is_empty() {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use samport_common::layout::{DEFAULT_BACKENDS, MAX_BACKENDS};
 
 use super::output::{Output, print_json, say};
-use super::run::{ProviderName, ServiceConflictName, parse, parse_network};
+use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_network};
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::words::{self, SCHEMA};
@@ -48,6 +48,9 @@ pub struct Args {
     /// File of the seed by which maglev and source-hash choose. [default: /var/lib/samport/hash-seed]
     #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
     hash_seed_file: Option<PathBuf>,
+    /// Whether samport is to restrict itself by Landlock and seccomp.
+    #[arg(long, value_enum, default_value = "on", env = "SAMPORT_SANDBOX")]
+    sandbox: SandboxName,
     /// How to show it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -72,6 +75,7 @@ pub async fn run(args: Args) -> Result<()> {
             conflict: args.service_conflict.into(),
         },
         hash_seed_file: args.hash_seed_file,
+        sandbox: args.sandbox == SandboxName::On,
     };
     let findings = judge(&gather(asked).await?);
     match args.output {

@@ -36,7 +36,7 @@ use crate::{seat, service};
 
 pub use self::flags::Flags;
 pub(super) use self::flags::{parse, parse_network};
-pub(super) use self::names::{ProviderName, ServiceConflictName};
+pub(super) use self::names::{ProviderName, SandboxName, ServiceConflictName};
 pub use self::prepare::{Prepared, prepare};
 
 /// The verb's name.

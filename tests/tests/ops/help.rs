@@ -31,6 +31,7 @@ pub const VERBS: [(&str, &[&str]); 19] = [
             "--drain",
             "--socket",
             "--hash-seed-file",
+            "--sandbox",
             "--metrics",
             "--keep",
             "Health:",

@@ -70,6 +70,24 @@ fn assert_no_complaint(daemon: &Daemon) {
     assert!(lines.iter().all(|line| !line.text.contains("does not need")), "{lines:?}");
 }
 
+/// Capabilities go all the same, and everybody can see that the rest does not.
+#[test]
+fn without_the_sandbox_the_log_and_status_say_so() {
+    let served = Served::start(lab(1), &["--sandbox", "off"]);
+    let seccomp = &masks(served.daemon.pid())["Seccomp"];
+    let inherited = fs::read_to_string("/proc/self/status").unwrap();
+    let inherited = inherited.lines().find_map(|line| line.strip_prefix("Seccomp:\t")).unwrap();
+    assert_eq!(seccomp, &BTreeSet::from([inherited.to_owned()]), "none but that of this test's");
+    served.daemon.wait_for_line("the sandbox is off (--sandbox off)", PATIENCE);
+    let told = &served.status().0["privileges"];
+    assert_eq!((&told["sandbox_off"], &told["seccomp"]), (&true.into(), &false.into()), "{told}");
+    assert!(told["landlock_abi"].is_null() && told["missing"].as_array().unwrap().len() == 1);
+    let wide = served.order(&["status", "-o", "wide"]);
+    assert!(wide.contains("; sandbox off (--sandbox off)"), "{wide}");
+    assert_eq!(ask(&served.lab, served.fronts()[0], 10).total(), 10);
+    served.daemon.stop();
+}
+
 /// Backends come and go, answers and metrics are had, and nothing stays: all with two capabilities.
 #[test]
 fn once_it_is_ready_each_thread_has_what_is_left_to_do_and_no_more() {

@@ -15,7 +15,10 @@ use std::thread;
 
 use samport::lab::Watched;
 use samport::sandbox::{Grant, Purpose, restrict};
+use samport_tests::PATIENCE;
 use samport_tests::bpf::{Map, open_pin};
+use samport_tests::daemon::{Backends, samport_command};
+use samport_tests::served::TARGET;
 use tempfile::TempDir;
 
 /// What a thread finds that may use folders for these purposes.
@@ -257,6 +260,44 @@ fn what_else_root_may_do_is_prevented() {
             assert_refused("a new system call", ErrorKind::Unsupported, call(number, [0; 4]));
         }
     });
+}
+
+/// As many rulesets as the kernel lets one process have (LANDLOCK_MAX_NUM_LAYERS): one more is refused.
+const LAYERS: usize = 16;
+
+/// Restricts the process that is about to start a program in nothing but making character devices.
+fn fill_landlock() -> io::Result<()> {
+    /// `handled_access_fs` of struct landlock_ruleset_attr: LANDLOCK_ACCESS_FS_MAKE_CHAR.
+    static MAKE_CHAR: u64 = 1 << 6;
+    for _ in 0..LAYERS {
+        let attr = &raw const MAKE_CHAR as usize;
+        let ruleset = call(libc::SYS_landlock_create_ruleset, [attr, size_of::<u64>(), 0, 0])?;
+        let ruleset = usize::try_from(ruleset).unwrap_or_default();
+        call(libc::SYS_landlock_restrict_self, [ruleset, 0, 0, 0])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sandbox_that_the_kernel_refuses_is_an_error_with_the_way_out() {
+    let lab = crate::lab(1);
+    let file = Backends::of(&lab, TARGET);
+    let start = |options: &[&str]| {
+        let args = ["-i", "eth0", "-p", "80:9090", "--file", file.path()];
+        let mut command = samport_command(lab.host(), &["run"]);
+        command.args(args).args(options);
+        // SAFETY: system calls alone, on numbers and a constant.
+        unsafe { command.pre_exec(fill_landlock) };
+        Watched::spawn(command, None).unwrap()
+    };
+    let mut refused = start(&[]);
+    let line = refused.wait_for_line("the sandbox cannot be set up: ", PATIENCE).unwrap();
+    assert!(line.text.contains("; `--sandbox off` starts samport without it"), "{}", line.text);
+    let status = refused.wait(PATIENCE).unwrap();
+    assert_eq!(status.code(), Some(4), "{}", refused.said());
+    let mut works = start(&["--sandbox", "off"]);
+    works.wait_for_line("ready: ", PATIENCE).unwrap();
+    assert!(works.stop().unwrap().success(), "{}", works.said());
 }
 
 fn path(path: &Path) -> CString {

@@ -77,6 +77,9 @@ pub struct Privileges {
     pub landlock_abi: Option<u32>,
     /// Whether seccomp keeps it from system calls that it does not need.
     pub seccomp: bool,
+    /// Whether `--sandbox off` has left both out.
+    #[serde(default)]
+    pub sandbox_off: bool,
     /// What the kernel does not prevent, and why.
     pub missing: Vec<String>,
 }

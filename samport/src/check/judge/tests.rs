@@ -42,6 +42,7 @@ fn well() -> Facts {
         engines: Vec::new(),
         ports: vec![("80".parse().unwrap(), Ok(()))],
         alone: Ok(()),
+        sandbox: true,
         inspectors: Ok(Vec::new()),
         hash_seed: Ok(Look::There("/var/lib/samport/hash-seed".into())),
     }
@@ -99,6 +100,7 @@ fn what_samport_can_do_without_is_a_warning() {
     assert_said(|f| f.btf = false, "warn  the kernel has no BTF", "their fields", None);
     assert_said(|f| f.bpffs = Bpffs::NotMounted, "warn  bpffs", "bpf /sys/fs/bpf", None);
     assert_said(|f| f.local = Err("no cgroup2".into()), "warn  clients on", "--no-local", None);
+    assert_said(|f| f.sandbox = false, "warn  the sandbox is off", "please report that", None);
     let no_place = Bpffs::NoPlace("ENOENT".into());
     assert_said(|f| f.bpffs = no_place, "FAIL  there is no place", "with BPF", Some(Exit::Kernel));
 }

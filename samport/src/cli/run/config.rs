@@ -43,6 +43,8 @@ pub(super) struct Config {
     pub(super) hash_seed_file: Option<PathBuf>,
     /// Who it goes on as, if not as who has started it.
     pub(super) user: Option<String>,
+    /// Whether it restricts itself by Landlock and seccomp.
+    pub(super) sandbox: bool,
     /// Whether everything stays at work in the kernel at the end.
     pub(super) keep: bool,
 }

@@ -13,7 +13,7 @@ use Effect::{AtOnce, NextStart};
 
 /// Every key. What the instance is known by (its name, its lock, its pins) and what the kernel programs were
 /// loaded with cannot change under them.
-const EFFECTS: [(&str, Effect); 40] = [
+const EFFECTS: [(&str, Effect); 41] = [
     ("iface", NextStart),
     ("port", NextStart),
     ("backend", AtOnce),
@@ -32,6 +32,7 @@ const EFFECTS: [(&str, Effect); 40] = [
     ("socket", NextStart),
     ("hash-seed-file", NextStart),
     ("user", NextStart),
+    ("sandbox", NextStart),
     ("metrics", AtOnce),
     ("keep", AtOnce),
     ("health", AtOnce),

@@ -10,7 +10,9 @@ use samport_common::layout::{MAX_ALLOWED, MAX_XDP_DEVICES};
 use samport_common::seed::Seed;
 
 use super::config::Config;
-use super::names::{ForwardName, HookName, ProviderName, ServiceConflictName, XdpModeName};
+use super::names::{
+    ForwardName, HookName, ProviderName, SandboxName, ServiceConflictName, XdpModeName,
+};
 use crate::allow;
 use crate::cli::balance::Balancing;
 use crate::cli::health::Health;
@@ -146,6 +148,12 @@ pub struct Flags {
     /// whoever may write there is as good as root. All samports of a host need the same user. Default: root
     #[arg(long, value_name = "NAME", env = "SAMPORT_USER")]
     user: Option<String>,
+    /// Restrict itself by Landlock and seccomp
+    ///
+    /// off: samport keeps the right to write root's files and to make all system calls. For a machine on which the
+    /// restrictions keep it from working; please report that.
+    #[arg(long, hide_short_help = true, value_enum, default_value = "on", env = "SAMPORT_SANDBOX")]
+    sandbox: SandboxName,
     /// Serve Prometheus metrics
     ///
     /// At http://ADDR:PORT/metrics (docs/metrics.md), to everybody who can reach it.
@@ -209,6 +217,7 @@ impl Flags {
             },
             hash_seed_file: self.hash_seed_file.clone(),
             user: self.user.clone(),
+            sandbox: self.sandbox == SandboxName::On,
             keep: self.keep,
         })
     }

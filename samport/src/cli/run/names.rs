@@ -1,4 +1,4 @@
-//! What may be said for `--provider`, `--forward`, `--hook`, `--xdp-mode` and `--service-conflict`.
+//! What may be said for `--provider`, `--forward`, `--hook`, `--xdp-mode`, `--service-conflict` and `--sandbox`.
 
 use clap::ValueEnum;
 
@@ -42,6 +42,12 @@ pub(super) enum XdpModeName {
 pub(in crate::cli) enum ServiceConflictName {
     Refuse,
     Merge,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(in crate::cli) enum SandboxName {
+    On,
+    Off,
 }
 
 impl ProviderName {

@@ -168,9 +168,12 @@ fn limits(limits: &Limits) -> String {
 }
 
 fn may(privileges: &Privileges) -> String {
-    let Privileges { user, capabilities, landlock_abi, seccomp, .. } = privileges;
+    let Privileges { user, capabilities, landlock_abi, seccomp, sandbox_off, .. } = privileges;
     let capabilities =
         if capabilities.is_empty() { "no capability".to_owned() } else { capabilities.join(" ") };
+    if *sandbox_off {
+        return format!("privileges: user {user}, {capabilities}; sandbox off (--sandbox off)");
+    }
     let landlock = landlock_abi.map_or("off".to_owned(), |abi| format!("ABI {abi}"));
     let seccomp = if *seccomp { "on" } else { "off" };
     format!("privileges: user {user}, {capabilities}; Landlock {landlock}, seccomp {seccomp}")
@@ -230,6 +233,7 @@ mod tests {
                 capabilities: vec!["CAP_BPF".into(), "CAP_NET_ADMIN".into()],
                 landlock_abi: Some(7),
                 seccomp: true,
+                sandbox_off: false,
                 missing: Vec::new(),
             }),
             services: vec![ServiceCount {
@@ -283,6 +287,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_sandbox_that_was_turned_off_is_said_to_be_off() {
+        let mut instance = instance();
+        let privileges = instance.privileges.as_mut().unwrap();
+        (privileges.landlock_abi, privileges.seccomp, privileges.sandbox_off) = (None, false, true);
+        let text = text(&instance, &Rates::new(), Duration::ZERO, true);
+        assert!(text.contains("CAP_NET_ADMIN; sandbox off (--sandbox off)\n"), "{text}");
     }
 
     #[test]
