@@ -1,5 +1,7 @@
 //! Who listens on a port of this machine already.
 
+mod holder;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
@@ -51,7 +53,7 @@ pub fn remember(ports: &[Listen]) {
 /// [`Exit::Conflict`], naming the process.
 pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
     let Some((at, inode)) = takers(ports).next() else { return Ok(()) };
-    let (who, way_out) = describe(inode);
+    let (who, way_out) = describe(at, inode);
     let port = at.brief();
     Err(coded(
         Exit::Conflict,
@@ -63,7 +65,7 @@ pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
 /// interfaces, and nobody tells them.
 pub fn warnings(ports: &[Listen]) -> BTreeSet<String> {
     let sentence = |(at, inode): (Listen, u64)| {
-        let ((who, way_out), port) = (describe(inode), at.brief());
+        let ((who, way_out), port) = (describe(at, inode), at.brief());
         format!(
             "port {port} is served, and listened on by {who} since: clients that come in by the interfaces get \
              backends, not it; {way_out}, or serve another port"
@@ -81,7 +83,7 @@ fn takers(ports: &[Listen]) -> impl Iterator<Item = (Listen, u64)> {
 }
 
 /// Who holds a socket, and what to do about it.
-fn describe(inode: u64) -> (String, &'static str) {
+fn describe(at: Listen, inode: u64) -> (String, &'static str) {
     let seen = || SEEN.get()?.get(&inode).cloned();
     match owner(inode).or_else(seen) {
         Some((pid, name)) if name.starts_with("docker-proxy") => (
@@ -89,7 +91,7 @@ fn describe(inode: u64) -> (String, &'static str) {
             "remove it from that container's `ports:`",
         ),
         Some((pid, name)) => (format!("{name} (pid {pid})"), "stop it"),
-        None => ("another process (`ss -lnptu` as root says which)".to_owned(), "stop it"),
+        None => (holder::describe(at, inode), "stop it"),
     }
 }
 

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    Nla as _,
 };
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags,
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
 };
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagDestroy, SockDiagMessage,
@@ -17,6 +19,7 @@ use netlink_packet_sock_diag::{
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::net::sockopt;
+use samport_common::wire::protocol::Protocol;
 
 const PROTOCOLS: [u8; 2] = [IPPROTO_TCP, IPPROTO_UDP];
 
@@ -32,6 +35,25 @@ pub struct Connected {
     /// The kernel's number of the socket, never used twice.
     pub cookie: u64,
     request: InetRequest,
+}
+
+/// Who has made a socket, as far as the kernel tells anybody.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// The user.
+    pub uid: u32,
+    /// The number of the control group (cgroup2), which is the inode of its folder. Since Linux 5.8.
+    pub cgroup: Option<u64>,
+}
+
+impl Connected {
+    /// Whether it is a socket of this protocol, and this is its own end.
+    #[must_use]
+    pub fn is_at(&self, local: SocketAddr, protocol: Protocol) -> bool {
+        let InetRequest { protocol: number, socket_id, .. } = &self.request;
+        let own = (socket_id.source_address.to_canonical(), socket_id.source_port);
+        *number == protocol.number() && own == (local.ip(), local.port())
+    }
 }
 
 impl Sockets {
@@ -57,6 +79,39 @@ impl Sockets {
             }
         }
         if known { Ok(found) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
+
+    /// Who has made the socket with this inode, which waits on this port.
+    pub fn holder(
+        &mut self,
+        protocol: Protocol,
+        port: u16,
+        inode: u64,
+    ) -> io::Result<Option<Holder>> {
+        let states = match protocol {
+            Protocol::Tcp => StateFlags::LISTEN,
+            Protocol::Udp => StateFlags::CLOSE,
+        };
+        let mut found = None;
+        for family in [AF_INET, AF_INET6] {
+            let mut socket_id =
+                if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+            socket_id.source_port = port;
+            let message = SockDiagMessage::InetRequest(InetRequest {
+                family,
+                protocol: protocol.number(),
+                extensions: ExtensionFlags::empty(),
+                states: states.clone(),
+                socket_id,
+            });
+            self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
+            self.receive(&mut |InetResponse { header, nlas }| {
+                if u64::from(header.inode) == inode {
+                    found = Some(Holder { uid: header.uid, cgroup: cgroup_of(nlas) });
+                }
+            })?;
+        }
+        Ok(found)
     }
 
     /// Ends a socket's connection: whoever uses it gets ECONNABORTED. One that is gone is fine.
@@ -88,7 +143,8 @@ impl Sockets {
         };
         let message = SockDiagMessage::InetRequest(request(socket_id));
         self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
-        self.receive(&mut |InetResponseHeader { socket_id, .. }| {
+        self.receive(&mut |InetResponse { header, .. }| {
+            let socket_id = &header.socket_id;
             if is_peer(socket_id, peer) {
                 let cookie = u64::from_ne_bytes(socket_id.cookie);
                 found.push(Connected { cookie, request: request(socket_id.clone()) });
@@ -112,7 +168,7 @@ impl Sockets {
     }
 
     /// Receives up to the answer's end.
-    fn receive(&self, each: &mut dyn FnMut(&InetResponseHeader)) -> io::Result<()> {
+    fn receive(&self, each: &mut dyn FnMut(&InetResponse)) -> io::Result<()> {
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             let mut rest = &bytes[..];
@@ -127,7 +183,7 @@ impl Sockets {
                     // What is left of a conversation that broke off.
                     _ if !ours => {}
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(socket)) => {
-                        each(&socket.header);
+                        each(&socket);
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(answer) if answer.code.is_none() => return Ok(()),
@@ -146,6 +202,19 @@ pub(crate) fn limit_waits(socket: &Socket) -> io::Result<()> {
     // SAFETY: the socket is open for as long as it is borrowed.
     let socket = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
     Ok(sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(ANSWER))?)
+}
+
+/// INET_DIAG_CGROUP_ID of linux/inet_diag.h.
+const CGROUP_ID: u16 = 21;
+
+fn cgroup_of(nlas: &[Nla]) -> Option<u64> {
+    let attribute = nlas.iter().find(|one| one.kind() == CGROUP_ID)?;
+    let mut bytes = [0; size_of::<u64>()];
+    if attribute.value_len() != bytes.len() {
+        return None;
+    }
+    attribute.emit_value(&mut bytes);
+    Some(u64::from_ne_bytes(bytes))
 }
 
 /// All in which a socket has another end that may still be heard of. (An unconnected datagram socket
@@ -189,6 +258,10 @@ mod tests {
         let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         datagrams.connect(peer).unwrap();
         assert_eq!(cookies(peer), 2);
+        let found = Sockets::open().unwrap().connected_to(peer).unwrap();
+        let own = datagrams.local_addr().unwrap();
+        let are_at = |protocol| found.iter().filter(|one| one.is_at(own, protocol)).count();
+        assert_eq!((are_at(Protocol::Udp), are_at(Protocol::Tcp)), (1, 0));
         // A socket for IPv6 that talks IPv4.
         let both = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
         both.connect((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), peer.port())).unwrap();

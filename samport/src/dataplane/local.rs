@@ -171,7 +171,7 @@ where
 }
 
 /// Where the tree of control groups (version 2) is mounted; its root, if that is to be seen.
-pub(super) fn cgroup_root() -> Result<PathBuf> {
+pub fn cgroup_root() -> Result<PathBuf> {
     let mounts = procfs::process::Process::myself().and_then(|process| process.mountinfo());
     let mounts = mounts.context("read /proc/self/mountinfo")?;
     let mut mounts: Vec<_> = mounts.into_iter().filter(|m| m.fs_type == "cgroup2").collect();

@@ -1,7 +1,7 @@
 //! Programs of others on the same hooks.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use samport::dataplane::pins;
 use samport_tests::bpf::{Foreign, Hook, detach_link, programs_on};
@@ -293,18 +293,45 @@ fn a_bpffs_that_somebody_unmounts_is_named_and_a_new_one_is_used_after_a_restart
     });
 }
 
-/// A process takes a port of the host that samport serves already. It is named, and gets none of the clients.
+/// A control group for this process's children, removed when dropped.
+struct ControlGroup(PathBuf);
+
+impl ControlGroup {
+    fn new(name: &str) -> Self {
+        let folder = samport::dataplane::cgroup_root().unwrap().join(name);
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        eventually("the control group is empty", || fs::remove_dir(&self.0).ok());
+    }
+}
+
+/// A process takes a port of the host that samport serves already. Its user and its unit are named, and it gets none of
+/// the clients.
 #[test]
 fn a_process_that_takes_a_served_port_later_is_named_once() {
+    let name = format!("samport-test-{}.service", std::process::id());
+    let group = ControlGroup::new(&name);
     let served = Served::start(lab(1), &[]);
-    let taken = served.lab.host().run(|| Server::bind("late", 80)).unwrap();
+    // A program that is at hand and listens: another samport, which serves its metrics there.
+    let procs = group.0.join("cgroup.procs");
+    let enter = format!("echo $$ > {} && exec \"$0\" \"$@\"", procs.display());
+    let args = ["-i", "eth0", "-p", "81:9090", "--file", served.file.path()];
+    let args = [&args[..], &["--metrics", "0.0.0.0:80"]].concat();
+    let late = Daemon::start_through(served.lab.host(), &["sh", "-c", &enter], &args, &[]);
     let said = "port 80 is served, and listened on by";
-    served.daemon.wait_for_line(said, PATIENCE);
+    let line = served.daemon.wait_for_line(said, PATIENCE);
+    let by = format!("{said} a process of user root in unit {name} since: ");
+    assert!(line.text.contains(&by), "{}", line.text);
     assert_eq!(ask(&served.lab, served.fronts()[0], 20).of("web-1"), 20);
     let count = |text| served.daemon.lines().iter().filter(|line| line.text.contains(text)).count();
     // Another look comes after half a minute.
     std::thread::sleep(std::time::Duration::from_secs(32));
     assert_eq!(count(said), 1);
-    drop(taken);
+    late.stop();
     served.daemon.stop();
 }
