@@ -16,6 +16,7 @@ use samport_common::flow::{
 use samport_common::layout::{
     Backend, Condition, DeviceInfo, DeviceSet, Evidence, Service, Slots, Suspicion,
 };
+use samport_common::outbound::{Outbound, OutboundKey};
 use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
 
@@ -158,6 +159,35 @@ impl Answers {
             IpAddr::V6(ip) => self
                 .table::<AffinityKey<[u8; 16]>, Affinity>("AFFINITY6")?
                 .get(&AffinityKey { client: ip.octets(), service: number, pad: [0; 2] }),
+        })
+    }
+
+    /// What the host or a container has begun with a remote end from a local one that is served; `None` in an instance
+    /// of a version that remembers nothing of it.
+    pub fn outbound(
+        &self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<Option<Outbound>> {
+        let map = if local.is_ipv4() { "OUTBOUND4" } else { "OUTBOUND6" };
+        if !pins::map_of(&self.instance, map).exists() {
+            return Ok(None);
+        }
+        Ok(match (local.ip(), remote.ip()) {
+            (IpAddr::V4(near), IpAddr::V4(far)) => {
+                let near = endpoint(near.octets(), local.port());
+                let far = endpoint(far.octets(), remote.port());
+                self.table::<OutboundKey<[u8; 4]>, Outbound>(map)?
+                    .get(&OutboundKey::new(near, far, protocol))
+            }
+            (IpAddr::V6(near), IpAddr::V6(far)) => {
+                let near = endpoint(near.octets(), local.port());
+                let far = endpoint(far.octets(), remote.port());
+                self.table::<OutboundKey<[u8; 16]>, Outbound>(map)?
+                    .get(&OutboundKey::new(near, far, protocol))
+            }
+            _ => None,
         })
     }
 

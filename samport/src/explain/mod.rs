@@ -14,6 +14,7 @@ use samport_common::failover::{self, Refusals};
 use samport_common::flow::ClientWay;
 use samport_common::layout::{Life, Scope, Service, Via, service};
 use samport_common::local;
+use samport_common::outbound;
 use samport_common::seed::Seed;
 use samport_common::source::{Move, Side};
 use samport_common::verdict::Verdict;
@@ -128,6 +129,8 @@ pub struct Found {
     pub allowed: bool,
     /// What is remembered of the flow.
     pub flow: Option<Remembered>,
+    /// Whether the host or a container has begun something with the client, from the address and port that it dials.
+    pub is_begun_here: bool,
     /// Backends that the client's port talks to through other addresses of the service.
     pub taken: Vec<u32>,
     /// The backend the client's address got last, its generation, and ticks since then.
@@ -309,6 +312,14 @@ fn packet(facts: &Facts, found: &Found, door: &Door, remarks: &mut Remarks) -> (
         }
         (Decision::Stay | Decision::Choose, _) => {}
     }
+    if unwanted.is_none() && answers_outbound(found, protocol, balance) {
+        if protocol == Protocol::Tcp {
+            let note =
+                "a new connection from the same port, which begins with a SYN, would get a backend";
+            remarks.notes.push(note.to_owned());
+        }
+        return leaves(Verdict::OutboundAnswer);
+    }
     let (fate, next) = new_flow(facts, found, door, balance, unwanted);
     let is_new = matches!(fate, Fate::Goes(Because::Affinity | Because::Choice(_), _));
     if is_new && !source::is_valid(facts, door) {
@@ -316,6 +327,13 @@ fn packet(facts: &Facts, found: &Found, door: &Door, remarks: &mut Remarks) -> (
         return leaves(Verdict::SpoofedSource);
     }
     (fate, next)
+}
+
+/// Whether the next packet answers what was begun here. A segment is taken for one of the connection that was.
+const fn answers_outbound(found: &Found, protocol: Protocol, balance: Balance) -> bool {
+    found.is_begun_here
+        && outbound::is_of_concern(protocol, balance.is_by_hash())
+        && outbound::may_be_answer(protocol, Flags(Flags::ACK))
 }
 
 fn known(facts: &Facts, found: &Found, flow: &Remembered) -> conntrack::Known {

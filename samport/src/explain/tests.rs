@@ -63,6 +63,7 @@ fn facts() -> Facts {
         name: "80/tcp".to_owned(),
         allowed: true,
         flow: None,
+        is_begun_here: false,
         taken: Vec::new(),
         affinity: None,
         slots: SLOTS.to_vec(),
@@ -603,4 +604,43 @@ fn a_flow_that_is_over_or_silent_opens_another_only_from_a_valid_source() {
     // Without another backend it stays where it is.
     silent.found.as_mut().unwrap().slots = vec![2];
     assert_goes(silent, &["web-2"], &["existing flow (syn-sent"]);
+}
+
+/// Docs: design record 17.
+#[test]
+fn an_answer_to_what_was_begun_here_is_the_hosts() {
+    let begun = |protocol, balance: Balance| {
+        let mut facts = with(|found| {
+            found.is_begun_here = true;
+            found.service.balance = balance as u8;
+        });
+        facts.question.protocol = protocol;
+        explain(facts).fate
+    };
+    let is_answer = |fate| fate == Fate::Leaves(Verdict::OutboundAnswer);
+    assert!(is_answer(begun(Protocol::Udp, Balance::Random)));
+    assert!(is_answer(begun(Protocol::Udp, Balance::Maglev)));
+    assert!(is_answer(begun(Protocol::Tcp, Balance::Maglev)));
+    // Segments from the middle of a connection open no flow there, so nothing is asked.
+    assert!(!is_answer(begun(Protocol::Tcp, Balance::Random)));
+    let mut facts = with(|found| {
+        found.is_begun_here = true;
+        found.slots.clear();
+    });
+    facts.question.protocol = Protocol::Udp;
+    let said = lines(&explain(facts));
+    let expected = "an answer to what was begun here, from 198.51.100.7:80 with 203.0.113.9:51022 → left to this \
+                    machine's own stack (outbound-answer)";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn who_has_a_flow_keeps_it_whatever_was_begun_here() {
+    let mut facts = with(|found| {
+        found.is_begun_here = true;
+        found.flow = Some(flow(2, State::Answered, 5));
+    });
+    facts.question.protocol = Protocol::Udp;
+    let Fate::Goes(Because::Flow(..), to) = explain(facts).fate else { panic!("another fate") };
+    assert_eq!(to, [(2, 1.0)]);
 }

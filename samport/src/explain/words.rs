@@ -100,6 +100,13 @@ fn leaves(verdict: Verdict, explanation: &Explanation) -> Vec<String> {
         Verdict::FlowAmbiguous => {
             "new → no backend that this port does not talk to already".to_owned()
         }
+        Verdict::OutboundAnswer => {
+            let question = explanation.facts.question;
+            format!(
+                "an answer to what was begun here, from {} with {}",
+                question.dialled, question.client
+            )
+        }
         other => other.name().to_owned(),
     };
     vec![why, format!("{} ({})", own_stack(verdict.action()), verdict.name())]

@@ -6,6 +6,7 @@ use samport::lab::{Bridge, CLIENT_V4, CLIENT_V6, Namespace, output_of};
 use samport_tests::datagrams::{Echo, ask_connected, ask_to};
 use samport_tests::socket::{ask_on, connect_from};
 use samport_tests::{HOST_V4, HOST_V6, Lab, PATIENCE, Server, eventually};
+use serde_json::Value;
 
 use crate::datagrams::{Datagrams, connected};
 
@@ -321,4 +322,98 @@ fn connections_from_a_served_port_of_a_service_by_hash_are_their_own() {
     ask_all(lab.containers()[0].namespace());
     drop(server);
     assert!(lab.get(lab.front(SERVED), "/").unwrap().backend.starts_with("web-"));
+}
+
+/// What `samport explain` predicts of a packet from there to here, by name.
+fn predicted(datagrams: &Datagrams, from: SocketAddr, to: SocketAddr, options: &[&str]) -> String {
+    let order = ["explain", &from.to_string(), &to.to_string(), "-o", "json"];
+    let said = datagrams.served.order(&[&order, options].concat());
+    let document: Value = serde_json::from_str(&said).unwrap();
+    match document["verdict"].as_str() {
+        Some(verdict) => verdict.to_owned(),
+        None => document["fate"].as_str().unwrap().to_owned(),
+    }
+}
+
+/// How often the kernel has taken a packet for an answer.
+fn answers(datagrams: &Datagrams) -> u64 {
+    datagrams.served.status().verdict("outbound-answer")
+}
+
+#[test]
+fn explain_predicts_whose_a_datagram_is() {
+    let builder = Lab::builder().backends(3);
+    let options = ["--udp-unanswered-timeout", "4s", "--udp-timeout", "4s"];
+    let datagrams = Datagrams::start(builder, &options, Echo::bind);
+    let lab = &datagrams.served.lab;
+    for remote in outside(4_444) {
+        let near = SocketAddr::new(host(remote.is_ipv6()), 80);
+        let client = datagrams.on_client(|| bound(any(remote.is_ipv6(), 4_444)));
+        let predict = || predicted(&datagrams, remote, near, &["--udp"]);
+        assert_eq!(predict(), "forward", "nothing was begun");
+        // Seen as it left, by a socket that is not connected.
+        let asker = lab.host().run(|| bound(any(remote.is_ipv6(), 80)));
+        let before = answers(&datagrams);
+        asker.send_to(b"who?", remote).unwrap();
+        assert_eq!(predict(), "outbound-answer");
+        client.send_to(b"I", near).unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(asker.recv(&mut buffer).unwrap(), 1);
+        assert_eq!(answers(&datagrams), before + 1);
+        // Another port of the same machine has been asked nothing.
+        let beside = SocketAddr::new(remote.ip(), 4_445);
+        assert_eq!(predicted(&datagrams, beside, near, &["--udp"]), "forward");
+        drop(asker);
+        eventually("it is forgotten", || (predict() == "forward").then_some(()));
+        client.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
+        client.send_to(b"me", near).unwrap();
+        let length = client.recv(&mut buffer).unwrap();
+        // The four bytes of its own question have been received, or who has answered.
+        let length =
+            if &buffer[..length] == b"who?" { client.recv(&mut buffer).unwrap() } else { length };
+        assert!(buffer[..length].starts_with(b"web-"), "{:?}", &buffer[..length]);
+        assert_eq!(answers(&datagrams), before + 1);
+        assert_eq!(predict(), "forward", "it has a flow");
+    }
+}
+
+/// A socket that was connected before samport was there has sent nothing that was seen.
+#[test]
+fn explain_knows_a_connected_socket_whose_question_was_not_seen() {
+    let (datagrams, _outside) = start(&[]);
+    let lab = &datagrams.served.lab;
+    for remote in outside(4_444) {
+        let near = SocketAddr::new(host(remote.is_ipv6()), 80);
+        let asker = lab.host().run(|| {
+            let socket = bound(near);
+            socket.connect(remote).unwrap();
+            socket
+        });
+        let before = answers(&datagrams);
+        assert_eq!(predicted(&datagrams, remote, near, &["--udp"]), "outbound-answer");
+        let client = datagrams.on_client(|| bound(any(remote.is_ipv6(), 4_444)));
+        client.send_to(b"late", near).unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(asker.recv(&mut buffer).unwrap(), 4);
+        assert_eq!(answers(&datagrams), before + 1);
+        // Of TCP nothing was begun.
+        assert_eq!(predicted(&datagrams, remote, near, &[]), "forward");
+    }
+}
+
+#[test]
+fn explain_predicts_whose_a_segment_is_where_a_service_chooses_by_hash() {
+    let options = ["-p", "50051:9090", "--balance", "maglev"];
+    let datagrams = Datagrams::start(Lab::builder().backends(2), &options, Echo::bind);
+    let lab = &datagrams.served.lab;
+    let _server = lab.client().run(|| Server::bind("outside", OUTSIDE)).unwrap();
+    for remote in outside(OUTSIDE) {
+        let near = SocketAddr::new(host(remote.is_ipv6()), SERVED);
+        assert_eq!(predicted(&datagrams, remote, near, &[]), "forward", "nothing was begun");
+        let stream = lab.host().run(|| connect_from(SERVED, remote).unwrap());
+        let before = answers(&datagrams);
+        assert_eq!(predicted(&datagrams, remote, near, &[]), "outbound-answer");
+        assert_eq!(ask_on(&stream, "/").unwrap().backend, "outside");
+        assert!(answers(&datagrams) > before);
+    }
 }

@@ -27,6 +27,7 @@ use crate::plan::Role;
 use crate::ports::Listen;
 use crate::resyncs::Resyncs;
 use crate::reverse_path;
+use crate::sockets::Sockets;
 use crate::wire_forms::wide;
 
 /// All there is to know for an answer; `iif` is the device the packet comes in by, if that is said.
@@ -335,6 +336,10 @@ impl Gathering<'_> {
         let restricted = service.flags & service::RESTRICTED != 0;
         let allowed = !restricted || answers.allows(id, client.ip())?;
         let (flow, taken) = self.flows(answers, id)?;
+        let is_begun_here = match one.entry {
+            Entry::Device(_) => self.is_begun_here(one)?,
+            Entry::Call(_) | Entry::Nowhere(_) => false,
+        };
         // The machine is one client.
         let owner = match (&one.entry, self.at) {
             (Entry::Call(_), SocketAddr::V4(_)) => Ipv4Addr::LOCALHOST.into(),
@@ -376,6 +381,7 @@ impl Gathering<'_> {
             name,
             allowed,
             flow,
+            is_begun_here,
             taken,
             affinity,
             slots,
@@ -383,6 +389,21 @@ impl Gathering<'_> {
             members,
             others,
         }))
+    }
+
+    /// Whether the host or a container has begun something with the client from what it dials: as the programs have seen,
+    /// or because a socket of this machine is connected so.
+    fn is_begun_here(&self, one: &Instance) -> Result<bool> {
+        let Question { client, protocol, .. } = self.question;
+        let timeouts = timeouts(&one.record.limits);
+        let now_tick = one.answers.now_tick();
+        let seen = one.answers.outbound(self.at, client, protocol)?;
+        if seen.is_some_and(|seen| seen.is_alive(now_tick, timeouts.of(seen.state(protocol)))) {
+            return Ok(true);
+        }
+        // A kernel that does not tell of sockets.
+        let connected = Sockets::open().and_then(|mut sockets| sockets.connected_to(client));
+        Ok(connected.unwrap_or_default().iter().any(|socket| socket.is_at(self.at, protocol)))
     }
 
     /// The service's port as it was asked for: one of the address alone is before that of all.
