@@ -20,12 +20,12 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::allow::Networks;
-use crate::api::words::{Limits, Privileges};
 use crate::exit::{Exit, coded};
-use crate::orders::Orders;
+use crate::model::limits::Limits;
+use crate::model::orders::Orders;
 use crate::plan::{Ledger, Role};
 use crate::ports::Listen;
-use crate::progress;
+use crate::privileges::Privileges;
 use crate::shared_folder::{self, SharedFolder};
 
 /// Where locks and records are kept.
@@ -241,7 +241,7 @@ impl Drop for Instance {
         remove_dead_socket(&self.socket());
         let (record, progress) = (record_path(&self.name), progress_path(&self.name));
         // Drafts too, of one that was killed while it wrote.
-        let drafts = [record.with_extension("new"), progress::draft_of(&progress)];
+        let drafts = [record.with_extension("new"), progress_draft(&progress)];
         for path in [record, progress].iter().chain(&drafts) {
             let _ = fs::remove_file(path);
         }
@@ -461,6 +461,12 @@ fn lock_path(name: &str) -> PathBuf {
 #[must_use]
 pub fn progress_path(name: &str) -> PathBuf {
     Path::new(RUN).join(format!("{name}.loop"))
+}
+
+/// Where that is written before it takes the place of the one before.
+#[must_use]
+pub fn progress_draft(path: &Path) -> PathBuf {
+    path.with_extension("loop-new")
 }
 
 fn record_path(name: &str) -> PathBuf {

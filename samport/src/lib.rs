@@ -5,6 +5,7 @@ mod admission;
 mod allow;
 pub mod api;
 mod causes;
+pub mod cgroups;
 pub mod check;
 pub mod cli;
 pub mod dataplane;

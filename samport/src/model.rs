@@ -1,5 +1,10 @@
 //! The words the parts of the loader talk in: what providers offer and what is wanted of the kernel.
 
+pub mod check;
+pub mod limits;
+pub mod orders;
+pub mod target;
+
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +12,7 @@ use samport_common::choose::Balance;
 use serde::{Deserialize, Serialize};
 
 use crate::allow::Networks;
-use crate::health::spec::Check;
+use crate::model::check::Check;
 use crate::ports::Listen;
 
 /// A backend as a provider sees it. A container with an IPv4 and an IPv6 address, or behind two

@@ -4,14 +4,13 @@
 //! started again, and ends with its id. A weight is the name's: a container that takes the place of
 //! another one of that name takes over its weight. So it is with groups.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 
 use samport_common::choose::Balance;
-use serde::{Deserialize, Serialize};
 
-use crate::model::Candidate;
+use crate::model::orders::Orders;
 use crate::ports::Listen;
 use crate::seat::{Seat, Seated, View};
 
@@ -50,57 +49,6 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Unknown(why) | Self::Ambiguous(why) | Self::Failed(why)) = self;
         f.write_str(why)
-    }
-}
-
-/// The orders in force.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[serde(from = "Written", into = "Written")]
-pub struct Orders {
-    /// By container id.
-    drained: BTreeSet<(String, Listen)>,
-    /// By name.
-    weights: BTreeMap<(String, Listen), u32>,
-    /// By name of a group.
-    group_weights: BTreeMap<String, u32>,
-    balance: BTreeMap<Listen, Balance>,
-}
-
-/// The orders as they are written down: JSON has only strings for keys.
-#[derive(Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Written {
-    drained: Vec<(String, Listen)>,
-    weights: Vec<(String, Listen, u32)>,
-    group_weights: BTreeMap<String, u32>,
-    balance: Vec<(Listen, String)>,
-}
-
-impl From<Written> for Orders {
-    fn from(written: Written) -> Self {
-        let Written { drained, weights, group_weights, balance } = written;
-        let by_name = |(listen, name): (Listen, String)| {
-            let balance = Balance::ALL.into_iter().find(|balance| balance.name() == name)?;
-            Some((listen, balance))
-        };
-        Self {
-            drained: drained.into_iter().collect(),
-            weights: weights.into_iter().map(|(name, on, weight)| ((name, on), weight)).collect(),
-            group_weights,
-            balance: balance.into_iter().filter_map(by_name).collect(),
-        }
-    }
-}
-
-impl From<Orders> for Written {
-    fn from(orders: Orders) -> Self {
-        let Orders { drained, weights, group_weights, balance } = orders;
-        Self {
-            drained: drained.into_iter().collect(),
-            weights: weights.into_iter().map(|((name, on), weight)| (name, on, weight)).collect(),
-            group_weights,
-            balance: balance.into_iter().map(|(on, mode)| (on, mode.name().to_owned())).collect(),
-        }
     }
 }
 
@@ -162,30 +110,6 @@ impl Orders {
             }
             Err(refusal) => Err(refusal),
         }
-    }
-
-    /// The weights of groups that were ordered, by name.
-    #[must_use]
-    pub fn group_weights(&self) -> &BTreeMap<String, u32> {
-        &self.group_weights
-    }
-
-    /// Whether a backend has been told to drain.
-    #[must_use]
-    pub fn drains(&self, candidate: &Candidate) -> bool {
-        self.drained.contains(&(candidate.id.clone(), candidate.listen))
-    }
-
-    /// A backend's weight: as ordered, or its own.
-    #[must_use]
-    pub fn weight_of(&self, candidate: &Candidate) -> u32 {
-        let ordered = self.weights.get(&(candidate.name.clone(), candidate.listen));
-        ordered.copied().unwrap_or(candidate.weight)
-    }
-
-    /// Services that choose as ordered.
-    pub fn balance(&self) -> impl Iterator<Item = (Listen, Balance)> {
-        self.balance.iter().map(|(listen, balance)| (*listen, *balance))
     }
 
     /// Keeps the memory small where containers come and go for years.

@@ -9,11 +9,30 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use procfs::process::Process;
+use serde::{Deserialize, Serialize};
 
-use crate::api::words::Privileges;
 use crate::exit::{Exit, coded};
 use crate::sandbox::{self, Grant, Sandbox};
 use crate::user;
+
+/// What a process may do, and what the kernel keeps it from.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct Privileges {
+    /// Its user's name, or number.
+    pub user: String,
+    /// Capabilities that each of its threads keeps.
+    pub capabilities: Vec<String>,
+    /// The version of Landlock that keeps it from writing outside of its own folders; null if nothing does.
+    pub landlock_abi: Option<u32>,
+    /// Whether seccomp keeps it from system calls that it does not need.
+    pub seccomp: bool,
+    /// Whether `--sandbox off` has left both out.
+    #[serde(default)]
+    pub sandbox_off: bool,
+    /// What the kernel does not prevent, and why.
+    pub missing: Vec<String>,
+}
 
 /// How long a capability is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

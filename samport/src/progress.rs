@@ -14,8 +14,31 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::api::words::ControlLoop;
+use crate::instance;
 use crate::resyncs::{Gap, Resyncs};
+
+/// How the loop gets on that keeps the kernel as it should be.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct ControlLoop {
+    /// Rounds so far: whatever changes, and at least every 10 seconds, everything is compared with what it should be.
+    pub rounds: u64,
+    /// Milliseconds since it last completed a round without an error; null if that is not known.
+    pub last_round_ms: Option<u64>,
+    /// Whether that is longer ago than 30 seconds.
+    pub is_stalled: bool,
+    /// What it waits for.
+    pub waits_for: String,
+    /// Why its last round has failed; empty if it has not.
+    pub error: String,
+    /// Programs it has attached again because somebody else had taken them off their hooks.
+    pub reattached: u64,
+    /// Pins it has made again because somebody else had removed them.
+    #[serde(default)]
+    pub repinned: u64,
+    /// How often something may have been missed, by where, so that everything was looked at again.
+    pub resyncs: BTreeMap<String, u64>,
+}
 
 /// A loop that has not completed a round for so long hangs. It looks around every 10 seconds, and each wait within
 /// a round has a limit of 5 or less.
@@ -203,15 +226,9 @@ impl Drop for Watching {
     }
 }
 
-/// Where it is written before it takes the place of the one before.
-#[must_use]
-pub fn draft_of(path: &Path) -> PathBuf {
-    path.with_extension("loop-new")
-}
-
 /// Writes it whole or not at all.
 fn write(path: &Path, written: &Written) -> Result<()> {
-    let new = draft_of(path);
+    let new = instance::progress_draft(path);
     let text = serde_json::to_vec(written).context("encode the loop's progress")?;
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true).mode(0o600);

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use self::adopted::Adopted;
 use self::find::{Found, Outcome, Question, given};
-use crate::health::{Target, target};
 use crate::model::Candidate;
+use crate::model::target::{Target, target};
 use crate::netlink::{self, Known, Netlink};
 use crate::plan::{BackendKey, Route};
 use crate::reply_devices::{Namespaces, ReplyDevices, reply_devices};

@@ -140,7 +140,7 @@ fn parent_trouble(place: Place, devices: &Devices, interfaces: &[String]) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::spec::{Config, Method};
+    use crate::model::check::{Config, Method};
     use crate::model::{Egress, Wishes};
     use crate::netlink::Device;
     use crate::ports::Listen;

@@ -8,12 +8,12 @@ mod status;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::model::limits::Limits;
+pub use crate::privileges::Privileges;
+pub use crate::progress::ControlLoop;
 pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
 pub use packets::{Entry, Explained, OfFlow, PassedOver, TracedPacket, Way};
-pub use status::{
-    ControlLoop, FlowTable, Instance, InstanceBackend, Limits, MapUse, Privileges, ServiceCount,
-    Status,
-};
+pub use status::{FlowTable, Instance, InstanceBackend, MapUse, ServiceCount, Status};
 
 /// Version of all of it.
 pub const SCHEMA: u32 = 1;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::health::spec::{Config, Rhythm, Source, count, time};
+use crate::model::check::{Config, Rhythm, Source, count, time};
 
 /// Health flags of `samport run`.
 #[derive(clap::Args, Debug)]

@@ -20,6 +20,7 @@ use super::hooks;
 use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
+use crate::cgroups;
 use crate::plan::BackendId;
 use crate::sockets::Sockets;
 use crate::wire_forms::wide;
@@ -88,7 +89,7 @@ fn attach_all(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
 }
 
 fn open_cgroup_root() -> Result<File> {
-    let root = cgroup_root()?;
+    let root = cgroups::root()?;
     File::open(&root).with_context(|| format!("open {}", root.display()))
 }
 
@@ -168,16 +169,6 @@ where
         .with_context(|| format!("the object has no program {name}"))?
         .try_into()
         .with_context(|| format!("{name} has another type"))
-}
-
-/// Where the tree of control groups (version 2) is mounted; its root, if that is to be seen.
-pub fn cgroup_root() -> Result<PathBuf> {
-    let mounts = procfs::process::Process::myself().and_then(|process| process.mountinfo());
-    let mounts = mounts.context("read /proc/self/mountinfo")?;
-    let mut mounts: Vec<_> = mounts.into_iter().filter(|m| m.fs_type == "cgroup2").collect();
-    mounts.sort_by_key(|mount| mount.root != "/");
-    let mount = mounts.into_iter().next();
-    mount.map(|mount| mount.mount_point).context("no cgroup2 is mounted")
 }
 
 /// The kernel's number of this network namespace.

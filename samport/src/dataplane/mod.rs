@@ -55,7 +55,6 @@ pub use attach::Hook;
 pub use collect::Collector;
 pub use events::{Ask, Events, Failing, Failure, Told};
 pub use load::{DEFAULT_SERVICE_SHARE, Options, Timeouts};
-pub use local::cgroup_root;
 pub use logs::follow as follow_logs;
 pub use pins::{Bpffs, bpffs};
 pub use survey::{Tcx, at_tcx, can_serve_local_clients, name_of_program, programs_at_tcx};

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 
 use super::local;
+use crate::cgroups;
 
 /// Whether the kernel has tcx.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,5 +71,5 @@ pub fn can_serve_local_clients() -> Result<()> {
     if local::netns_cookie().is_err() {
         bail!(local::NO_COOKIE);
     }
-    local::cgroup_root().map(drop)
+    cgroups::root().map(drop)
 }

@@ -10,7 +10,7 @@ use super::filter::Filters;
 use super::labels::{self, Labels};
 use super::published::Published;
 use crate::escape;
-use crate::health::spec::{Config, Method, Source};
+use crate::model::check::{Config, Method, Source};
 use crate::model::{Application, Candidate, Condition, Egress, Wishes};
 use crate::ports::{Listen, PortRanges, PortSpec};
 

@@ -24,7 +24,7 @@ use super::static_::Address;
 use crate::allow::Networks;
 use crate::escape;
 use crate::follow::Followed;
-use crate::health::spec::Config;
+use crate::model::check::Config;
 use crate::model::{Candidate, Egress, Snapshot, Wishes};
 use crate::ports::{Listen, PortSpec};
 use crate::resyncs::Resyncs;

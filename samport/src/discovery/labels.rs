@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::allow::{self, Networks};
 use crate::duration::read as time;
-use crate::health::spec::{self, RhythmLabels, Source};
 use crate::model::Wishes;
+use crate::model::check::{self, RhythmLabels, Source};
 use crate::policy;
 use crate::ports::{PortSpec, port};
 
@@ -131,10 +131,10 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "network" => read.network = Some(value.to_owned()),
         "allow" => read.allow = networks(value)?,
         "health" => read.health = Some(value.parse()?),
-        "health.interval" => read.rhythm.interval = Some(spec::time(value)?),
-        "health.timeout" => read.rhythm.timeout = Some(spec::time(value)?),
-        "health.rise" => read.rhythm.rise = Some(spec::count(value)?),
-        "health.fall" => read.rhythm.fall = Some(spec::count(value)?),
+        "health.interval" => read.rhythm.interval = Some(check::time(value)?),
+        "health.timeout" => read.rhythm.timeout = Some(check::time(value)?),
+        "health.rise" => read.rhythm.rise = Some(check::count(value)?),
+        "health.fall" => read.rhythm.fall = Some(check::count(value)?),
         "drain" => read.drain = Some(time(value)?),
         "service" => read.wishes.service = Some(given_name(value)?),
         "group" => read.wishes.group = Some(given_name(value)?),

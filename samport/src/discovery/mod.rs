@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use self::endpoint::Endpoint;
 use self::filter::Filters;
 use self::static_::StaticBackend;
-use crate::health::spec::Config;
+use crate::model::check::Config;
 use crate::model::{Candidate, Snapshot};
 use crate::ports::{PortRanges, PortSpec};
 use crate::resyncs::Resyncs;

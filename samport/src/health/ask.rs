@@ -14,7 +14,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::spec::{Check, Method, Page};
+use crate::model::check::{Check, Method, Page};
 
 const AGENT: &str = concat!("samport/", env!("CARGO_PKG_VERSION"));
 
@@ -116,7 +116,7 @@ mod tests {
     use std::thread::{self, JoinHandle};
 
     use super::*;
-    use crate::health::spec::{Config, Rhythm};
+    use crate::model::check::{Config, Rhythm};
 
     const PATIENT: Duration = Duration::from_secs(20);
 

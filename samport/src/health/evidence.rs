@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::ask;
-use super::spec::{Check, Method};
+use crate::model::check::{Check, Method};
 
 pub use super::ask::Finding;
 
@@ -28,8 +28,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::health::spec::{Config, Rhythm};
     use crate::model::Condition;
+    use crate::model::check::{Config, Rhythm};
 
     fn check(source: &str) -> Check {
         let rhythm = Rhythm { timeout: Duration::from_secs(20), ..Rhythm::default() };

@@ -13,7 +13,6 @@
 mod ask;
 pub mod evidence;
 mod progress;
-pub mod spec;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,20 +25,12 @@ use tokio::task::JoinHandle;
 
 use self::ask::Finding;
 use self::progress::{Pace, Phase, Progress};
-use self::spec::{Check, Method, Rhythm};
-use crate::model::{Candidate, Condition, Site, State};
+use crate::model::check::{Check, Method, Rhythm};
+use crate::model::target::{Target, target};
+use crate::model::{Candidate, Condition, State};
 
 /// When the user is told that a backend that starts is still not healthy.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What is checked: a container that is started again under the same name and address is another.
-pub type Target = (String, SocketAddr, Option<Site>);
-
-/// The target of a candidate.
-#[must_use]
-pub fn target(candidate: &Candidate) -> Target {
-    (candidate.id.clone(), candidate.endpoint, candidate.place)
-}
 
 /// The health of all candidates.
 pub struct Health {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::spec::Rhythm;
+use crate::model::check::Rhythm;
 
 /// Between two checks of a backend that starts: at first nothing a person would notice, then nothing a
 /// server would.

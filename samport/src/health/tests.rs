@@ -1,8 +1,8 @@
 use std::net::TcpListener;
 
-use super::spec::{Config, Rhythm};
 use super::*;
 use crate::allow::Networks;
+use crate::model::check::{Config, Rhythm};
 use crate::model::{Egress, Wishes};
 use crate::ports::Listen;
 
@@ -10,7 +10,7 @@ use crate::ports::Listen;
 const PATIENT: Duration = Duration::from_secs(20);
 
 fn candidate(endpoint: SocketAddr, rhythm: Rhythm) -> Candidate {
-    let config = Config { source: spec::Source::Tcp, rhythm };
+    let config = Config { source: crate::model::check::Source::Tcp, rhythm };
     let listen = Listen::tcp(80);
     Candidate {
         id: "c1".into(),

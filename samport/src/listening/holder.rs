@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User};
 
-use crate::dataplane;
+use crate::cgroups;
 use crate::escape;
 use crate::ports::Listen;
 use crate::sockets::{Holder, Sockets};
@@ -23,7 +23,7 @@ pub(super) fn describe(at: Listen, inode: u64) -> String {
     let Ok(Some(Holder { uid, cgroup })) = holder else { return in_words(None, None) };
     let account = User::from_uid(Uid::from_raw(uid)).ok().flatten();
     let user = account.map_or_else(|| uid.to_string(), |account| account.name);
-    let root = dataplane::cgroup_root().ok();
+    let root = cgroups::root().ok();
     let path = root.and_then(|root| path_of(cgroup?, &root));
     in_words(Some(&user), path.as_deref())
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::groups::Group;
-use crate::model::{Condition, Egress, State, Wishes};
+use crate::model::{Candidate, Condition, Egress, State, Wishes};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::find::Found;
 use super::{Forward, Network};
-use crate::health::Target;
+use crate::model::target::Target;
 use crate::model::{Place, Site};
 use crate::plan::{BackendKey, Route};
 

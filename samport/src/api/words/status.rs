@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::limits::Limits;
+use crate::privileges::Privileges;
+use crate::progress::ControlLoop;
+
 /// What runs on this machine, or was left there.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
@@ -63,48 +67,6 @@ pub struct Instance {
     pub memory_bytes: u64,
     /// The kernel maps this is made of.
     pub maps: Vec<MapUse>,
-}
-
-/// What a process may do, and what the kernel keeps it from.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
-pub struct Privileges {
-    /// Its user's name, or number.
-    pub user: String,
-    /// Capabilities that each of its threads keeps.
-    pub capabilities: Vec<String>,
-    /// The version of Landlock that keeps it from writing outside of its own folders; null if nothing does.
-    pub landlock_abi: Option<u32>,
-    /// Whether seccomp keeps it from system calls that it does not need.
-    pub seccomp: bool,
-    /// Whether `--sandbox off` has left both out.
-    #[serde(default)]
-    pub sandbox_off: bool,
-    /// What the kernel does not prevent, and why.
-    pub missing: Vec<String>,
-}
-
-/// How the loop gets on that keeps the kernel as it should be.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
-pub struct ControlLoop {
-    /// Rounds so far: whatever changes, and at least every 10 seconds, everything is compared with what it should be.
-    pub rounds: u64,
-    /// Milliseconds since it last completed a round without an error; null if that is not known.
-    pub last_round_ms: Option<u64>,
-    /// Whether that is longer ago than 30 seconds.
-    pub is_stalled: bool,
-    /// What it waits for.
-    pub waits_for: String,
-    /// Why its last round has failed; empty if it has not.
-    pub error: String,
-    /// Programs it has attached again because somebody else had taken them off their hooks.
-    pub reattached: u64,
-    /// Pins it has made again because somebody else had removed them.
-    #[serde(default)]
-    pub repinned: u64,
-    /// How often something may have been missed, by where, so that everything was looked at again.
-    pub resyncs: BTreeMap<String, u64>,
 }
 
 /// What has come of a service. A backend with several addresses is one.
@@ -197,42 +159,6 @@ pub struct FlowTable {
     /// Flows in the tables whose client is not proven: half-open connections, datagrams without an answer.
     #[serde(default)]
     pub unproven: u64,
-}
-
-/// How much an instance remembers, and for how long after the last packet. 0 is what is not known.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
-pub struct Limits {
-    /// Flows for IPv4: `--flows`.
-    pub flows: u32,
-    /// Flows for IPv6: `--flows6`.
-    #[serde(default)]
-    pub flows6: u32,
-    /// Flows of both tables together whose client is not proven, while one is stored in that for IPv4: a quarter of it.
-    #[serde(default)]
-    pub unproven: u32,
-    /// The same for IPv6.
-    #[serde(default)]
-    pub unproven6: u32,
-    /// Percent of a table that one service may hold when others need room: `--service-share`.
-    #[serde(default)]
-    pub service_share: u8,
-    /// Backends at a time: `--max-backends`.
-    pub max_backends: u32,
-    /// Seconds, `--tcp-syn-timeout`.
-    pub tcp_syn_seconds: u64,
-    /// Seconds, `--tcp-timeout`.
-    pub tcp_seconds: u64,
-    /// Seconds, `--tcp-fin-timeout`.
-    pub tcp_fin_seconds: u64,
-    /// Seconds, `--tcp-rst-timeout`.
-    pub tcp_rst_seconds: u64,
-    /// Seconds, `--udp-timeout`.
-    pub udp_seconds: u64,
-    /// Seconds, `--udp-unanswered-timeout`.
-    pub udp_unanswered_seconds: u64,
-    /// Seconds, `--drain`.
-    pub drain_seconds: u64,
 }
 
 /// A kernel map.

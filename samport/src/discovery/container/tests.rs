@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::health::spec::Rhythm;
+use crate::model::check::Rhythm;
 
 /// A running container `web-1` with one network, changed by `change`.
 fn web(labels: &[(&str, &str)], change: impl FnOnce(&mut ContainerView)) -> ContainerView {

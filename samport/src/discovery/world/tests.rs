@@ -1,6 +1,6 @@
 use super::*;
 use crate::discovery::container::{Attachment, Health};
-use crate::health::spec::{Config, Source};
+use crate::model::check::{Config, Source};
 use crate::model::{Condition, Place, Site};
 
 const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6], polls: false });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hyper::http::uri::PathAndQuery;
 use samport_common::wire::protocol::Protocol;
 
-use crate::model::Condition;
+use super::Condition;
 use crate::ports::port;
 
 /// Whose word on a backend's health holds.
@@ -52,12 +52,12 @@ pub struct Page {
     /// The port that has it, if not the one that is served.
     port: Option<u16>,
     /// What is asked for.
-    pub(super) path: PathAndQuery,
+    pub(crate) path: PathAndQuery,
 }
 
 impl Page {
     /// Where the page of a backend is.
-    pub(super) fn address(&self, endpoint: SocketAddr) -> SocketAddr {
+    pub(crate) fn address(&self, endpoint: SocketAddr) -> SocketAddr {
         SocketAddr::new(endpoint.ip(), self.port.unwrap_or(endpoint.port()))
     }
 }

@@ -1,0 +1,14 @@
+//! What a backend is known by to those who look for its route or ask for its health.
+
+use std::net::SocketAddr;
+
+use super::{Candidate, Site};
+
+/// Container id, address and place: a container that is started again under the same name and address is another.
+pub type Target = (String, SocketAddr, Option<Site>);
+
+/// The target of a candidate.
+#[must_use]
+pub fn target(candidate: &Candidate) -> Target {
+    (candidate.id.clone(), candidate.endpoint, candidate.place)
+}
