@@ -1,6 +1,8 @@
 //! The control socket: HTTP with JSON for the operator on this machine. docs/api.md is its description.
 
 pub mod client;
+pub(crate) mod http_server;
+pub(crate) mod metrics;
 mod report;
 mod server;
 mod socket;
@@ -9,8 +11,8 @@ pub mod words;
 use anyhow::Result;
 use tokio::time::Instant;
 
-use crate::instance;
-use crate::seat::View;
+use crate::control::seat::View;
+use crate::system::instance;
 
 pub use server::Server;
 pub use socket::Socket;

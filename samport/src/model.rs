@@ -1,9 +1,14 @@
 //! The words the parts of the loader talk in: what providers offer and what is wanted of the kernel.
 
+pub(crate) mod allow;
 pub mod check;
+pub(crate) mod duration;
+pub mod groups;
 pub mod limits;
 pub mod orders;
+pub mod ports;
 pub mod target;
+pub mod wire_forms;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -11,9 +16,9 @@ use std::time::{Duration, SystemTime};
 use samport_common::choose::Balance;
 use serde::{Deserialize, Serialize};
 
-use crate::allow::Networks;
+use crate::model::allow::Networks;
 use crate::model::check::Check;
-use crate::ports::Listen;
+use crate::model::ports::Listen;
 
 /// A backend as a provider sees it. A container with an IPv4 and an IPv6 address, or behind two
 /// ports, makes several.
@@ -141,7 +146,7 @@ pub enum Site {
     /// By an ipvlan child of an interface.
     Ipvlan,
     /// It is in this machine's own network namespace, with all its addresses; its candidates have
-    /// none until [`crate::site::settle`] gives them one.
+    /// none until [`crate::net::site::settle`] gives them one.
     Host,
     /// To another network namespace than ours.
     Elsewhere,
@@ -169,7 +174,7 @@ pub struct Egress {
     /// The parents of its macvlan links.
     pub parents: Vec<u32>,
     /// Whether a route leads out of the networks it is in: without one, answers reach no client outside of this
-    /// machine. `None` where that is not known, or [`crate::site::settle`] has found that it does not matter.
+    /// machine. `None` where that is not known, or [`crate::net::site::settle`] has found that it does not matter.
     pub leads_out: Option<bool>,
 }
 

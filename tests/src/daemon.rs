@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use samport::dataplane::pins;
-use samport::instance;
 use samport::lab::{BackendsFile, Lab, Line, Namespace, Watched, output_of};
+use samport::system::instance;
 use tempfile::TempDir;
 
 use crate::profile_folder;

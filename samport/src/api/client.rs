@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::words::Trouble;
-use crate::exit::{Coded as _, Exit, coded};
-use crate::instance;
+use crate::system::exit::{Coded as _, Exit, coded};
+use crate::system::instance;
 
 /// How long a running samport may take for an answer: it gives up itself before that.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -194,7 +194,7 @@ fn choose(name: Option<&str>, all: Vec<Running>, here: u64) -> Result<Running> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::code_of;
+    use crate::system::exit::code_of;
 
     fn all() -> Vec<Running> {
         [("eth0:80@1", 1), ("eth0:81@1", 1), ("eth0:80@2", 2)]

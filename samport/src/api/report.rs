@@ -7,10 +7,10 @@ use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
 use super::words::{Backend, Counters, Health, SCHEMA};
-use crate::groups;
+use crate::control::seat::{Seated, View};
 use crate::model::State;
-use crate::ports::Listen;
-use crate::seat::{Seated, View};
+use crate::model::groups;
+use crate::model::ports::Listen;
 
 /// The first class of `Handshakes` ends at this power of two.
 const FIRST_CLASS: usize = 4;
@@ -133,7 +133,7 @@ pub fn health(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seat::Seat;
+    use crate::control::seat::Seat;
     use samport_common::choose::Balance;
 
     fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> Seated {

@@ -17,12 +17,12 @@ use tokio::time::Instant;
 use super::report::{self, Counted};
 use super::socket::Socket;
 use super::words::{self, Health, SCHEMA, Trouble};
+use crate::api::http_server;
+use crate::control::orders::{self, Order, Refusal};
+use crate::control::progress::Progress;
+use crate::control::seat::{Seat, View, Window};
 use crate::dataplane::inspect::Counters;
-use crate::http_server;
-use crate::orders::{self, Order, Refusal};
-use crate::ports::Listen;
-use crate::progress::Progress;
-use crate::seat::{Seat, View, Window};
+use crate::model::ports::Listen;
 
 /// A server at work. Dropping it ends it and removes its socket.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::exit::{Coded as _, Exit, coded};
+use crate::system::exit::{Coded as _, Exit, coded};
 
 /// Who may connect: its owner, who started samport.
 const ONLY_OWNER: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -86,7 +86,7 @@ fn make_room(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::code_of;
+    use crate::system::exit::code_of;
     use std::os::unix::fs::MetadataExt as _;
 
     #[test]

@@ -8,9 +8,9 @@ mod status;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::control::progress::ControlLoop;
 pub use crate::model::limits::Limits;
-pub use crate::privileges::Privileges;
-pub use crate::progress::ControlLoop;
+pub use crate::system::privileges::Privileges;
 pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
 pub use packets::{Entry, Explained, OfFlow, PassedOver, TracedPacket, Way};
 pub use status::{FlowTable, Instance, InstanceBackend, MapUse, ServiceCount, Status};

@@ -10,7 +10,7 @@ use clap::{ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches a
 use super::effective::Effective;
 use super::file::File;
 use super::{Cli, config, run};
-use crate::exit::{Exit, coded};
+use crate::system::exit::{Exit, coded};
 
 /// A configuration: what `run` is asked for.
 #[derive(Debug)]

@@ -8,9 +8,9 @@ use super::table::{Column, LEFT, RIGHT, number, table};
 use crate::api::left_behind;
 use crate::api::words::{Backend, Backends};
 use crate::dataplane::pins;
-use crate::exit::{Exit, code_of, coded};
-use crate::instance;
-use crate::privileges;
+use crate::system::exit::{Exit, code_of, coded};
+use crate::system::instance;
+use crate::system::privileges;
 
 /// Options of `samport backends`.
 #[derive(clap::Args, Debug)]

@@ -5,7 +5,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use samport_common::choose::Balance;
 
 use crate::plan::Policy;
-use crate::policy;
+use crate::plan::policy;
 
 /// Flags of `samport run` about the choice of backends.
 #[derive(clap::Args, Debug)]

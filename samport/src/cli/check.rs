@@ -11,11 +11,11 @@ use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_ne
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::words::{self, SCHEMA};
-use crate::check::{Asked, Finding, Level, Limits, exit_of, gather, judge};
+use crate::diagnose::check::{Asked, Finding, Level, Limits, exit_of, gather, judge};
 use crate::discovery::Engine;
-use crate::escape;
-use crate::exit::coded;
-use crate::ports::{PortRange, PortRanges, PortSpec};
+use crate::model::ports::{PortRange, PortRanges, PortSpec};
+use crate::system::escape;
+use crate::system::exit::coded;
 
 /// Options of `samport check`: those of `samport run` that have to do with the machine.
 #[derive(clap::Args, Debug)]

@@ -7,8 +7,8 @@ use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table, text};
 use crate::api::words::{Cleaned, Cleaning, SCHEMA};
 use crate::dataplane::{clean, pins};
-use crate::instance::{self, Instance, Record};
-use crate::privileges;
+use crate::system::instance::{self, Instance, Record};
+use crate::system::privileges;
 
 /// Options of `samport clean`.
 #[derive(clap::Args, Debug)]

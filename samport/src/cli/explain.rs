@@ -10,9 +10,9 @@ use samport_common::wire::protocol::Protocol;
 
 use super::here;
 use super::output::{Output, print_json, say};
-use crate::exit::{Exit, coded};
-use crate::explain::{self, Question};
-use crate::privileges;
+use crate::diagnose::explain::{self, Question};
+use crate::system::exit::{Exit, coded};
+use crate::system::privileges;
 
 /// Options of `samport explain`.
 #[derive(clap::Args, Debug)]

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command};
 
 use self::fault::{Fault, line_of};
 use self::text::{Entry, Given, Word, entries};
-use crate::exit::{Coded as _, Exit, coded};
+use crate::system::exit::{Coded as _, Exit, coded};
 
 /// The flag that has no key: it says which file.
 const NO_KEY: &str = "config";

@@ -14,9 +14,9 @@ use super::here;
 use super::output::Output;
 use crate::dataplane::flows::{OpenFlow, open_flows};
 use crate::dataplane::pins;
-use crate::escape;
-use crate::instance;
-use crate::privileges;
+use crate::system::escape;
+use crate::system::instance;
+use crate::system::privileges;
 
 /// Between two looks with --follow.
 const LOOK: Duration = Duration::from_secs(1);
@@ -112,7 +112,7 @@ fn follow(args: &Args) -> Result<()> {
 /// The flows of the instances that are meant.
 ///
 /// # Errors
-/// [`crate::exit::Exit::Unreachable`] if there is none, running or left behind.
+/// [`crate::system::exit::Exit::Unreachable`] if there is none, running or left behind.
 fn look(meant: Option<&str>) -> Result<Vec<Named>> {
     let mut flows = Vec::new();
     for name in here::instances(meant)? {

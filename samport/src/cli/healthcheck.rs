@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::connection::Connection;
 use crate::api::client::escaped;
 use crate::api::words::{Health, Services};
-use crate::exit::{Exit, coded};
+use crate::system::exit::{Exit, coded};
 
 /// Options of `samport healthcheck`.
 #[derive(clap::Args, Debug)]

@@ -3,8 +3,8 @@
 use anyhow::{Error, Result};
 
 use crate::dataplane::pins;
-use crate::exit::{Exit, coded};
-use crate::instance;
+use crate::system::exit::{Exit, coded};
+use crate::system::instance;
 
 /// Those that are meant: the one of this name, or all.
 ///

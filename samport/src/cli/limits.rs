@@ -5,7 +5,7 @@ use std::time::Duration;
 use samport_common::layout::{DEFAULT_BACKENDS, DEFAULT_FLOWS, MAX_BACKENDS};
 
 use crate::dataplane::{DEFAULT_SERVICE_SHARE, Timeouts};
-pub(super) use crate::duration::read as time;
+pub(super) use crate::model::duration::read as time;
 
 /// Shortest time-out: the kernel programs' clock is no finer.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);

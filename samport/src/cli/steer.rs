@@ -13,10 +13,10 @@ use super::output::say;
 use super::patience::Progress;
 use crate::api::client::{Client, escaped};
 use crate::api::words::{self, Backend, Backends};
-use crate::duration::read as time;
-use crate::exit::{Exit, coded};
+use crate::control::orders::Order;
 use crate::model::State;
-use crate::orders::Order;
+use crate::model::duration::read as time;
+use crate::system::exit::{Exit, coded};
 
 /// Between two looks whether a backend has drained.
 const LOOK: Duration = Duration::from_millis(100);

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::escape;
+use crate::system::escape;
 
 pub(super) const LEFT: CellAlignment = CellAlignment::Left;
 pub(super) const RIGHT: CellAlignment = CellAlignment::Right;

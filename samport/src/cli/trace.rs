@@ -14,10 +14,10 @@ use super::here;
 use super::output::Output;
 use crate::dataplane::pins;
 use crate::dataplane::traces::{RENEW, Tracer};
-use crate::escape;
-use crate::exit::{Exit, coded};
-use crate::instance;
-use crate::privileges;
+use crate::system::escape;
+use crate::system::exit::{Exit, coded};
+use crate::system::instance;
+use crate::system::privileges;
 use filter::Filter;
 use show::{Clock, Names};
 

@@ -10,8 +10,8 @@ use super::output::{Output, print_json};
 use super::patience::Progress;
 use crate::api::client::escaped;
 use crate::api::words::Health;
-use crate::duration::read as time;
-use crate::exit::{Exit, code_of, coded};
+use crate::model::duration::read as time;
+use crate::system::exit::{Exit, code_of, coded};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);

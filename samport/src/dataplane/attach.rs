@@ -12,10 +12,10 @@ use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, T
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 
 use super::{load, pins, syscall};
-use crate::exit::{Coded as _, Exit, coded};
-use crate::instance::{self, FilterRecord};
-use crate::netlink;
+use crate::net::netlink;
 use crate::plan::Role;
+use crate::system::exit::{Coded as _, Exit, coded};
+use crate::system::instance::{self, FilterRecord};
 
 /// How programs are attached to devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -21,8 +21,8 @@ use super::attach::device_index;
 use super::load::{self, Options};
 use super::pins::{self, Folder};
 use super::seed;
-use crate::instance::Record;
 use crate::plan::Route;
+use crate::system::instance::Record;
 use copy::{Carry, Pair, array, array_by_cpu, hash, nothing};
 
 /// Opens an old map and the one that takes its place.

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::attach;
 use super::pins;
-use crate::instance::FilterRecord;
+use crate::system::instance::FilterRecord;
 
 /// Detaches netlink filters that a record names.
 pub fn remove_filters(filters: &[FilterRecord]) -> Result<()> {

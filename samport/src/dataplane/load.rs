@@ -14,7 +14,7 @@ use super::attach::Hook;
 use super::maps::MapCell;
 use super::xdp::XdpMode;
 use super::{clock, local, pins, seed};
-use crate::exit::{Coded as _, Exit, coded};
+use crate::system::exit::{Coded as _, Exit, coded};
 
 /// Percent of a table of flows that one service may hold when others need room.
 pub const DEFAULT_SERVICE_SHARE: u8 = 50;

@@ -20,10 +20,10 @@ use super::hooks;
 use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
-use crate::cgroups;
+use crate::model::wire_forms::wide;
+use crate::net::sockets::Sockets;
 use crate::plan::BackendId;
-use crate::sockets::Sockets;
-use crate::wire_forms::wide;
+use crate::system::cgroups;
 
 /// The hooks on addresses, in the order they are attached: what a socket is told must be understood
 /// before the first one is sent to a backend.

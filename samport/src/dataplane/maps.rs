@@ -20,8 +20,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::batch::Slots;
 use super::shortcuts::Shortcuts;
+use crate::model::ports::Listen;
 use crate::plan::{BackendId, Source};
-use crate::ports::Listen;
 
 /// A map key or value. The derives of zerocopy are the proof that aya's `Pod` asks for.
 #[derive(Clone, Copy, Debug)]

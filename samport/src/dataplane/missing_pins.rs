@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::load::{MAPS, OF_A_RUN};
 use super::{Dataplane, pins, syscall};
-use crate::causes::io_kind;
+use crate::system::causes::io_kind;
 
 /// Descriptors of all maps, by name.
 pub(super) struct Maps(Vec<(&'static str, OwnedFd)>);

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::MapData;
 use rustix::mount::MountFlags;
 
-use crate::exit::{Coded as _, Exit, coded};
-use crate::instance::Instance;
 use crate::plan::Role;
-use crate::shared_folder::{self, SharedFolder};
+use crate::system::exit::{Coded as _, Exit, coded};
+use crate::system::instance::Instance;
+use crate::system::shared_folder::{self, SharedFolder};
 
 /// The file system for pins.
 pub const BPFFS: &str = "/sys/fs/bpf";

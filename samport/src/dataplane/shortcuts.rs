@@ -13,8 +13,8 @@ use samport_common::layout::{Owners, Service, Shortcut, Stands, port_bit, servic
 use samport_common::wire::protocol::Protocol;
 
 use super::maps::MapCell;
+use crate::model::ports::Listen;
 use crate::plan::Source;
-use crate::ports::Listen;
 
 /// A port of a protocol, and whether it is meant over IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 
 use super::local;
-use crate::cgroups;
+use crate::system::cgroups;
 
 /// Whether the kernel has tcx.
 #[derive(Clone, PartialEq, Eq, Debug)]

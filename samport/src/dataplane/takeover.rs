@@ -12,11 +12,11 @@ use samport_common::layout::{
 
 use super::pins::{self, Link};
 use super::{Dataplane, Options, attach, backend_value, carry, load, seed};
-use crate::instance::{FilterRecord, Instance, Record};
+use crate::plan::table::Region;
 use crate::plan::{
     BackendId, BackendKey, Found, Frontend, Ledger, Marks, Owner, Policy, Role, Stray,
 };
-use crate::table::Region;
+use crate::system::instance::{FilterRecord, Instance, Record};
 
 impl Dataplane {
     /// Loads the programs and puts them into the places of those that this instance has left. The maps

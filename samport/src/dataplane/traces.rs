@@ -16,7 +16,7 @@ use zerocopy::FromBytes as _;
 
 use super::maps::{MapCell, sums};
 use super::{flows, pins};
-use crate::exit::{Exit, coded};
+use crate::system::exit::{Exit, coded};
 
 /// For how long the kernel tells after it was last asked to.
 const TERM: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use samport_common::layout::XdpDevice;
 use super::attach::{self, Attachment, device_name};
 use super::maps::{MapCell, typed};
 use super::{load, pins};
-use crate::exit::{Exit, coded};
+use crate::system::exit::{Exit, coded};
 
 /// Which frames the program is to see.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,10 +9,10 @@ use samport_common::wire::protocol::Protocol;
 use super::filter::Filters;
 use super::labels::{self, Labels};
 use super::published::Published;
-use crate::escape;
 use crate::model::check::{Config, Method, Source};
+use crate::model::ports::{Listen, PortRanges, PortSpec};
 use crate::model::{Application, Candidate, Condition, Egress, Wishes};
-use crate::ports::{Listen, PortRanges, PortSpec};
+use crate::system::escape;
 
 /// What samport wants to know of a container, taken from the engine's inspect answer.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

@@ -37,8 +37,8 @@ use super::published;
 use super::standing::Standing;
 use super::world::{Answer, Outcome, Question, Task, World};
 use crate::model::Snapshot;
-use crate::ports::PortSpec;
-use crate::resyncs::{Gap, Resyncs};
+use crate::model::ports::PortSpec;
+use crate::system::resyncs::{Gap, Resyncs};
 
 /// Longest wait for the answers that open a session.
 const OPENING: Duration = Duration::from_secs(10);

@@ -11,9 +11,9 @@ use anyhow::{Result, bail};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use super::access;
-use crate::causes::{causes, io_kind};
-use crate::escape;
-use crate::exit::{Coded as _, Exit};
+use crate::system::causes::{causes, io_kind};
+use crate::system::escape;
+use crate::system::exit::{Coded as _, Exit};
 
 /// Who is asked for containers. Podman's service speaks Docker's API.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,7 +106,7 @@ impl Endpoint {
             "tcp" | "http" => {
                 let host = rest.trim_end_matches('/');
                 let port = host.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-                if port.is_none_or(|(_, port)| crate::ports::port(port).is_err()) {
+                if port.is_none_or(|(_, port)| crate::model::ports::port(port).is_err()) {
                     bail!("{text:?} has no host or no port: {WAY_OUT}");
                 }
                 Ok(Self::Http(host.to_owned()))

@@ -21,13 +21,13 @@ use super::Terms;
 use super::leaving::Leaving;
 use super::standing::Standing;
 use super::static_::Address;
-use crate::allow::Networks;
-use crate::escape;
-use crate::follow::Followed;
+use crate::model::allow::Networks;
 use crate::model::check::Config;
+use crate::model::ports::{Listen, PortSpec};
 use crate::model::{Candidate, Egress, Snapshot, Wishes};
-use crate::ports::{Listen, PortSpec};
-use crate::resyncs::Resyncs;
+use crate::system::escape;
+use crate::system::follow::Followed;
+use crate::system::resyncs::Resyncs;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -7,8 +7,8 @@ use bollard::models::{ContainerInspectResponse, EndpointSettings, PortBinding, P
 use super::container::{Attachment, ContainerView};
 use super::events::health;
 use super::published::Published;
-use crate::escape;
-use crate::ports::Listen;
+use crate::model::ports::Listen;
+use crate::system::escape;
 
 /// Takes what we need. What is missing or makes no sense is left empty: the rules that need it
 /// say so to the user.

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::allow::{self, Networks};
-use crate::duration::read as time;
 use crate::model::Wishes;
+use crate::model::allow::{self, Networks};
 use crate::model::check::{self, RhythmLabels, Source};
-use crate::policy;
-use crate::ports::{PortSpec, port};
+use crate::model::duration::read as time;
+use crate::model::ports::{PortSpec, port};
+use crate::plan::policy;
 
 /// What all of them begin with.
 pub(super) const PREFIX: &str = "samport.";

@@ -18,7 +18,7 @@ use rtnetlink::{Handle, new_connection_with_strict_check};
 use super::container::Attachment;
 use super::egress::{egress, routes_of};
 use crate::model::{Egress, Place, Site};
-use crate::netdev;
+use crate::net::netdev;
 
 /// Longest wait for all that is asked of the kernel about a container.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -17,7 +17,7 @@ use super::labels;
 use super::published;
 use super::world::{Outcome, located};
 use crate::model::Candidate;
-use crate::ports::{Listen, PortRanges, PortSpec};
+use crate::model::ports::{Listen, PortRanges, PortSpec};
 
 /// An engine that answers.
 #[derive(Clone, Debug)]

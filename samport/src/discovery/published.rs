@@ -7,8 +7,8 @@ use anyhow::Result;
 use bollard::models::{ContainerSummary, PortBinding, PortSummary, PortSummaryTypeEnum};
 use samport_common::wire::protocol::Protocol;
 
-use crate::exit::{Exit, coded};
-use crate::ports::{Listen, PortSpec};
+use crate::model::ports::{Listen, PortSpec};
+use crate::system::exit::{Exit, coded};
 
 /// A port of the host that leads to a container.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -95,7 +95,7 @@ pub(super) fn warnings<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::code_of;
+    use crate::system::exit::code_of;
 
     #[test]
     fn a_published_port_is_refused_by_the_containers_name() {

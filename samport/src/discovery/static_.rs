@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::Terms;
 use super::leaving::Leaving;
-use crate::allow::Networks;
+use crate::model::allow::Networks;
+use crate::model::ports::{PortSpec, port};
 use crate::model::{Candidate, Egress, Snapshot, Wishes};
-use crate::ports::{PortSpec, port};
 
 /// One `--backend [NAME=]IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
 #[derive(Clone, PartialEq, Eq, Debug)]

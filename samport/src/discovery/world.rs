@@ -10,8 +10,8 @@ use super::events::{Event, Notice, signal};
 use super::labels;
 use super::locate::Located;
 use super::published;
-use crate::escape;
 use crate::model::Candidate;
+use crate::system::escape;
 
 /// How often a container without an address is asked again, at 10 ms, 20 ms, …: 630 ms in all.
 const ADDRESS_TRIES: u32 = 6;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{Namespace, output_of};
 use crate::dataplane::objects::Objects;
 use crate::dataplane::{Tcx, pins, programs_at_tcx};
-use crate::instance;
+use crate::system::instance;
 
 const PINS: &str = "/sys/fs/bpf/samport";
 const RUN: &str = "/run/samport";

@@ -9,7 +9,7 @@ use hyper::http::uri::PathAndQuery;
 use samport_common::wire::protocol::Protocol;
 
 use super::Condition;
-use crate::ports::port;
+use crate::model::ports::port;
 
 /// Whose word on a backend's health holds.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -137,7 +137,7 @@ impl RhythmLabels {
 
 /// Reads an interval or a timeout.
 pub fn time(text: &str) -> Result<Duration, String> {
-    let time = crate::duration::read(text)?;
+    let time = crate::model::duration::read(text)?;
     if time < Rhythm::SHORTEST {
         return Err(format!("{text:?} is too short; give 100ms at least"));
     }

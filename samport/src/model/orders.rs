@@ -6,7 +6,7 @@ use samport_common::choose::Balance;
 use serde::{Deserialize, Serialize};
 
 use super::Candidate;
-use crate::ports::Listen;
+use crate::model::ports::Listen;
 
 /// The orders in force.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]

@@ -8,8 +8,8 @@ use samport_common::flow::ServiceId;
 use samport_common::layout::{DEFAULT_BACKENDS, DeviceInfo, DeviceSet, Life};
 
 use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, ServiceKey};
-use crate::ports::Listen;
-use crate::table::{Recipe, Region, Tables};
+use crate::model::ports::Listen;
+use crate::plan::table::{Recipe, Region, Tables};
 
 /// What is in the kernel, as far as we have put it there.
 #[derive(Clone, Debug)]

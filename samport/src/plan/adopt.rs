@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::actual::{Actual, Installed, Marks};
 use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, Route, ServiceKey};
-use crate::ports::Listen;
-use crate::table::{Recipe, Region};
+use crate::model::ports::Listen;
+use crate::plan::table::{Recipe, Region};
 
 /// Who is meant by the kernel's numbers. It may name more than the kernel has: changes that were about to
 /// be made.

@@ -5,7 +5,7 @@ use samport_common::flow::ServiceId;
 use samport_common::layout::Scope;
 
 use super::*;
-use crate::allow::Networks;
+use crate::model::allow::Networks;
 
 const WEB: Listen = Listen::tcp(80);
 const DNS: Listen = Listen::udp(53);

@@ -11,11 +11,11 @@ use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
 use serde::{Deserialize, Serialize};
 
-use crate::allow::Networks;
-use crate::groups::Group;
+use crate::model::allow::Networks;
+use crate::model::groups::Group;
+use crate::model::ports::Listen;
 use crate::model::{Place, State};
-use crate::ports::Listen;
-use crate::table::{Recipe, Region};
+use crate::plan::table::{Recipe, Region};
 
 /// How packets get to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]

@@ -7,9 +7,9 @@ use samport_common::layout::Life;
 use samport_common::seed::Seed;
 
 use super::change::{BackendId, BackendKey, Desired, ServiceKey, Share, Source};
-use crate::groups;
 use crate::model::State;
-use crate::table::{Member, Recipe, room_for_each};
+use crate::model::groups;
+use crate::plan::table::{Member, Recipe, room_for_each};
 
 /// A backend with its share of new flows relative to the others of its service.
 struct Part<'a> {

@@ -11,8 +11,8 @@ use samport_common::layout::{MAX_ALLOWED, MAX_DEVICES, MAX_SOURCES, TABLE_SLOTS}
 
 use super::actual::{Actual, Installed};
 use super::change::{Desired, ServiceKey};
-use crate::ports::Listen;
-use crate::table::{Recipe, Region};
+use crate::model::ports::Listen;
+use crate::plan::table::{Recipe, Region};
 
 /// Ids of services that nothing is known under any more are kept up to here, so that a service that comes back
 /// finds its own.

@@ -8,7 +8,7 @@ use samport_common::flow::ServiceId;
 use samport_common::layout::{DeviceInfo, MAX_ALLOWED, MAX_DEVICES, MAX_SOURCES, TABLE_SLOTS};
 
 use super::*;
-use crate::allow::Networks;
+use crate::model::allow::Networks;
 
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 

@@ -61,8 +61,8 @@ mod tests {
 
     use super::super::change::{BackendKey, Share};
     use super::*;
+    use crate::model::ports::Listen;
     use crate::model::{Place, State};
-    use crate::ports::Listen;
 
     const VETH: u32 = 9;
 

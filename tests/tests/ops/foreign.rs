@@ -298,7 +298,7 @@ struct ControlGroup(PathBuf);
 
 impl ControlGroup {
     fn new(name: &str) -> Self {
-        let folder = samport::cgroups::root().unwrap().join(name);
+        let folder = samport::system::cgroups::root().unwrap().join(name);
         fs::create_dir(&folder).unwrap();
         Self(folder)
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use samport::privileges::{USES, Until};
+use samport::system::privileges::{USES, Until};
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{Connection, ask, get};
 use samport_tests::served::{Served, TARGET};

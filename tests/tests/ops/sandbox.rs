@@ -14,7 +14,7 @@ use std::process::Command;
 use std::thread;
 
 use samport::lab::Watched;
-use samport::sandbox::{Grant, Purpose, restrict};
+use samport::system::sandbox::{Grant, Purpose, restrict};
 use samport_tests::PATIENCE;
 use samport_tests::bpf::{Map, open_pin};
 use samport_tests::daemon::{Backends, samport_command};

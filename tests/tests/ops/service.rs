@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 
-use samport::privileges::needed;
+use samport::system::privileges::needed;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::ask;
 use samport_tests::served::TARGET;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use samport::instance;
+use samport::system::instance;
 use samport_tests::PATIENCE;
 use samport_tests::daemon::{Daemon, clean, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};

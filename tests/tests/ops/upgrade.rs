@@ -8,7 +8,7 @@ use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use samport::dataplane::pins;
-use samport::instance;
+use samport::system::instance;
 use samport_common::layout::LAYOUT_VERSION;
 use samport_tests::daemon::{Backends, Daemon, samport_binary};
 use samport_tests::datagrams::{Echo, ask_connected, client};

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use samport::lab::Watched;
-use samport::privileges::USES;
+use samport::system::privileges::USES;
 use samport_tests::daemon::{Backends, Daemon, samport_binary};
 use samport_tests::load::{Connection, ask};
 use samport_tests::served::TARGET;

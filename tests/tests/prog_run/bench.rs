@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use samport::dataplane::program_run::{Ran, Runner};
 use samport::dataplane::{Dataplane, Options};
-use samport::instance::Instance;
 use samport::model::Place;
+use samport::model::ports::Listen;
+use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
-use samport::ports::Listen;
-use samport::table::{Recipe, Region};
+use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
 use samport_common::layout::{BackendStats, DeviceSet, Evidence, Life, Scope};
 use samport_common::verdict::Verdict;

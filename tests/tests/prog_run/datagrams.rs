@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use samport::model::Place;
+use samport::model::ports::Listen;
+use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
-use samport::ports::Listen;
-use samport::table::{Recipe, Region};
 use samport_common::flow::ServiceId;
 use samport_common::layout::{DeviceSet, Life, Scope};
 use samport_common::verdict::Verdict;

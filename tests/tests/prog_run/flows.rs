@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use samport::model::ports::Listen;
 use samport::plan::{BackendId, Change, Source};
-use samport::ports::Listen;
 use samport_common::conntrack::TICK_SHIFT;
 use samport_common::layout::program;
 use samport_common::verdict::Verdict;

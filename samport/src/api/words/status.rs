@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::progress::ControlLoop;
 use crate::model::limits::Limits;
-use crate::privileges::Privileges;
-use crate::progress::ControlLoop;
+use crate::system::privileges::Privileges;
 
 /// What runs on this machine, or was left there.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -16,19 +16,19 @@ use super::ambiguous;
 use crate::api::words::Limits;
 use crate::dataplane::answers::Answers;
 use crate::dataplane::pins;
-use crate::exit::{Exit, coded};
-use crate::explain::{
+use crate::diagnose::explain::{
     Door, Entry, Facts, Found, Member, Question, Remembered, SourceDevice, SourceFacts,
 };
-use crate::instance::{self, BackendRecord, FilterRecord, Record};
-use crate::listening;
-use crate::netlink::{Device, Devices, Netlink};
+use crate::model::ports::Listen;
+use crate::model::wire_forms::wide;
+use crate::net::listening;
+use crate::net::netlink::{Device, Devices, Netlink};
+use crate::net::reverse_path;
+use crate::net::sockets::Sockets;
 use crate::plan::Role;
-use crate::ports::Listen;
-use crate::resyncs::Resyncs;
-use crate::reverse_path;
-use crate::sockets::Sockets;
-use crate::wire_forms::wide;
+use crate::system::exit::{Exit, coded};
+use crate::system::instance::{self, BackendRecord, FilterRecord, Record};
+use crate::system::resyncs::Resyncs;
 
 /// All there is to know for an answer; `iif` is the device the packet comes in by, if that is said.
 pub(super) async fn gather(

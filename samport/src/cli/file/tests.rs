@@ -101,7 +101,7 @@ fn an_unknown_key_is_named_and_the_nearest_one_is_offered() {
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let error = File::read(Path::new("/nowhere/s.toml"), &command()).unwrap_err();
-    assert_eq!(crate::exit::code_of(&error), Exit::Usage);
+    assert_eq!(crate::system::exit::code_of(&error), Exit::Usage);
     assert!(error.to_string().contains("/nowhere/s.toml"), "{error:#}");
 }
 

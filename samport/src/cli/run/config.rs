@@ -3,16 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::admission::ServiceConflict;
-use crate::allow::Networks;
 use crate::api::words::Limits;
+use crate::control::admission::ServiceConflict;
+use crate::control::reconcile::{Job, Rules};
 use crate::dataplane;
 use crate::discovery::{Provider, Terms};
-use crate::hash_seed::SeedFile;
+use crate::model::allow::Networks;
+use crate::model::ports::{Listen, PortSpec};
+use crate::net::routes::Forward;
 use crate::plan::Policy;
-use crate::ports::{Listen, PortSpec};
-use crate::reconcile::{Job, Rules};
-use crate::routes::Forward;
+use crate::system::hash_seed::SeedFile;
 
 /// What a run is to do, wherever that was said.
 #[derive(Clone, Debug)]

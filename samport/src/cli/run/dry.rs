@@ -10,28 +10,28 @@ use samport_common::wire::protocol::Protocol;
 use tokio::sync::watch;
 
 use super::config::Config;
-use crate::admission::{self, Admission};
-use crate::allow::Networks;
+use crate::api::metrics;
 use crate::cli::output::say;
 use crate::cli::table::{Column, LEFT, RIGHT, table, text};
+use crate::control::admission::{self, Admission};
+use crate::control::reconcile::{check_families, check_interfaces};
+use crate::control::seat::Seat;
+use crate::control::takeover;
 use crate::dataplane::pins;
 use crate::discovery;
-use crate::escape;
-use crate::frontends;
-use crate::hash_seed;
-use crate::instance;
-use crate::listening;
-use crate::metrics;
+use crate::model::allow::Networks;
+use crate::model::ports::Listen;
 use crate::model::{Candidate, Condition, Snapshot};
-use crate::netlink::{Devices, Netlink};
-use crate::ports::Listen;
-use crate::reconcile::{check_families, check_interfaces};
-use crate::reply_devices::Namespaces;
-use crate::resyncs::Resyncs;
-use crate::routes::{Network, Routes};
-use crate::seat::Seat;
-use crate::site;
-use crate::takeover;
+use crate::net::frontends;
+use crate::net::listening;
+use crate::net::netlink::{Devices, Netlink};
+use crate::net::reply_devices::Namespaces;
+use crate::net::routes::{Network, Routes};
+use crate::net::site;
+use crate::system::escape;
+use crate::system::hash_seed;
+use crate::system::instance;
+use crate::system::resyncs::Resyncs;
 
 /// A backend there would be, or why there would not.
 struct Row {

@@ -13,7 +13,6 @@ use super::config::Config;
 use super::names::{
     ForwardName, HookName, ProviderName, SandboxName, ServiceConflictName, XdpModeName,
 };
-use crate::allow;
 use crate::cli::balance::Balancing;
 use crate::cli::health::Health;
 use crate::cli::limits::Limits;
@@ -21,9 +20,10 @@ use crate::dataplane;
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
 use crate::discovery::{Engine, Provider, Terms, docker};
-use crate::duration::read as time;
-use crate::exit::{Exit, coded};
-use crate::ports::{PortRange, PortRanges, PortSpec};
+use crate::model::allow;
+use crate::model::duration::read as time;
+use crate::model::ports::{PortRange, PortRanges, PortSpec};
+use crate::system::exit::{Exit, coded};
 
 /// Options of `samport run` that a configuration file has keys for, and that file.
 #[derive(clap::Args, Debug)]

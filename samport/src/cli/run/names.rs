@@ -2,10 +2,10 @@
 
 use clap::ValueEnum;
 
-use crate::admission::ServiceConflict;
+use crate::control::admission::ServiceConflict;
 use crate::dataplane::{Hook, XdpMode};
 use crate::discovery::Engine;
-use crate::routes::Forward;
+use crate::net::routes::Forward;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(in crate::cli) enum ProviderName {

@@ -8,17 +8,17 @@ use anyhow::{Context as _, Result};
 
 use super::Args;
 use super::config::Config;
-use crate::causes::io_kind;
 use crate::cli::asked::{self, Asked};
 use crate::dataplane::pins;
-use crate::exit::{Exit, coded};
-use crate::hash_seed::{self, SeedFile};
-use crate::instance;
-use crate::listening;
-use crate::privileges;
-use crate::sandbox::{Grant, Purpose};
-use crate::shared_folder::SharedFolder;
-use crate::user::{self, User};
+use crate::net::listening;
+use crate::system::causes::io_kind;
+use crate::system::exit::{Exit, coded};
+use crate::system::hash_seed::{self, SeedFile};
+use crate::system::instance;
+use crate::system::privileges;
+use crate::system::sandbox::{Grant, Purpose};
+use crate::system::shared_folder::SharedFolder;
+use crate::system::user::{self, User};
 
 /// A configuration, and what takes more to have than is left.
 #[derive(Debug)]

@@ -12,15 +12,15 @@ use tokio::time::timeout;
 
 use super::config::Config;
 use super::effect::{Effect, effect};
+use crate::api::metrics;
 use crate::cli::asked::{self, Asked};
 use crate::cli::effective::{Effective, changed};
 use crate::cli::file::File;
+use crate::control::reconcile::{NewRules, Rules};
 use crate::discovery::{self, Terms};
-use crate::follow::Followed;
-use crate::metrics;
-use crate::reconcile::{NewRules, Rules};
-use crate::resyncs::Resyncs;
-use crate::service;
+use crate::system::follow::Followed;
+use crate::system::resyncs::Resyncs;
+use crate::system::service;
 
 /// How long a change may take until it counts as late: an engine that is away takes no terms.
 const TAKING_EFFECT: Duration = Duration::from_secs(5);

@@ -4,8 +4,8 @@ use samport_common::layout::bytes_per_flow;
 use samport_common::verdict::Verdict;
 
 use super::config::Config;
+use crate::control::reconcile::Reconciler;
 use crate::dataplane::XdpMode;
-use crate::reconcile::Reconciler;
 
 /// That everything works from now on, and how.
 pub(super) fn say_ready(config: &Config, reconciler: &Reconciler) {

@@ -7,11 +7,11 @@ use samport_common::layout::BackendStats;
 use samport_common::verdict::{Action, Verdict};
 
 use crate::api::words::{ControlLoop, FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
+use crate::control::progress;
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::memory;
-use crate::instance::{self, BackendRecord, Record, ServiceRecord};
 use crate::model::State;
-use crate::progress;
+use crate::system::instance::{self, BackendRecord, Record, ServiceRecord};
 
 /// A backend and what the kernel has counted of it.
 struct Counted<'a> {
@@ -141,7 +141,7 @@ const fn flow_table(flows: &Flows) -> FlowTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::Listen;
+    use crate::model::ports::Listen;
 
     fn record(name: &str, port: u16, state: State) -> BackendRecord {
         BackendRecord {

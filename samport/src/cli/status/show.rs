@@ -9,7 +9,7 @@ use samport_common::verdict::{Action, Verdict};
 use super::super::table::{Column, LEFT, RIGHT, number, table, text as or_dash};
 use super::super::units::{bytes, time};
 use crate::api::words::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
-use crate::progress;
+use crate::control::progress;
 
 /// New connections a second, by the names of instance and service.
 pub(super) type Rates = BTreeMap<(String, String), f64>;

@@ -1,6 +1,6 @@
 //! Which columns of a table fit into a width. Pure.
 
-use crate::escape;
+use crate::system::escape;
 
 /// Between two columns.
 pub(super) const GAP: u16 = 1;

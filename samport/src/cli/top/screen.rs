@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::history::{Documents, History, Key};
 use crate::api::words::Backend;
-use crate::orders::Order;
+use crate::control::orders::Order;
 
 /// Digits of the largest weight.
 const LONGEST_WEIGHT: usize = 10;

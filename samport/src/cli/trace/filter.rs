@@ -8,9 +8,9 @@ use samport_common::trace::{End, MAX_WATCHED, Watch};
 use samport_common::verdict::Verdict;
 
 use super::show::Names;
-use crate::allow;
-use crate::exit::{Exit, coded};
-use crate::wire_forms::wide;
+use crate::model::allow;
+use crate::model::wire_forms::wide;
+use crate::system::exit::{Exit, coded};
 
 /// Options that say which packets.
 #[derive(clap::Args, Default, Debug)]

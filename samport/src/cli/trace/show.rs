@@ -12,7 +12,7 @@ use samport_common::wire::protocol;
 use samport_common::wire::tcp::Flags;
 
 use crate::api::words::{SCHEMA, TracedPacket};
-use crate::instance::Record;
+use crate::system::instance::Record;
 
 /// What backends are called, by where they answer.
 pub(super) struct Names(BTreeMap<SocketAddr, String>);
@@ -255,7 +255,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::wire_forms::wide;
+    use crate::model::wire_forms::wide;
 
     const CLIENT: &str = "192.0.2.2:40000";
     const VIP: &str = "192.0.2.1:80";

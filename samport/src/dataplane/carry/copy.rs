@@ -16,7 +16,7 @@ use super::Context;
 use crate::dataplane::batch::HashTable;
 use crate::dataplane::maps::MapCell;
 use crate::dataplane::pins;
-use crate::exit::{Exit, coded};
+use crate::system::exit::{Exit, coded};
 
 /// Where an old map is pinned, and the one that takes its place.
 pub(super) struct Pair {

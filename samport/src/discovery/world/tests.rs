@@ -19,7 +19,7 @@ impl Scene {
             ports,
             filters: super::super::filter::Filters::default(),
             health: Config { source: Source::None, ..Config::default() },
-            label_ports: crate::ports::PortRanges::default(),
+            label_ports: crate::model::ports::PortRanges::default(),
         };
         Self(World::new(Arc::new(policy), served))
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use samport::dataplane::{Dataplane, Options, memory};
-use samport::instance::Instance;
+use samport::system::instance::Instance;
 use samport_common::layout::bytes_per_flow;
 use samport_tests::Lab;
 use samport_tests::speed::{Better, Figure, Report};

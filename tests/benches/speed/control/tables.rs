@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use samport::dataplane::{Dataplane, Options};
-use samport::instance::Instance;
 use samport::model::State;
+use samport::model::ports::Listen;
 use samport::plan::{Actual, BackendKey, Change, Desired, Policy, Route, Share, plan};
-use samport::ports::Listen;
+use samport::system::instance::Instance;
 use samport_common::choose::Balance;
 use samport_common::layout::{DeviceSet, MAX_BACKENDS, Scope};
 use samport_tests::Lab;

@@ -13,7 +13,7 @@ use super::super::history::Growth;
 use super::super::screen::Screen;
 use super::{aligned, coloured, head, per_second, row};
 use crate::api::words::ServiceCount;
-use crate::escape;
+use crate::system::escape;
 
 /// Narrowest picture of rates.
 const NARROWEST: u16 = 10;

@@ -3,8 +3,8 @@ use samport_common::flow::FlowWord;
 use zerocopy::IntoBytes as _;
 
 use super::*;
-use crate::instance::Record;
 use crate::model::Place;
+use crate::system::instance::Record;
 
 /// An entry of `FLOWS4` as a samport of layout 3 had it in the kernel: the bytes of key and value.
 const KEY: [u8; 8] = [192, 0, 2, 9, 0x9c, 0x40, 1, 0];

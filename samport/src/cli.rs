@@ -1,0 +1,260 @@
+//! The command line: one file a verb.
+
+mod asked;
+mod backends;
+mod balance;
+mod check;
+mod clean;
+mod config;
+mod connection;
+mod demo;
+mod effective;
+#[cfg(test)]
+mod examples;
+mod explain;
+mod file;
+mod flows;
+mod health;
+mod healthcheck;
+mod here;
+mod limits;
+mod output;
+mod papers;
+mod patience;
+mod pipe;
+#[cfg(test)]
+mod reference;
+mod run;
+mod status;
+mod steer;
+mod table;
+mod top;
+mod trace;
+mod units;
+mod version;
+mod wait;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::builder::styling::{AnsiColor, Style};
+use clap::{ArgAction, ColorChoice, CommandFactory as _, Parser, Subcommand};
+use tracing::{Event, Level, Subscriber};
+use tracing_log::NormalizeEvent as _;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::discovery::Unreachable;
+use crate::system::descriptors;
+use crate::system::escape;
+use crate::system::exit::{Exit, code_of};
+use crate::system::privileges;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer,
+4 the kernel lacks something or a check failed, 5 missing privileges,
+6 a port or hook is taken, 7 timeout.";
+
+/// What is wrong, what may be, and what is right; without colours they are stripped on the way out.
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
+const GOOD: Style = AnsiColor::Green.on_default();
+
+/// Several containers behind one port of a Linux host, without a proxy.
+#[derive(Parser, Debug)]
+#[command(name = "samport", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    /// Log only warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Log more; -vv: every packet's verdict too.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// When to use colours
+    ///
+    /// auto: on a terminal, unless NO_COLOR is set.
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    color: ColorChoice,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Balance ports of this host over containers, until stopped.
+    Run(Box<run::Args>),
+    /// Show services and packet counters.
+    Status(status::Args),
+    /// List backends with state, weight and connection counts.
+    Backends(backends::Args),
+    /// Show services and backends live; keys drain and weigh.
+    Top(top::Args),
+    /// List open connections with client and backend.
+    Flows(flows::Args),
+    /// Show where a packet would go, and why.
+    Explain(explain::Args),
+    /// Show packets and their verdicts as they pass.
+    Trace(trace::Args),
+    /// Stop new connections to a backend; open ones finish.
+    Drain(steer::DrainArgs),
+    /// Send new connections to a drained backend again.
+    Undrain(steer::UndrainArgs),
+    /// Change a backend's share relative to the others.
+    Weight(steer::WeightArgs),
+    /// Change how backends are chosen.
+    Balance(steer::BalanceArgs),
+    /// Lift an allow-list that labels of gone containers have set.
+    Allow(steer::AllowArgs),
+    /// Wait until enough backends serve.
+    Wait(wait::Args),
+    /// Check whether `run` would work, without changing anything.
+    Check(check::Args),
+    /// Exit with 0 if samport and every service are healthy
+    ///
+    /// For the HEALTHCHECK of samport's own container. Fails if samport does not answer, if a service has no
+    /// backend, or if the control loop, which keeps the kernel up to date every 10 seconds, has not completed a
+    /// round for 30 seconds.
+    Healthcheck(healthcheck::Args),
+    /// Check a configuration file, or show what is in force.
+    Config(config::Args),
+    /// Remove what a killed samport has left in the kernel.
+    Clean(clean::Args),
+    /// Show samport at work in network namespaces, without Docker.
+    Demo(demo::Args),
+    /// Print completions for a shell.
+    Completions(papers::CompletionsArgs),
+    /// Write manual pages of all commands.
+    Man(papers::ManArgs),
+    /// Print the version, and that of the layout of kernel maps.
+    Version(version::Args),
+}
+
+/// Parses the command line, does what it says and gives the documented exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = asked::command_line();
+    match cli.color {
+        // As anstream finds it by the environment and the terminal.
+        ColorChoice::Auto => {}
+        ColorChoice::Always => anstream::ColorChoice::Always.write_global(),
+        ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    start_logging(&cli);
+    pipe::end_with_reader(&cli.verb);
+    match act(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(exit_of(&error) as u8)
+        }
+    }
+}
+
+fn act(cli: Cli) -> Result<()> {
+    match cli.verb {
+        Verb::Run(args) => {
+            // Threads inherit what they may do.
+            descriptors::raise_limit();
+            let prepared = run::prepare(&args, cli.verbose > 0)?;
+            on_threads(run::run(&args, prepared))
+        }
+        Verb::Status(args) => status::run(&args),
+        Verb::Backends(args) => on_threads(backends::run(args)),
+        Verb::Top(args) => on_threads(top::run(args)),
+        Verb::Flows(args) => flows::run(&args),
+        Verb::Explain(args) => on_threads(explain::run(args)),
+        Verb::Trace(args) => on_threads(trace::run(args)),
+        Verb::Drain(args) => on_threads(steer::drain(args)),
+        Verb::Undrain(args) => on_threads(steer::undrain(args)),
+        Verb::Weight(args) => on_threads(steer::weight(args)),
+        Verb::Balance(args) => on_threads(steer::balance(args)),
+        Verb::Allow(args) => on_threads(steer::allow(args)),
+        Verb::Wait(args) => on_threads(wait::run(args)),
+        Verb::Check(args) => on_threads(check::run(args)),
+        Verb::Healthcheck(args) => on_threads(healthcheck::run(args)),
+        Verb::Config(args) => config::run(&args),
+        Verb::Clean(args) => clean::run(&args),
+        Verb::Demo(args) => on_threads(demo::run(args)),
+        Verb::Completions(args) => {
+            papers::completions(&args, Cli::command());
+            Ok(())
+        }
+        Verb::Man(args) => papers::man(&args, Cli::command()),
+        Verb::Version(args) => version::run(&args),
+    }
+}
+
+/// Runs a verb that waits for several things.
+fn on_threads(verb: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(privileges::narrow)
+        .enable_all()
+        .build()?;
+    runtime.block_on(verb)
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.downcast_ref::<Unreachable>().is_some() { Exit::Unreachable } else { code_of(error) }
+}
+
+/// Log lines go to stderr; data goes to stdout. `SAMPORT_LOG` overrides the flags.
+fn start_logging(cli: &Cli) {
+    let default = match (cli.quiet, cli.verbose) {
+        (true, _) => "warn",
+        (false, 0) => "warn,samport=info",
+        (false, 1) => "info,samport=debug,samport_ebpf=debug",
+        (false, _) => "debug",
+    };
+    let filter = EnvFilter::try_from_env("SAMPORT_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt()
+        .with_writer(anstream::stderr)
+        .with_env_filter(filter)
+        .event_format(Plain)
+        .init();
+}
+
+/// One line an event, for people: what happened, and how bad it is only if it is.
+struct Plain;
+
+impl<S, N> FormatEvent<S, N> for Plain
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        match *event.normalized_metadata().as_ref().unwrap_or(event.metadata()).level() {
+            Level::ERROR => write!(writer, "{BAD}error:{BAD:#} ")?,
+            Level::WARN => write!(writer, "{DOUBTFUL}warning:{DOUBTFUL:#} ")?,
+            Level::INFO => {}
+            Level::DEBUG | Level::TRACE => {
+                // aya's lines come through the log crate; this is where they really come from.
+                let normal = event.normalized_metadata();
+                let target = normal.as_ref().unwrap_or(event.metadata()).target();
+                write!(writer, "  {target}: ")?;
+            }
+        }
+        let mut fields = String::new();
+        context.field_format().format_fields(Writer::new(&mut fields), event)?;
+        // A line that others have put into the text does not begin as one of ours does.
+        writeln!(writer, "{}", escape::lines(&fields).replace('\n', "\n  "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,134 @@
+//! The loop's side of the operator's seat: orders come in, what is in force goes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{LOOK_AGAIN, RETRY, Reconciler};
+use crate::control::draining::{self, Ending};
+use crate::control::orders::{self, Order, Refusal};
+use crate::control::seat::{Request, Seat, Seated, View};
+use crate::model::groups::{self, Group};
+use crate::model::{Candidate, Condition, Snapshot, State};
+use crate::plan::{BackendKey, Desired, Share};
+
+/// An order that has been taken and is answered when the kernel has it.
+pub(super) struct Pending {
+    answer: oneshot::Sender<Result<Vec<Seat>, Refusal>>,
+    about: Vec<Seat>,
+}
+
+impl Pending {
+    /// Tells who gave the order. Whoever has gone away meanwhile does not want to know.
+    pub(super) fn answer(self, outcome: &anyhow::Result<()>) {
+        let Self { answer, about } = self;
+        let _ = answer.send(match outcome {
+            Ok(()) => Ok(about),
+            Err(error) => Err(Refusal::Failed(format!("noted, not yet in force: {error:#}"))),
+        });
+    }
+}
+
+impl Reconciler {
+    /// Takes an order. What is refused is answered at once.
+    pub(super) fn take(&mut self, request: Request) -> Option<Pending> {
+        let Request { order, answer } = request;
+        let shown = self.desk.shown();
+        match self.orders.take(&order, &shown) {
+            Ok(about) => {
+                if let Order::ResetAllow(name) = &order
+                    && let Ok(listen) = orders::service_called(name, &shown)
+                {
+                    self.restricted.remove(&listen);
+                }
+                Some(Pending { answer, about })
+            }
+            Err(refusal) => {
+                let _ = answer.send(Err(refusal));
+                None
+            }
+        }
+    }
+
+    /// How long to wait if nothing happens.
+    pub(super) fn pause(&self, failed: bool) -> Duration {
+        match (failed, self.drains.any()) {
+            (true, _) => RETRY,
+            (false, true) => draining::LOOK,
+            (false, false) => LOOK_AGAIN,
+        }
+    }
+
+    /// Takes those out that have drained.
+    pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
+        let (orders, limit) = (&self.orders, self.job.rules.drain);
+        let ending = |candidate: &Candidate, share: &Share| {
+            // Active and draining all the same: its weight, or its group's, is 0.
+            let is_ordered = orders.drains(candidate) || share.state == State::Active;
+            let limit = candidate.drain.unwrap_or(limit);
+            if is_ordered { Ending::EmptyOrAfter(limit) } else { Ending::Empty }
+        };
+        let open = |key: &BackendKey| self.dataplane.open_flows(self.actual.id_of(key)?.index).ok();
+        let now = Instant::now();
+        let gone = self.drains.settle(desired, &snapshot.candidates, ending, open, now);
+        for (seat, share) in gone {
+            let place = seat.listen.place();
+            self.news.push(format!("- {} {} on {place} gone", share.name, seat.endpoint));
+        }
+    }
+
+    /// Shows the operator every backend there is.
+    pub(super) fn show_at_desk(&self, desired: &Desired, snapshot: &Snapshot) {
+        let served: BTreeMap<Seat, (&BackendKey, &Share)> =
+            desired.backends.iter().map(|(key, share)| (Seat::from(key), (key, share))).collect();
+        let (group_weights, _) = groups::weights(&snapshot.candidates, self.orders.group_weights());
+        let active = desired.backends.iter().filter(|(_, share)| !share.drains());
+        let active: BTreeSet<_> = active.map(|(key, _)| key.service()).collect();
+        let is_last = |(key, share): (&BackendKey, &Share)| {
+            share.drains() && !active.contains(&key.service())
+        };
+        let seated = |candidate: &Candidate| {
+            let seat = Seat::from(candidate);
+            let served = served.get(&seat).copied();
+            let state = self.state_of(candidate, &seat, served.map(|(_, share)| share));
+            Seated {
+                name: candidate.name.clone(),
+                service: candidate.wishes.service.clone(),
+                group: Group::of(candidate, &group_weights),
+                weight: self.orders.weight_of(candidate),
+                state,
+                via: served.map(|(key, _)| key.route.name().to_owned()),
+                route_back: candidate.egress.leads_out,
+                index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),
+                drains_until: self.drains.until(&seat),
+                is_last: served.is_some_and(is_last),
+                seat,
+            }
+        };
+        // A container may have addresses of a family its service has none of.
+        let is_offered = |c: &&Candidate| c.listen.is_of_family(c.endpoint.is_ipv6());
+        let offered = snapshot.candidates.iter().filter(is_offered);
+        let mut backends: Vec<_> = offered.map(seated).collect();
+        let order = |one: &Seated| (one.seat.listen, one.name.clone(), one.seat.endpoint);
+        backends.sort_by_key(order);
+        let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
+        let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
+        let left_out = self.left_out.iter().map(|sentences| sentences.len() as u64).sum();
+        self.desk.show(View { services: services.collect(), backends, left_out });
+    }
+
+    fn state_of(&self, candidate: &Candidate, seat: &Seat, served: Option<&Share>) -> State {
+        match (served, &candidate.condition) {
+            (Some(share), _) if share.drains() && share.state == State::Active => State::Draining,
+            (Some(share), _) => share.state,
+            (None, Condition::Starting | Condition::Checked(_))
+                if !self.drains.down().contains_key(seat) =>
+            {
+                State::Starting
+            }
+            (None, _) => State::Down,
+        }
+    }
+}

@@ -1,0 +1,284 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::control::admission::ServiceConflict;
+use crate::diagnose::check::exit_of;
+use crate::diagnose::check::facts::Limits;
+use crate::diagnose::check::firewall::Inspector;
+use crate::discovery::endpoint::Endpoint;
+use crate::discovery::{Engine, Seen};
+use crate::model::allow::Networks;
+use crate::model::test::candidate;
+use crate::model::{Egress, Place, Site};
+use crate::net::netlink::LinkState;
+
+const ETH0: u32 = 2;
+
+/// A machine on which everything is well.
+fn well() -> Facts {
+    let addresses = ["198.51.100.7", "fe80::1", "2001:db8::7"].map(|addr| addr.parse().unwrap());
+    let eth0 = Device { addresses: addresses.into(), ..Device::named(ETH0, "eth0") };
+    let lo = Device { ifindex: 1, name: "lo".into(), is_ethernet: false, ..eth0.clone() };
+    Facts {
+        limits: Limits {
+            allow: Networks::new(),
+            max_backends: 16,
+            conflict: ServiceConflict::Refuse,
+        },
+        kernel: Ok((6, 18)),
+        btf: true,
+        privileges: Ok(()),
+        tcx: Tcx::Present,
+        bpffs: Bpffs::Mounted,
+        local: Ok(()),
+        devices: BTreeMap::from([(1, lo), (ETH0, eth0)]),
+        links: BTreeMap::from([(ETH0, LinkState { is_up: true, xdp: None })]),
+        interfaces: vec!["eth0".into()],
+        forwarding: [true; 2],
+        strict: vec!["eth0".into()],
+        not_strict: Ok(Vec::new()),
+        at_tcx: BTreeMap::from([("eth0".into(), vec!["samport_forward".into()])]),
+        at_xdp: BTreeMap::new(),
+        engines: Vec::new(),
+        ports: vec![("80".parse().unwrap(), Ok(()))],
+        alone: Ok(()),
+        sandbox: true,
+        inspectors: Ok(Vec::new()),
+        hash_seed: Ok(Look::There("/var/lib/samport/hash-seed".into())),
+    }
+}
+
+fn lines(facts: &Facts) -> Vec<String> {
+    judge(facts).iter().map(ToString::to_string).collect()
+}
+
+/// What is said about a machine that differs from a good one in one thing, all that is well left out.
+fn about(change: impl FnOnce(&mut Facts)) -> (Vec<String>, Option<Exit>) {
+    let mut facts = well();
+    change(&mut facts);
+    let findings = judge(&facts);
+    let bad = findings.iter().filter(|finding| finding.level != Level::Good);
+    (bad.map(ToString::to_string).collect(), exit_of(&findings))
+}
+
+/// Panics unless one line is said that begins and ends like this, and the exit code is this.
+fn assert_said(change: impl FnOnce(&mut Facts), begin: &str, end: &str, exit: Option<Exit>) {
+    let (said, code) = about(change);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with(begin) && said[0].ends_with(end), "{said:?}");
+    assert_eq!(code, exit, "{said:?}");
+}
+
+#[test]
+fn a_good_machine_gets_five_good_lines() {
+    assert_eq!(
+        lines(&well()),
+        [
+            "ok    kernel 6.18 · BTF · tcx · CAP_BPF CAP_NET_ADMIN CAP_PERFMON · bpffs · cgroup2",
+            "ok    eth0: Ethernet, up, 198.51.100.7 2001:db8::7",
+            "ok    port 80 is free",
+            "ok    hash seed: /var/lib/samport/hash-seed",
+            "ok    no firewall rules for what comes in",
+        ]
+    );
+}
+
+#[test]
+fn an_old_kernel_fails_and_one_without_tcx_is_fine() {
+    let failed = Some(Exit::Kernel);
+    assert_said(|f| f.kernel = Ok((5, 13)), "FAIL  kernel 5.13 ", "is needed", failed);
+    assert_said(|f| f.kernel = Ok((5, 15)), "warn  kernel 5.15 may", "take a newer one", None);
+    assert_eq!(about(|f| f.kernel = Ok((6, 1))).0, [""; 0]);
+    let mut old = well();
+    old.tcx = Tcx::Absent;
+    assert!(lines(&old)[0].contains(" · clsact (no tcx"), "{:?}", lines(&old));
+    assert_said(|f| f.tcx = Tcx::Unknown("EPERM".into()), "warn  whether", "as root", None);
+}
+
+#[test]
+fn what_samport_can_do_without_is_a_warning() {
+    assert_said(|f| f.btf = false, "warn  the kernel has no BTF", "their fields", None);
+    assert_said(|f| f.bpffs = Bpffs::NotMounted, "warn  bpffs", "bpf /sys/fs/bpf", None);
+    assert_said(|f| f.local = Err("no cgroup2".into()), "warn  clients on", "--no-local", None);
+    assert_said(|f| f.sandbox = false, "warn  the sandbox is off", "please report that", None);
+    let no_place = Bpffs::NoPlace("ENOENT".into());
+    assert_said(|f| f.bpffs = no_place, "FAIL  there is no place", "with BPF", Some(Exit::Kernel));
+}
+
+#[test]
+fn a_seed_that_cannot_be_used_fails_and_one_that_is_not_kept_is_a_warning() {
+    let usage = Some(Exit::Usage);
+    let no_good = |f: &mut Facts| f.hash_seed = Err("the file has mode 0644; chmod 600 it".into());
+    assert_said(no_good, "FAIL  the file has mode 0644 →", "chmod 600 it", usage);
+    let sentence = "it cannot be kept; make that folder writable".to_owned();
+    let lost = Look::UntilReboot("/run/samport/hash-seed".into(), sentence);
+    assert_said(|f| f.hash_seed = Ok(lost), "warn  it cannot be kept →", "writable", None);
+    let mut new = well();
+    new.hash_seed = Ok(Look::New("/a/b".into()));
+    let line = "ok    hash seed: /a/b, which `samport run` will make".to_owned();
+    assert!(lines(&new).contains(&line), "{:?}", lines(&new));
+}
+
+#[test]
+fn missing_privileges_decide_the_exit_code() {
+    let lacks = |f: &mut Facts| {
+        f.privileges = Err("samport lacks CAP_BPF; run it as root".into());
+        f.ports[0].1 = Err("port 80 is taken; stop it".into());
+    };
+    let (said, exit) = about(lacks);
+    assert_eq!(said[0], "FAIL  samport lacks CAP_BPF → run it as root");
+    assert_eq!((said.len(), exit), (2, Some(Exit::Privileges)));
+}
+
+#[test]
+fn an_interface_must_be_there_and_speak_ethernet() {
+    for name in ["eth7", "lo"] {
+        let begin = if name == "lo" { "FAIL  lo carries" } else { "FAIL  there is no interface" };
+        let end = if name == "lo" { "needs" } else { "this machine has lo, eth0" };
+        assert_said(|f| f.interfaces = vec![name.into()], begin, end, Some(Exit::Kernel));
+    }
+}
+
+#[test]
+fn an_interface_that_is_down_or_has_only_link_local_addresses_is_a_warning() {
+    let down = |f: &mut Facts| f.links.get_mut(&ETH0).unwrap().is_up = false;
+    assert_said(down, "warn  eth0 is down", "ip link set eth0 up", None);
+    let bare = |f: &mut Facts| {
+        f.devices.get_mut(&ETH0).unwrap().addresses = BTreeSet::from(["fe80::1".parse().unwrap()]);
+    };
+    assert_said(bare, "warn  eth0 has no address", "will follow", None);
+}
+
+#[test]
+fn without_forwarding_sources_of_containers_cannot_be_checked() {
+    let begin = "warn  IPv4 forwarding is off (net.ipv4.conf.lo.forwarding): samport cannot check";
+    let end = "are theirs → sysctl -w net.ipv4.conf.lo.forwarding=1";
+    assert_said(|f| f.forwarding = [false, true], begin, end, None);
+    let (begin, end) = ("warn  IPv6 forwarding is off", "where accept_ra is not 2");
+    assert_said(|f| f.forwarding = [true, false], begin, end, None);
+    let without_ipv6 = |f: &mut Facts| {
+        f.forwarding = [true, false];
+        let addresses = ["192.0.2.1", "fe80::1"].map(|addr| addr.parse().unwrap());
+        f.devices.get_mut(&ETH0).unwrap().addresses = addresses.into();
+    };
+    assert_eq!(about(without_ipv6).0, [""; 0]);
+}
+
+#[test]
+fn strict_filtering_that_samport_cannot_do_is_a_warning() {
+    let reason = "samport cannot follow policy rule 9 (fwmark 0x1 lookup 5)";
+    let marked = |f: &mut Facts| f.not_strict = Ok(vec![reason.into()]);
+    let begin = format!("warn  {reason} → on eth0, use --allow");
+    assert_said(marked, &begin, "who is served", None);
+    let not_strict = |f: &mut Facts| {
+        marked(f);
+        f.strict.clear();
+    };
+    assert_eq!(about(not_strict).0, [""; 0]);
+    let unseen = |f: &mut Facts| f.not_strict = Err("list routes: EPERM".into());
+    assert_said(unseen, "warn  whether strict rp_filter on eth0", "list routes: EPERM", None);
+}
+
+#[test]
+fn programs_of_others_are_named_and_our_own_are_not() {
+    let xdp = |name: &str| BTreeMap::from([("eth0".to_owned(), name.to_owned())]);
+    assert_said(|f| f.at_xdp = xdp("guard"), "warn  eth0 has an XDP program, guard", "it", None);
+    assert_eq!(about(|f| f.at_xdp = xdp("samport_xdp")).0, [""; 0]);
+    let cilium = |f: &mut Facts| f.at_tcx.get_mut("eth0").unwrap().push("cil_from_netdev".into());
+    assert_said(cilium, "warn  eth0 has other programs", "nothing else", None);
+    assert!(about(cilium).0[0].contains(": cil_from_netdev →"));
+}
+
+/// Case 87: a container whose answers reach no client outside of this machine.
+#[test]
+fn a_container_without_a_route_back_is_named_once() {
+    let place = Place { ifindex: 9, mac: [2; 6], polls: false };
+    let of = |port: &str, leads_out| Candidate {
+        listen: port.parse().unwrap(),
+        place: Some(Site::Veth(place)),
+        egress: Egress { leads_out: Some(leads_out), ..Egress::default() },
+        ..candidate("web")
+    };
+    let seen = |candidates: &[Candidate]| Seen {
+        engine: Engine::Docker,
+        version: "29".into(),
+        endpoint: Endpoint::find(Engine::Docker, Some("unix:///run/d.sock"), None).unwrap(),
+        rootless: false,
+        published: BTreeMap::new(),
+        candidates: candidates.to_vec(),
+        refused: Vec::new(),
+    };
+    let both = [of("80", false), of("443", false)];
+    let begin = "warn  web has no IPv4 route to clients outside";
+    assert_said(|f| f.engines = vec![Ok(seen(&both))], begin, "are served)", None);
+    let (said, _) = about(|f| f.engines = vec![Ok(seen(&[of("80", true)]))]);
+    assert!(said.is_empty(), "{said:?}");
+}
+
+/// Case 87: who would be left out by a run is left out in words here.
+#[test]
+fn containers_that_would_be_left_out_are_named_with_the_reason() {
+    let of = |name: &str, port: &str| {
+        let mut one = Candidate { listen: port.parse().unwrap(), ..candidate(name) };
+        one.endpoint.set_port(9_000 + one.listen.port);
+        one
+    };
+    let seen = |candidates: Vec<Candidate>| Seen {
+        engine: Engine::Docker,
+        version: "29".into(),
+        endpoint: Endpoint::find(Engine::Docker, Some("unix:///run/d.sock"), None).unwrap(),
+        rootless: false,
+        published: BTreeMap::new(),
+        candidates,
+        refused: vec!["web-9 claims port 7000; --label-ports opens it".into()],
+    };
+    let one = |f: &mut Facts| {
+        f.limits.max_backends = 1;
+        f.engines = vec![Ok(seen(vec![of("a", "80"), of("b", "80"), of("c", "80")]))];
+    };
+    let begin = "warn  c is left out on port 80: more than 2 containers for each of the 1 backends";
+    let (said, _) = about(one);
+    assert!(said.iter().any(|line| line.starts_with(begin)), "{said:?}");
+    assert!(said.iter().any(|line| line.starts_with("warn  web-9 claims port 7000")), "{said:?}");
+}
+
+#[test]
+fn an_engine_that_does_not_answer_is_3_unless_more_is_wrong() {
+    let absent = |f: &mut Facts| f.engines = vec![Err("cannot reach Docker; start it".into())];
+    let begin = "FAIL  cannot reach Docker";
+    assert_said(absent, begin, "→ start it", Some(Exit::Unreachable));
+    let more = |f: &mut Facts| {
+        absent(f);
+        f.alone = Err("port 80 on eth0 is served by samport x (pid 7); stop it".into());
+    };
+    let (said, exit) = about(more);
+    assert_eq!((said.len(), exit), (2, Some(Exit::Kernel)));
+    assert_eq!(said[1], "FAIL  port 80 on eth0 is served by samport x (pid 7) → stop it");
+}
+
+#[test]
+fn ports_that_are_taken_or_whose_address_is_nobodys_are_named() {
+    let taken = |f: &mut Facts| f.ports[0].1 = Err("port 80 is taken; remove its `ports:`".into());
+    assert_said(taken, "FAIL  port 80", "→ remove its `ports:`", Some(Exit::Kernel));
+    let elsewhere = |f: &mut Facts| f.ports = vec![("192.0.2.1:80".parse().unwrap(), Ok(()))];
+    assert_said(elsewhere, "warn  192.0.2.1:80 is not served", "when one gets it", None);
+}
+
+#[test]
+fn a_firewall_is_named_once_with_the_ports_that_bypass_it() {
+    let ufw = Inspector { name: "ufw".into(), drops: true };
+    let both_families = |f: &mut Facts| f.inspectors = Ok(vec![ufw.clone(), ufw.clone()]);
+    assert_said(
+        both_families,
+        "warn  ufw (it drops",
+        "use --allow CIDR to say who is served",
+        None,
+    );
+    assert!(about(both_families).0[0].contains("traffic on :80 will bypass it"));
+    let unseen = |f: &mut Facts| {
+        f.inspectors = Err("EPERM".into());
+        f.ports.clear();
+    };
+    assert_said(unseen, "warn  whether there is a firewall", "bypass it: use --allow CIDR", None);
+    assert!(about(unseen).0[0].contains("traffic on served ports"));
+}

@@ -1,0 +1,228 @@
+//! Where one backend is, asked of the kernel.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Forward, Network};
+use crate::model::{Place, Site};
+use crate::net::netlink;
+use crate::plan::Route;
+
+/// How long a backend stays behind a veth that is down while the kernel's route leads elsewhere: the route is taken away
+/// with the link, and what is left may be the default route. Longer than a link flaps and than samport takes to start.
+pub(super) const HOLD: Duration = Duration::from_mins(1);
+
+/// A route, and what it was found by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    pub(super) route: Route,
+    /// The device the kernel's route led to, if it was asked.
+    pub(super) device: Option<u32>,
+    /// Where it is, if the kernel's neighbours said so.
+    pub(super) place: Option<Place>,
+    /// How many changes the kernel had told of then.
+    pub(super) at: u64,
+    /// Since when it is there only because its link is down.
+    pub(super) held: Option<Instant>,
+}
+
+/// What has come of looking for a backend.
+pub(super) enum Outcome {
+    Found(Found),
+    /// Packets cannot be sent there; why, for the user.
+    Failed {
+        why: String,
+        at: u64,
+    },
+    /// The kernel has not said whether one that is known is still there.
+    Unknown,
+}
+
+/// What is to be found out.
+pub(super) struct Question {
+    pub(super) addr: IpAddr,
+    pub(super) site: Option<Site>,
+    /// Where it was.
+    pub(super) known: Option<Found>,
+    /// Whether its neighbour has been heard of somewhere else.
+    pub(super) may_have_moved: bool,
+    /// How many changes the kernel has told of.
+    pub(super) at: u64,
+}
+
+impl Question {
+    pub(super) async fn answer(self, network: &Network) -> Outcome {
+        let Self { addr, site, known, may_have_moved, at } = self;
+        if let Some(known) = known {
+            let is_elsewhere = async {
+                anyhow::Ok(
+                    known.is_routed_elsewhere(addr, network).await?
+                        || may_have_moved && known.is_elsewhere(addr, network).await?,
+                )
+            };
+            match is_elsewhere.await {
+                Ok(false) => return Outcome::Found(Found { at, held: None, ..known }),
+                Ok(true) => {
+                    if let Some(held) = known.held_since(Instant::now(), &network.devices) {
+                        let now = find(addr, site, network, at).await;
+                        // It may be behind another veth all the same.
+                        let other = now.ok().filter(|now| matches!(now.route, Route::Peer(_)));
+                        let held = Found { at, held: Some(held), ..known };
+                        return Outcome::Found(other.unwrap_or(held));
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!("{addr} stays where it was found: {error:#}");
+                    return Outcome::Unknown;
+                }
+            }
+        }
+        match find(addr, site, network, at).await {
+            Ok(found) => Outcome::Found(found),
+            Err(error) => Outcome::Failed { why: format!("{error:#}"), at },
+        }
+    }
+}
+
+impl Found {
+    /// Whether it is somewhere else when the kernel's routes are.
+    pub(super) const fn follows_routes(&self) -> bool {
+        self.device.is_some() || matches!(self.route, Route::Stack)
+    }
+
+    /// Whether the kernel's route leads to another device now. Where there is none any more, the old one
+    /// stays: routes are often taken away just before they are made anew.
+    async fn is_routed_elsewhere(&self, addr: IpAddr, network: &Network) -> Result<bool> {
+        if !self.follows_routes() {
+            return Ok(false);
+        }
+        let now = network.netlink.route(addr).await?.map(|leads| leads.device);
+        Ok(now.is_some_and(|now| Some(now) != self.device && network.devices.contains_key(&now)))
+    }
+
+    /// Whether the backend's address is behind another veth now, or has another MAC. Where it is not to be found, it
+    /// stays where it was.
+    async fn is_elsewhere(&self, addr: IpAddr, network: &Network) -> Result<bool> {
+        let device = self.device.and_then(|ifindex| network.devices.get(&ifindex));
+        let (Some(before), Some(device)) = (self.place, device) else { return Ok(false) };
+        let now = network.place_of(addr, device).await?;
+        Ok(now.is_some_and(|now| (now.ifindex, now.mac) != (before.ifindex, before.mac)))
+    }
+
+    /// Since when it stays behind a veth that is down, if it still does: the link may come back.
+    fn held_since(&self, now: Instant, devices: &netlink::Devices) -> Option<Instant> {
+        let Route::Peer(place) = self.route else { return None };
+        let is_down = |ifindex: u32| devices.get(&ifindex).is_some_and(|device| !device.is_running);
+        let since = self.held.unwrap_or(now);
+        let is_held = is_down(place.ifindex) || self.device.is_some_and(is_down);
+        (is_held && now.duration_since(since) < HOLD).then_some(since)
+    }
+}
+
+impl Network {
+    /// The veth and the MAC of a backend that no provider has located, if it is behind a veth of its own. One that
+    /// clients come in by leads to a whole network: what is sent into it directly has the addresses of a router there.
+    async fn place_of(&self, addr: IpAddr, via: &netlink::Device) -> Result<Option<Place>> {
+        let place = self.netlink.place_of(addr, via, &self.devices).await?;
+        Ok(place.filter(|place| !self.is_uplink(place.ifindex)))
+    }
+
+    pub(super) fn is_uplink(&self, ifindex: u32) -> bool {
+        self.devices.get(&ifindex).is_some_and(|device| self.interfaces.contains(&device.name))
+    }
+
+    /// The veth a provider has located a backend behind, if that is to be used.
+    fn given_veth(&self, site: Option<Site>) -> Option<Place> {
+        let Some(Site::Veth(place)) = site else { return None };
+        let is_veth = self.devices.get(&place.ifindex).is_some_and(|device| device.is_veth);
+        (is_veth && !self.is_uplink(place.ifindex)).then_some(place)
+    }
+}
+
+/// How packets get to a backend of which nothing has to be asked: there is but one way to it.
+pub(super) fn given(site: Option<Site>, at: u64, network: &Network) -> Option<Found> {
+    let route = match (site, network.forward) {
+        (Some(Site::Macvlan(place)), _) => Route::Child(place),
+        (Some(Site::Host), _) | (_, Forward::Stack | Forward::Neighbour) => return None,
+        _ => Route::Peer(network.given_veth(site)?),
+    };
+    Some(Found { route, device: None, place: None, at, held: None })
+}
+
+/// How packets get to a backend, as it is now.
+async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> Result<Found> {
+    if let Some(found) = given(site, at, network) {
+        return Ok(found);
+    }
+    let Network { forward, netlink, devices, .. } = network;
+    let found = |route, device, place| Ok(Found { route, device, place, at, held: None });
+    let leads = netlink.route(addr).await;
+    if matches!(site, Some(Site::Host)) || *forward == Forward::Stack {
+        return found(Route::Stack, leads?.map(|leads| leads.device), None);
+    }
+    if devices.values().any(|device| device.addresses.contains(&addr)) {
+        bail!("{addr} is an address of this host itself, which this version cannot balance to");
+    }
+    let leads = leads?.with_context(|| format!("there is no route to {addr}"))?;
+    let device = devices.get(&leads.device);
+    let device = device.with_context(|| format!("there is no route to {addr}"))?;
+    if !device.is_ethernet {
+        bail!("{addr} is behind {}, which carries no Ethernet frames (a tunnel)", device.name);
+    }
+    let given = network.given_veth(site);
+    let learned = match given {
+        // What is behind a gateway is nobody's neighbour.
+        None if leads.is_on_link => network.place_of(addr, device).await?,
+        _ => None,
+    };
+    let place = given.or(learned);
+    let answers_on = place.map_or(device.ifindex, |place| place.ifindex);
+    let route = match (forward, place) {
+        (Forward::Auto | Forward::Peer, Some(place)) => Route::Peer(place),
+        (Forward::Peer, None) => {
+            bail!("it is not behind a veth of its own, so --forward peer cannot reach it; use auto")
+        }
+        _ => Route::Neighbour { ifindex: device.ifindex, answers_on },
+    };
+    found(route, Some(device.ifindex), learned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::netlink::{Device, Devices};
+
+    const VETH: u32 = 7;
+    const BRIDGE: u32 = 3;
+
+    fn devices(is_veth_running: bool, is_bridge_running: bool) -> Devices {
+        let device = |ifindex, is_running| Device { is_running, ..Device::named(ifindex, "dev") };
+        [(VETH, is_veth_running), (BRIDGE, is_bridge_running)]
+            .map(|(ifindex, is_running)| (ifindex, device(ifindex, is_running)))
+            .into()
+    }
+
+    #[test]
+    fn a_backend_is_held_behind_a_link_that_is_down_but_not_for_ever() {
+        let place = Place { ifindex: VETH, mac: [2; 6], polls: false };
+        let route = Route::Peer(place);
+        let found = Found { route, device: Some(BRIDGE), place: Some(place), at: 1, held: None };
+        let now = Instant::now();
+        for (veth, bridge, expected) in
+            [(true, true, None), (false, true, Some(now)), (true, false, Some(now))]
+        {
+            assert_eq!(found.held_since(now, &devices(veth, bridge)), expected, "{veth} {bridge}");
+        }
+        let held = Found { held: Some(now), ..found };
+        let at_last = now + HOLD;
+        let before = now + Duration::from_secs(59);
+        assert_eq!(held.held_since(before, &devices(false, true)), Some(now));
+        assert_eq!(held.held_since(at_last, &devices(false, true)), None);
+        // What is reached by a neighbour table follows the kernel's routes.
+        let route = Route::Neighbour { ifindex: BRIDGE, answers_on: BRIDGE };
+        let neighbour = Found { route, place: None, ..found };
+        assert_eq!(neighbour.held_since(now, &devices(false, false)), None);
+    }
+}

@@ -1,0 +1,16 @@
+//! The process and the machine: its instance and record, privileges, files that are watched, the service manager.
+
+pub(crate) mod causes;
+pub mod cgroups;
+pub(crate) mod descriptors;
+pub mod escape;
+pub mod exit;
+pub(crate) mod follow;
+pub mod hash_seed;
+pub mod instance;
+pub mod privileges;
+pub mod resyncs;
+pub mod sandbox;
+pub(crate) mod service;
+pub(crate) mod shared_folder;
+pub(crate) mod user;
