@@ -95,7 +95,7 @@ fn programs_stay_below_their_instruction_ceilings() {
         ("samport_inside", 15_000),
         ("samport_forward6", 40_000),
         ("samport_choose", 65_000),
-        ("samport_slow_path", 110_000),
+        ("samport_slow_path", 130_000),
         ("samport_open", 120_000),
         ("samport_make_way", 15_000),
         ("samport_icmp", 100_000),
