@@ -11,7 +11,7 @@ pub mod words;
 use anyhow::Result;
 use tokio::time::Instant;
 
-use crate::control::seat::View;
+use crate::control::handle::View;
 use crate::system::instance;
 
 pub use server::Server;

@@ -5,7 +5,7 @@ pub mod check;
 pub(crate) mod duration;
 pub mod groups;
 pub mod limits;
-pub mod orders;
+pub mod overrides;
 pub mod ports;
 pub mod target;
 pub mod wire_forms;

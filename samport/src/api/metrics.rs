@@ -17,8 +17,8 @@ use axum::routing::get;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::api::http_server;
+use crate::control::handle::ControlHandle;
 use crate::control::progress::Progress;
-use crate::control::seat::Window;
 use crate::discovery::Standing;
 use crate::system::exit::{Coded as _, Exit};
 use sample::Sample;
@@ -32,7 +32,7 @@ pub struct Source {
     /// Name of the instance.
     pub instance: String,
     /// Its backends.
-    pub window: Window,
+    pub control: ControlHandle,
     /// Where they come from.
     pub providers: Vec<Arc<Standing>>,
     /// How the control loop gets on.

@@ -7,7 +7,7 @@ use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
 use super::words::{Backend, Counters, Health, SCHEMA};
-use crate::control::seat::{Seated, View};
+use crate::control::handle::{BackendView, View};
 use crate::model::State;
 use crate::model::groups;
 use crate::model::ports::Listen;
@@ -24,7 +24,7 @@ pub type Counted = BTreeMap<u32, Counters>;
 /// The backends of a view.
 #[must_use]
 pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
-    let counters = |one: &Seated| one.index.and_then(|index| counted.get(&index).copied());
+    let counters = |one: &BackendView| one.index.and_then(|index| counted.get(&index).copied());
     let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
     let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
     let shares = shares(&view.backends);
@@ -32,8 +32,9 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
         *flows.entry(pool(one)).or_default() += counters(one).map_or(0, |c| c.flows);
         *weights.entry(pool(one)).or_default() += u64::from(*share);
     }
-    let of = |sums: &BTreeMap<Pool, u64>, one: &Seated| sums.get(&pool(one)).copied().unwrap_or(0);
-    let report = |(one, share): (&Seated, u32)| {
+    let of =
+        |sums: &BTreeMap<Pool, u64>, one: &BackendView| sums.get(&pool(one)).copied().unwrap_or(0);
+    let report = |(one, share): (&BackendView, u32)| {
         let counters = counters(one);
         Backend {
             service: one.seat.listen.to_string(),
@@ -57,12 +58,12 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
     view.backends.iter().zip(shares).map(report).collect()
 }
 
-fn pool(one: &Seated) -> Pool {
+fn pool(one: &BackendView) -> Pool {
     (one.seat.listen, one.seat.endpoint.is_ipv6())
 }
 
 /// What each backend counts when new flows are shared out, relative to the others of its pool.
-fn shares(all: &[Seated]) -> Vec<u32> {
+fn shares(all: &[BackendView]) -> Vec<u32> {
     let mut pools: BTreeMap<Pool, Vec<usize>> = BTreeMap::new();
     for (at, one) in all.iter().enumerate() {
         if one.state == State::Active || one.is_last {
@@ -133,13 +134,13 @@ pub fn health(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::seat::Seat;
+    use crate::control::handle::BackendRef;
     use samport_common::choose::Balance;
 
-    fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> Seated {
+    fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> BackendView {
         let endpoint = endpoint.parse().unwrap();
-        Seated {
-            seat: Seat { listen: Listen::tcp(80), id: id.into(), endpoint },
+        BackendView {
+            seat: BackendRef { listen: Listen::tcp(80), id: id.into(), endpoint },
             name: id.into(),
             service: None,
             group: None,
@@ -153,7 +154,7 @@ mod tests {
         }
     }
 
-    fn view(backends: Vec<Seated>) -> View {
+    fn view(backends: Vec<BackendView>) -> View {
         View { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
     }
 

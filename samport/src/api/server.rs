@@ -18,9 +18,9 @@ use super::report::{self, Counted};
 use super::socket::Socket;
 use super::words::{self, Health, SCHEMA, Trouble};
 use crate::api::http_server;
-use crate::control::orders::{self, Order, Refusal};
+use crate::control::commands::{self, CommandError, OperatorCommand};
+use crate::control::handle::{BackendRef, ControlHandle, View};
 use crate::control::progress::Progress;
-use crate::control::seat::{Seat, View, Window};
 use crate::dataplane::inspect::Counters;
 use crate::model::ports::Listen;
 
@@ -33,27 +33,27 @@ pub struct Server {
 
 /// What every answer is made from.
 #[derive(Debug)]
-struct Office {
+struct AppState {
     instance: String,
-    window: Window,
+    control: ControlHandle,
     progress: Progress,
     status: fn(&str) -> Result<words::Status>,
 }
 
-type Asked = State<Arc<Office>>;
+type Asked = State<Arc<AppState>>;
 
 impl Server {
     /// Serves an instance. `status` makes the document that `samport status` shows.
     pub fn start(
         socket: Socket,
         instance: &str,
-        window: Window,
+        control: ControlHandle,
         progress: Progress,
         status: fn(&str) -> Result<words::Status>,
     ) -> Result<Self> {
-        let office = Arc::new(Office { instance: instance.to_owned(), window, progress, status });
+        let app = Arc::new(AppState { instance: instance.to_owned(), control, progress, status });
         let listener = socket.listener()?;
-        let routes = routes(office);
+        let routes = routes(app);
         let task = tokio::spawn(async move { match http_server::serve(listener, routes).await {} });
         Ok(Self { task, _socket: socket })
     }
@@ -65,7 +65,7 @@ impl Drop for Server {
     }
 }
 
-fn routes(office: Arc<Office>) -> Router {
+fn routes(app: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/backends", get(backends))
@@ -76,108 +76,110 @@ fn routes(office: Arc<Office>) -> Router {
         .route("/v1/services/{name}/balance", put(balance))
         .route("/v1/services/{name}/allow/reset", post(reset_allow))
         .route("/v1/health", get(health))
-        .fallback(async || Fault(StatusCode::NOT_FOUND, "there is no such thing here".to_owned()))
+        .fallback(async || {
+            ApiError(StatusCode::NOT_FOUND, "there is no such thing here".to_owned())
+        })
         .method_not_allowed_fallback(async || {
             let message = "that cannot be done with this".to_owned();
-            Fault(StatusCode::METHOD_NOT_ALLOWED, message)
+            ApiError(StatusCode::METHOD_NOT_ALLOWED, message)
         })
-        .with_state(office)
+        .with_state(app)
 }
 
 /// A status code and what is wrong.
 #[derive(Debug)]
-struct Fault(StatusCode, String);
+struct ApiError(StatusCode, String);
 
-impl IntoResponse for Fault {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let Self(code, error) = self;
         (code, Json(Trouble { error })).into_response()
     }
 }
 
-impl From<Refusal> for Fault {
-    fn from(refusal: Refusal) -> Self {
+impl From<CommandError> for ApiError {
+    fn from(refusal: CommandError) -> Self {
         let code = match refusal {
-            Refusal::Unknown(_) => StatusCode::NOT_FOUND,
-            Refusal::Ambiguous(_) => StatusCode::CONFLICT,
-            Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            CommandError::Unknown(_) => StatusCode::NOT_FOUND,
+            CommandError::Ambiguous(_) => StatusCode::CONFLICT,
+            CommandError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(code, refusal.to_string())
     }
 }
 
-impl From<anyhow::Error> for Fault {
+impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         Self(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))
     }
 }
 
-impl From<JsonRejection> for Fault {
+impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
         Self(rejection.status(), rejection.body_text())
     }
 }
 
-impl From<QueryRejection> for Fault {
+impl From<QueryRejection> for ApiError {
     fn from(rejection: QueryRejection) -> Self {
         Self(rejection.status(), rejection.body_text())
     }
 }
 
-async fn status(State(office): Asked) -> Result<Json<words::Status>, Fault> {
-    Ok(Json(aside(move || (office.status)(&office.instance)).await?))
+async fn status(State(app): Asked) -> Result<Json<words::Status>, ApiError> {
+    Ok(Json(aside(move || (app.status)(&app.instance)).await?))
 }
 
-async fn backends(State(office): Asked) -> Result<Json<words::Backends>, Fault> {
-    office.report(|_| true).await
+async fn backends(State(app): Asked) -> Result<Json<words::Backends>, ApiError> {
+    app.report(|_| true).await
 }
 
 async fn drain(
-    State(office): Asked,
+    State(app): Asked,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, Fault> {
-    office.carry_out(Order::Drain(name)).await
+) -> Result<Json<words::Backends>, ApiError> {
+    app.carry_out(OperatorCommand::Drain(name)).await
 }
 
 async fn undrain(
-    State(office): Asked,
+    State(app): Asked,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, Fault> {
-    office.carry_out(Order::Undrain(name)).await
+) -> Result<Json<words::Backends>, ApiError> {
+    app.carry_out(OperatorCommand::Undrain(name)).await
 }
 
 async fn weight(
-    State(office): Asked,
+    State(app): Asked,
     Path(name): Path<String>,
     order: Result<Json<words::Weight>, JsonRejection>,
-) -> Result<Json<words::Backends>, Fault> {
+) -> Result<Json<words::Backends>, ApiError> {
     let Json(words::Weight { weight }) = order?;
-    office.carry_out(Order::Weight(name, weight)).await
+    app.carry_out(OperatorCommand::Weight(name, weight)).await
 }
 
 async fn balance(
-    State(office): Asked,
+    State(app): Asked,
     Path(name): Path<String>,
     order: Result<Json<words::Balance>, JsonRejection>,
-) -> Result<Json<words::Backends>, Fault> {
+) -> Result<Json<words::Backends>, ApiError> {
     let Json(words::Balance { balance }) = order?;
     let Some(mode) = Balance::ALL.into_iter().find(|mode| mode.name() == balance) else {
         let modes = Balance::ALL.map(Balance::name).join(", ");
         let message = format!("there is no way to balance {balance:?}; there are {modes}");
-        return Err(Fault(StatusCode::BAD_REQUEST, message));
+        return Err(ApiError(StatusCode::BAD_REQUEST, message));
     };
-    office.carry_out(Order::Balance(name, mode)).await
+    app.carry_out(OperatorCommand::Balance(name, mode)).await
 }
 
 async fn reset_allow(
-    State(office): Asked,
+    State(app): Asked,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, Fault> {
-    office.carry_out(Order::ResetAllow(name)).await
+) -> Result<Json<words::Backends>, ApiError> {
+    app.carry_out(OperatorCommand::ResetAllow(name)).await
 }
 
-async fn services(State(office): Asked) -> Json<words::Services> {
-    let view = office.window.view();
+async fn services(State(app): Asked) -> Json<words::Services> {
+    let view = app.control.view();
     let service = |(listen, balance): (&Listen, &Balance)| words::Service {
         service: listen.to_string(),
         balance: balance.name().to_owned(),
@@ -192,28 +194,28 @@ struct HealthQuestion {
 }
 
 async fn health(
-    State(office): Asked,
+    State(app): Asked,
     question: Result<Query<HealthQuestion>, QueryRejection>,
-) -> Result<(StatusCode, Json<Health>), Fault> {
+) -> Result<(StatusCode, Json<Health>), ApiError> {
     let Query(HealthQuestion { healthy, service }) = question?;
-    let view = office.window.view();
-    let service = service.map(|name| orders::service_called(&name, &view)).transpose()?;
-    let health = report::health(&view, healthy, service, office.progress.trouble());
+    let view = app.control.view();
+    let service = service.map(|name| commands::service_called(&name, &view)).transpose()?;
+    let health = report::health(&view, healthy, service, app.progress.trouble());
     let code = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((code, Json(health)))
 }
 
-impl Office {
-    async fn carry_out(&self, order: Order) -> Result<Json<words::Backends>, Fault> {
-        let about = self.window.order(order).await?;
+impl AppState {
+    async fn carry_out(&self, order: OperatorCommand) -> Result<Json<words::Backends>, ApiError> {
+        let about = self.control.order(order).await?;
         self.report(|seat| about.contains(seat)).await
     }
 
     async fn report(
         &self,
-        is_meant: impl Fn(&Seat) -> bool,
-    ) -> Result<Json<words::Backends>, Fault> {
-        let (view, instance) = (self.window.view(), self.instance.clone());
+        is_meant: impl Fn(&BackendRef) -> bool,
+    ) -> Result<Json<words::Backends>, ApiError> {
+        let (view, instance) = (self.control.view(), self.instance.clone());
         let counted = {
             let (view, instance) = (Arc::clone(&view), instance.clone());
             aside(move || count(&instance, &view)).await?
@@ -257,8 +259,9 @@ fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
 /// System calls that may take a while, away from what serves others.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T, Fault> {
+) -> Result<T, ApiError> {
     let done = spawn_blocking(work).await;
-    let done = done.map_err(|error| Fault(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let done =
+        done.map_err(|error| ApiError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(done?)
 }

@@ -14,15 +14,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use self::config::Config;
-use self::reload::{Reins, Reloader};
+use self::reload::{ReloadHandles, Reloader};
 use self::said::{say_goodbye, say_ready};
 use super::patience::Patience;
 use super::status;
 use crate::api::metrics;
 use crate::api::{Server, Socket};
+use crate::control::handle;
 use crate::control::progress::Progress;
 use crate::control::reconcile::{NewRules, Reconciler};
-use crate::control::seat;
 use crate::control::takeover;
 use crate::dataplane::{self, Dataplane};
 use crate::discovery;
@@ -67,7 +67,7 @@ pub async fn run(args: &Args, prepared: Prepared) -> Result<()> {
     let stop = stop_signal()?;
     tokio::pin!(stop);
     let hang_up = signal(SignalKind::hangup())?;
-    let Started { mut reconciler, snapshots, network, server, rules, reins } = tokio::select! {
+    let Started { mut reconciler, snapshots, network, server, rules, handles } = tokio::select! {
         biased;
         () = &mut stop => {
             tracing::info!("stopped before it was ready; the machine is as it was before");
@@ -76,7 +76,7 @@ pub async fn run(args: &Args, prepared: Prepared) -> Result<()> {
         started = start(&config, &held.hash_seed) => started?,
     };
     service::ready();
-    let mut reloader = Reloader::new(asked, config, hang_up, reins).await;
+    let mut reloader = Reloader::new(asked, config, hang_up, handles).await;
     // Whatever the loop waits for: it is dropped there.
     tokio::select! {
         biased;
@@ -102,7 +102,7 @@ struct Started {
     network: watch::Receiver<u64>,
     server: Server,
     rules: mpsc::Receiver<NewRules>,
-    reins: Reins,
+    handles: ReloadHandles,
 }
 
 /// Everything up to the line that says "ready". Whatever was done is undone if this fails, or is
@@ -144,10 +144,11 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
         tokio::spawn(dataplane::follow_logs(logs));
     }
     let job = config.job(socket_path, hash_seed.clone(), namespace);
-    let (desk, window) = seat::open();
+    let (receiver, control) = handle::open();
     let name = instance.name().to_owned();
     let progress = Progress::begin(resyncs);
-    let mut reconciler = Reconciler::new(job, netlink, dataplane, instance, desk, progress.clone());
+    let mut reconciler =
+        Reconciler::new(job, netlink, dataplane, instance, receiver, progress.clone());
     if let Some(record) = before {
         reconciler.adopt(record)?;
     }
@@ -155,17 +156,17 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     reconciler.start(&first).await?;
     let source = metrics::Source {
         instance: name.clone(),
-        window: window.clone(),
+        control: control.clone(),
         providers,
         progress: progress.clone(),
     };
     let metrics = metrics.map(|at| metrics::Server::start(at, source.clone())).transpose()?;
-    let server = Server::start(socket, &name, window, progress.clone(), status::document)?;
+    let server = Server::start(socket, &name, control, progress.clone(), status::document)?;
     privileges::settle();
     say_ready(config, &reconciler);
     let (rules_in, rules) = mpsc::channel(1);
-    let reins = Reins { terms: terms_in, rules: rules_in, metrics, source };
-    Ok(Started { reconciler, snapshots, network, server, rules, reins })
+    let handles = ReloadHandles { terms: terms_in, rules: rules_in, metrics, source };
+    Ok(Started { reconciler, snapshots, network, server, rules, handles })
 }
 
 /// Resolves at the first signal that asks the program to end.

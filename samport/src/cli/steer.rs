@@ -13,7 +13,7 @@ use super::output::say;
 use super::patience::Progress;
 use crate::api::client::{Client, escaped};
 use crate::api::words::{self, Backend, Backends};
-use crate::control::orders::Order;
+use crate::control::commands::OperatorCommand;
 use crate::model::State;
 use crate::model::duration::read as time;
 use crate::system::exit::{Exit, coded};
@@ -89,7 +89,7 @@ pub struct AllowArgs {
 pub async fn drain(args: DrainArgs) -> Result<()> {
     let client = args.connection.client()?;
     let begin = Instant::now();
-    let drained = carry_out(&client, &Order::Drain(args.backend)).await?;
+    let drained = carry_out(&client, &OperatorCommand::Drain(args.backend)).await?;
     print_all(&drained);
     let last = drained.backends.iter().filter(|backend| backend.is_last);
     // Once, whatever number of addresses it has.
@@ -108,14 +108,14 @@ pub async fn drain(args: DrainArgs) -> Result<()> {
 /// Ends a drain.
 pub async fn undrain(args: UndrainArgs) -> Result<()> {
     let client = args.connection.client()?;
-    print_all(&carry_out(&client, &Order::Undrain(args.backend)).await?);
+    print_all(&carry_out(&client, &OperatorCommand::Undrain(args.backend)).await?);
     Ok(())
 }
 
 /// Gives a backend another weight.
 pub async fn weight(args: WeightArgs) -> Result<()> {
     let client = args.connection.client()?;
-    print_all(&carry_out(&client, &Order::Weight(args.backend, args.weight)).await?);
+    print_all(&carry_out(&client, &OperatorCommand::Weight(args.backend, args.weight)).await?);
     Ok(())
 }
 
@@ -139,27 +139,29 @@ pub async fn balance(args: BalanceArgs) -> Result<()> {
 pub async fn allow(args: AllowArgs) -> Result<()> {
     let client = args.connection.client()?;
     let service = args.service;
-    carry_out(&client, &Order::ResetAllow(service.clone())).await?;
+    carry_out(&client, &OperatorCommand::ResetAllow(service.clone())).await?;
     say(&format!("{service}: restricted as its containers' labels say now"));
     Ok(())
 }
 
 /// Has an order carried out: the backends it is about, as they are now.
-pub(super) async fn carry_out(client: &Client, order: &Order) -> Result<Backends> {
+pub(super) async fn carry_out(client: &Client, order: &OperatorCommand) -> Result<Backends> {
     match order {
-        Order::Drain(name) => client.post(&format!("/v1/backends/{}/drain", escaped(name))).await,
-        Order::Undrain(name) => {
+        OperatorCommand::Drain(name) => {
+            client.post(&format!("/v1/backends/{}/drain", escaped(name))).await
+        }
+        OperatorCommand::Undrain(name) => {
             client.post(&format!("/v1/backends/{}/undrain", escaped(name))).await
         }
-        Order::Weight(name, weight) => {
+        OperatorCommand::Weight(name, weight) => {
             let body = words::Weight { weight: *weight };
             client.put(&format!("/v1/weights/{}", escaped(name)), &body).await
         }
-        Order::Balance(service, mode) => {
+        OperatorCommand::Balance(service, mode) => {
             let body = words::Balance { balance: mode.name().to_owned() };
             client.put(&format!("/v1/services/{}/balance", escaped(service)), &body).await
         }
-        Order::ResetAllow(service) => {
+        OperatorCommand::ResetAllow(service) => {
             client.post(&format!("/v1/services/{}/allow/reset", escaped(service))).await
         }
     }

@@ -25,7 +25,7 @@ use super::connection::Connection;
 use super::run::stop_signal;
 use super::steer::carry_out;
 use crate::api::words::{Backends, Status};
-use crate::control::orders::Order;
+use crate::control::commands::OperatorCommand;
 use crate::model::duration::read as time;
 use crate::system::exit::{Exit, coded};
 
@@ -144,7 +144,7 @@ async fn look(connection: &Connection) -> Result<Documents> {
 }
 
 /// Has an order carried out: how its backend is now.
-async fn order_of(connection: &Connection, order: Order) -> Result<String> {
+async fn order_of(connection: &Connection, order: OperatorCommand) -> Result<String> {
     let Backends { backends, .. } = carry_out(&connection.client()?, &order).await?;
     let said =
         backends.first().map(|one| format!("{}: {}, weight {}", one.name, one.state, one.weight));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::control::seat::Seat;
+use crate::control::handle::BackendRef;
 use crate::model::Candidate;
 use crate::plan::{BackendKey, Desired, Share};
 
@@ -16,8 +16,8 @@ pub const LOOK: Duration = Duration::from_millis(250);
 /// The backends that drain, and those that have.
 #[derive(Default, Debug)]
 pub struct Drains {
-    draining: BTreeMap<Seat, Phase>,
-    down: BTreeMap<Seat, Share>,
+    draining: BTreeMap<BackendRef, Phase>,
+    down: BTreeMap<BackendRef, Share>,
 }
 
 /// When a backend that takes no new flows is taken out.
@@ -50,11 +50,11 @@ impl Drains {
         ending: impl Fn(&Candidate, &Share) -> Ending,
         mut open: impl FnMut(&BackendKey) -> Option<u64>,
         now: Instant,
-    ) -> BTreeMap<Seat, Share> {
-        let offered: BTreeMap<Seat, &Candidate> =
-            candidates.iter().map(|candidate| (Seat::from(candidate), candidate)).collect();
+    ) -> BTreeMap<BackendRef, Share> {
+        let offered: BTreeMap<BackendRef, &Candidate> =
+            candidates.iter().map(|candidate| (BackendRef::from(candidate), candidate)).collect();
         let gone = self.forget(desired, &offered);
-        desired.backends.retain(|key, _| !self.down.contains_key(&Seat::from(key)));
+        desired.backends.retain(|key, _| !self.down.contains_key(&BackendRef::from(key)));
         let active = desired.backends.iter().filter(|(_, share)| !share.drains());
         let served: BTreeSet<_> = active.map(|(key, _)| key.service()).collect();
         let before = std::mem::take(&mut self.draining);
@@ -62,7 +62,7 @@ impl Drains {
             if !share.leaves() {
                 return true;
             }
-            let seat = Seat::from(key);
+            let seat = BackendRef::from(key);
             let before = before.get(&seat).filter(|phase| !phase.is_last);
             let candidate = offered.get(&seat);
             let phase = Phase {
@@ -84,10 +84,10 @@ impl Drains {
     fn forget(
         &mut self,
         desired: &Desired,
-        offered: &BTreeMap<Seat, &Candidate>,
-    ) -> BTreeMap<Seat, Share> {
+        offered: &BTreeMap<BackendRef, &Candidate>,
+    ) -> BTreeMap<BackendRef, Share> {
         let wanted = desired.backends.iter().filter(|(_, share)| !share.leaves());
-        let wanted: BTreeSet<_> = wanted.map(|(key, _)| Seat::from(key)).collect();
+        let wanted: BTreeSet<_> = wanted.map(|(key, _)| BackendRef::from(key)).collect();
         self.down.retain(|seat, _| !wanted.contains(seat));
         let (still, gone) = std::mem::take(&mut self.down)
             .into_iter()
@@ -98,7 +98,7 @@ impl Drains {
 
     /// Backends that have had their time, and are still there.
     #[must_use]
-    pub const fn down(&self) -> &BTreeMap<Seat, Share> {
+    pub const fn down(&self) -> &BTreeMap<BackendRef, Share> {
         &self.down
     }
 
@@ -110,7 +110,7 @@ impl Drains {
 
     /// When a draining backend will have had its time, if that is known.
     #[must_use]
-    pub fn until(&self, seat: &Seat) -> Option<Instant> {
+    pub fn until(&self, seat: &BackendRef) -> Option<Instant> {
         self.draining.get(seat).filter(|phase| !phase.is_last)?.until()
     }
 }

@@ -31,13 +31,13 @@ use tokio::time::Instant;
 
 use crate::control::admission::ServiceConflict;
 use crate::control::draining::Drains;
+use crate::control::handle::CommandReceiver;
 use crate::control::progress::{Progress, Watching};
-use crate::control::seat::Desk;
 use crate::dataplane::{Dataplane, Events, XdpMode};
 use crate::discovery::health::Health;
 use crate::model::allow::Networks;
 use crate::model::limits::Limits;
-use crate::model::orders::Orders;
+use crate::model::overrides::Overrides;
 use crate::model::ports::{Listen, PortSpec};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::net::frontends;
@@ -73,7 +73,7 @@ const PLANS: usize = 64;
 
 /// What a run serves.
 #[derive(Clone, Debug)]
-pub struct Job {
+pub struct RunConfig {
     /// Interfaces clients come in by.
     pub interfaces: Vec<String>,
     /// Ports; empty if labels say which.
@@ -83,7 +83,7 @@ pub struct Job {
     /// The control socket.
     pub socket: PathBuf,
     /// What holds as far as labels say nothing else.
-    pub rules: Rules,
+    pub rules: LoopSettings,
     /// How much is remembered, and for how long.
     pub limits: Limits,
     /// What choices by hash are keyed by.
@@ -94,7 +94,7 @@ pub struct Job {
 
 /// What may be changed while it runs.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct LoopSettings {
     /// Who may use ports, however labels narrow that; empty for everybody.
     pub allow: Networks,
     /// What becomes of applications that claim one port.
@@ -109,7 +109,7 @@ pub struct Rules {
 #[derive(Debug)]
 pub struct NewRules {
     /// The rules.
-    pub rules: Rules,
+    pub rules: LoopSettings,
     /// The [`crate::discovery::Terms::generation`] that came with them.
     pub generation: u64,
     /// Told when the kernel has them, and backends on these terms, and everything that shows them does;
@@ -119,7 +119,7 @@ pub struct NewRules {
 
 /// The state of a run.
 pub struct Reconciler {
-    job: Job,
+    job: RunConfig,
     netlink: Netlink,
     progress: Progress,
     _port_watch: PortWatch,
@@ -139,9 +139,9 @@ pub struct Reconciler {
     routes: Routes,
     /// Changes when a backend may be somewhere else than it was. None before the start.
     moves: Option<watch::Receiver<u64>>,
-    orders: Orders,
+    orders: Overrides,
     drains: Drains,
-    desk: Desk,
+    receiver: CommandReceiver,
     health: Health,
     confirmations: Confirmations,
     /// Candidates that are not healthy yet, for the record.
@@ -165,11 +165,11 @@ impl Reconciler {
     /// Everything that is needed; nothing is attached yet.
     #[must_use]
     pub fn new(
-        job: Job,
+        job: RunConfig,
         netlink: Netlink,
         dataplane: Dataplane,
         instance: Instance,
-        desk: Desk,
+        receiver: CommandReceiver,
         progress: Progress,
     ) -> Self {
         let actual = Actual::with_room_for(job.limits.max_backends);
@@ -178,7 +178,7 @@ impl Reconciler {
             job,
             netlink,
             progress,
-            _port_watch: PortWatch::begin(desk.follow()),
+            _port_watch: PortWatch::begin(receiver.follow()),
             hooks_seen: None,
             pins_are_missing: false,
             watching,
@@ -190,9 +190,9 @@ impl Reconciler {
             shown: BTreeMap::new(),
             routes: Routes::default(),
             moves: None,
-            orders: Orders::default(),
+            orders: Overrides::default(),
             drains: Drains::default(),
-            desk,
+            receiver,
             health: Health::default(),
             confirmations: Confirmations::default(),
             starting: Vec::new(),
@@ -284,7 +284,7 @@ impl Reconciler {
             // By the clock, so that nothing that needs no round keeps it from coming.
             let due = ended + self.pause(failed).min(pulse.rest());
             tokio::select! {
-                request = self.desk.next() => pending = self.take(request),
+                request = self.receiver.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
                 Some(change) = rules.recv() => {
                     self.job.limits.drain_seconds = change.rules.drain.as_secs();
@@ -486,7 +486,7 @@ impl Reconciler {
             limits: self.job.limits,
             hash_seed_file: self.job.hash_seed.path.clone(),
             privileges: privileges::held(),
-            services: service_records(desired, &self.desk.shown()),
+            services: service_records(desired, &self.receiver.shown()),
             filters: self.dataplane.filters(),
             backends: self
                 .actual

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::allow::Networks;
 use crate::model::limits::Limits;
-use crate::model::orders::Orders;
+use crate::model::overrides::Overrides;
 use crate::model::ports::Listen;
 use crate::plan::{Ledger, Role};
 use crate::system::exit::{Exit, coded};
@@ -99,7 +99,7 @@ pub struct Record {
     pub ledger: Ledger,
     /// What the operator has ordered.
     #[serde(default)]
-    pub orders: Orders,
+    pub orders: Overrides,
     /// Containers that are left out, and why; not all of them, if they are very many.
     #[serde(default)]
     pub left_out: Vec<String>,

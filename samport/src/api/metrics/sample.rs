@@ -8,7 +8,7 @@ use samport_common::verdict::Verdict;
 
 use super::Source;
 use crate::api::words::ControlLoop;
-use crate::control::seat::{Seated, View};
+use crate::control::handle::{BackendView, View};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::model::State;
 
@@ -77,7 +77,7 @@ impl Sample {
             events: standing.events(),
             synced_ms: standing.synced_ms(),
         });
-        let view = source.window.view();
+        let view = source.control.view();
         Ok(Self {
             left_out: view.left_out,
             backends: backends(&view, counted)?,
@@ -103,7 +103,7 @@ fn backends(
 }
 
 impl Backend {
-    fn take_in(&mut self, one: &Seated, counted: Option<Counted>) {
+    fn take_in(&mut self, one: &BackendView, counted: Option<Counted>) {
         self.states.insert(one.state);
         self.weight = self.weight.max(one.weight);
         if let Some(counted) = counted {
@@ -138,13 +138,13 @@ impl Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::seat::Seat;
+    use crate::control::handle::BackendRef;
     use crate::model::ports::Listen;
 
-    fn seated(name: &str, endpoint: &str, index: Option<u32>, state: State) -> Seated {
+    fn seated(name: &str, endpoint: &str, index: Option<u32>, state: State) -> BackendView {
         let endpoint = endpoint.parse().unwrap();
-        Seated {
-            seat: Seat { listen: Listen::tcp(80), id: name.into(), endpoint },
+        BackendView {
+            seat: BackendRef { listen: Listen::tcp(80), id: name.into(), endpoint },
             name: name.into(),
             service: None,
             group: None,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::api::words::Limits;
 use crate::control::admission::ServiceConflict;
-use crate::control::reconcile::{Job, Rules};
+use crate::control::reconcile::{LoopSettings, RunConfig};
 use crate::dataplane;
 use crate::discovery::{Provider, Terms};
 use crate::model::allow::Networks;
@@ -56,10 +56,10 @@ impl Config {
     }
 
     /// What the loop goes by as far as labels say nothing else.
-    pub(super) fn rules(&self) -> Rules {
+    pub(super) fn rules(&self) -> LoopSettings {
         let service_conflict = self.service_conflict;
         let (drain, policy) = (self.terms.drain, self.policy);
-        Rules { allow: self.allow.clone(), service_conflict, drain, policy }
+        LoopSettings { allow: self.allow.clone(), service_conflict, drain, policy }
     }
 
     /// Takes over what may be changed while it runs.
@@ -69,8 +69,8 @@ impl Config {
     }
 
     /// What the loop is to do, with its control socket there and with this seed, in this network namespace.
-    pub(super) fn job(&self, socket: PathBuf, hash_seed: SeedFile, namespace: u64) -> Job {
-        Job {
+    pub(super) fn job(&self, socket: PathBuf, hash_seed: SeedFile, namespace: u64) -> RunConfig {
+        RunConfig {
             interfaces: self.interfaces.clone(),
             ports: self.ports.clone(),
             forward: self.forward,

@@ -14,8 +14,8 @@ use crate::api::metrics;
 use crate::cli::output::say;
 use crate::cli::table::{Column, LEFT, RIGHT, table, text};
 use crate::control::admission::{self, Admission};
+use crate::control::handle::BackendRef;
 use crate::control::reconcile::{check_families, check_interfaces};
-use crate::control::seat::Seat;
 use crate::control::takeover;
 use crate::dataplane::pins;
 use crate::discovery;
@@ -139,7 +139,7 @@ pub(super) async fn run(config: &Config) -> Result<()> {
 
 /// What a killed samport of the same name has left: whoever it serves is let in first.
 struct Before {
-    served: BTreeSet<Seat>,
+    served: BTreeSet<BackendRef>,
     restricted: BTreeMap<Listen, Networks>,
 }
 
@@ -149,11 +149,11 @@ impl Before {
         let is_there = !pins::pins_of(name).is_empty();
         let served = record.ledger.backends().filter(|_| is_there);
         let restricted = record.restricted.iter().filter(|_| is_there).cloned().collect();
-        Self { served: served.map(|(key, _)| Seat::from(&key)).collect(), restricted }
+        Self { served: served.map(|(key, _)| BackendRef::from(&key)).collect(), restricted }
     }
 
     fn serves(&self, candidate: &Candidate) -> bool {
-        self.served.contains(&Seat::from(candidate))
+        self.served.contains(&BackendRef::from(candidate))
     }
 
     fn first(&self, candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> + use<> {

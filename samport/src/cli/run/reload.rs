@@ -16,7 +16,7 @@ use crate::api::metrics;
 use crate::cli::asked::{self, Asked};
 use crate::cli::effective::{Effective, changed};
 use crate::cli::file::File;
-use crate::control::reconcile::{NewRules, Rules};
+use crate::control::reconcile::{LoopSettings, NewRules};
 use crate::discovery::{self, Terms};
 use crate::system::follow::Followed;
 use crate::system::resyncs::Resyncs;
@@ -26,7 +26,7 @@ use crate::system::service;
 const TAKING_EFFECT: Duration = Duration::from_secs(5);
 
 /// What may be changed of a run, and where it goes.
-pub(super) struct Reins {
+pub(super) struct ReloadHandles {
     pub(super) terms: watch::Sender<Terms>,
     pub(super) rules: mpsc::Sender<NewRules>,
     /// The metrics' server, if there is one.
@@ -35,13 +35,13 @@ pub(super) struct Reins {
     pub(super) source: metrics::Source,
 }
 
-impl Reins {
+impl ReloadHandles {
     /// Has providers and the loop go by other terms and rules, and says whether the kernel has what follows
     /// from them, and whoever looks sees it.
     ///
     /// # Errors
     /// If the loop takes nothing: then nothing has changed.
-    async fn rule(&self, terms: Terms, rules: Rules) -> Result<bool> {
+    async fn rule(&self, terms: Terms, rules: LoopSettings) -> Result<bool> {
         // A loop that has ended is at the end of the run.
         let Ok(room) = timeout(TAKING_EFFECT, self.rules.reserve()).await else {
             let trouble = self.source.progress.shown().waits_for;
@@ -70,7 +70,7 @@ pub(super) struct Reloader {
     effective: Vec<Effective>,
     file: Option<Source>,
     hang_up: Signal,
-    reins: Reins,
+    handles: ReloadHandles,
 }
 
 /// The file, followed.
@@ -112,12 +112,17 @@ impl Source {
 
 impl Reloader {
     /// For a run that was started with this.
-    pub(super) async fn new(asked: Asked, config: Config, hang_up: Signal, reins: Reins) -> Self {
+    pub(super) async fn new(
+        asked: Asked,
+        config: Config,
+        hang_up: Signal,
+        handles: ReloadHandles,
+    ) -> Self {
         let file = match asked.file {
-            Some(file) => Some(Source::of(file, reins.source.progress.resyncs()).await),
+            Some(file) => Some(Source::of(file, handles.source.progress.resyncs()).await),
             None => None,
         };
-        Self { config, effective: asked.effective, file, hang_up, reins }
+        Self { config, effective: asked.effective, file, hang_up, handles }
     }
 
     /// What is in force.
@@ -168,12 +173,12 @@ impl Reloader {
         discovery::check(&self.config.providers, &self.config.ports, &config.terms)?;
         if config.metrics != self.config.metrics {
             let listener = config.metrics.map(metrics::listen).transpose()?;
-            let start = |at| metrics::Server::start(at, self.reins.source.clone());
+            let start = |at| metrics::Server::start(at, self.handles.source.clone());
             let server = listener.map(start).transpose()?;
-            self.reins.move_metrics(server).await;
+            self.handles.move_metrics(server).await;
         }
         config.terms.generation = self.config.terms.generation + 1;
-        changes.is_late = !self.reins.rule(config.terms.clone(), config.rules()).await?;
+        changes.is_late = !self.handles.rule(config.terms.clone(), config.rules()).await?;
         self.config.take(config);
         self.effective = in_force(&self.effective, asked.effective, &changes.waiting);
         Ok(changes)

@@ -8,7 +8,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::history::{Documents, History, Key};
 use crate::api::words::Backend;
-use crate::control::orders::Order;
+use crate::control::commands::OperatorCommand;
 
 /// Digits of the largest weight.
 const LONGEST_WEIGHT: usize = 10;
@@ -21,7 +21,7 @@ pub(super) enum Mode {
     /// A weight is being typed.
     Asking { typed: String },
     /// An order waits for yes or no.
-    Confirming { question: String, order: Order },
+    Confirming { question: String, order: OperatorCommand },
     /// The keys are being explained.
     Help,
 }
@@ -32,7 +32,7 @@ pub(super) enum Act {
     /// Leave.
     Quit,
     /// Have this done.
-    CarryOut(Order),
+    CarryOut(OperatorCommand),
 }
 
 /// What backends are ordered by.
@@ -187,11 +187,11 @@ impl Screen {
             KeyCode::Char('?' | 'h') => self.mode = Mode::Help,
             KeyCode::Char('d') => self.confirm(|one, name| {
                 let question = format!("drain {}: no new connections for it", one.name);
-                Some((question, Order::Drain(name)))
+                Some((question, OperatorCommand::Drain(name)))
             }),
             KeyCode::Char('u') => self.confirm(|one, name| {
                 let question = format!("undrain {}: new connections for it again", one.name);
-                Some((question, Order::Undrain(name)))
+                Some((question, OperatorCommand::Undrain(name)))
             }),
             KeyCode::Char('w') if self.selected_or_say().is_some() => {
                 self.mode = Mode::Asking { typed: String::new() };
@@ -228,7 +228,12 @@ impl Screen {
         self.mode = Mode::Asking { typed };
     }
 
-    fn press_confirming(&mut self, question: String, order: Order, key: KeyCode) -> Option<Act> {
+    fn press_confirming(
+        &mut self,
+        question: String,
+        order: OperatorCommand,
+        key: KeyCode,
+    ) -> Option<Act> {
         match key {
             KeyCode::Char('y' | 'Y') => {
                 self.say("ordered; it is not in force yet");
@@ -265,7 +270,10 @@ impl Screen {
     }
 
     /// Asks whether an order about the selected backend is meant.
-    fn confirm(&mut self, order: impl FnOnce(&Backend, String) -> Option<(String, Order)>) {
+    fn confirm(
+        &mut self,
+        order: impl FnOnce(&Backend, String) -> Option<(String, OperatorCommand)>,
+    ) {
         let Some(one) = self.selected_or_say() else { return };
         match order(&one, self.name_of(&one)) {
             Some((question, order)) => self.mode = Mode::Confirming { question, order },
@@ -281,9 +289,9 @@ impl Screen {
     }
 }
 
-fn weigh(one: &Backend, name: String, weight: u32) -> Option<(String, Order)> {
+fn weigh(one: &Backend, name: String, weight: u32) -> Option<(String, OperatorCommand)> {
     let question = format!("weight of {}: {weight} rather than {}", one.name, one.weight);
-    (weight != one.weight).then_some((question, Order::Weight(name, weight)))
+    (weight != one.weight).then_some((question, OperatorCommand::Weight(name, weight)))
 }
 
 #[cfg(test)]

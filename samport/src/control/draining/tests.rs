@@ -43,8 +43,8 @@ impl Scene {
         desired.backends.into_values().map(|share| share.name).collect()
     }
 
-    fn seat() -> Seat {
-        Seat::from(&candidate(1))
+    fn seat() -> BackendRef {
+        BackendRef::from(&candidate(1))
     }
 }
 

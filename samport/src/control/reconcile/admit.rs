@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Reconciler, complain};
 use crate::control::admission::{self, Admission};
-use crate::control::seat::Seat;
+use crate::control::handle::BackendRef;
 use crate::model::Snapshot;
 use crate::model::ports::Listen;
 use crate::net::frontends;
@@ -19,8 +19,8 @@ impl Reconciler {
     /// that begins.
     pub(super) fn admit(&mut self, snapshot: &Snapshot, devices: &Devices) -> Snapshot {
         let ports: BTreeSet<Listen> = self.job.ports.iter().map(|port| port.listen).collect();
-        let served: BTreeSet<Seat> =
-            self.actual.backends().map(|(key, _)| Seat::from(key)).collect();
+        let served: BTreeSet<BackendRef> =
+            self.actual.backends().map(|(key, _)| BackendRef::from(key)).collect();
         let terms = admission::Terms {
             ports: &ports,
             allow: &self.job.rules.allow,
@@ -29,7 +29,7 @@ impl Reconciler {
             conflict: self.job.rules.service_conflict,
             restricted: &self.restricted,
         };
-        let is_served = |candidate: &_| served.contains(&Seat::from(candidate));
+        let is_served = |candidate: &_| served.contains(&BackendRef::from(candidate));
         let Admission { candidates, left_out, notes, restricted } =
             admission::admit(&snapshot.candidates, is_served, terms);
         for note in notes {

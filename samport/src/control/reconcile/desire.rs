@@ -9,7 +9,7 @@ use samport_common::layout::{DeviceInfo, DeviceSet, device};
 use super::records::starting_record;
 use super::{Reconciler, complain};
 use crate::control::admission;
-use crate::control::seat::Seat;
+use crate::control::handle::BackendRef;
 use crate::model::allow;
 use crate::model::groups::Group;
 use crate::model::{Candidate, Site, Snapshot, State};
@@ -142,9 +142,9 @@ impl Reconciler {
         &self,
         candidates: &'a [Candidate],
     ) -> impl Iterator<Item = &'a Candidate> + use<'a> {
-        let served: BTreeSet<Seat> =
-            self.actual.backends().map(|(key, _)| Seat::from(key)).collect();
-        let is_served = |candidate: &&Candidate| served.contains(&Seat::from(*candidate));
+        let served: BTreeSet<BackendRef> =
+            self.actual.backends().map(|(key, _)| BackendRef::from(key)).collect();
+        let is_served = |candidate: &&Candidate| served.contains(&BackendRef::from(*candidate));
         let (served, others): (Vec<_>, Vec<_>) = candidates.iter().partition(is_served);
         served.into_iter().chain(others)
     }

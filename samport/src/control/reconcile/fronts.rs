@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use samport_common::layout::Scope;
 
 use super::{Reconciler, complain};
-use crate::control::siblings::Siblings;
+use crate::control::peers::Siblings;
 use crate::model::ports::Listen;
 use crate::net::frontends;
 use crate::net::netlink::Devices;

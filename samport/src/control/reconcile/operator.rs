@@ -7,17 +7,17 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{LOOK_AGAIN, RETRY, Reconciler};
+use crate::control::commands::{self, CommandError, OperatorCommand};
 use crate::control::draining::{self, Ending};
-use crate::control::orders::{self, Order, Refusal};
-use crate::control::seat::{Request, Seat, Seated, View};
+use crate::control::handle::{BackendRef, BackendView, Request, View};
 use crate::model::groups::{self, Group};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
 
 /// An order that has been taken and is answered when the kernel has it.
 pub(super) struct Pending {
-    answer: oneshot::Sender<Result<Vec<Seat>, Refusal>>,
-    about: Vec<Seat>,
+    answer: oneshot::Sender<Result<Vec<BackendRef>, CommandError>>,
+    about: Vec<BackendRef>,
 }
 
 impl Pending {
@@ -26,7 +26,7 @@ impl Pending {
         let Self { answer, about } = self;
         let _ = answer.send(match outcome {
             Ok(()) => Ok(about),
-            Err(error) => Err(Refusal::Failed(format!("noted, not yet in force: {error:#}"))),
+            Err(error) => Err(CommandError::Failed(format!("noted, not yet in force: {error:#}"))),
         });
     }
 }
@@ -35,11 +35,11 @@ impl Reconciler {
     /// Takes an order. What is refused is answered at once.
     pub(super) fn take(&mut self, request: Request) -> Option<Pending> {
         let Request { order, answer } = request;
-        let shown = self.desk.shown();
+        let shown = self.receiver.shown();
         match self.orders.take(&order, &shown) {
             Ok(about) => {
-                if let Order::ResetAllow(name) = &order
-                    && let Ok(listen) = orders::service_called(name, &shown)
+                if let OperatorCommand::ResetAllow(name) = &order
+                    && let Ok(listen) = commands::service_called(name, &shown)
                 {
                     self.restricted.remove(&listen);
                 }
@@ -81,8 +81,11 @@ impl Reconciler {
 
     /// Shows the operator every backend there is.
     pub(super) fn show_at_desk(&self, desired: &Desired, snapshot: &Snapshot) {
-        let served: BTreeMap<Seat, (&BackendKey, &Share)> =
-            desired.backends.iter().map(|(key, share)| (Seat::from(key), (key, share))).collect();
+        let served: BTreeMap<BackendRef, (&BackendKey, &Share)> = desired
+            .backends
+            .iter()
+            .map(|(key, share)| (BackendRef::from(key), (key, share)))
+            .collect();
         let (group_weights, _) = groups::weights(&snapshot.candidates, self.orders.group_weights());
         let active = desired.backends.iter().filter(|(_, share)| !share.drains());
         let active: BTreeSet<_> = active.map(|(key, _)| key.service()).collect();
@@ -90,10 +93,10 @@ impl Reconciler {
             share.drains() && !active.contains(&key.service())
         };
         let seated = |candidate: &Candidate| {
-            let seat = Seat::from(candidate);
+            let seat = BackendRef::from(candidate);
             let served = served.get(&seat).copied();
             let state = self.state_of(candidate, &seat, served.map(|(_, share)| share));
-            Seated {
+            BackendView {
                 name: candidate.name.clone(),
                 service: candidate.wishes.service.clone(),
                 group: Group::of(candidate, &group_weights),
@@ -111,15 +114,15 @@ impl Reconciler {
         let is_offered = |c: &&Candidate| c.listen.is_of_family(c.endpoint.is_ipv6());
         let offered = snapshot.candidates.iter().filter(is_offered);
         let mut backends: Vec<_> = offered.map(seated).collect();
-        let order = |one: &Seated| (one.seat.listen, one.name.clone(), one.seat.endpoint);
+        let order = |one: &BackendView| (one.seat.listen, one.name.clone(), one.seat.endpoint);
         backends.sort_by_key(order);
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
         let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
         let left_out = self.left_out.iter().map(|sentences| sentences.len() as u64).sum();
-        self.desk.show(View { services: services.collect(), backends, left_out });
+        self.receiver.show(View { services: services.collect(), backends, left_out });
     }
 
-    fn state_of(&self, candidate: &Candidate, seat: &Seat, served: Option<&Share>) -> State {
+    fn state_of(&self, candidate: &Candidate, seat: &BackendRef, served: Option<&Share>) -> State {
         match (served, &candidate.condition) {
             (Some(share), _) if share.drains() && share.state == State::Active => State::Draining,
             (Some(share), _) => share.state,

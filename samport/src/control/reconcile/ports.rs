@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
-use crate::control::seat::View;
+use crate::control::handle::View;
 use crate::model::ports::Listen;
 use crate::net::listening;
 

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::control::seat::View;
+use crate::control::handle::View;
 use crate::model::{Candidate, State};
 use crate::plan::{BackendKey, Desired, Share};
 use crate::system::instance::{BackendRecord, ServiceRecord};

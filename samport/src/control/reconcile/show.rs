@@ -1,7 +1,7 @@
 //! What the user is told as backends come, change and go: one line each.
 
 use super::Reconciler;
-use crate::control::seat::Seat;
+use crate::control::handle::BackendRef;
 use crate::model::{Candidate, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
 use crate::system::escape;
@@ -38,7 +38,7 @@ impl Reconciler {
         for (key, share) in &self.shown {
             if !desired.backends.contains_key(key) {
                 let place = key.listen.place();
-                let is_down = self.drains.down().contains_key(&Seat::from(key));
+                let is_down = self.drains.down().contains_key(&BackendRef::from(key));
                 let how = if is_down { "down" } else { "gone" };
                 tracing::info!("- {} {} on {place} {how}", share.name, key.endpoint);
             }

@@ -68,19 +68,25 @@ fn nothing_is_ordered_without_a_yes() {
     assert!(question.contains("drain web-1"), "{question}");
     // What is no answer changes nothing.
     assert_eq!(press(&mut screen, "q\njd"), None);
-    assert_eq!(press(&mut screen, "y"), Some(Act::CarryOut(Order::Drain("web-1".into()))));
+    assert_eq!(
+        press(&mut screen, "y"),
+        Some(Act::CarryOut(OperatorCommand::Drain("web-1".into())))
+    );
     assert_eq!(screen.mode, Mode::Watching);
     for no in ["dn", "un", "d\x1b", "+n", "w7\nn"] {
         assert_eq!(press(&mut screen, no), None);
         assert_eq!((&screen.mode, &*screen.message), (&Mode::Watching, "left as it was"), "{no:?}");
         assert_eq!(press(&mut screen, "y"), None);
     }
-    assert_eq!(press(&mut screen, "juy"), Some(Act::CarryOut(Order::Undrain("web-2".into()))));
+    assert_eq!(
+        press(&mut screen, "juy"),
+        Some(Act::CarryOut(OperatorCommand::Undrain("web-2".into())))
+    );
 }
 
 #[test]
 fn a_weight_is_asked_for_or_changed_by_one() {
-    let order = |weight| Some(Act::CarryOut(Order::Weight("web-1".into(), weight)));
+    let order = |weight| Some(Act::CarryOut(OperatorCommand::Weight("web-1".into(), weight)));
     let mut screen = three();
     assert_eq!(press(&mut screen, "+y"), order(2));
     assert_eq!(press(&mut screen, "-y"), order(0));
@@ -103,7 +109,7 @@ fn a_name_that_several_containers_have_is_not_used() {
         Backend { id: "other".into(), address: "172.18.0.9:80".into(), ..backend("web-1", 0) };
     let mut screen = screen(&[backend("web-1", 0), other]);
     let address = "172.18.0.9:80".to_owned();
-    assert_eq!(press(&mut screen, "jdy"), Some(Act::CarryOut(Order::Drain(address))));
+    assert_eq!(press(&mut screen, "jdy"), Some(Act::CarryOut(OperatorCommand::Drain(address))));
 }
 
 #[test]

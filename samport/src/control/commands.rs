@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 
 use samport_common::choose::Balance;
 
-use crate::control::seat::{Seat, Seated, View};
-use crate::model::orders::Orders;
+use crate::control::handle::{BackendRef, BackendView, View};
+use crate::model::overrides::Overrides;
 use crate::model::ports::Listen;
 
 /// Orders of one kind that are kept; beyond, those about backends that are not there are dropped.
@@ -21,7 +21,7 @@ const SHORTEST_ID: usize = 12;
 
 /// One thing an operator may order.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Order {
+pub enum OperatorCommand {
     /// No new flows to a backend.
     Drain(String),
     /// As if it had never been drained.
@@ -36,7 +36,7 @@ pub enum Order {
 
 /// Why an order was not carried out, in words for the operator.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Refusal {
+pub enum CommandError {
     /// Nothing has that name.
     Unknown(String),
     /// Several have.
@@ -45,40 +45,44 @@ pub enum Refusal {
     Failed(String),
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Unknown(why) | Self::Ambiguous(why) | Self::Failed(why)) = self;
         f.write_str(why)
     }
 }
 
-impl Orders {
+impl Overrides {
     /// Takes an order and says whom it is about.
     ///
     /// # Errors
     /// When the name means nobody, or several.
-    pub fn take(&mut self, order: &Order, view: &View) -> Result<Vec<Seat>, Refusal> {
+    pub fn take(
+        &mut self,
+        order: &OperatorCommand,
+        view: &View,
+    ) -> Result<Vec<BackendRef>, CommandError> {
         let meant = match order {
-            Order::Drain(name) => {
+            OperatorCommand::Drain(name) => {
                 let meant = backends_called(name, &view.backends)?;
                 self.drained.extend(meant.iter().map(|one| by_id(&one.seat)));
                 meant
             }
-            Order::Undrain(name) => {
+            OperatorCommand::Undrain(name) => {
                 let meant = backends_called(name, &view.backends)?;
                 for one in &meant {
                     self.drained.remove(&by_id(&one.seat));
                 }
                 meant
             }
-            Order::Weight(name, weight) => self.weigh(name, *weight, &view.backends)?,
-            Order::Balance(name, balance) => {
+            OperatorCommand::Weight(name, weight) => self.weigh(name, *weight, &view.backends)?,
+            OperatorCommand::Balance(name, balance) => {
                 let listen = service_called(name, view)?;
                 self.balance.insert(listen, *balance);
                 view.backends.iter().filter(|one| one.seat.listen == listen).collect()
             }
             // What is to be forgotten the loop remembers.
-            Order::ResetAllow(name) => {
+            OperatorCommand::ResetAllow(name) => {
                 let listen = service_called(name, view)?;
                 view.backends.iter().filter(|one| one.seat.listen == listen).collect()
             }
@@ -92,19 +96,19 @@ impl Orders {
         &mut self,
         name: &str,
         weight: u32,
-        all: &'a [Seated],
-    ) -> Result<Vec<&'a Seated>, Refusal> {
+        all: &'a [BackendView],
+    ) -> Result<Vec<&'a BackendView>, CommandError> {
         let group: Vec<_> = all
             .iter()
             .filter(|one| one.group.as_ref().is_some_and(|group| group.name == name))
             .collect();
         match backends_called(name, all) {
-            Err(Refusal::Unknown(_)) if !group.is_empty() => {
+            Err(CommandError::Unknown(_)) if !group.is_empty() => {
                 self.group_weights.insert(name.to_owned(), weight);
                 Ok(group)
             }
             Ok(meant) => {
-                let entry = |one: &&Seated| ((one.name.clone(), one.seat.listen), weight);
+                let entry = |one: &&BackendView| ((one.name.clone(), one.seat.listen), weight);
                 self.weights.extend(meant.iter().map(entry));
                 Ok(meant)
             }
@@ -113,7 +117,7 @@ impl Orders {
     }
 
     /// Keeps the memory small where containers come and go for years.
-    fn forget(&mut self, present: &[Seated]) {
+    fn forget(&mut self, present: &[BackendView]) {
         if self.drained.len() > KEPT {
             let ids: BTreeSet<_> = present.iter().map(|one| by_id(&one.seat)).collect();
             self.drained.retain(|key| ids.contains(key));
@@ -131,7 +135,7 @@ impl Orders {
     }
 }
 
-fn by_id(seat: &Seat) -> (String, Listen) {
+fn by_id(seat: &BackendRef) -> (String, Listen) {
     (seat.id.clone(), seat.listen)
 }
 
@@ -141,9 +145,12 @@ fn by_id(seat: &Seat) -> (String, Listen) {
 ///
 /// # Errors
 /// When that is nobody, or several containers.
-pub fn backends_called<'a>(name: &str, all: &'a [Seated]) -> Result<Vec<&'a Seated>, Refusal> {
+pub fn backends_called<'a>(
+    name: &str,
+    all: &'a [BackendView],
+) -> Result<Vec<&'a BackendView>, CommandError> {
     let endpoint: Option<SocketAddr> = name.parse().ok();
-    let ways: [&dyn Fn(&Seated) -> bool; 3] =
+    let ways: [&dyn Fn(&BackendView) -> bool; 3] =
         [&|one| one.name == name, &|one| Some(one.seat.endpoint) == endpoint, &|one| {
             is_container_id(&one.seat.id) && !name.is_empty() && one.seat.id.starts_with(name)
         }];
@@ -155,24 +162,24 @@ pub fn backends_called<'a>(name: &str, all: &'a [Seated]) -> Result<Vec<&'a Seat
         } else {
             format!("there are {}", names.into_iter().collect::<Vec<_>>().join(", "))
         };
-        return Err(Refusal::Unknown(format!("there is no backend {name:?}; {there}")));
+        return Err(CommandError::Unknown(format!("there is no backend {name:?}; {there}")));
     };
     if meant.windows(2).all(|pair| are_one_container(pair[0], pair[1])) {
         // Orders are about a container's port, by whichever of its addresses it was named.
         let keys: BTreeSet<_> = meant.iter().map(|one| by_id(&one.seat)).collect();
         return Ok(all.iter().filter(|one| keys.contains(&by_id(&one.seat))).collect());
     }
-    let each = |one: &&Seated| {
+    let each = |one: &&BackendView| {
         format!("{} {} on {}", one.name, one.seat.endpoint, one.seat.listen.place())
     };
     let all = meant.iter().map(each).collect::<Vec<_>>().join(", ");
-    Err(Refusal::Ambiguous(format!(
+    Err(CommandError::Ambiguous(format!(
         "{name:?} means several: {all}; name one by its address and port"
     )))
 }
 
 /// Backends of the command line have an id for each port, and one name.
-fn are_one_container(a: &Seated, b: &Seated) -> bool {
+fn are_one_container(a: &BackendView, b: &BackendView) -> bool {
     let is_at_same_address = a.seat.endpoint.ip() == b.seat.endpoint.ip();
     a.seat.id == b.seat.id || (a.name == b.name && is_at_same_address)
 }
@@ -185,7 +192,7 @@ fn is_container_id(id: &str) -> bool {
 ///
 /// # Errors
 /// When there is none.
-pub fn service_called(name: &str, view: &View) -> Result<Listen, Refusal> {
+pub fn service_called(name: &str, view: &View) -> Result<Listen, CommandError> {
     let ports = view.services.keys().copied();
     let by_port = ports.clone().find(|one| one.brief() == name || one.to_string() == name);
     let called = view.backends.iter().filter(|one| one.service.as_deref() == Some(name));
@@ -199,15 +206,17 @@ pub fn service_called(name: &str, view: &View) -> Result<Listen, Refusal> {
     match (called.first(), called.len()) {
         (Some(only), 1) => Ok(*only),
         (None, _) if view.services.is_empty() => {
-            Err(Refusal::Unknown(format!("there is no service {name:?}; there is none yet")))
+            Err(CommandError::Unknown(format!("there is no service {name:?}; there is none yet")))
         }
         (None, _) => {
             let all = list(&mut ports.clone());
-            Err(Refusal::Unknown(format!("there is no service {name:?}; there are {all}")))
+            Err(CommandError::Unknown(format!("there is no service {name:?}; there are {all}")))
         }
         (Some(_), _) => {
             let all = list(&mut called.iter().copied());
-            Err(Refusal::Ambiguous(format!("{name:?} means several: {all}; name one by its port")))
+            Err(CommandError::Ambiguous(format!(
+                "{name:?} means several: {all}; name one by its port"
+            )))
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::model::ports::Listen;
 /// The orders in force.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
-pub struct Orders {
+pub struct Overrides {
     /// By container id.
     pub(crate) drained: BTreeSet<(String, Listen)>,
     /// By name.
@@ -31,7 +31,7 @@ struct Written {
     balance: Vec<(Listen, String)>,
 }
 
-impl From<Written> for Orders {
+impl From<Written> for Overrides {
     fn from(written: Written) -> Self {
         let Written { drained, weights, group_weights, balance } = written;
         let by_name = |(listen, name): (Listen, String)| {
@@ -47,9 +47,9 @@ impl From<Written> for Orders {
     }
 }
 
-impl From<Orders> for Written {
-    fn from(orders: Orders) -> Self {
-        let Orders { drained, weights, group_weights, balance } = orders;
+impl From<Overrides> for Written {
+    fn from(orders: Overrides) -> Self {
+        let Overrides { drained, weights, group_weights, balance } = orders;
         Self {
             drained: drained.into_iter().collect(),
             weights: weights.into_iter().map(|((name, on), weight)| (name, on, weight)).collect(),
@@ -59,7 +59,7 @@ impl From<Orders> for Written {
     }
 }
 
-impl Orders {
+impl Overrides {
     /// The weights of groups that were ordered, by name.
     #[must_use]
     pub fn group_weights(&self) -> &BTreeMap<String, u32> {

@@ -10,7 +10,7 @@ use samport_common::choose::Balance;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::control::orders::{Order, Refusal};
+use crate::control::commands::{CommandError, OperatorCommand};
 use crate::model::groups::Group;
 use crate::model::ports::Listen;
 use crate::model::{Candidate, State};
@@ -24,7 +24,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 
 /// What tells a backend from all others for the operator: however its packets get there.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Seat {
+pub struct BackendRef {
     /// What it serves on the host.
     pub listen: Listen,
     /// The container's id, or what stands for it.
@@ -33,14 +33,14 @@ pub struct Seat {
     pub endpoint: SocketAddr,
 }
 
-impl From<&Candidate> for Seat {
+impl From<&Candidate> for BackendRef {
     fn from(candidate: &Candidate) -> Self {
         let Candidate { listen, id, endpoint, .. } = candidate;
         Self { listen: *listen, id: id.clone(), endpoint: *endpoint }
     }
 }
 
-impl From<&BackendKey> for Seat {
+impl From<&BackendKey> for BackendRef {
     fn from(key: &BackendKey) -> Self {
         Self { listen: key.listen, id: key.id.clone(), endpoint: key.endpoint }
     }
@@ -48,9 +48,9 @@ impl From<&BackendKey> for Seat {
 
 /// A backend as the operator sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Seated {
+pub struct BackendView {
     /// Which one.
-    pub seat: Seat,
+    pub seat: BackendRef,
     /// Name of its container.
     pub name: String,
     /// What its service is called, if it is called something.
@@ -79,7 +79,7 @@ pub struct View {
     /// Services, and how each chooses.
     pub services: BTreeMap<Listen, Balance>,
     /// Backends, served or not, in the order of their services and names.
-    pub backends: Vec<Seated>,
+    pub backends: Vec<BackendView>,
     /// How many containers are left out, each as often as there are reasons.
     pub left_out: u64,
 }
@@ -94,8 +94,8 @@ impl View {
         };
         let seated = |backend: &crate::system::instance::BackendRecord| {
             let endpoint = backend.endpoint.parse().ok()?;
-            Some(Seated {
-                seat: Seat { listen: backend.port, id: String::new(), endpoint },
+            Some(BackendView {
+                seat: BackendRef { listen: backend.port, id: String::new(), endpoint },
                 name: backend.name.clone(),
                 service: service(backend.port),
                 group: None,
@@ -121,34 +121,34 @@ impl View {
 #[derive(Debug)]
 pub struct Request {
     /// What is to be done.
-    pub order: Order,
+    pub order: OperatorCommand,
     /// Gets the backends it was about once the kernel has it.
-    pub answer: oneshot::Sender<Result<Vec<Seat>, Refusal>>,
+    pub answer: oneshot::Sender<Result<Vec<BackendRef>, CommandError>>,
 }
 
 /// The loop's end: takes orders, shows how things are.
 #[derive(Debug)]
-pub struct Desk {
+pub struct CommandReceiver {
     requests: mpsc::Receiver<Request>,
     view: watch::Sender<Arc<View>>,
 }
 
 /// The other end: gives orders, looks.
 #[derive(Clone, Debug)]
-pub struct Window {
+pub struct ControlHandle {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<Arc<View>>,
 }
 
 /// A desk and the window to it.
 #[must_use]
-pub fn open() -> (Desk, Window) {
+pub fn open() -> (CommandReceiver, ControlHandle) {
     let (send, requests) = mpsc::channel(WAITING);
     let (view, look) = watch::channel(Arc::default());
-    (Desk { requests, view }, Window { requests: send, view: look })
+    (CommandReceiver { requests, view }, ControlHandle { requests: send, view: look })
 }
 
-impl Desk {
+impl CommandReceiver {
     /// The next order; never, if nobody can give one any more.
     pub async fn next(&mut self) -> Request {
         match self.requests.recv().await {
@@ -175,17 +175,17 @@ impl Desk {
     }
 }
 
-impl Window {
+impl ControlHandle {
     /// Gives an order and waits until the kernel has it.
-    pub async fn order(&self, order: Order) -> Result<Vec<Seat>, Refusal> {
+    pub async fn order(&self, order: OperatorCommand) -> Result<Vec<BackendRef>, CommandError> {
         let (answer, answered) = oneshot::channel();
-        let ending = || Refusal::Failed("samport is ending".to_owned());
+        let ending = || CommandError::Failed("samport is ending".to_owned());
         let given = async {
             self.requests.send(Request { order, answer }).await.map_err(|_| ending())?;
             answered.await.unwrap_or_else(|_| Err(ending()))
         };
         let late = || format!("the control loop has not answered within {ANSWER:?}");
-        timeout(ANSWER, given).await.unwrap_or_else(|_| Err(Refusal::Failed(late())))
+        timeout(ANSWER, given).await.unwrap_or_else(|_| Err(CommandError::Failed(late())))
     }
 
     /// How things are.
@@ -201,21 +201,21 @@ mod tests {
 
     #[tokio::test]
     async fn an_order_is_answered_by_who_takes_it() {
-        let (mut desk, window) = open();
-        let order = Order::Drain("web-1".into());
-        let given = tokio::spawn(async move { window.order(order).await });
-        let request = desk.next().await;
-        assert_eq!(request.order, Order::Drain("web-1".into()));
-        request.answer.send(Err(Refusal::Unknown("nobody".into()))).unwrap();
-        assert_eq!(given.await.unwrap(), Err(Refusal::Unknown("nobody".into())));
+        let (mut receiver, control) = open();
+        let order = OperatorCommand::Drain("web-1".into());
+        let given = tokio::spawn(async move { control.order(order).await });
+        let request = receiver.next().await;
+        assert_eq!(request.order, OperatorCommand::Drain("web-1".into()));
+        request.answer.send(Err(CommandError::Unknown("nobody".into()))).unwrap();
+        assert_eq!(given.await.unwrap(), Err(CommandError::Unknown("nobody".into())));
     }
 
     #[tokio::test]
     async fn an_order_to_a_loop_that_ends_is_answered_all_the_same() {
-        let (desk, window) = open();
-        drop(desk);
-        let answer = window.order(Order::Undrain("web-1".into())).await;
-        assert_eq!(answer, Err(Refusal::Failed("samport is ending".into())));
+        let (receiver, control) = open();
+        drop(receiver);
+        let answer = control.order(OperatorCommand::Undrain("web-1".into())).await;
+        assert_eq!(answer, Err(CommandError::Failed("samport is ending".into())));
     }
 
     #[test]

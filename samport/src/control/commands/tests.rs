@@ -4,9 +4,9 @@ use crate::model::{Candidate, Condition, Egress, State, Wishes};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
 
-fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> Seated {
-    Seated {
-        seat: Seat {
+fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> BackendView {
+    BackendView {
+        seat: BackendRef {
             listen: Listen::tcp(port),
             id: id.into(),
             endpoint: endpoint.parse().unwrap(),
@@ -36,7 +36,7 @@ fn view() -> View {
     View { services, backends, left_out: 0 }
 }
 
-fn candidate(one: &Seated) -> Candidate {
+fn candidate(one: &BackendView) -> Candidate {
     Candidate {
         id: one.seat.id.clone(),
         name: one.name.clone(),
@@ -54,7 +54,7 @@ fn candidate(one: &Seated) -> Candidate {
 }
 
 /// Endpoints of those a name means, or why it means none.
-fn meant(name: &str) -> Result<Vec<String>, Refusal> {
+fn meant(name: &str) -> Result<Vec<String>, CommandError> {
     let view = view();
     let found = backends_called(name, &view.backends)?;
     Ok(found.iter().map(|one| one.seat.endpoint.to_string()).collect())
@@ -88,16 +88,16 @@ fn an_address_means_its_containers_other_addresses_for_that_port_too() {
 fn who_means_nobody_learns_who_is_there() {
     // Of a file's name, only the whole of it counts.
     for name in ["web-3", "", "plai", "10.0.0.9:80"] {
-        let Err(Refusal::Unknown(why)) = meant(name) else { panic!("{name:?} is known") };
+        let Err(CommandError::Unknown(why)) = meant(name) else { panic!("{name:?} is known") };
         assert!(why.contains("web-1, web-2") && why.contains(&format!("{name:?}")), "{why}");
     }
-    let Err(Refusal::Unknown(why)) = backends_called("web", &[]) else { panic!("known") };
+    let Err(CommandError::Unknown(why)) = backends_called("web", &[]) else { panic!("known") };
     assert!(why.contains("none at all"), "{why}");
 }
 
 #[test]
 fn several_containers_are_not_meant_together() {
-    let Err(Refusal::Ambiguous(why)) = meant("0123") else { panic!("it is clear") };
+    let Err(CommandError::Ambiguous(why)) = meant("0123") else { panic!("it is clear") };
     for one in ["web-1 10.0.0.1:80 on :80", "web-1 10.0.0.1:443 on :443", "web-2 10.0.0.2:80"] {
         assert!(why.contains(one), "{why}");
     }
@@ -115,8 +115,8 @@ fn one_address_of_the_command_line_on_several_ports_is_one() {
 
 #[test]
 fn a_drain_is_the_containers_and_ends_with_its_id() {
-    let (mut orders, view) = (Orders::default(), view());
-    let seats = orders.take(&Order::Drain("web-1".into()), &view).unwrap();
+    let (mut orders, view) = (Overrides::default(), view());
+    let seats = orders.take(&OperatorCommand::Drain("web-1".into()), &view).unwrap();
     assert_eq!(seats.len(), 2);
     let [first, second, other, _] = &view.backends[..] else { panic!("another view") };
     assert!(orders.drains(&candidate(first)) && orders.drains(&candidate(second)));
@@ -125,58 +125,58 @@ fn a_drain_is_the_containers_and_ends_with_its_id() {
     let again = Candidate { endpoint: "10.0.0.9:80".parse().unwrap(), ..candidate(first) };
     assert!(orders.drains(&again));
     assert!(!orders.drains(&Candidate { id: "another".into(), ..candidate(first) }));
-    orders.take(&Order::Undrain("10.0.0.1:443".into()), &view).unwrap();
+    orders.take(&OperatorCommand::Undrain("10.0.0.1:443".into()), &view).unwrap();
     assert!(orders.drains(&candidate(first)) && !orders.drains(&candidate(second)));
 }
 
 #[test]
 fn a_weight_is_the_names_whoever_has_it() {
-    let (mut orders, view) = (Orders::default(), view());
-    orders.take(&Order::Weight("web-2".into(), 7), &view).unwrap();
+    let (mut orders, view) = (Overrides::default(), view());
+    orders.take(&OperatorCommand::Weight("web-2".into(), 7), &view).unwrap();
     let other = candidate(&view.backends[2]);
     assert_eq!(orders.weight_of(&other), 7);
     assert_eq!(orders.weight_of(&Candidate { id: "another".into(), ..other.clone() }), 7);
     assert_eq!(orders.weight_of(&candidate(&view.backends[0])), 1);
-    orders.take(&Order::Weight("web-2".into(), 0), &view).unwrap();
+    orders.take(&OperatorCommand::Weight("web-2".into(), 0), &view).unwrap();
     assert_eq!(orders.weight_of(&other), 0);
 }
 
 #[test]
 fn a_service_chooses_as_ordered() {
-    let (mut orders, view) = (Orders::default(), view());
+    let (mut orders, view) = (Overrides::default(), view());
     for name in ["80", "80/tcp"] {
-        let order = Order::Balance(name.into(), Balance::Maglev);
+        let order = OperatorCommand::Balance(name.into(), Balance::Maglev);
         assert_eq!(orders.take(&order, &view).unwrap().len(), 3);
         assert_eq!(orders.balance().collect::<Vec<_>>(), [(Listen::tcp(80), Balance::Maglev)]);
     }
-    let order = Order::Balance("53/udp".into(), Balance::Maglev);
-    let Err(Refusal::Unknown(why)) = orders.take(&order, &view) else { panic!("known") };
+    let order = OperatorCommand::Balance("53/udp".into(), Balance::Maglev);
+    let Err(CommandError::Unknown(why)) = orders.take(&order, &view) else { panic!("known") };
     assert!(why.contains("53/udp") && why.contains("80, 443"), "{why}");
 }
 
 #[test]
 fn what_is_refused_changes_nothing() {
-    let mut orders = Orders::default();
+    let mut orders = Overrides::default();
     for order in [
-        Order::Drain("web-3".into()),
-        Order::Undrain("0123".into()),
-        Order::Weight("web-3".into(), 4),
-        Order::Balance("81".into(), Balance::Maglev),
+        OperatorCommand::Drain("web-3".into()),
+        OperatorCommand::Undrain("0123".into()),
+        OperatorCommand::Weight("web-3".into(), 4),
+        OperatorCommand::Balance("81".into(), Balance::Maglev),
     ] {
         assert!(orders.take(&order, &view()).is_err(), "{order:?}");
     }
-    assert_eq!(orders, Orders::default());
+    assert_eq!(orders, Overrides::default());
 }
 
 #[test]
 fn orders_about_the_long_gone_make_room() {
-    let (mut orders, view) = (Orders::default(), view());
-    orders.take(&Order::Drain("web-1".into()), &view).unwrap();
-    orders.take(&Order::Weight("web-1".into(), 2), &view).unwrap();
+    let (mut orders, view) = (Overrides::default(), view());
+    orders.take(&OperatorCommand::Drain("web-1".into()), &view).unwrap();
+    orders.take(&OperatorCommand::Weight("web-1".into(), 2), &view).unwrap();
     let gone = (0..KEPT).map(|number| (format!("gone-{number}"), Listen::tcp(80)));
     orders.drained.extend(gone.clone());
     orders.weights.extend(gone.map(|key| (key, 3)));
-    orders.take(&Order::Drain("web-2".into()), &view).unwrap();
+    orders.take(&OperatorCommand::Drain("web-2".into()), &view).unwrap();
     assert_eq!((orders.drained.len(), orders.weights.len()), (3, 2));
 }
 
@@ -186,11 +186,11 @@ fn a_weight_may_be_a_groups_unless_a_backend_has_its_name() {
     for (one, group) in view.backends.iter_mut().zip(["canary", "canary", "plain", "plain"]) {
         one.group = Some(Group { name: group.into(), weight: 100 });
     }
-    let mut orders = Orders::default();
-    let about = orders.take(&Order::Weight("canary".into(), 5), &view).unwrap();
+    let mut orders = Overrides::default();
+    let about = orders.take(&OperatorCommand::Weight("canary".into(), 5), &view).unwrap();
     assert_eq!(about.len(), 2);
     assert_eq!(*orders.group_weights(), [("canary".to_owned(), 5)].into());
-    let about = orders.take(&Order::Weight("plain".into(), 7), &view).unwrap();
+    let about = orders.take(&OperatorCommand::Weight("plain".into(), 7), &view).unwrap();
     assert_eq!(about.len(), 1);
     assert_eq!(orders.group_weights().len(), 1);
     assert_eq!(orders.weight_of(&candidate(&view.backends[3])), 7);
@@ -206,8 +206,8 @@ fn a_service_is_found_by_its_port_or_by_what_its_containers_call_it() {
     assert_eq!(service_called("443", &view), Ok(Listen::tcp(443)));
     assert_eq!(service_called("shop", &view), Ok(Listen::tcp(80)));
     assert_eq!(service_called("80", &view), Ok(Listen::tcp(80)));
-    let Err(Refusal::Ambiguous(why)) = service_called("both", &view) else { panic!("one") };
+    let Err(CommandError::Ambiguous(why)) = service_called("both", &view) else { panic!("one") };
     assert!(why.contains("443, 80") || why.contains("80, 443"), "{why}");
-    let Err(Refusal::Unknown(why)) = service_called("shed", &view) else { panic!("known") };
+    let Err(CommandError::Unknown(why)) = service_called("shed", &view) else { panic!("known") };
     assert!(why.contains("\"shed\"; there are 80, 443"), "{why}");
 }
