@@ -2,32 +2,32 @@
 //! remove it. The only folder that names aya.
 
 mod allowed;
-pub mod answers;
 mod attach;
 mod batch;
 mod carry;
-mod census;
 pub mod clean;
 mod clock;
-mod collect;
 mod events;
 pub mod flows;
+mod gc;
 mod hooks;
 pub mod inspect;
 mod load;
 mod local;
 mod logs;
+pub mod map_reader;
 mod maps;
 pub mod memory;
 mod missing_pins;
 pub mod objects;
 pub mod pins;
+mod probe;
 pub mod program_run;
+mod recount;
 mod room;
 mod seed;
 mod shortcuts;
 mod sources;
-mod survey;
 mod syscall;
 mod takeover;
 pub mod traces;
@@ -44,7 +44,7 @@ use samport_common::layout::{
     Backend, DeviceSet, Life, Owner, Owners, SHARED_BY, Service, Slots, Via, service,
 };
 
-use crate::model::wire_forms::wide;
+use crate::model::encode::wide;
 use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::system::instance::{FilterRecord, Instance};
 
@@ -52,12 +52,12 @@ pub(crate) use attach::device_name;
 pub(crate) use carry::layouts;
 
 pub use attach::Hook;
-pub use collect::Collector;
 pub use events::{Ask, Events, Failing, Failure, Told};
+pub use gc::Collector;
 pub use load::{DEFAULT_SERVICE_SHARE, Options, Timeouts};
 pub use logs::follow as follow_logs;
 pub use pins::{Bpffs, bpffs};
-pub use survey::{Tcx, at_tcx, can_serve_local_clients, name_of_program, programs_at_tcx};
+pub use probe::{Tcx, at_tcx, can_serve_local_clients, name_of_program, programs_at_tcx};
 pub use xdp::XdpMode;
 
 /// Programs, maps and links of one running instance. Dropping it removes all of them from the
@@ -67,7 +67,7 @@ pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
     local: Option<local::Local>,
-    shields: Option<xdp::Shields>,
+    shields: Option<xdp::XdpLinks>,
     maps: maps::Maps,
     pinned_maps: missing_pins::Maps,
     allowed: allowed::Allowed,
@@ -96,7 +96,7 @@ impl Dataplane {
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
         let sources = sources::Sources::take(&mut ebpf)?;
-        let shields = options.xdp.map(|mode| xdp::Shields::new(&mut ebpf, mode)).transpose()?;
+        let shields = options.xdp.map(|mode| xdp::XdpLinks::new(&mut ebpf, mode)).transpose()?;
         let (attached, local, hook) = (BTreeMap::new(), None, options.hook);
         let is_guest = false;
         Ok(Self {
@@ -227,7 +227,7 @@ impl Dataplane {
     /// Which frames the XDP program sees, if there is one.
     #[must_use]
     pub fn xdp(&self) -> Option<XdpMode> {
-        self.shields.as_ref().map(xdp::Shields::mode)
+        self.shields.as_ref().map(xdp::XdpLinks::mode)
     }
 
     /// Flows of a backend that are open, by its index.
@@ -238,7 +238,7 @@ impl Dataplane {
     /// Makes new flows avoid a backend that a check has confirmed to fail, for the time it returns; `None` if it is
     /// gone.
     pub fn confirm(&mut self, backend: BackendId) -> Result<Option<Duration>> {
-        let ticks = self.maps.confirm(backend, collect::now_tick())?;
+        let ticks = self.maps.confirm(backend, gc::now_tick())?;
         Ok(ticks.map(|ticks| Duration::from_nanos(u64::from(ticks) << TICK_SHIFT)))
     }
 

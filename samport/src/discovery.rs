@@ -13,16 +13,16 @@ pub mod labels;
 pub mod static_;
 
 mod access;
+mod container_store;
 mod egress;
+mod engine_probe;
 mod events;
 mod inspect;
 mod leaving;
 mod listing;
 mod locate;
-mod look;
+mod provider_status;
 mod published;
-mod standing;
-mod world;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -43,8 +43,8 @@ use crate::system::resyncs::Resyncs;
 
 pub use container::ServedIn;
 pub use endpoint::{Engine, Unreachable};
-pub use look::{Seen, look};
-pub use standing::Standing;
+pub use engine_probe::{Seen, look};
+pub use provider_status::Standing;
 
 /// Where backends come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,7 +73,7 @@ impl Provider {
 
 /// What may be changed of providers while they run. Each of them goes by what concerns it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Terms {
+pub struct ProviderSettings {
     /// The `--backend` list.
     pub backends: Vec<StaticBackend>,
     /// `--filter`s.
@@ -108,7 +108,7 @@ impl Provider {
 async fn start(
     provider: Provider,
     ports: Vec<PortSpec>,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
     standing: Arc<Standing>,
     served: BTreeMap<String, ServedIn>,
     resyncs: Resyncs,
@@ -132,7 +132,7 @@ async fn start(
 pub async fn start_all(
     providers: Vec<Provider>,
     ports: &[PortSpec],
-    terms: &watch::Receiver<Terms>,
+    terms: &watch::Receiver<ProviderSettings>,
     served: &BTreeMap<String, ServedIn>,
     resyncs: &Resyncs,
 ) -> Result<(watch::Receiver<Snapshot>, Vec<Arc<Standing>>)> {
@@ -152,7 +152,7 @@ pub async fn start_all(
 ///
 /// # Errors
 /// A backend that is given twice.
-pub fn check(providers: &[Provider], ports: &[PortSpec], terms: &Terms) -> Result<()> {
+pub fn check(providers: &[Provider], ports: &[PortSpec], terms: &ProviderSettings) -> Result<()> {
     if providers.contains(&Provider::Static) {
         static_::check(ports, terms)?;
     }

@@ -3,12 +3,12 @@
 pub(crate) mod allow;
 pub mod check;
 pub(crate) mod duration;
+pub mod encode;
 pub mod groups;
 pub mod limits;
 pub mod overrides;
 pub mod ports;
 pub mod target;
-pub mod wire_forms;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -42,7 +42,7 @@ pub struct Candidate {
     /// Who may use what it serves, if it has a say in that itself.
     pub allow: Networks,
     /// What else it says about its service.
-    pub wishes: Wishes,
+    pub hints: ServiceHints,
     /// How its packets reach it, where the provider knows better than the routing table.
     pub place: Option<Site>,
     /// How its own packets leave it, as far as the provider knows.
@@ -53,7 +53,7 @@ pub struct Candidate {
 
 /// What a container's labels say about its service, beyond itself.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Wishes {
+pub struct ServiceHints {
     /// Whose it is, if its own labels say which port it serves.
     pub application: Application,
     /// The name of its service, if it is not called after its port.
@@ -202,7 +202,7 @@ pub(crate) mod test {
             drain: None,
             condition: Condition::Ready,
             allow: Networks::new(),
-            wishes: Wishes::default(),
+            hints: ServiceHints::default(),
             place: None,
             egress: Egress::default(),
             started: None,

@@ -29,8 +29,8 @@ use matched::matched;
 use roll::Roll;
 use room::Room;
 
-pub use actual::{Actual, Marks};
-pub use adopt::{Found, Ledger, Stray};
+pub use actual::{Actual, Attributes};
+pub use adopt::{Found, IdManifest, Orphan};
 pub use change::{
     BackendId, BackendKey, Change, Desired, Frontend, Owner, Policy, Role, Route, ServiceKey,
     Share, Source,
@@ -150,7 +150,7 @@ fn plan_backends<'a>(
     let mut ids = Vec::with_capacity(desired.backends.len());
     for (key, share, known) in matched(&desired.backends, &actual.backends) {
         let weight = roll.share_of(key).unwrap_or(share.weight);
-        let wanted = Marks {
+        let wanted = Attributes {
             shared: roll.is_shared(key),
             weight,
             life: roll.life_of(key, share),
@@ -184,7 +184,7 @@ fn plan_backends<'a>(
             }
         };
         ids.push((key, Some(id)));
-        let Marks { shared, weight, life, answers_on } = wanted;
+        let Attributes { shared, weight, life, answers_on } = wanted;
         let key = key.clone();
         changes.push(Change::SetBackend { key, id, shared, weight, life, answers_on });
     }

@@ -45,7 +45,7 @@ use crate::net::listening;
 use crate::net::netlink::Netlink;
 use crate::net::routes::{Forward, Routes};
 use crate::net::site;
-use crate::plan::{self, Actual, BackendKey, Change, Desired, Ledger, Policy, Share};
+use crate::plan::{self, Actual, BackendKey, Change, Desired, IdManifest, Policy, Share};
 use crate::system::hash_seed::SeedFile;
 use crate::system::instance::{self, BackendRecord, Instance, Record};
 use crate::system::privileges;
@@ -471,7 +471,7 @@ impl Reconciler {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             layout: LAYOUT_VERSION,
-            ledger: Ledger::of(&self.actual, &[]),
+            ledger: IdManifest::of(&self.actual, &[]),
             orders: self.orders.clone(),
             left_out: self.who_is_left_out(),
             restricted: self.restricted.iter().map(|(on, nets)| (*on, nets.clone())).collect(),
@@ -500,7 +500,7 @@ impl Reconciler {
 
     /// Whoever takes over from us in the middle of these changes must know every number they use.
     fn write_ahead(&mut self, changes: &[Change]) -> Result<()> {
-        let ledger = Ledger::of(&self.actual, changes);
+        let ledger = IdManifest::of(&self.actual, changes);
         if self.written.ledger.covers(&ledger) {
             return Ok(());
         }

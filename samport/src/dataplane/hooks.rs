@@ -67,7 +67,7 @@ impl Dataplane {
     pub fn restore_xdp(&mut self, exists: impl Fn(u32) -> bool) -> Result<u64> {
         let mut restored = 0;
         let devices: Vec<u32> =
-            self.shields.iter().flat_map(super::xdp::Shields::devices).collect();
+            self.shields.iter().flat_map(super::xdp::XdpLinks::devices).collect();
         for ifindex in devices {
             let link = self.shields.as_ref().and_then(|shields| shields.link_on(ifindex));
             if !exists(ifindex) || !link.is_some_and(is_detached) {

@@ -20,7 +20,7 @@ use super::hooks;
 use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
-use crate::model::wire_forms::wide;
+use crate::model::encode::wide;
 use crate::net::sockets::Sockets;
 use crate::plan::BackendId;
 use crate::system::cgroups;

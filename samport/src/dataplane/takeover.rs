@@ -14,7 +14,7 @@ use super::pins::{self, Link};
 use super::{Dataplane, Options, attach, backend_value, carry, load, seed};
 use crate::plan::table::Region;
 use crate::plan::{
-    BackendId, BackendKey, Found, Frontend, Ledger, Marks, Owner, Policy, Role, Stray,
+    Attributes, BackendId, BackendKey, Found, Frontend, IdManifest, Orphan, Owner, Policy, Role,
 };
 use crate::system::instance::{FilterRecord, Instance, Record};
 
@@ -153,7 +153,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn read_back(&self, ledger: &Ledger) -> Result<Found> {
+    pub fn read_back(&self, ledger: &IdManifest) -> Result<Found> {
         let backends = self.maps.all_backends().context("read BACKENDS")?;
         let mut known = BTreeMap::new();
         let mut indices = BTreeSet::new();
@@ -163,15 +163,15 @@ impl Dataplane {
                 known.insert(key, (id, marks));
             }
         }
-        let strays = (0..).zip(&backends).filter(|(index, backend)| {
+        let orphans = (0..).zip(&backends).filter(|(index, backend)| {
             Life::from_byte(backend.life).serves() && !indices.contains(index)
         });
-        let strays = strays.map(|(index, one)| BackendId { index, generation: one.generation });
+        let orphans = orphans.map(|(index, one)| BackendId { index, generation: one.generation });
         let owners = self.maps.all_owners().context("read OWNERS4 and OWNERS6")?;
         let frontends = self.maps.all_frontends().context("read SERVICES4 and SERVICES6")?;
         Ok(Found {
             backends: known,
-            strays: strays.collect(),
+            orphans: orphans.collect(),
             generations: backends.iter().map(|backend| backend.generation).collect(),
             owners: owners.into_iter().map(|(from, of)| (from, owners_of(&of))).collect(),
             frontends: frontends
@@ -190,12 +190,12 @@ impl Dataplane {
     ///
     /// # Errors
     /// If a map cannot be written.
-    pub fn undo(&mut self, stray: &Stray) -> Result<()> {
-        match stray {
-            Stray::Backend(id) => self.maps.retire_backend(*id),
-            Stray::Allowed(service, net) => self.allowed.remove(*service, *net),
+    pub fn undo(&mut self, orphan: &Orphan) -> Result<()> {
+        match orphan {
+            Orphan::Backend(id) => self.maps.retire_backend(*id),
+            Orphan::Allowed(service, net) => self.allowed.remove(*service, *net),
         }
-        .with_context(|| format!("undo {stray:?}"))
+        .with_context(|| format!("undo {orphan:?}"))
     }
 
     /// Flows of all these backends that are open.
@@ -215,12 +215,17 @@ fn warn_of_another_seed(instance: &Instance, options: &Options) -> Result<()> {
 }
 
 /// What may change of a backend, if the kernel has just this one under this number, at work.
-fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Marks> {
+fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Attributes> {
     let life = Life::from_byte(found.life);
     let Backend { weight, shared, answers_on, .. } = *found;
     let expected = backend_value(key.endpoint, key.route, id);
     let is_same = *found == Backend { weight, shared, answers_on, life: found.life, ..expected };
-    (is_same && life.serves()).then_some(Marks { shared: shared != 0, weight, life, answers_on })
+    (is_same && life.serves()).then_some(Attributes {
+        shared: shared != 0,
+        weight,
+        life,
+        answers_on,
+    })
 }
 
 fn owners_of(value: &Owners) -> Vec<Owner> {

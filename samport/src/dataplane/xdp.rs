@@ -40,13 +40,13 @@ impl XdpMode {
 }
 
 /// The program on the interfaces. Dropping it takes it off.
-pub(super) struct Shields {
+pub(super) struct XdpLinks {
     attached: BTreeMap<u32, Attachment>,
     devices: HashMap<MapData, u32, MapCell<XdpDevice>>,
     mode: XdpMode,
 }
 
-impl Shields {
+impl XdpLinks {
     pub(super) fn new(ebpf: &mut Ebpf, mode: XdpMode) -> Result<Self> {
         Ok(Self { attached: BTreeMap::new(), devices: typed(ebpf, "XDP_DEVICES")?, mode })
     }

@@ -21,9 +21,9 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::tcp::Flags;
 
-use crate::dataplane::answers::Known;
+use crate::dataplane::map_reader::Known;
+use crate::model::encode::wide;
 use crate::model::ports::Listen;
-use crate::model::wire_forms::wide;
 use draw::{Drawing, Drawn};
 
 pub use draw::Fitness;
@@ -394,7 +394,7 @@ fn new_flow(
     }
     let with_port = !matches!(balance, Balance::SourceHash);
     let hash =
-        |seed: &Seed| crate::dataplane::answers::hash(seed, facts.question.client, with_port);
+        |seed: &Seed| crate::dataplane::map_reader::hash(seed, facts.question.client, with_port);
     let hash = facts.hash_seed.as_ref().map(hash);
     let drawing = Drawing { balance, slots: &found.slots, hash, first, turn: found.turn };
     match draw::draw(&drawing, fitness, |id| load(found, id)) {

@@ -11,7 +11,7 @@ use super::labels::{self, Labels};
 use super::published::Published;
 use crate::model::check::{Config, Method, Source};
 use crate::model::ports::{Listen, PortRanges, PortSpec};
-use crate::model::{Application, Candidate, Condition, Egress, Wishes};
+use crate::model::{Application, Candidate, Condition, Egress, ServiceHints};
 use crate::system::escape;
 
 /// What samport wants to know of a container, taken from the engine's inspect answer.
@@ -167,10 +167,10 @@ pub fn offer(
         drain: labels.drain,
         condition: condition(view, &health, listen.protocol),
         allow: labels.allow.clone(),
-        wishes: Wishes {
+        hints: ServiceHints {
             application: application.clone(),
             service: service(view, &labels),
-            ..labels.wishes.clone()
+            ..labels.hints.clone()
         },
         place: None,
         egress: Egress::default(),
@@ -238,7 +238,7 @@ fn service(view: &ContainerView, labels: &Labels) -> Option<String> {
         let name = view.labels.get(&format!("com.docker.compose.{what}"))?;
         Some(foreign_name(name))
     };
-    let own = labels.wishes.service.clone();
+    let own = labels.hints.service.clone();
     own.or_else(|| Some(format!("{}/{}", compose("project")?, compose("service")?)))
 }
 
@@ -249,7 +249,7 @@ const PROJECTS: [&str; 3] =
 /// Whose it is, as far as its labels and its image tell.
 fn application(view: &ContainerView, labels: &Labels) -> Application {
     Application {
-        service: labels.wishes.service.clone(),
+        service: labels.hints.service.clone(),
         project: PROJECTS
             .iter()
             .find_map(|label| view.labels.get(*label))

@@ -2,7 +2,7 @@
 //! API.
 //!
 //! Events are subscribed to before containers are listed, so that nothing falls in between. Each
-//! container is then inspected in a task of its own; `World` puts answers and events in order.
+//! container is then inspected in a task of its own; `ContainerStore` puts answers and events in order.
 //!
 //! An engine drops events without a word when they are not read in time, so containers are listed again at an interval
 //! too, and after everything by which something may have been missed.
@@ -25,17 +25,17 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::Terms;
+use super::ProviderSettings;
 use super::container::{ContainerView, Policy, ServedIn, offer};
+use super::container_store::{Answer, ContainerStore, Outcome, Question, Task};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events::{self, Notice};
 use super::inspect;
 use super::leaving::Leaving;
 use super::listing::{Listing, listed};
 use super::locate::{self, Located};
+use super::provider_status::Standing;
 use super::published;
-use super::standing::Standing;
-use super::world::{Answer, Outcome, Question, Task, World};
 use crate::model::Snapshot;
 use crate::model::ports::PortSpec;
 use crate::system::resyncs::{Gap, Resyncs};
@@ -94,7 +94,7 @@ type Inbox = mpsc::UnboundedSender<Message>;
 pub(super) async fn start(
     options: Options,
     ports: Vec<PortSpec>,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
     standing: Arc<Standing>,
     served: BTreeMap<String, ServedIn>,
     resyncs: Resyncs,
@@ -117,7 +117,7 @@ pub(super) async fn start(
         taken: generation,
         in_force: generation,
         leaving: Leaving::default(),
-        world: World::new(Arc::clone(&policy), served),
+        world: ContainerStore::new(Arc::clone(&policy), served),
         policy,
         session,
         retry: FIRST_RETRY,
@@ -221,15 +221,15 @@ async fn forward(client: Docker, session: u64, inbox: Inbox, told: Told) {
 }
 
 /// What containers are judged by.
-fn policy(ports: Vec<PortSpec>, terms: &Terms) -> Policy {
-    let Terms { filters, health, label_ports, .. } = terms.clone();
+fn policy(ports: Vec<PortSpec>, terms: &ProviderSettings) -> Policy {
+    let ProviderSettings { filters, health, label_ports, .. } = terms.clone();
     Policy { ports, filters, health, label_ports }
 }
 
 struct Watcher {
     engine: Engine,
     endpoint: Endpoint,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
     /// The generation of the newest terms that were taken.
     taken: u64,
     /// The one that every container is offered on.
@@ -237,7 +237,7 @@ struct Watcher {
     /// Candidates that are meant no longer, on the terms that hold now.
     leaving: Leaving,
     policy: Arc<Policy>,
-    world: World,
+    world: ContainerStore,
     session: Session,
     /// How long to wait before the next session.
     retry: Duration,

@@ -17,14 +17,14 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Terms;
+use super::ProviderSettings;
 use super::leaving::Leaving;
-use super::standing::Standing;
+use super::provider_status::Standing;
 use super::static_::Address;
 use crate::model::allow::Networks;
 use crate::model::check::Config;
 use crate::model::ports::{Listen, PortSpec};
-use crate::model::{Candidate, Egress, Snapshot, Wishes};
+use crate::model::{Candidate, Egress, ServiceHints, Snapshot};
 use crate::system::escape;
 use crate::system::follow::Followed;
 use crate::system::resyncs::Resyncs;
@@ -62,7 +62,7 @@ impl TryFrom<String> for FileAddress {
 pub(super) async fn start(
     path: PathBuf,
     ports: Vec<PortSpec>,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
     standing: Arc<Standing>,
     resyncs: &Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
@@ -140,7 +140,7 @@ fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
         drain: None,
         condition: health.of_listed(spec.listen.protocol),
         allow: Networks::new(),
-        wishes: Wishes::default(),
+        hints: ServiceHints::default(),
         place: None,
         egress: Egress::default(),
         started: None,
@@ -150,7 +150,7 @@ fn candidate(entry: &Entry, spec: PortSpec, health: &Config) -> Candidate {
 struct Follower {
     path: PathBuf,
     ports: Vec<PortSpec>,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
     /// The last text read, good or bad: what is bad is complained about once.
     text: String,
     /// Whether it could not be read the last time, which is told once too.
@@ -179,7 +179,7 @@ impl Follower {
 
     /// Whose health is known by something else now.
     fn judge_anew(&mut self) {
-        let Terms { health, generation, .. } = self.terms.borrow_and_update().clone();
+        let ProviderSettings { health, generation, .. } = self.terms.borrow_and_update().clone();
         self.generation = generation;
         for candidate in &mut self.current {
             candidate.condition = health.of_listed(candidate.listen.protocol);

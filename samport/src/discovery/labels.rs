@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::Wishes;
+use crate::model::ServiceHints;
 use crate::model::allow::{self, Networks};
 use crate::model::check::{self, RhythmLabels, Source};
 use crate::model::duration::read as time;
@@ -55,7 +55,7 @@ pub struct Labels {
     /// `samport.health.interval` and so on.
     pub rhythm: RhythmLabels,
     /// `samport.service`, `group`, `group.weight`, `balance` and `affinity`.
-    pub wishes: Wishes,
+    pub hints: ServiceHints,
     /// What is to be told to the user although the container can be served.
     pub warnings: Vec<String>,
 }
@@ -136,11 +136,11 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "health.rise" => read.rhythm.rise = Some(check::count(value)?),
         "health.fall" => read.rhythm.fall = Some(check::count(value)?),
         "drain" => read.drain = Some(time(value)?),
-        "service" => read.wishes.service = Some(given_name(value)?),
-        "group" => read.wishes.group = Some(given_name(value)?),
-        "group.weight" => read.wishes.group_weight = Some(weight(value)?),
-        "balance" => read.wishes.balance = Some(policy::balance(value)?),
-        "affinity" => read.wishes.affinity = Some(policy::affinity(value)?),
+        "service" => read.hints.service = Some(given_name(value)?),
+        "group" => read.hints.group = Some(given_name(value)?),
+        "group.weight" => read.hints.group_weight = Some(weight(value)?),
+        "balance" => read.hints.balance = Some(policy::balance(value)?),
+        "affinity" => read.hints.affinity = Some(policy::affinity(value)?),
         _ => read.warnings.push(format!(
             "label {PREFIX}{} is unknown; there are samport.enable, port, ports, target, \
              service, weight, group, group.weight, balance, affinity, drain, network, allow, health \
@@ -267,13 +267,13 @@ mod tests {
                 rise: Some(2),
                 fall: Some(1_000),
             },
-            wishes: Wishes {
+            hints: ServiceHints {
                 service: Some("web".into()),
                 group: Some("canary".into()),
                 group_weight: Some(5),
                 balance: Some(Balance::LeastConn),
                 affinity: Some(1_800),
-                ..Wishes::default()
+                ..ServiceHints::default()
             },
             warnings: vec![],
         };

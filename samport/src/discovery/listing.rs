@@ -6,7 +6,7 @@ use std::time::Duration;
 use bollard::models::ContainerSummary;
 use tokio::time::Instant;
 
-use super::world::Listed;
+use super::container_store::Listed;
 
 /// Between two lists of the containers, if nothing is missed.
 const LIST_AGAIN: Duration = Duration::from_secs(30);

@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Terms;
+use super::ProviderSettings;
 use super::leaving::Leaving;
 use crate::model::allow::Networks;
 use crate::model::ports::{PortSpec, port};
-use crate::model::{Candidate, Egress, Snapshot, Wishes};
+use crate::model::{Candidate, Egress, ServiceHints, Snapshot};
 
 /// One `--backend [NAME=]IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,7 +105,7 @@ impl FromStr for StaticBackend {
 /// Offers the backends behind every port, for as long as anyone listens.
 pub(super) fn start(
     ports: Vec<PortSpec>,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
 ) -> Result<watch::Receiver<Snapshot>> {
     if ports.is_empty() {
         bail!("nothing says on which port the backends are served; give -p PORT");
@@ -119,13 +119,13 @@ pub(super) fn start(
 }
 
 /// Whether backends could be offered on these terms.
-pub(super) fn check(ports: &[PortSpec], terms: &Terms) -> Result<()> {
+pub(super) fn check(ports: &[PortSpec], terms: &ProviderSettings) -> Result<()> {
     snapshot(terms, ports).map(|_| ())
 }
 
 struct Offer {
     ports: Vec<PortSpec>,
-    terms: watch::Receiver<Terms>,
+    terms: watch::Receiver<ProviderSettings>,
     current: Vec<Candidate>,
     generation: u64,
     leaving: Leaving,
@@ -160,7 +160,7 @@ impl Offer {
     }
 }
 
-fn snapshot(terms: &Terms, ports: &[PortSpec]) -> Result<Snapshot> {
+fn snapshot(terms: &ProviderSettings, ports: &[PortSpec]) -> Result<Snapshot> {
     let mut seen = BTreeSet::new();
     let mut snapshot = Snapshot { candidates: Vec::new(), generation: terms.generation };
     for spec in ports {
@@ -179,7 +179,7 @@ fn snapshot(terms: &Terms, ports: &[PortSpec]) -> Result<Snapshot> {
                 drain: None,
                 condition: terms.health.of_listed(spec.listen.protocol),
                 allow: Networks::new(),
-                wishes: Wishes::default(),
+                hints: ServiceHints::default(),
                 place: None,
                 egress: Egress::default(),
                 started: None,
@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn of(backends: &[StaticBackend], ports: &[PortSpec]) -> Result<Snapshot> {
-        let terms = Terms { backends: backends.to_vec(), ..Terms::default() };
+        let terms = ProviderSettings { backends: backends.to_vec(), ..ProviderSettings::default() };
         snapshot(&terms, ports)
     }
 
@@ -300,8 +300,11 @@ mod tests {
     async fn a_backend_that_is_taken_out_drains_before_it_goes() {
         let backends = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
         let drain = Duration::from_millis(50);
-        let first =
-            Terms { backends: backends(&["10.0.0.2", "10.0.0.3"]), drain, ..Terms::default() };
+        let first = ProviderSettings {
+            backends: backends(&["10.0.0.2", "10.0.0.3"]),
+            drain,
+            ..ProviderSettings::default()
+        };
         let (change, terms) = watch::channel(first);
         let mut snapshots = start(vec![spec("80")], terms).unwrap();
         let mut next = async |change: &mut dyn FnMut()| {
@@ -321,7 +324,7 @@ mod tests {
     /// Whoever has changed them waits for that.
     #[tokio::test]
     async fn a_snapshot_says_which_terms_are_in_force() {
-        let (change, terms) = watch::channel(Terms::default());
+        let (change, terms) = watch::channel(ProviderSettings::default());
         let mut snapshots = start(vec![spec("80")], terms).unwrap();
         assert_eq!(snapshots.borrow().generation, 0);
         change.send_modify(|terms| terms.generation = 1);
@@ -332,7 +335,7 @@ mod tests {
     #[test]
     fn terms_with_a_backend_twice_are_refused() {
         let backends = ["10.0.0.2", "10.0.0.2:80"].map(|text| text.parse().unwrap()).to_vec();
-        let terms = Terms { backends, ..Terms::default() };
+        let terms = ProviderSettings { backends, ..ProviderSettings::default() };
         assert!(check(&[spec("80")], &terms).unwrap_err().to_string().contains("given twice"));
     }
 }

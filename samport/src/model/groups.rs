@@ -23,7 +23,7 @@ impl Group {
     /// A candidate's group, if it is in one.
     #[must_use]
     pub fn of(candidate: &Candidate, weights: &Weights) -> Option<Self> {
-        let name = candidate.wishes.group.clone()?;
+        let name = candidate.hints.group.clone()?;
         let key = (candidate.listen, name);
         let weight = weights.get(&key).copied().unwrap_or(DEFAULT_WEIGHT);
         Some(Self { name: key.1, weight })
@@ -40,13 +40,13 @@ pub fn weights(candidates: &[Candidate], orders: &BTreeMap<String, u32>) -> (Wei
     let (mut weights, mut complaints) = (Weights::new(), Vec::new());
     let mut first: BTreeMap<(Listen, &str), (&str, u32)> = BTreeMap::new();
     for candidate in candidates {
-        let Some(name) = candidate.wishes.group.as_deref() else { continue };
+        let Some(name) = candidate.hints.group.as_deref() else { continue };
         let weight = weights.entry((candidate.listen, name.to_owned())).or_insert(DEFAULT_WEIGHT);
         if let Some(order) = orders.get(name) {
             *weight = *order;
             continue;
         }
-        let Some(own) = candidate.wishes.group_weight else { continue };
+        let Some(own) = candidate.hints.group_weight else { continue };
         let (holder, held) =
             first.entry((candidate.listen, name)).or_insert((&candidate.name, own));
         *weight = *held;
@@ -167,8 +167,8 @@ mod tests {
 
     fn candidate(name: &str, group: Option<&str>, group_weight: Option<u32>) -> Candidate {
         let mut candidate = crate::model::test::candidate(name);
-        candidate.wishes.group = group.map(str::to_owned);
-        candidate.wishes.group_weight = group_weight;
+        candidate.hints.group = group.map(str::to_owned);
+        candidate.hints.group_weight = group_weight;
         candidate
     }
 

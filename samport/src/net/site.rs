@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::model::check::{Config, Method};
     use crate::model::ports::Listen;
-    use crate::model::{Egress, Wishes};
+    use crate::model::{Egress, ServiceHints};
     use crate::net::netlink::Device;
 
     fn devices() -> Devices {
@@ -171,7 +171,7 @@ mod tests {
             drain: None,
             condition: Config::default().checked(Method::Tcp),
             allow: BTreeSet::new(),
-            wishes: Wishes::default(),
+            hints: ServiceHints::default(),
             place,
             egress: Egress::default(),
             started: None,

@@ -14,7 +14,7 @@ use crate::plan::table::{Recipe, Region, Tables};
 /// What is in the kernel, as far as we have put it there.
 #[derive(Clone, Debug)]
 pub struct Actual {
-    pub(super) backends: BTreeMap<BackendKey, (BackendId, Marks)>,
+    pub(super) backends: BTreeMap<BackendKey, (BackendId, Attributes)>,
     pub(super) owners: Owners,
     pub(super) services: BTreeMap<ServiceKey, Installed>,
     /// By address and port, whichever service has them.
@@ -35,7 +35,7 @@ pub struct Actual {
 
 /// What may change of a backend while its id is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Marks {
+pub struct Attributes {
     /// Other services use the same endpoint.
     pub shared: bool,
     /// Its share relative to the others.
@@ -103,7 +103,7 @@ impl Actual {
         match change {
             Change::SetBackend { key, id, shared, weight, life, answers_on } => {
                 let (shared, weight, life) = (*shared, *weight, *life);
-                let marks = Marks { shared, weight, life, answers_on: *answers_on };
+                let marks = Attributes { shared, weight, life, answers_on: *answers_on };
                 self.last_id = id.index;
                 self.generations[id.index as usize] = id.generation;
                 self.backends.insert(key.clone(), (*id, marks));

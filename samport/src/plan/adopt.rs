@@ -2,7 +2,7 @@
 //! work, and the next one goes on from there. Pure.
 //!
 //! The maps say what is in force. They do not say who a backend was, or which port of the command line a
-//! service stands for: that is in the [`Ledger`], which is written before any number of it is used.
+//! service stands for: that is in the [`IdManifest`], which is written before any number of it is used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use samport_common::flow::ServiceId;
 use samport_common::layout::{DeviceInfo, DeviceSet};
 use serde::{Deserialize, Serialize};
 
-use super::actual::{Actual, Installed, Marks};
+use super::actual::{Actual, Attributes, Installed};
 use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, Route, ServiceKey};
 use crate::model::ports::Listen;
 use crate::plan::table::{Recipe, Region};
@@ -20,7 +20,7 @@ use crate::plan::table::{Recipe, Region};
 /// Who is meant by the kernel's numbers. It may name more than the kernel has: changes that were about to
 /// be made.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct IdManifest {
     services: Vec<NumberedService>,
     backends: Vec<NumberedBackend>,
 }
@@ -42,7 +42,7 @@ struct NumberedBackend {
     route: Route,
 }
 
-impl Ledger {
+impl IdManifest {
     /// The numbers in use, and those that `changes` will use.
     #[must_use]
     pub fn of(actual: &Actual, changes: &[Change]) -> Self {
@@ -93,9 +93,9 @@ impl Ledger {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Found {
     /// Backends of the ledger that serve, just as it says.
-    pub backends: BTreeMap<BackendKey, (BackendId, Marks)>,
+    pub backends: BTreeMap<BackendKey, (BackendId, Attributes)>,
     /// Numbers in use of which it does not know, or knows otherwise.
-    pub strays: Vec<BackendId>,
+    pub orphans: Vec<BackendId>,
     /// The generation of every number; as many as there is room for, and number 0.
     pub generations: Vec<u32>,
     /// Whose replies come from where.
@@ -116,7 +116,7 @@ pub struct Found {
 
 /// What nobody can make sense of any more, and has to be undone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stray {
+pub enum Orphan {
     /// A backend nobody knows.
     Backend(BackendId),
     /// A network that a service allows which nobody knows: the next one of that number must not inherit it.
@@ -126,8 +126,8 @@ pub enum Stray {
 impl Actual {
     /// Goes on from what was found in the kernel, and says what has to be undone.
     #[must_use]
-    pub fn adopt(ledger: &Ledger, found: Found) -> (Self, Vec<Stray>) {
-        let Found { backends, strays, frontends, allowed, .. } = found;
+    pub fn adopt(ledger: &IdManifest, found: Found) -> (Self, Vec<Orphan>) {
+        let Found { backends, orphans, frontends, allowed, .. } = found;
         let Found { generations, owners, ports, attached, devices, sources, .. } = found;
         let known = Self { devices, sources, generations, ..Self::with_room_for(0) };
         let mut actual = Self { owners, ports, attached, ..known };
@@ -145,19 +145,19 @@ impl Actual {
         }
         actual.next_service = by_id.keys().next_back().map_or(0, |id| id.get() + 1);
         actual.last_id = backends.values().map(|(id, _)| id.index).max().unwrap_or(0);
-        for id in &strays {
+        for id in &orphans {
             // What they are retired to.
             if let Some(generation) = actual.generations.get_mut(id.index as usize) {
                 *generation = id.next().generation;
             }
         }
-        let mut unknown: Vec<_> = strays.into_iter().map(Stray::Backend).collect();
+        let mut unknown: Vec<_> = orphans.into_iter().map(Orphan::Backend).collect();
         for (id, net) in allowed {
             match by_id.get(&id) {
                 Some(service) => {
                     actual.allowed.insert((*service, net));
                 }
-                None => unknown.push(Stray::Allowed(id, net)),
+                None => unknown.push(Orphan::Allowed(id, net)),
             }
         }
         // When the others were given back nobody knows.

@@ -117,14 +117,14 @@ impl Door {
     }
 }
 
-fn wishes() -> impl Strategy<Value = Vec<Desired>> {
+fn hints() -> impl Strategy<Value = Vec<Desired>> {
     let port = (prop::sample::select(vec![WEB, DNS]), prop::sample::subsequence(&NETWORKS, 0..=4));
     let ports = prop::collection::btree_map(port.0, port.1, 0..=2);
-    prop::collection::vec(ports, 1..10).prop_map(|wishes| {
+    prop::collection::vec(ports, 1..10).prop_map(|hints| {
         let ports = |wish: BTreeMap<Listen, Vec<&str>>| -> Vec<(Listen, Networks)> {
             wish.into_iter().map(|(listen, list)| (listen, networks(&list))).collect()
         };
-        wishes.into_iter().map(|one| wish(&ports(one))).collect()
+        hints.into_iter().map(|one| wish(&ports(one))).collect()
     })
 }
 
@@ -132,9 +132,9 @@ proptest! {
     /// After every single change: who may be served before and afterwards is, who may be neither is
     /// not.
     #[test]
-    fn nobody_is_locked_out_or_let_in_half_way(wishes in wishes()) {
+    fn nobody_is_locked_out_or_let_in_half_way(hints in hints()) {
         let (mut actual, mut door) = (Actual::default(), Door::default());
-        for desired in wishes {
+        for desired in hints {
             let changes = plan(&desired, &mut actual).unwrap();
             let before = door.served();
             let mut at_the_end = door.clone();

@@ -42,8 +42,8 @@ pub fn policies<'a>(
     let mut complaints = Vec::new();
     let of_port = |listen: &Listen| {
         let at_port: Vec<_> = candidates.iter().filter(|one| one.listen == *listen).collect();
-        let balance = agreed(&at_port, "balance", |one| one.wishes.balance.map(Name));
-        let affinity = agreed(&at_port, "affinity", |one| one.wishes.affinity.map(Seconds));
+        let balance = agreed(&at_port, "balance", |one| one.hints.balance.map(Name));
+        let affinity = agreed(&at_port, "affinity", |one| one.hints.affinity.map(Seconds));
         complaints.extend([balance.1, affinity.1].into_iter().flatten());
         let balance = balance.0.map_or(flags.balance, |Name(balance)| balance);
         let affinity = affinity.0.map_or(flags.affinity, |Seconds(affinity)| affinity);
@@ -109,8 +109,8 @@ mod tests {
 
     fn candidate(name: &str, balance: Option<Balance>, affinity: Option<u32>) -> Candidate {
         let mut candidate = crate::model::test::candidate(name);
-        candidate.wishes.balance = balance;
-        candidate.wishes.affinity = affinity;
+        candidate.hints.balance = balance;
+        candidate.hints.affinity = affinity;
         candidate
     }
 

@@ -451,12 +451,12 @@ fn a_table_is_given_back_when_its_last_frontend_reads_another() {
     assert_eq!(actual.tables.find(read.len).unwrap().base, read.base);
 }
 
-pub(super) fn wishes() -> impl Strategy<Value = Vec<Desired>> {
+pub(super) fn hints() -> impl Strategy<Value = Vec<Desired>> {
     let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(80).at(VIP)];
     let backend = (1u8..12, prop::sample::select(listens), 0u32..4, any::<bool>());
     let backends = prop::collection::vec(backend, 0..10);
-    prop::collection::vec(backends, 1..12).prop_map(|wishes| {
-        wishes
+    prop::collection::vec(backends, 1..12).prop_map(|hints| {
+        hints
             .into_iter()
             .map(|backends| {
                 let backends: Vec<_> = backends
@@ -506,9 +506,9 @@ proptest! {
     /// After every single change, whatever way the wishes go, no packet meets a backend that is not
     /// set, a reply nobody understands, or a table that is being written.
     #[test]
-    fn no_packet_ever_meets_half_a_change(wishes in wishes()) {
+    fn no_packet_ever_meets_half_a_change(hints in hints()) {
         let (mut actual, mut model) = (Actual::default(), Model::default());
-        for desired in wishes {
+        for desired in hints {
             for change in plan(&desired, &mut actual).unwrap() {
                 actual.record(&change);
                 model.apply(&change);

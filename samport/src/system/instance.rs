@@ -23,7 +23,7 @@ use crate::model::allow::Networks;
 use crate::model::limits::Limits;
 use crate::model::overrides::Overrides;
 use crate::model::ports::Listen;
-use crate::plan::{Ledger, Role};
+use crate::plan::{IdManifest, Role};
 use crate::system::exit::{Exit, coded};
 use crate::system::privileges::Privileges;
 use crate::system::shared_folder::{self, SharedFolder};
@@ -96,7 +96,7 @@ pub struct Record {
     pub backends: Vec<BackendRecord>,
     /// Who is meant by the kernel's numbers: for who takes over.
     #[serde(default)]
-    pub ledger: Ledger,
+    pub ledger: IdManifest,
     /// What the operator has ordered.
     #[serde(default)]
     pub orders: Overrides,

@@ -183,7 +183,7 @@ impl Bench {
 
     /// Connections that a backend has failed.
     pub fn evidence(&self, index: u32) -> Evidence {
-        samport::dataplane::answers::Answers::open(self.instance.name())
+        samport::dataplane::map_reader::Answers::open(self.instance.name())
             .unwrap()
             .backend(index)
             .unwrap()

@@ -14,13 +14,13 @@ use samport_common::wire::protocol::Protocol;
 
 use super::ambiguous;
 use crate::api::words::Limits;
-use crate::dataplane::answers::Answers;
+use crate::dataplane::map_reader::Answers;
 use crate::dataplane::pins;
 use crate::diagnose::explain::{
     Door, Entry, Facts, Found, Member, Question, Remembered, SourceDevice, SourceFacts,
 };
+use crate::model::encode::wide;
 use crate::model::ports::Listen;
-use crate::model::wire_forms::wide;
 use crate::net::listening;
 use crate::net::netlink::{Device, Devices, Netlink};
 use crate::net::reverse_path;
@@ -430,7 +430,12 @@ impl Gathering<'_> {
         Ok((own, taken))
     }
 
-    fn member(&self, id: u32, known: crate::dataplane::answers::Known, record: &Record) -> Member {
+    fn member(
+        &self,
+        id: u32,
+        known: crate::dataplane::map_reader::Known,
+        record: &Record,
+    ) -> Member {
         let written = record.backends.iter().find(|one| one.id == id);
         let name = written.map_or_else(|| format!("backend {id}"), |one| one.name.clone());
         let state = written.map_or_else(|| "unknown".to_owned(), |one| one.state.clone());

@@ -7,7 +7,7 @@ use crate::api::words::Limits;
 use crate::control::admission::ServiceConflict;
 use crate::control::reconcile::{LoopSettings, RunConfig};
 use crate::dataplane;
-use crate::discovery::{Provider, Terms};
+use crate::discovery::{Provider, ProviderSettings};
 use crate::model::allow::Networks;
 use crate::model::ports::{Listen, PortSpec};
 use crate::net::routes::Forward;
@@ -24,7 +24,7 @@ pub(super) struct Config {
     /// Where backends come from.
     pub(super) providers: Vec<Provider>,
     /// What of them may be changed while they run.
-    pub(super) terms: Terms,
+    pub(super) terms: ProviderSettings,
     /// Who may use ports of which labels say nothing; empty for everybody.
     pub(super) allow: Networks,
     /// What becomes of applications that claim one port.

@@ -19,7 +19,7 @@ use crate::cli::limits::Limits;
 use crate::dataplane;
 use crate::discovery::filter::{Filter, Filters};
 use crate::discovery::static_::StaticBackend;
-use crate::discovery::{Engine, Provider, Terms, docker};
+use crate::discovery::{Engine, Provider, ProviderSettings, docker};
 use crate::model::allow;
 use crate::model::duration::read as time;
 use crate::model::ports::{PortRange, PortRanges, PortSpec};
@@ -188,7 +188,7 @@ impl Flags {
             interfaces: self.iface.clone(),
             ports: self.port.clone(),
             providers,
-            terms: Terms {
+            terms: ProviderSettings {
                 generation: 0,
                 backends: self.backend.clone(),
                 filters: Filters::new(self.filter.clone()),

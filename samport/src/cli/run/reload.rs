@@ -17,7 +17,7 @@ use crate::cli::asked::{self, Asked};
 use crate::cli::effective::{Effective, changed};
 use crate::cli::file::File;
 use crate::control::reconcile::{LoopSettings, NewRules};
-use crate::discovery::{self, Terms};
+use crate::discovery::{self, ProviderSettings};
 use crate::system::follow::Followed;
 use crate::system::resyncs::Resyncs;
 use crate::system::service;
@@ -27,7 +27,7 @@ const TAKING_EFFECT: Duration = Duration::from_secs(5);
 
 /// What may be changed of a run, and where it goes.
 pub(super) struct ReloadHandles {
-    pub(super) terms: watch::Sender<Terms>,
+    pub(super) terms: watch::Sender<ProviderSettings>,
     pub(super) rules: mpsc::Sender<NewRules>,
     /// The metrics' server, if there is one.
     pub(super) metrics: Option<metrics::Server>,
@@ -41,7 +41,7 @@ impl ReloadHandles {
     ///
     /// # Errors
     /// If the loop takes nothing: then nothing has changed.
-    async fn rule(&self, terms: Terms, rules: LoopSettings) -> Result<bool> {
+    async fn rule(&self, terms: ProviderSettings, rules: LoopSettings) -> Result<bool> {
         // A loop that has ended is at the end of the run.
         let Ok(room) = timeout(TAKING_EFFECT, self.rules.reserve()).await else {
             let trouble = self.source.progress.shown().waits_for;

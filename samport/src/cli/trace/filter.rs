@@ -9,7 +9,7 @@ use samport_common::verdict::Verdict;
 
 use super::show::Names;
 use crate::model::allow;
-use crate::model::wire_forms::wide;
+use crate::model::encode::wide;
 use crate::system::exit::{Exit, coded};
 
 /// Options that say which packets.

@@ -255,7 +255,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::wire_forms::wide;
+    use crate::model::encode::wide;
 
     const CLIENT: &str = "192.0.2.2:40000";
     const VIP: &str = "192.0.2.1:80";

@@ -29,7 +29,7 @@ impl Applications {
     /// Whether a candidate may serve its port, and a sentence if it may and looks like a mistake. One that leaves keeps
     /// what it has, and keeps nobody else out.
     pub(super) fn check(&self, candidate: &Candidate) -> Result<Option<String>, String> {
-        let own = &candidate.wishes.application;
+        let own = &candidate.hints.application;
         let holders = self.on.get(&candidate.listen).map_or(&[][..], Vec::as_slice);
         if leaves(candidate) || holders.iter().any(|(holder, _)| holder.is_one_with(own)) {
             return Ok(None);
@@ -57,7 +57,7 @@ impl Applications {
 
     /// Notes who serves a port.
     pub(super) fn add(&mut self, candidate: &Candidate) {
-        let own = &candidate.wishes.application;
+        let own = &candidate.hints.application;
         if leaves(candidate) || !own.says_anything() {
             return;
         }

@@ -209,7 +209,7 @@ fn of(name: &str, service: Option<&str>, project: Option<&str>, image: &str) -> 
     let mut one = candidate(name);
     let own = |text: Option<&str>| text.map(str::to_owned);
     let (service, project, image) = (own(service), own(project), own(Some(image)));
-    one.wishes.application = Application { service, project, image };
+    one.hints.application = Application { service, project, image };
     one
 }
 

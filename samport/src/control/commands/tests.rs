@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::groups::Group;
-use crate::model::{Candidate, Condition, Egress, State, Wishes};
+use crate::model::{Candidate, Condition, Egress, ServiceHints, State};
 
 const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
 
@@ -46,7 +46,7 @@ fn candidate(one: &BackendView) -> Candidate {
         drain: None,
         condition: Condition::Ready,
         allow: crate::model::allow::Networks::new(),
-        wishes: Wishes::default(),
+        hints: ServiceHints::default(),
         place: None,
         egress: Egress::default(),
         started: None,

@@ -16,9 +16,9 @@ impl Reconciler {
     /// If a map cannot be read, or what nobody understands cannot be removed.
     pub fn adopt(&mut self, record: Record) -> Result<()> {
         let found = self.dataplane.read_back(&record.ledger)?;
-        let (actual, strays) = Actual::adopt(&record.ledger, found);
-        for stray in &strays {
-            self.dataplane.undo(stray)?;
+        let (actual, orphans) = Actual::adopt(&record.ledger, found);
+        for orphan in &orphans {
+            self.dataplane.undo(orphan)?;
         }
         let flows = self.dataplane.open_flows_of(actual.backends().map(|(_, id)| id))?;
         for (key, draining) in actual.standing() {

@@ -98,7 +98,7 @@ impl Reconciler {
             let state = self.state_of(candidate, &seat, served.map(|(_, share)| share));
             BackendView {
                 name: candidate.name.clone(),
-                service: candidate.wishes.service.clone(),
+                service: candidate.hints.service.clone(),
                 group: Group::of(candidate, &group_weights),
                 weight: self.orders.weight_of(candidate),
                 state,

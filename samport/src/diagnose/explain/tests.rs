@@ -302,7 +302,7 @@ fn hashes_lead_to_one_backend() {
             facts.question.client.set_port(port);
             let client = facts.question.client;
             let with_port = balance == Balance::Maglev;
-            let hash = crate::dataplane::answers::hash(&SEED, client, with_port);
+            let hash = crate::dataplane::map_reader::hash(&SEED, client, with_port);
             let slot = samport_common::choose::slot(hash, 3).unwrap() as usize;
             let expected = format!("web-{}", slot + 1);
             assert_goes(facts, &[&expected], &[&format!("new, {} → {expected}", balance.name())]);

@@ -316,8 +316,7 @@ fn a_container_belongs_to_its_service_its_project_and_its_image() {
     let of = |labels: &[(&str, &str)], image: &str, flags: &[&str]| {
         let view = web(labels, |view| view.image = image.to_owned());
         let offer = run(&view, flags, &[]).unwrap();
-        let Application { service, project, image } =
-            offer.candidates[0].wishes.application.clone();
+        let Application { service, project, image } = offer.candidates[0].hints.application.clone();
         [service, project, image].map(Option::unwrap_or_default).join("|")
     };
     let own = ("samport.port", "80");

@@ -86,13 +86,13 @@ fn errors_name_line_and_column_or_the_backend() {
     }
 }
 
-fn terms() -> Terms {
-    Terms { drain: DRAIN, ..Terms::default() }
+fn terms() -> ProviderSettings {
+    ProviderSettings { drain: DRAIN, ..ProviderSettings::default() }
 }
 
 struct Scene {
     folder: tempfile::TempDir,
-    change: watch::Sender<Terms>,
+    change: watch::Sender<ProviderSettings>,
     snapshots: watch::Receiver<Snapshot>,
 }
 

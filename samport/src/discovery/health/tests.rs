@@ -4,7 +4,7 @@ use super::*;
 use crate::model::allow::Networks;
 use crate::model::check::{Config, Rhythm};
 use crate::model::ports::Listen;
-use crate::model::{Egress, Wishes};
+use crate::model::{Egress, ServiceHints};
 
 /// Longest wait for a check: nothing is measured by it.
 const PATIENT: Duration = Duration::from_secs(20);
@@ -21,7 +21,7 @@ fn candidate(endpoint: SocketAddr, rhythm: Rhythm) -> Candidate {
         drain: None,
         condition: config.of_listed(listen.protocol),
         allow: Networks::new(),
-        wishes: Wishes::default(),
+        hints: ServiceHints::default(),
         place: None,
         egress: Egress::default(),
         started: None,

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::tests::{Model, wishes};
+use super::super::tests::{Model, hints};
 use super::super::{Desired, plan};
 use super::*;
 
@@ -8,7 +8,7 @@ use super::*;
 #[derive(Default)]
 struct Kernel {
     found: Found,
-    serving: BTreeMap<u32, (BackendKey, BackendId, Marks)>,
+    serving: BTreeMap<u32, (BackendKey, BackendId, Attributes)>,
 }
 
 impl Kernel {
@@ -17,7 +17,7 @@ impl Kernel {
         match change {
             Change::SetBackend { key, id, shared, weight, life, answers_on } => {
                 let (shared, weight, life) = (*shared, *weight, *life);
-                let marks = Marks { shared, weight, life, answers_on: *answers_on };
+                let marks = Attributes { shared, weight, life, answers_on: *answers_on };
                 found.generations.resize(64, 0);
                 found.generations[id.index as usize] = id.generation;
                 self.serving.insert(id.index, (key.clone(), *id, marks));
@@ -51,7 +51,7 @@ impl Kernel {
     }
 
     /// As the maps are read with this ledger in hand.
-    fn read(&self, ledger: &Ledger) -> Found {
+    fn read(&self, ledger: &IdManifest) -> Found {
         let mut found = self.found.clone();
         found.generations.resize(64, 0);
         let named: BTreeSet<_> = ledger.backends().collect();
@@ -59,7 +59,7 @@ impl Kernel {
             if named.contains(&(key.clone(), *id)) {
                 found.backends.insert(key.clone(), (*id, *marks));
             } else {
-                found.strays.push(*id);
+                found.orphans.push(*id);
             }
         }
         found
@@ -76,7 +76,7 @@ fn but_tables(actual: &Actual) -> impl PartialEq + std::fmt::Debug + use<> {
     (backends, owners, services, frontends, ports, attached, generations, (devices, sources))
 }
 
-fn through_a_file(ledger: &Ledger) -> Ledger {
+fn through_a_file(ledger: &IdManifest) -> IdManifest {
     serde_json::from_str(&serde_json::to_string(ledger).unwrap()).unwrap()
 }
 
@@ -94,19 +94,19 @@ proptest! {
     /// what is wanted without a packet that meets half a change.
     #[test]
     fn whoever_takes_over_goes_on_where_the_other_was_killed(
-        wishes in wishes(),
+        hints in hints(),
         at in prop::collection::vec(any::<prop::sample::Index>(), 12),
     ) {
         let (mut actual, mut kernel) = (Actual::with_room_for(63), Kernel::default());
         let mut model = Model::default();
-        for (desired, at) in wishes.iter().zip(at) {
+        for (desired, at) in hints.iter().zip(at) {
             let changes = plan(desired, &mut actual).unwrap();
-            let ledger = Ledger::of(&actual, &changes);
-            prop_assert!(ledger.covers(&Ledger::of(&actual, &[])));
+            let ledger = IdManifest::of(&actual, &changes);
+            prop_assert!(ledger.covers(&IdManifest::of(&actual, &[])));
             let (made, _) = changes.split_at(at.index(changes.len() + 1));
             make(made, &mut actual, &mut kernel, &mut model);
-            let (adopted, strays) = Actual::adopt(&through_a_file(&ledger), kernel.read(&ledger));
-            prop_assert_eq!(strays, vec![]);
+            let (adopted, orphans) = Actual::adopt(&through_a_file(&ledger), kernel.read(&ledger));
+            prop_assert_eq!(orphans, vec![]);
             prop_assert_eq!(but_tables(&adopted), but_tables(&actual));
             let before = adopted.backends.clone();
             actual = adopted;
@@ -126,12 +126,12 @@ fn what_no_ledger_names_is_undone() {
     let service = ServiceId::new(5).unwrap();
     let net: IpNet = "10.0.0.0/8".parse().unwrap();
     let found = Found {
-        strays: vec![id],
+        orphans: vec![id],
         allowed: [(service, net)].into(),
         generations: vec![0, 0, 0, 9],
         ..Found::default()
     };
-    let (mut actual, strays) = Actual::adopt(&Ledger::default(), found);
-    assert_eq!(strays, [Stray::Backend(id), Stray::Allowed(service, net)]);
+    let (mut actual, orphans) = Actual::adopt(&IdManifest::default(), found);
+    assert_eq!(orphans, [Orphan::Backend(id), Orphan::Allowed(service, net)]);
     assert_eq!(plan(&Desired::default(), &mut actual).unwrap(), vec![]);
 }

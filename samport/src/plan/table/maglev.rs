@@ -9,7 +9,7 @@ use samport_common::seed::{Rest, Seed};
 
 use super::Member;
 use super::turns::turns;
-use crate::model::wire_forms::wide;
+use crate::model::encode::wide;
 
 /// What a table's length may be: primes, so that every step leads through all slots. Few, because when the
 /// length changes all clients move. The first four are for want of room.

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use samport::dataplane::answers::Answers;
+use samport::dataplane::map_reader::Answers;
 use samport::dataplane::pins;
 use samport_common::layout::{Backend, Life};
 use samport_tests::Namespace;

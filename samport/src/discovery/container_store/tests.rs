@@ -5,7 +5,7 @@ use crate::model::{Condition, Place, Site};
 
 const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6], polls: false });
 
-struct Scene(World);
+struct Scene(ContainerStore);
 
 impl Scene {
     fn new() -> Self {
@@ -21,7 +21,7 @@ impl Scene {
             health: Config { source: Source::None, ..Config::default() },
             label_ports: crate::model::ports::PortRanges::default(),
         };
-        Self(World::new(Arc::new(policy), served))
+        Self(ContainerStore::new(Arc::new(policy), served))
     }
 
     /// A world with `ids` running, all answered.

@@ -11,11 +11,11 @@ use bollard::query_parameters::ListContainersOptions;
 
 use super::access;
 use super::container::{Policy, offer};
+use super::container_store::{Outcome, located};
 use super::docker::{Inspector, in_time};
 use super::endpoint::{Endpoint, Engine, Unreachable, refusal_by_mode};
 use super::labels;
 use super::published;
-use super::world::{Outcome, located};
 use crate::model::Candidate;
 use crate::model::ports::{Listen, PortRanges, PortSpec};
 

@@ -14,8 +14,8 @@ use samport_common::flow::{Flow, FlowKey, FlowWord, Lane};
 use samport_common::layout::{Collected, Pressure, is_nearly_full, unusual};
 
 use super::batch::HashTable;
-use super::census::{Census, Count};
 use super::maps::MapCell;
+use super::recount::{Census, Count};
 use super::room::{Seen, Size, make_room};
 use super::{load, pins, settle};
 

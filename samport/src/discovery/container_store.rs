@@ -28,9 +28,9 @@ const STALE_ANSWERS: u32 = 3;
 pub(super) enum Task {
     /// Inspect the container, and hand back an [`Answer`]. One at a time for a container.
     Inspect(Question),
-    /// Call [`World::ask_again`] after a delay.
+    /// Call [`ContainerStore::ask_again`] after a delay.
     AskAgain { question: Question, delay: Duration },
-    /// Call [`World::drain_is_over`] when the time to drain has passed: the container's own, or the run's.
+    /// Call [`ContainerStore::drain_is_over`] when the time to drain has passed: the container's own, or the run's.
     AwaitDrain { id: String, number: u64, drain: Option<Duration> },
 }
 
@@ -95,7 +95,7 @@ struct Container {
 
 /// All containers that run, or may run: those not meant to be served too, because a rename or a
 /// new network may change that.
-pub(super) struct World {
+pub(super) struct ContainerStore {
     policy: Arc<Policy>,
     containers: BTreeMap<String, Container>,
     /// Where containers are served, or were before they stopped.
@@ -109,7 +109,7 @@ pub(super) struct World {
     told: BTreeMap<String, HashSet<String>>,
 }
 
-impl World {
+impl ContainerStore {
     /// A world without containers; `served` is where the samport before has served some.
     pub(super) fn new(policy: Arc<Policy>, served: BTreeMap<String, ServedIn>) -> Self {
         let (containers, told) = (BTreeMap::new(), BTreeMap::new());
