@@ -1,14 +1,13 @@
 //! The command line: one file a verb.
 
-mod asked;
 mod backends;
 mod balance;
 mod check;
 mod clean;
+mod commands;
 mod config;
 mod connection;
 mod demo;
-mod effective;
 #[cfg(test)]
 mod examples;
 mod explain;
@@ -16,17 +15,18 @@ mod file;
 mod flows;
 mod health;
 mod healthcheck;
-mod here;
+mod instances;
 mod limits;
+mod manuals;
 mod output;
-mod papers;
-mod patience;
-mod pipe;
+mod progress;
+mod provenance;
 #[cfg(test)]
 mod reference;
+mod resolved;
 mod run;
+mod sigpipe;
 mod status;
-mod steer;
 mod table;
 mod top;
 mod trace;
@@ -99,15 +99,15 @@ enum Verb {
     /// Show packets and their verdicts as they pass.
     Trace(trace::Args),
     /// Stop new connections to a backend; open ones finish.
-    Drain(steer::DrainArgs),
+    Drain(commands::DrainArgs),
     /// Send new connections to a drained backend again.
-    Undrain(steer::UndrainArgs),
+    Undrain(commands::UndrainArgs),
     /// Change a backend's share relative to the others.
-    Weight(steer::WeightArgs),
+    Weight(commands::WeightArgs),
     /// Change how backends are chosen.
-    Balance(steer::BalanceArgs),
+    Balance(commands::BalanceArgs),
     /// Lift an allow-list that labels of gone containers have set.
-    Allow(steer::AllowArgs),
+    Allow(commands::AllowArgs),
     /// Wait until enough backends serve.
     Wait(wait::Args),
     /// Check whether `run` would work, without changing anything.
@@ -125,9 +125,9 @@ enum Verb {
     /// Show samport at work in network namespaces, without Docker.
     Demo(demo::Args),
     /// Print completions for a shell.
-    Completions(papers::CompletionsArgs),
+    Completions(manuals::CompletionsArgs),
     /// Write manual pages of all commands.
-    Man(papers::ManArgs),
+    Man(manuals::ManArgs),
     /// Print the version, and that of the layout of kernel maps.
     Version(version::Args),
 }
@@ -135,7 +135,7 @@ enum Verb {
 /// Parses the command line, does what it says and gives the documented exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = asked::command_line();
+    let cli = resolved::command_line();
     match cli.color {
         // As anstream finds it by the environment and the terminal.
         ColorChoice::Auto => {}
@@ -143,7 +143,7 @@ pub fn main() -> ExitCode {
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
     start_logging(&cli);
-    pipe::end_with_reader(&cli.verb);
+    sigpipe::end_with_reader(&cli.verb);
     match act(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -167,11 +167,11 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Flows(args) => flows::run(&args),
         Verb::Explain(args) => on_threads(explain::run(args)),
         Verb::Trace(args) => on_threads(trace::run(args)),
-        Verb::Drain(args) => on_threads(steer::drain(args)),
-        Verb::Undrain(args) => on_threads(steer::undrain(args)),
-        Verb::Weight(args) => on_threads(steer::weight(args)),
-        Verb::Balance(args) => on_threads(steer::balance(args)),
-        Verb::Allow(args) => on_threads(steer::allow(args)),
+        Verb::Drain(args) => on_threads(commands::drain(args)),
+        Verb::Undrain(args) => on_threads(commands::undrain(args)),
+        Verb::Weight(args) => on_threads(commands::weight(args)),
+        Verb::Balance(args) => on_threads(commands::balance(args)),
+        Verb::Allow(args) => on_threads(commands::allow(args)),
         Verb::Wait(args) => on_threads(wait::run(args)),
         Verb::Check(args) => on_threads(check::run(args)),
         Verb::Healthcheck(args) => on_threads(healthcheck::run(args)),
@@ -179,10 +179,10 @@ fn act(cli: Cli) -> Result<()> {
         Verb::Clean(args) => clean::run(&args),
         Verb::Demo(args) => on_threads(demo::run(args)),
         Verb::Completions(args) => {
-            papers::completions(&args, Cli::command());
+            manuals::completions(&args, Cli::command());
             Ok(())
         }
-        Verb::Man(args) => papers::man(&args, Cli::command()),
+        Verb::Man(args) => manuals::man(&args, Cli::command()),
         Verb::Version(args) => version::run(&args),
     }
 }

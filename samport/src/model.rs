@@ -146,7 +146,7 @@ pub enum Site {
     /// By an ipvlan child of an interface.
     Ipvlan,
     /// It is in this machine's own network namespace, with all its addresses; its candidates have
-    /// none until [`crate::net::site::settle`] gives them one.
+    /// none until [`crate::net::placement::settle`] gives them one.
     Host,
     /// To another network namespace than ours.
     Elsewhere,
@@ -174,7 +174,7 @@ pub struct Egress {
     /// The parents of its macvlan links.
     pub parents: Vec<u32>,
     /// Whether a route leads out of the networks it is in: without one, answers reach no client outside of this
-    /// machine. `None` where that is not known, or [`crate::net::site::settle`] has found that it does not matter.
+    /// machine. `None` where that is not known, or [`crate::net::placement::settle`] has found that it does not matter.
     pub leads_out: Option<bool>,
 }
 

@@ -5,7 +5,7 @@ pub mod cgroups;
 pub(crate) mod descriptors;
 pub mod escape;
 pub mod exit;
-pub(crate) mod follow;
+pub(crate) mod file_watch;
 pub mod hash_seed;
 pub mod instance;
 pub mod privileges;

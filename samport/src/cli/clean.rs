@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::here;
+use super::instances;
 use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table, text};
 use crate::api::words::{Cleaned, Cleaning, SCHEMA};
@@ -64,7 +64,7 @@ fn names(meant: &[String]) -> Result<Vec<String>> {
     names.sort();
     names.dedup();
     if let Some(missing) = meant.iter().find(|name| !names.contains(name)) {
-        return Err(here::not_found(missing));
+        return Err(instances::not_found(missing));
     }
     names.retain(|name| meant.is_empty() || meant.contains(name));
     Ok(names)

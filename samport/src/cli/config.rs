@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::json;
 
-use super::asked::{self, Asked};
-use super::effective::{Effective, Kind, Source};
+use super::provenance::{Effective, Kind, Source};
+use super::resolved::{self, Asked};
 use super::run::Flags;
 
 /// The verb's name.
@@ -57,11 +57,11 @@ enum Form {
 pub fn run(args: &Args) -> Result<()> {
     match &args.what {
         What::Check(CheckArgs { file }) => {
-            asked::check(file)?;
+            resolved::check(file)?;
             println!("{} is good", file.display());
         }
         What::Show(show) => {
-            let asked = asked::configuration()?;
+            let asked = resolved::configuration()?;
             asked.flags.go_together()?;
             match show.output {
                 Form::Toml => println!("{}", as_toml(&asked)),

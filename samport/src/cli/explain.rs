@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, anyhow};
 use samport_common::wire::protocol::Protocol;
 
-use super::here;
+use super::instances;
 use super::output::{Output, print_json, say};
 use crate::diagnose::explain::{self, Question};
 use crate::system::exit::{Exit, coded};
@@ -74,7 +74,7 @@ fn end(text: &str) -> Result<SocketAddr, String> {
 pub async fn run(args: Args) -> Result<()> {
     let question = args.question()?;
     privileges::require()?;
-    let names = here::instances(args.instance.as_deref())?;
+    let names = instances::instances(args.instance.as_deref())?;
     let facts = gather::gather(question, args.iif.as_deref(), &names).await?;
     let explanation = explain::explain(facts);
     match args.output {

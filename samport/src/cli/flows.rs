@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::here;
+use super::instances;
 use super::output::Output;
 use crate::dataplane::flows::{OpenFlow, open_flows};
 use crate::dataplane::pins;
@@ -81,7 +81,7 @@ fn once(args: &Args) -> Result<()> {
     };
     writeln!(io::stdout(), "{}", escape::lines(&text))?;
     // Unless they have ended meanwhile.
-    for name in here::instances(args.instance.as_deref()).unwrap_or_default() {
+    for name in instances::instances(args.instance.as_deref()).unwrap_or_default() {
         if !instance::is_running(&name) {
             tracing::warn!("{name}: no samport runs any more, the kernel works on");
         }
@@ -115,7 +115,7 @@ fn follow(args: &Args) -> Result<()> {
 /// [`crate::system::exit::Exit::Unreachable`] if there is none, running or left behind.
 fn look(meant: Option<&str>) -> Result<Vec<Named>> {
     let mut flows = Vec::new();
-    for name in here::instances(meant)? {
+    for name in instances::instances(meant)? {
         match of_instance(&name) {
             Ok(more) => flows.extend(more),
             // It has ended meanwhile.

@@ -2,11 +2,11 @@
 
 mod config;
 mod dry;
-mod effect;
 mod flags;
 mod names;
 mod prepare;
 mod reload;
+mod reloadable;
 mod said;
 
 use anyhow::Result;
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use self::config::Config;
 use self::reload::{ReloadHandles, Reloader};
 use self::said::{say_goodbye, say_ready};
-use super::patience::Patience;
+use super::progress::Patience;
 use super::status;
 use crate::api::metrics;
 use crate::api::{Server, Socket};
@@ -27,8 +27,8 @@ use crate::control::takeover;
 use crate::dataplane::{self, Dataplane};
 use crate::discovery;
 use crate::model::Snapshot;
-use crate::net::listening;
 use crate::net::netlink::Netlink;
+use crate::net::port_conflicts;
 use crate::system::hash_seed::SeedFile;
 use crate::system::instance::{self, Instance};
 use crate::system::privileges;
@@ -123,7 +123,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
             .await?;
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
-    listening::refuse_taken(&ports)?;
+    port_conflicts::refuse_taken(&ports)?;
     let mut instance = Instance::claim(&instance::name_for(&config.interfaces, &ports, namespace))?;
     let options = dataplane::Options { hash_seed: hash_seed.seed, ..config.dataplane };
     // Until all is well, what others have left stays as it is.

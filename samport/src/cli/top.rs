@@ -21,9 +21,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::history::Documents;
 use self::screen::{Act, Screen};
+use super::commands::carry_out;
 use super::connection::Connection;
 use super::run::stop_signal;
-use super::steer::carry_out;
 use crate::api::words::{Backends, Status};
 use crate::control::commands::OperatorCommand;
 use crate::model::duration::read as time;

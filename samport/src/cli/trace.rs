@@ -10,7 +10,7 @@ use samport_common::trace::Traced;
 use samport_common::verdict::Verdict;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::here;
+use super::instances;
 use super::output::Output;
 use crate::dataplane::pins;
 use crate::dataplane::traces::{RENEW, Tracer};
@@ -43,7 +43,7 @@ pub struct Args {
 /// Traces until it is told to end.
 pub async fn run(args: Args) -> Result<()> {
     privileges::require()?;
-    let name = one(here::instances(args.instance.as_deref())?)?;
+    let name = one(instances::instances(args.instance.as_deref())?)?;
     let mut shower = Shower::new(&name, args.output)?;
     let watch = args.filter.watch(&shower.names)?;
     let mut interrupt = signal(SignalKind::interrupt())?;

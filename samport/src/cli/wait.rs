@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::output::{Output, print_json};
-use super::patience::Progress;
+use super::progress::Progress;
 use crate::api::client::escaped;
 use crate::api::words::Health;
 use crate::model::duration::read as time;

@@ -41,10 +41,10 @@ use crate::model::overrides::Overrides;
 use crate::model::ports::{Listen, PortSpec};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::net::frontends;
-use crate::net::listening;
 use crate::net::netlink::Netlink;
+use crate::net::placement;
+use crate::net::port_conflicts;
 use crate::net::routes::{Forward, Routes};
-use crate::net::site;
 use crate::plan::{self, Actual, BackendKey, Change, Desired, IdManifest, Policy, Share};
 use crate::system::hash_seed::SeedFile;
 use crate::system::instance::{self, BackendRecord, Instance, Record};
@@ -214,13 +214,13 @@ impl Reconciler {
     pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
         check_interfaces(&self.job.interfaces, &devices)?;
-        let (first, _) = site::settle(snapshot, &devices, &self.job.interfaces);
+        let (first, _) = placement::settle(snapshot, &devices, &self.job.interfaces);
         check_families(&self.job.interfaces, &first, &devices)?;
         let ports: Vec<_> = self.job.ports.iter().map(|port| port.listen).collect();
         let all = ports.iter().copied().collect();
         frontends::check_room(&devices, &self.job.interfaces, &all)?;
         let first = self.admit(&first, &devices);
-        for (listen, addr) in listening::on_loopback(&ports) {
+        for (listen, addr) in port_conflicts::on_loopback(&ports) {
             tracing::info!("{addr} port {} stays with the host's own server", listen.brief());
             self.left_alone.insert((listen, addr));
         }
@@ -402,7 +402,7 @@ impl Reconciler {
         let devices = Arc::new(self.netlink.devices().await?);
         self.progress.waits_for("the list of filters");
         self.look_at_hooks(&devices).await?;
-        let (snapshot, notes) = site::settle(snapshot, &devices, &self.job.interfaces);
+        let (snapshot, notes) = placement::settle(snapshot, &devices, &self.job.interfaces);
         for note in notes {
             complain(&mut self.complained, &note);
         }

@@ -21,7 +21,7 @@ use super::load;
 use super::maps::{MapCell, typed};
 use super::pins;
 use crate::model::encode::wide;
-use crate::net::sockets::Sockets;
+use crate::net::sock_diag::Sockets;
 use crate::plan::BackendId;
 use crate::system::cgroups;
 

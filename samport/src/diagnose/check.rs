@@ -1,18 +1,18 @@
 //! `samport check`: what would be in the way of `samport run`, before anything is touched. [`gather`] asks
 //! the machine and changes nothing on it; [`judge`] says what the answers mean, and is pure.
 
+mod collect;
+mod evaluate;
 mod facts;
 mod firewall;
-mod gather;
-mod judge;
 
 use std::fmt;
 
 use crate::system::exit::Exit;
 
+pub use collect::{Asked, gather};
+pub use evaluate::judge;
 pub use facts::Limits;
-pub use gather::{Asked, gather};
-pub use judge::judge;
 
 /// How it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -26,7 +26,7 @@ use crate::model::check::Config;
 use crate::model::ports::{Listen, PortSpec};
 use crate::model::{Candidate, Egress, ServiceHints, Snapshot};
 use crate::system::escape;
-use crate::system::follow::Followed;
+use crate::system::file_watch::Followed;
 use crate::system::resyncs::Resyncs;
 
 #[derive(Deserialize)]

@@ -13,7 +13,7 @@ use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::net::sockets::limit_waits;
+use crate::net::sock_diag::limit_waits;
 
 /// `NETDEV_CMD_DEV_GET` and attributes of a device, in linux/netdev.h.
 const DEV_GET: u8 = 1;

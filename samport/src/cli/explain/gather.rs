@@ -21,10 +21,10 @@ use crate::diagnose::explain::{
 };
 use crate::model::encode::wide;
 use crate::model::ports::Listen;
-use crate::net::listening;
 use crate::net::netlink::{Device, Devices, Netlink};
+use crate::net::port_conflicts;
 use crate::net::reverse_path;
-use crate::net::sockets::Sockets;
+use crate::net::sock_diag::Sockets;
 use crate::plan::Role;
 use crate::system::exit::{Exit, coded};
 use crate::system::instance::{self, BackendRecord, FilterRecord, Record};
@@ -170,7 +170,7 @@ fn stand_in(dialled: SocketAddr, protocol: Protocol) -> Option<SocketAddr> {
     let IpAddr::V4(_) = dialled.ip() else { return None };
     local::stand_in(&wide(dialled.ip()))?;
     let other = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), dialled.port());
-    (!listening::is_listened_on(dialled, protocol)).then_some(other)
+    (!port_conflicts::is_listened_on(dialled, protocol)).then_some(other)
 }
 
 /// The index of a device.

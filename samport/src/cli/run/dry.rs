@@ -23,11 +23,11 @@ use crate::model::allow::Networks;
 use crate::model::ports::Listen;
 use crate::model::{Candidate, Condition, Snapshot};
 use crate::net::frontends;
-use crate::net::listening;
 use crate::net::netlink::{Devices, Netlink};
+use crate::net::placement;
+use crate::net::port_conflicts;
 use crate::net::reply_devices::Namespaces;
 use crate::net::routes::{Network, Routes};
-use crate::net::site;
 use crate::system::escape;
 use crate::system::hash_seed;
 use crate::system::instance;
@@ -70,10 +70,10 @@ pub(super) async fn run(config: &Config) -> Result<()> {
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
     let snapshot = snapshots.borrow().clone();
-    listening::refuse_taken(&ports)?;
+    port_conflicts::refuse_taken(&ports)?;
     let devices = netlink.devices().await?;
     check_interfaces(&config.interfaces, &devices)?;
-    let (snapshot, notes) = site::settle(&snapshot, &devices, &config.interfaces);
+    let (snapshot, notes) = placement::settle(&snapshot, &devices, &config.interfaces);
     check_families(&config.interfaces, &snapshot, &devices)?;
     for note in notes {
         tracing::warn!("{note}");
@@ -182,7 +182,7 @@ fn may_open(config: &Config, namespace: u64, listen: Listen) -> Result<()> {
     if config.ports.iter().any(|port| port.listen == listen) {
         return Ok(());
     }
-    listening::refuse_taken(&[listen])?;
+    port_conflicts::refuse_taken(&[listen])?;
     instance::refuse_overlap(&config.interfaces, &[listen], namespace, None)
 }
 

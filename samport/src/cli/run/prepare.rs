@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result};
 
 use super::Args;
 use super::config::Config;
-use crate::cli::asked::{self, Asked};
+use crate::cli::resolved::{self, Asked};
 use crate::dataplane::pins;
-use crate::net::listening;
+use crate::net::port_conflicts;
 use crate::system::causes::io_kind;
 use crate::system::exit::{Exit, coded};
 use crate::system::hash_seed::{self, SeedFile};
@@ -43,7 +43,7 @@ pub(super) struct Held {
 /// # Errors
 /// Wrong usage, missing privileges, or what cannot be made.
 pub fn prepare(args: &Args, log: bool) -> Result<Prepared> {
-    let asked = asked::configuration()?;
+    let asked = resolved::configuration()?;
     let config = asked.flags.config(log)?;
     let hash_seed = match &config.user {
         Some(name) if !args.dry_run => Some(go_on_as(name, &config)?),
@@ -55,7 +55,7 @@ pub fn prepare(args: &Args, log: bool) -> Result<Prepared> {
     };
     privileges::shed(asked.flags.reads_files())?;
     privileges::require()?;
-    listening::remember(&config.listens());
+    port_conflicts::remember(&config.listens());
     let held = if args.dry_run { None } else { Some(hold(&config, hash_seed)?) };
     let grants = if args.dry_run { Vec::new() } else { grants(&config) };
     if config.sandbox {

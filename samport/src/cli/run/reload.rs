@@ -11,14 +11,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::config::Config;
-use super::effect::{Effect, effect};
+use super::reloadable::{Effect, effect};
 use crate::api::metrics;
-use crate::cli::asked::{self, Asked};
-use crate::cli::effective::{Effective, changed};
 use crate::cli::file::File;
+use crate::cli::provenance::{Effective, changed};
+use crate::cli::resolved::{self, Asked};
 use crate::control::reconcile::{LoopSettings, NewRules};
 use crate::discovery::{self, ProviderSettings};
-use crate::system::follow::Followed;
+use crate::system::file_watch::Followed;
 use crate::system::resyncs::Resyncs;
 use crate::system::service;
 
@@ -161,7 +161,7 @@ impl Reloader {
 
     /// Nothing is done before everything is known to be good.
     async fn try_reload(&mut self) -> Result<Changes> {
-        let asked = asked::configuration()?;
+        let asked = resolved::configuration()?;
         let mut config = asked.flags.config(self.config.dataplane.log)?;
         let mut changes = Changes::of(&changed(&self.effective, &asked.effective));
         if config.providers != self.config.providers {

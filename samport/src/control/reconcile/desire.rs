@@ -14,8 +14,8 @@ use crate::model::allow;
 use crate::model::groups::Group;
 use crate::model::{Candidate, Site, Snapshot, State};
 use crate::net::frontends::is_link_local;
-use crate::net::listening;
 use crate::net::netlink::{Device, Devices};
+use crate::net::port_conflicts;
 use crate::net::reply_devices::{Namespaces, ReplyDevices};
 use crate::net::reverse_path::{self, ReversePaths};
 use crate::net::routes;
@@ -215,7 +215,7 @@ impl Reconciler {
         {
             return Ok(());
         }
-        listening::refuse_taken(&[listen])?;
+        port_conflicts::refuse_taken(&[listen])?;
         let own = Some(self.instance.name());
         instance::refuse_overlap(&self.job.interfaces, &[listen], self.job.namespace, own)
     }

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::control::handle::View;
 use crate::model::ports::Listen;
-use crate::net::listening;
+use crate::net::port_conflicts;
 
 /// Between two looks: the kernel lists all sockets.
 const LOOK: Duration = Duration::from_secs(30);
@@ -26,7 +26,8 @@ impl PortWatch {
             loop {
                 sleep(LOOK).await;
                 let ports = served(&view.borrow());
-                let Ok(found) = spawn_blocking(move || listening::warnings(&ports)).await else {
+                let Ok(found) = spawn_blocking(move || port_conflicts::warnings(&ports)).await
+                else {
                     return;
                 };
                 for sentence in found.difference(&said) {

@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Result;
 use clap::{ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches as _};
 
-use super::effective::Effective;
 use super::file::File;
+use super::provenance::Effective;
 use super::{Cli, config, run};
 use crate::system::exit::{Exit, coded};
 

@@ -11,7 +11,7 @@ use crate::model::Candidate;
 use crate::model::ports::Listen;
 use crate::net::frontends::{self, assign, is_link_local};
 use crate::net::netlink::Device;
-use crate::net::site;
+use crate::net::placement;
 use crate::system::exit::Exit;
 use crate::system::hash_seed::Look;
 use crate::system::privileges;
@@ -239,9 +239,9 @@ fn engines(facts: &Facts, findings: &mut Vec<Finding>) {
             Ok(seen) => {
                 findings.push(Finding::good(seen.to_string()));
                 let said = |one: &Candidate| {
-                    let leads_out = site::leads_out(one, &facts.devices, &facts.interfaces);
+                    let leads_out = placement::leads_out(one, &facts.devices, &facts.interfaces);
                     let v6 = one.endpoint.is_ipv6();
-                    (leads_out == Some(false)).then(|| site::no_way_back(&one.name, v6))
+                    (leads_out == Some(false)).then(|| placement::no_way_back(&one.name, v6))
                 };
                 // One for each port it serves.
                 let sentences: BTreeSet<_> = seen.candidates.iter().filter_map(said).collect();

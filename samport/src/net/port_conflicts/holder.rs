@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Uid, User};
 
 use crate::model::ports::Listen;
-use crate::net::sockets::{Holder, Sockets};
+use crate::net::sock_diag::{Holder, Sockets};
 use crate::system::cgroups;
 use crate::system::escape;
 

@@ -68,8 +68,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::cli::asked::flags;
     use crate::cli::file::keys;
+    use crate::cli::resolved::flags;
 
     #[test]
     fn every_key_has_its_effect_and_its_line_in_the_docs() {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::output::say;
-use super::patience::Progress;
+use super::progress::Progress;
 use crate::api::client::{Client, escaped};
 use crate::api::words::{self, Backend, Backends};
 use crate::control::commands::OperatorCommand;

@@ -10,8 +10,8 @@ use super::firewall;
 use crate::dataplane::{self, Tcx};
 use crate::discovery::{Engine, Seen, Unreachable, look};
 use crate::model::ports::{Listen, PortRanges, PortSpec};
-use crate::net::listening;
 use crate::net::netlink::{Devices, LinkState, Netlink};
+use crate::net::port_conflicts;
 use crate::net::reverse_path::{self, ReversePaths};
 use crate::system::hash_seed;
 use crate::system::instance;
@@ -99,7 +99,7 @@ fn taken(listen: Listen, engines: &[Told<Seen>]) -> Told<()> {
     let published = engines.iter().flatten().find_map(|seen| seen.published.get(&listen));
     match published {
         Some(sentence) => Err(sentence.clone()),
-        None => told(listening::refuse_taken(&[listen])),
+        None => told(port_conflicts::refuse_taken(&[listen])),
     }
 }
 
