@@ -2,6 +2,7 @@
 //!
 //! It uses nothing but std, so that `tests/image/main.rs` can compile this very folder into a static
 //! binary, the only one in the test containers' image.
+//! So it is `server/mod.rs`: what a `#[path]` leads to looks for its modules beside it.
 //!
 //! - `GET /` answers `Hello from NAME`, with `X-Backend: NAME` and `X-Client: IP:PORT`.
 //! - `GET /bytes/N` answers N bytes, byte i being i mod 251.
