@@ -208,11 +208,16 @@ fn each_table_limits_its_own_half_open_flows() {
         });
         flood.wait_for(SYNS);
         flood.stop();
-        bed.served.status().verdict("forward-overflow")
     };
-    let [over_ipv4, and_ipv6] = [0, 1].map(half_open);
-    assert_eq!(over_ipv4, 0, "all of them have room in the table for IPv4");
-    assert!(and_ipv6 > SYNS / 2, "{and_ipv6} of {SYNS} were kept beside the table for IPv6");
+    let beside = || bed.served.status().verdict("forward-overflow");
+    half_open(0);
+    // Those that a busy machine has not got to yet count as lost.
+    eventually("they are in the table", || {
+        table(&bed.served.lab)["unproven"].as_u64().filter(|flows| *flows > SYNS / 2)
+    });
+    assert_eq!(beside(), 0, "all of them have room in the table for IPv4");
+    half_open(1);
+    eventually("they are kept beside the table for IPv6", || (beside() > SYNS / 4).then_some(()));
     bed.assert_serves_new_clients();
 }
 
