@@ -490,7 +490,9 @@ fn an_id_is_used_again_after_a_grace_period_if_it_was_given_back_since_the_last(
             && !changes.is_empty()
         {
             settled += changes.iter().filter(|change| **change == Change::Settle).count();
-            changes.iter().for_each(|change| model.apply(change));
+            for change in &changes {
+                model.apply(change);
+            }
             model.check();
         }
         assert_eq!(model.serving.len(), names.len());

@@ -56,6 +56,7 @@ impl Open {
     }
 
     /// Flows of a backend that were opened, and that ended.
+    #[must_use]
     pub fn of(&self, backend: u32) -> (u64, u64) {
         let of = |counters: &[AtomicU64; 3]| counters[backend as usize].load(Relaxed);
         (of(&self.opened), of(&self.ended))
@@ -83,11 +84,13 @@ impl Entry {
     }
 
     /// `flows::Entry::word`.
+    #[must_use]
     pub fn word(&self) -> FlowWord {
         FlowWord::from_bits(self.word.load(Acquire))
     }
 
     /// `flows::Entry::sequences`.
+    #[must_use]
     pub fn sequences(&self) -> Sequences {
         let (acknowledged, awaited) = (self.acknowledged.load(Acquire), self.awaited.load(Acquire));
         Sequences { acknowledged, awaited }
@@ -162,6 +165,7 @@ impl Entry {
 
     /// A SYN, which begins a flow to `chosen` if the one here is over: `forward::follow` and `choice::reopen`. The word
     /// whose backend the packet is sent to.
+    #[must_use]
     pub fn open(&self, syn: Segment, chosen: FlowWord, open: &Open) -> FlowWord {
         let word = self.word();
         let state = word.state();
@@ -195,6 +199,7 @@ impl Entry {
     }
 
     /// Where it stands.
+    #[must_use]
     pub fn state(&self) -> State {
         self.word().state()
     }

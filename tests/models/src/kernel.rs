@@ -61,6 +61,7 @@ impl Kernel {
     }
 
     /// Where the table is that an element names: `choice::slots_of`.
+    #[must_use]
     pub fn slots(element: &AtomicU64) -> Slots {
         Slots::from_bits(element.load(Acquire))
     }

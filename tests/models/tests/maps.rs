@@ -50,7 +50,9 @@ fn changes(ports: &[u16]) -> [Vec<Change>; 2] {
         while let changes = plan(&wish(*port), &mut actual).unwrap()
             && !changes.is_empty()
         {
-            changes.iter().for_each(|change| actual.record(change));
+            for change in &changes {
+                actual.record(change);
+            }
             all.extend(changes);
         }
         all
