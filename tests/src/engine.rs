@@ -69,6 +69,12 @@ impl Container {
         Self { labels, ..self }
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn summary(&self) -> Value {
         json!({ "Id": self.id, "Names": [format!("/{}", self.name)], "State": "running" })
     }

@@ -29,6 +29,20 @@ impl Flood {
     pub fn start(
         from: &Namespace,
         count: u64,
+        frame: impl FnMut(u32) -> Vec<u8> + Send + 'static,
+    ) -> Self {
+        Self::start_with(from, count, Duration::from_millis(1), frame)
+    }
+
+    /// The same without any pause, until it is stopped: as fast as one thread can send.
+    pub fn unlimited(from: &Namespace, frame: impl FnMut(u32) -> Vec<u8> + Send + 'static) -> Self {
+        Self::start_with(from, u64::MAX, Duration::ZERO, frame)
+    }
+
+    fn start_with(
+        from: &Namespace,
+        count: u64,
+        pause: Duration,
         mut frame: impl FnMut(u32) -> Vec<u8> + Send + 'static,
     ) -> Self {
         let (sent, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -43,8 +57,8 @@ impl Flood {
                 // What the device has no room for is lost, as it may be.
                 let _ = socket.send(&frame(number));
                 counter.store(sent + 1, Relaxed);
-                if sent % BURST == BURST - 1 {
-                    thread::sleep(Duration::from_millis(1));
+                if sent % BURST == BURST - 1 && !pause.is_zero() {
+                    thread::sleep(pause);
                 }
             }
         });

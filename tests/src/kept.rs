@@ -5,6 +5,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use samport::lab::Namespace;
 
@@ -42,17 +43,20 @@ impl Kept {
         }
     }
 
+    /// Asks, and says why unless the same backend answers.
+    fn ask(&mut self) -> Result<(), String> {
+        let Self { connection, backend } = self;
+        let own = connection.local_addr();
+        match connection.get("/") {
+            Ok(answer) if answer.backend == *backend => Ok(()),
+            Ok(answer) => Err(format!("{own}: {} and not {backend}", answer.backend)),
+            Err(error) => Err(format!("{own} to {backend}: {error}")),
+        }
+    }
+
     /// Asks on each; panics with how many have failed, and why, unless the same backends answer.
     pub fn check_all(kept: &mut [Self]) {
-        let mut failed = Vec::new();
-        for Self { connection, backend } in &mut *kept {
-            let own = connection.local_addr();
-            match connection.get("/") {
-                Ok(answer) if answer.backend == *backend => {}
-                Ok(answer) => failed.push(format!("{own}: {} and not {backend}", answer.backend)),
-                Err(error) => failed.push(format!("{own} to {backend}: {error}")),
-            }
-        }
+        let failed: Vec<_> = kept.iter_mut().filter_map(|one| one.ask().err()).collect();
         let (first, all) = (&failed[..failed.len().min(10)], kept.len());
         assert!(failed.is_empty(), "{} of {all} connections failed: {first:#?}", failed.len());
     }
@@ -74,6 +78,29 @@ impl Asking {
         let thread = thread::spawn(move || {
             while !stopped.load(Relaxed) {
                 kept.iter_mut().for_each(Kept::check);
+            }
+            kept
+        });
+        Self { thread, stop }
+    }
+
+    /// Begins to ask on each connection once in so much time, one after the other.
+    #[must_use]
+    pub fn each_within(mut kept: Vec<Kept>, time: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let count = u32::try_from(kept.len()).expect("few connections");
+        let thread = thread::spawn(move || {
+            let begin = Instant::now();
+            for turn in 0.. {
+                let due = begin + time / count * turn;
+                while Instant::now() < due {
+                    if stopped.load(Relaxed) {
+                        return kept;
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+                kept[(turn % count) as usize].check();
             }
             kept
         });

@@ -18,7 +18,7 @@ use crate::test::Tally;
 /// containers, commands and the package. CONTRIBUTING.md says what each part takes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Also what takes too long for every change: all tests on Debian 13 and Ubuntu 24.04, the selection on Linux 6.1, 6.8 and 6.12, fuzzing
+    /// Also what takes too long for every change: all tests on Debian 13 and Ubuntu 24.04, the selection on Linux 6.1, 6.8 and 6.12, fuzzing, floods of a minute
     #[arg(long)]
     nightly: bool,
     /// Only machines of this suite
@@ -71,6 +71,10 @@ const MACHINES: [Machine; 3] = [
     },
 ];
 
+/// Attacks for a minute each, as fast as the machine can; what is served beside them is printed.
+const FLOODS: &str = "SAMPORT_FLOOD_SECONDS=60 SAMPORT_FORGED_SECONDS=60 cargo xtask test --program netns \
+    loses_no_connection evidence::forged_syns blind:: -- --test-threads=1 --nocapture";
+
 /// Nightly, these too.
 const NIGHTLY: [Machine; 3] = [
     Machine {
@@ -81,6 +85,11 @@ const NIGHTLY: [Machine; 3] = [
             ("kernel 6.8", "cargo xtask test --kernel 6.8"),
             ("kernel 6.12", "cargo xtask test --kernel 6.12"),
             ("fuzz", "cargo xtask fuzz --seconds 60"),
+            ("floods", FLOODS),
+            (
+                "events",
+                "cargo build -q -p samport && cargo run -q -p samport-tests --example events",
+            ),
         ],
     },
     Machine { suite: "trixie", parts: &[("test", "cargo xtask test")] },

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::lab;
 
-/// Connections to either front that say nothing during the attack, and as many that ask all the time.
+/// Connections to either front that say nothing during the attack, and as many that ask all the time: 1,000 in all.
 const EACH: usize = 250;
 /// Forged packets in all.
 const FORGED: u64 = 100_000;

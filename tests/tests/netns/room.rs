@@ -1,5 +1,6 @@
 //! Room in the tables of flows: who has proven nothing, and who holds too much of them, takes none of others'.
 
+use std::env;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::datagrams::{Echo, ask_connected};
 use samport_tests::flood::Flood;
 use samport_tests::frames::{datagram, fragments, icmp, quote, to_mac};
-use samport_tests::kept::Kept;
+use samport_tests::kept::{Asking, Kept};
 use samport_tests::load::get;
 use samport_tests::packet::Segment;
 use samport_tests::raw::mac;
@@ -262,9 +263,62 @@ impl Kind {
     }
 }
 
+/// How long each flood lasts, if that is said: then it is sent as fast as the machine can.
+fn flood_time() -> Option<Duration> {
+    let seconds = env::var("SAMPORT_FLOOD_SECONDS").ok()?;
+    let seconds = seconds.parse().unwrap_or_else(|_| panic!("SAMPORT_FLOOD_SECONDS={seconds}"));
+    Some(Duration::from_secs(seconds))
+}
+
+/// A flood as fast as it can be sent, for so long, beside connections that ask once in 20 s: none is lost. A new
+/// connection may be, where the kernel drops packets before samport sees them; how many are served is printed.
+fn assert_a_long_flood_loses_nobody(kind: Kind, time: Duration) {
+    const EACH_WITHIN: Duration = Duration::from_secs(20);
+    let bed = TestBed::start(&["--flows", "4096", "--syn-flood", "200"]);
+    let kept = bed.open(100);
+    let count = kept.len();
+    let serve = |time: Duration| {
+        let begin = Instant::now();
+        let (mut served, mut failed) = (0u32, 0u32);
+        bed.served.lab.client().run(|| {
+            for front in bed.served.fronts().into_iter().cycle() {
+                if begin.elapsed() >= time {
+                    break;
+                }
+                match get(front, "/") {
+                    Ok(_) => served += 1,
+                    Err(_) => failed += 1,
+                }
+            }
+        });
+        (f64::from(served) / begin.elapsed().as_secs_f64(), failed)
+    };
+    let (without, _) = serve(Duration::from_secs(10).min(time));
+    let asking = Asking::each_within(kept, EACH_WITHIN);
+    let mac = bed.host_mac;
+    let begin = Instant::now();
+    let flood = Flood::unlimited(&bed.attacker, move |number| {
+        to_mac(kind.frame(number, forged_source(number)), mac)
+    });
+    let (beside, failed) = serve(time);
+    let (seconds, sent) = (begin.elapsed().as_secs_f64(), flood.stop());
+    let mut kept = asking.stop();
+    Kept::check_all(&mut kept);
+    bed.assert_serves_new_clients();
+    #[allow(clippy::cast_precision_loss, reason = "a figure to be read")]
+    let rate = sent as f64 / seconds;
+    println!(
+        "{kind:?}: {sent} packets in {seconds:.0} s ({rate:.0} a second); 0 of {count} connections lost; new \
+         connections a second: {beside:.0} beside it ({failed} failed), {without:.0} without"
+    );
+}
+
 /// Connections that ask before, during and after a flood are all there, and new ones are served.
 fn assert_a_flood_loses_nobody(kind: Kind) {
     const FORGED: u64 = 60_000;
+    if let Some(time) = flood_time() {
+        return assert_a_long_flood_loses_nobody(kind, time);
+    }
     let bed = TestBed::start(&["--flows", "4096", "--syn-flood", "200"]);
     let mut kept = bed.open(100);
     let flood = bed.flood(FORGED, move |number, source| kind.frame(number, source));
