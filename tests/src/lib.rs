@@ -31,6 +31,7 @@ pub mod traces;
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,12 @@ pub fn require_root() {
         rustix::process::geteuid().is_root(),
         "this test makes network namespaces and loads BPF programs: run `cargo xtask test` as root"
     );
+}
+
+/// The number that a variable of the environment says, if it is set; panics if that is none.
+pub fn number_in<N: FromStr>(variable: &str) -> Option<N> {
+    let text = env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("invalid {variable} {text:?}: expected a number")))
 }
 
 /// How long anything may take that is waited for: nothing is measured by it, the machine may be busy. It is longer than

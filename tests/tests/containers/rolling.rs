@@ -1,10 +1,10 @@
 //! Rolling replacement by the commands of docs/rolling.md.
 
-use std::env;
 use std::thread;
 
 use samport_tests::daemon::samport;
 use samport_tests::docker::Dockerd;
+use samport_tests::number_in;
 
 use crate::{LABEL, engine, load, start_samport, wait_for_more, wait_until_serving};
 
@@ -14,8 +14,7 @@ const AT_ONCE: u32 = 4;
 const REPLACEMENTS: u32 = 100;
 
 fn replacements() -> u32 {
-    let Ok(text) = env::var("SAMPORT_REPLACEMENTS") else { return REPLACEMENTS };
-    text.parse().unwrap_or_else(|e| panic!("SAMPORT_REPLACEMENTS={text}: {e}"))
+    number_in("SAMPORT_REPLACEMENTS").unwrap_or(REPLACEMENTS)
 }
 
 fn names(generation: u32) -> [String; AT_ONCE as usize] {

@@ -1,7 +1,6 @@
 //! Who avoids a backend that fails connections: all, when several clients say so and a check confirms it.
 //! Otherwise nobody but the connection that has failed.
 
-use std::env;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
@@ -15,7 +14,7 @@ use samport_tests::load::Tally;
 use samport_tests::packet::Segment;
 use samport_tests::served::{LISTEN, Served, TARGET};
 use samport_tests::socket::{ask_on, connect_between};
-use samport_tests::{Lab, PATIENCE, eventually, stats};
+use samport_tests::{Lab, PATIENCE, eventually, number_in, stats};
 use serde_json::Value;
 
 use crate::lab;
@@ -142,9 +141,7 @@ fn forge(attacker: &Attacker, front: SocketAddr, is_over: &AtomicBool, rounds: &
 
 /// Forged SYNs change no backend's share, whatever the service chooses by.
 fn assert_forged_syns_change_nothing(options: &[&str], is_sticky: bool) {
-    let seconds = env::var("SAMPORT_FORGED_SECONDS");
-    let rounds_at_least =
-        seconds.map_or(4, |seconds| seconds.parse().expect("a number of seconds"));
+    let rounds_at_least = number_in("SAMPORT_FORGED_SECONDS").unwrap_or(4);
     let served = Served::start(lab(3), options);
     let lab = &served.lab;
     let names = ["web-1", "web-2", "web-3"];

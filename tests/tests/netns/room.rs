@@ -1,6 +1,5 @@
 //! Room in the tables of flows: who has proven nothing, and who holds too much of them, takes none of others'.
 
-use std::env;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use samport_tests::load::get;
 use samport_tests::packet::Segment;
 use samport_tests::raw::mac;
 use samport_tests::served::{LISTEN, Served, Status, TARGET, second_client};
-use samport_tests::{HOST_V4, HOST_V6, Lab, eventually, require_root};
+use samport_tests::{HOST_V4, HOST_V6, Lab, eventually, number_in, require_root};
 use serde_json::Value;
 
 use crate::datagrams::connected;
@@ -99,11 +98,18 @@ impl TestBed {
     fn flood(
         &self,
         count: u64,
-        mut frame: impl FnMut(u32, SocketAddr) -> Vec<u8> + Send + 'static,
+        frame: impl FnMut(u32, SocketAddr) -> Vec<u8> + Send + 'static,
     ) -> Flood {
+        Flood::start(&self.attacker, count, self.forged(frame))
+    }
+
+    /// Frames for the host, each made of its number and its source.
+    fn forged(
+        &self,
+        mut frame: impl FnMut(u32, SocketAddr) -> Vec<u8> + Send + 'static,
+    ) -> impl FnMut(u32) -> Vec<u8> + Send + 'static {
         let mac = self.host_mac;
-        let frame = move |number| to_mac(frame(number, forged_source(number)), mac);
-        Flood::start(&self.attacker, count, frame)
+        move |number| to_mac(frame(number, forged_source(number)), mac)
     }
 
     fn open(&self, each: usize) -> Vec<Kept> {
@@ -265,9 +271,7 @@ impl Kind {
 
 /// How long each flood lasts, if that is said: then it is sent as fast as the machine can.
 fn flood_time() -> Option<Duration> {
-    let seconds = env::var("SAMPORT_FLOOD_SECONDS").ok()?;
-    let seconds = seconds.parse().unwrap_or_else(|_| panic!("SAMPORT_FLOOD_SECONDS={seconds}"));
-    Some(Duration::from_secs(seconds))
+    number_in("SAMPORT_FLOOD_SECONDS").map(Duration::from_secs)
 }
 
 /// A flood as fast as it can be sent, for so long, beside connections that ask once in 20 s: none is lost. A new
@@ -295,11 +299,9 @@ fn assert_a_long_flood_loses_nobody(kind: Kind, time: Duration) {
     };
     let (without, _) = serve(Duration::from_secs(10).min(time));
     let asking = Asking::each_within(kept, EACH_WITHIN);
-    let mac = bed.host_mac;
     let begin = Instant::now();
-    let flood = Flood::unlimited(&bed.attacker, move |number| {
-        to_mac(kind.frame(number, forged_source(number)), mac)
-    });
+    let frames = bed.forged(move |number, source| kind.frame(number, source));
+    let flood = Flood::unlimited(&bed.attacker, frames);
     let (beside, failed) = serve(time);
     let (seconds, sent) = (begin.elapsed().as_secs_f64(), flood.stop());
     let mut kept = asking.stop();

@@ -11,14 +11,13 @@ mod requests;
 mod schedule;
 mod world;
 
-use std::env;
 use std::fmt::Write as _;
 use std::thread;
 use std::time::Duration;
 
 use samport_tests::served::LISTEN;
 use samport_tests::traces::{Objects, assert_traces, traces};
-use samport_tests::{Lab, eventually, own_mounts, require_root};
+use samport_tests::{Lab, eventually, number_in, own_mounts, require_root};
 use serde_json::Value;
 
 use self::explain::{Request, unexplained};
@@ -32,17 +31,12 @@ const LOOK: Duration = Duration::from_millis(20);
 const CONTENT: usize = 20;
 
 /// A number of the environment.
-fn number(variable: &str) -> Option<u64> {
-    let text = env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("invalid {variable} {text:?}: expected a number")))
-}
-
 /// Cases 77 and 85.
 #[test]
 fn chaos_ends_in_what_a_fresh_start_would_make_and_no_failure_is_unexplained() {
     require_root();
-    let seed = number("SAMPORT_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    let length = Duration::from_secs(number("SAMPORT_CHAOS_SECONDS").unwrap_or(30));
+    let seed = number_in("SAMPORT_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = Duration::from_secs(number_in("SAMPORT_CHAOS_SECONDS").unwrap_or(30));
     eprintln!("SAMPORT_CHAOS_SEED={seed} SAMPORT_CHAOS_SECONDS={}", length.as_secs());
     own_mounts::run(move || run(seed, length));
 }

@@ -8,7 +8,7 @@ use samport_tests::daemon::{Backends, Daemon, clean, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{Served, Status, TARGET, text};
 use samport_tests::traces::{Objects, alone, assert_traces, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE, own_mounts};
+use samport_tests::{Lab, PATIENCE, number_in, own_mounts};
 
 use crate::lab;
 use crate::takeover::{Kept, taken_over};
@@ -268,8 +268,7 @@ fn programs_in_filters(served: &Served) -> BTreeSet<String> {
 
 /// How often samport is killed: `SAMPORT_KILLS`, or few enough for every run of all tests.
 fn kills() -> u32 {
-    let text = std::env::var("SAMPORT_KILLS").unwrap_or_else(|_| "12".to_owned());
-    text.parse().unwrap_or_else(|_| panic!("invalid SAMPORT_KILLS {text:?}: expected a number"))
+    number_in("SAMPORT_KILLS").unwrap_or(12)
 }
 
 /// A run that has ended, by SIGKILL.
