@@ -207,7 +207,9 @@ fn datagrams_of_clients_that_seem_real_take_no_more_than_their_services_share() 
 #[test]
 fn each_table_limits_its_own_half_open_flows() {
     const SYNS: u64 = 1_000;
-    let bed = TestBed::start(&["--flows", "65536", "--flows6", "1024"]);
+    // No flood: its guard would keep them beside for a reason of its own.
+    let limits = ["--flows", "65536", "--flows6", "1024", "--syn-flood", "100000"];
+    let bed = TestBed::start(&limits);
     let half_open = |of: u32| {
         let flood = bed.flood(SYNS, move |number, _| {
             let source = forged_source(2 * number + of);
@@ -220,11 +222,11 @@ fn each_table_limits_its_own_half_open_flows() {
     half_open(0);
     // Those that a busy machine has not got to yet count as lost.
     eventually("they are in the table", || {
-        table(&bed.served.lab)["unproven"].as_u64().filter(|flows| *flows > SYNS / 2)
+        table(&bed.served.lab)["unproven"].as_u64().filter(|flows| *flows > SYNS / 10 * 9)
     });
     assert_eq!(beside(), 0, "all of them have room in the table for IPv4");
     half_open(1);
-    eventually("they are kept beside the table for IPv6", || (beside() > SYNS / 4).then_some(()));
+    eventually("they are kept beside the table for IPv6", || (beside() > SYNS / 2).then_some(()));
     bed.assert_serves_new_clients();
 }
 
