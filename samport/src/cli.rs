@@ -26,6 +26,8 @@ mod reference;
 mod resolved;
 mod run;
 mod sigpipe;
+#[cfg(test)]
+mod snapshots;
 mod status;
 mod table;
 mod top;

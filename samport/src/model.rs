@@ -8,6 +8,8 @@ pub mod groups;
 pub mod limits;
 pub mod overrides;
 pub mod ports;
+#[cfg(test)]
+pub(crate) mod snapshots;
 pub mod target;
 
 use std::net::SocketAddr;

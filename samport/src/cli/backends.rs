@@ -130,10 +130,11 @@ fn group(one: &Backend) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::Counters;
+    use crate::api::words::{Counters, Health, SCHEMA};
+    use crate::model::snapshots::Pages;
 
-    #[test]
-    fn each_backend_is_a_line_under_its_heads() {
+    /// One that drains, and one that is down.
+    fn sample() -> [Backend; 2] {
         let counters = Counters {
             open: Some(11),
             flows: 20_113,
@@ -167,6 +168,12 @@ mod tests {
             counters: None,
             ..draining.clone()
         };
+        [draining, down]
+    }
+
+    #[test]
+    fn each_backend_is_a_line_under_its_heads() {
+        let [draining, down] = sample();
         let cut_off = Backend { state: "active".into(), drain_left_ms: None, ..draining.clone() };
         assert_eq!(state(&cut_off), "active (no route back)");
         let shown = table(&[draining, down], &[&NARROW[..], &WIDER[..]].concat());
@@ -188,5 +195,32 @@ mod tests {
             assert!(lines[1].contains(part), "no {part} in\n{shown}");
         }
         assert!(lines[2].contains(" down ") && lines[2].contains(" - "), "{shown}");
+    }
+
+    #[test]
+    fn the_listing_is_as_it_was() {
+        let [draining, down] = sample();
+        let last = Backend {
+            drain_left_ms: None,
+            is_last: true,
+            service_name: None,
+            group: None,
+            route_back: None,
+            ..draining.clone()
+        };
+        let all = Backends {
+            schema: SCHEMA,
+            instance: "eth0:80@1".into(),
+            running: true,
+            backends: vec![draining, down, last],
+        };
+        let mut pages = Pages::default();
+        pages.add("samport backends", &table(&all.backends, &NARROW));
+        let wide = table(&all.backends, &[&NARROW[..], &WIDER[..]].concat());
+        pages.add("samport backends -o wide", &wide);
+        pages.add_json("samport backends -o json", &all);
+        let health = Health { schema: SCHEMA, healthy: 2, wanted: 3, ok: false, trouble: None };
+        pages.add_json("samport wait --healthy 3 -o json", &health);
+        pages.assert("backends");
     }
 }

@@ -122,3 +122,34 @@ fn line(finding: &Finding) -> words::Finding {
     let Finding { what, way_out, .. } = finding.clone();
     words::Finding { level: level.to_owned(), what, way_out }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::words::{Service, Services, Version};
+    use crate::model::snapshots::Pages;
+    use crate::system::exit::Exit;
+
+    /// Those of listings stand beside the listings.
+    #[test]
+    fn documents_are_as_they_were() {
+        let finding = |level, what: &str, way_out: Option<&str>| Finding {
+            level,
+            what: what.to_owned(),
+            way_out: way_out.map(str::to_owned),
+        };
+        let findings = [
+            finding(Level::Good, "kernel 6.18", None),
+            finding(Level::Warning, "eth0 is down", Some("ip link set eth0 up")),
+            finding(Level::Failure(Exit::Kernel), "port 80 is taken", Some("stop it")),
+        ];
+        let service = Service { service: "80/tcp".into(), balance: "random".into() };
+        let mut pages = Pages::default();
+        pages.add("samport check -o wide", &table(&findings, &COLUMNS));
+        pages.add_json("samport check -o json", &document(&findings));
+        pages.add_json("GET /v1/services", &Services { schema: SCHEMA, services: vec![service] });
+        let version = Version { schema: SCHEMA, version: "0.0.0".into(), map_layout: 1 };
+        pages.add_json("samport version -o json", &version);
+        pages.assert("documents");
+    }
+}

@@ -132,6 +132,7 @@ fn line(one: &Cleaned) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::snapshots::Pages;
 
     #[test]
     fn a_line_says_what_was_done_and_what_is_to_be_done() {
@@ -151,5 +152,32 @@ mod tests {
             let line = line(&one(outcome));
             assert!(line.starts_with("eth0:80@1: ") && line.ends_with(said), "{line}");
         }
+    }
+
+    #[test]
+    fn what_is_printed_is_as_it_was() {
+        let one = |(name, outcome, way_out): (&str, &str, Option<&str>)| Cleaned {
+            name: name.into(),
+            outcome: outcome.into(),
+            pins: vec!["map_FLOWS4".into(), "link_forward_2".into()],
+            filters: 1,
+            way_out: way_out.map(str::to_owned),
+        };
+        let all = [
+            ("eth0:80@1", REMOVED, None),
+            ("eth0:81@1", WOULD_REMOVE, None),
+            ("eth0:82@1", RUNNING, None),
+            (
+                "eth0:83@2",
+                ELSEWHERE,
+                Some("clean it with: nsenter --net=/proc/7/ns/net samport clean"),
+            ),
+        ];
+        let instances = all.map(one).to_vec();
+        let mut pages = Pages::default();
+        pages.add("samport clean", &instances.iter().map(line).collect::<Vec<_>>().join("\n"));
+        pages.add("samport clean -o wide", &table(&instances, &COLUMNS));
+        pages.add_json("samport clean -o json", &Cleaning { schema: SCHEMA, instances });
+        pages.assert("clean");
     }
 }

@@ -138,7 +138,10 @@ fn as_json(asked: &Asked) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches as _;
+
     use super::*;
+    use crate::model::snapshots::Pages;
 
     fn effective(key: &str, kind: Kind, values: &[&str], source: Source) -> Effective {
         let values = values.iter().map(|value| (*value).to_owned()).collect();
@@ -174,5 +177,21 @@ mod tests {
         ] {
             assert_eq!(who(&effective("drain", Kind::One, &["1"], source), path), expected);
         }
+    }
+
+    #[test]
+    fn what_is_in_force_is_shown_as_it_was() {
+        let flags = resolved::flags().mut_args(|arg| arg.env(None::<&str>));
+        let words = ["run", "-i", "eth0", "-p", "80", "--keep"];
+        let matches = flags.clone().try_get_matches_from(words).unwrap();
+        let asked = Asked {
+            flags: Flags::from_arg_matches(&matches).unwrap(),
+            effective: Effective::all(&flags, &matches, None),
+            file: None,
+        };
+        let mut pages = Pages::default();
+        pages.add("samport config show -i eth0 -p 80 --keep", &as_toml(&asked));
+        pages.add_json("samport config show -i eth0 -p 80 --keep -o json", &as_json(&asked));
+        pages.assert("config");
     }
 }

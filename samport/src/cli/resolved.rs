@@ -35,7 +35,7 @@ pub(super) fn command_line() -> Cli {
 }
 
 /// A command whose `-h` has a line for each flag. Environment variables and possible values are in `--help`.
-fn on_a_page(command: Command) -> Command {
+pub(super) fn on_a_page(command: Command) -> Command {
     command
         .max_term_width(80)
         .mut_args(|arg| {

@@ -216,6 +216,7 @@ mod tests {
     use samport_common::choose::Balance;
 
     use super::*;
+    use crate::model::snapshots::Pages;
 
     fn read_all(labels: &[(&str, &str)]) -> Result<Labels, String> {
         read(&labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
@@ -388,5 +389,34 @@ mod tests {
         assert!(excluded(&labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()));
         assert!(!excluded(&[("samport.enable".to_owned(), "true".to_owned())].into()));
         assert!(!excluded(&BTreeMap::new()));
+    }
+
+    #[test]
+    fn what_is_said_of_labels_is_as_it_was() {
+        let mut pages = Pages::default();
+        for (key, value) in [
+            ("samport.enable", "yes"),
+            ("samport.port", "http"),
+            ("samport.port", "80,81"),
+            ("samport.ports", "80/sctp"),
+            ("samport.ports", "80:81,80:82"),
+            ("samport.target", "65536"),
+            ("samport.weight", "-1"),
+            ("samport.drain", "soon"),
+            ("samport.service", "a b"),
+            ("samport.group.weight", "5%"),
+            ("samport.balance", "fair"),
+            ("samport.affinity", "long"),
+            ("samport.network", ""),
+            ("samport.allow", "office"),
+            ("samport.health", "maybe"),
+            ("samport.health.interval", "0"),
+            ("samport.health.rise", "often"),
+        ] {
+            pages.add(&format!("{key}: {value:?}"), &read_all(&[(key, value)]).unwrap_err());
+        }
+        let unknown = read_all(&[("samport.prot", "80")]).unwrap();
+        pages.add("samport.prot: \"80\"", &unknown.warnings.join("\n"));
+        pages.assert("labels");
     }
 }

@@ -85,6 +85,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::dataplane::flows::OpenFlow;
+    use crate::model::snapshots::Pages;
 
     pub(in super::super) fn named(client: &str, endpoint: &str) -> Named {
         let flow = OpenFlow {
@@ -145,5 +146,20 @@ pub(super) mod tests {
     fn a_listing_says_how_many_there_are_in_all() {
         let document = document(&[named("192.0.2.1:1000", "10.0.0.1:80")], 3);
         assert_eq!((document.schema, document.total, document.flows.len()), (1, 3, 1));
+    }
+
+    #[test]
+    fn the_listing_is_as_it_was() {
+        let mut gone = named("192.0.2.2:1000", "10.0.0.1:80");
+        (gone.backend, gone.flow.endpoint, gone.flow.age) = (None, None, None);
+        let all = [named("192.0.2.1:1000", "10.0.0.1:8080"), gone];
+        let mut pages = Pages::default();
+        pages.add("samport flows", &table(&all, false));
+        pages.add("samport flows -o wide", &table(&all, true));
+        pages.add_json("samport flows --limit 2 -o json", &document(&all, 3));
+        let changes = [Change::Opened(&all[0]), Change::Closed(&all[1])];
+        pages.add("samport flows --follow", &changes.map(line).join("\n"));
+        pages.add_json("samport flows --follow -o json", &event(changes[0]));
+        pages.assert("flows");
     }
 }

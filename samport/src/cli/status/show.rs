@@ -205,6 +205,8 @@ fn verdicts(text: &mut String, instance: &Instance) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::words::{FlowTable, SCHEMA, Status};
+    use crate::model::snapshots::Pages;
 
     fn service(port: &str) -> ServiceCount {
         ServiceCount {
@@ -312,5 +314,32 @@ mod tests {
         let left = Instance { running: false, ..instance() };
         let text = text(&left, &Rates::new(), Duration::ZERO, false);
         assert!(text.contains("its process is gone") && text.contains("clean"), "{text}");
+    }
+
+    #[test]
+    fn the_status_is_as_it_was() {
+        let mut pages = Pages::default();
+        let rates = [(("eth0:80@1".to_owned(), "80/tcp".to_owned()), 87.06)].into();
+        let now = Duration::from_secs(1_125);
+        pages.add("samport status", &text(&instance(), &rates, now, false));
+        pages.add("samport status -o wide", &text(&instance(), &rates, now, true));
+        let several = vec![service("80/tcp"), service("192.0.2.1:53/udp")];
+        let trouble = ControlLoop { last_round_ms: Some(45_000), ..ControlLoop::default() };
+        let troubled = Instance {
+            services: several,
+            local: true,
+            left_out: vec!["web-9 is left out on port 80: too many".into()],
+            flow_table: FlowTable { overflow: 3, unproven: 9, ..FlowTable::default() },
+            control_loop: trouble,
+            ..instance()
+        };
+        pages.add("samport status (with trouble)", &text(&troubled, &Rates::new(), now, false));
+        let starting = Instance { pid: 0, ..Instance { running: true, ..Instance::default() } };
+        pages.add("samport status (while it starts)", &text(&starting, &Rates::new(), now, false));
+        let left = Instance { running: false, services: Vec::new(), ..instance() };
+        pages.add("samport status (killed)", &text(&left, &Rates::new(), now, false));
+        let all = Status { schema: SCHEMA, instances: vec![instance()] };
+        pages.add_json("samport status -o json", &all);
+        pages.assert("status");
     }
 }

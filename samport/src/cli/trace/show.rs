@@ -256,6 +256,7 @@ mod tests {
 
     use super::*;
     use crate::model::encode::wide;
+    use crate::model::snapshots::Pages;
 
     const CLIENT: &str = "192.0.2.2:40000";
     const VIP: &str = "192.0.2.1:80";
@@ -362,5 +363,22 @@ mod tests {
         ] {
             assert_eq!(document[key], value, "{document:#}");
         }
+    }
+
+    #[test]
+    fn the_lines_are_as_they_were() {
+        let clock = Clock { zero_ns: 1_000_000_000, zone: TimeZone::UTC };
+        let all = [
+            traced(Verdict::ForwardPeer, ends(CLIENT, VIP), ends(CLIENT, BACKEND)),
+            traced(Verdict::Reply, ends(BACKEND, CLIENT), ends(VIP, CLIENT)),
+            traced(Verdict::NotAllowed, ends(CLIENT, VIP), ends(CLIENT, VIP)),
+            traced(Verdict::NotIp, Ends::default(), Ends::default()),
+            traced(Verdict::LocalForward, ends("0.0.0.0:0", VIP), ends("0.0.0.0:0", BACKEND)),
+        ];
+        let lines: Vec<_> = all.iter().map(|one| line(one, &clock, &names())).collect();
+        let mut pages = Pages::default();
+        pages.add("samport trace", &lines.join("\n"));
+        pages.add_json("samport trace -o json", &document(&all[0], &clock, &names()));
+        pages.assert("trace");
     }
 }

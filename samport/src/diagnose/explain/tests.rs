@@ -5,6 +5,7 @@ use samport_common::layout::{Backend, DeviceInfo, DeviceSet, Evidence};
 use samport_common::source::{NextHop, Route};
 
 use super::*;
+use crate::model::snapshots::Pages;
 
 const VIP: &str = "198.51.100.7:80";
 const CLIENT: &str = "203.0.113.9:51022";
@@ -643,4 +644,31 @@ fn who_has_a_flow_keeps_it_whatever_was_begun_here() {
     facts.question.protocol = Protocol::Udp;
     let Fate::Goes(Because::Flow(..), to) = explain(facts).fate else { panic!("another fate") };
     assert_eq!(to, [(2, 1.0)]);
+}
+
+#[test]
+fn what_is_explained_is_as_it_was() {
+    let mut nowhere = facts();
+    nowhere.entry = Entry::Nowhere(Some("eth9".to_owned()));
+    let mut not_served = facts();
+    not_served.found = None;
+    not_served.served = vec!["198.51.100.7:443/tcp".to_owned()];
+    let mut on_the_host = facts();
+    on_the_host.entry = Entry::Call(true);
+    let mut pages = Pages::default();
+    for (name, facts) in [
+        ("a new connection", facts()),
+        ("the same, round-robin", with(|found| found.service.balance = Balance::RoundRobin as u8)),
+        ("an open flow", with(|found| found.flow = Some(flow(2, State::Established, 3)))),
+        ("a client that is not allowed", with(|found| found.allowed = false)),
+        ("no backend", with(|found| found.slots.clear())),
+        ("a device without a program", nowhere),
+        ("a port that is not served", not_served),
+        ("a client on this machine", on_the_host),
+    ] {
+        let explanation = explain(facts);
+        pages.add(name, &lines(&explanation));
+        pages.add_json(&format!("{name}, -o json"), &document(&explanation));
+    }
+    pages.assert("explain");
 }

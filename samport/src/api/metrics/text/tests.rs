@@ -7,6 +7,7 @@ use super::super::sample::{Backend, Provider};
 use super::*;
 use crate::api::words::ControlLoop;
 use crate::dataplane::inspect::Flows;
+use crate::model::snapshots::Pages;
 
 fn sample() -> Sample {
     let mut handshakes = Handshakes { classes: [0; 16], sum: 1_000_000 };
@@ -165,4 +166,12 @@ fn names_in(value: &serde_json::Value, found: &mut BTreeSet<String>) {
     let parts = value.as_array().into_iter().flatten();
     let fields = value.as_object().into_iter().flatten().map(|(_, field)| field);
     parts.chain(fields).for_each(|part| names_in(part, found));
+}
+
+#[test]
+fn the_metrics_are_as_they_were() {
+    let text = of(sample()).unwrap().replace(env!("CARGO_PKG_VERSION"), "VERSION");
+    let mut pages = Pages::default();
+    pages.add("GET /metrics", &text);
+    pages.assert("metrics");
 }

@@ -6,6 +6,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent};
 use super::super::history::Documents;
 use super::super::samples::{backend, documents};
 use super::*;
+use crate::model::snapshots::Pages;
 
 fn drawn(screen: &Screen, width: u16, height: u16) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -175,4 +176,18 @@ fn help_explains_every_key() {
     for part in ["drain it", "undrain it", "another weight", "sort by", "leave; samport goes on"] {
         line(&lines, part);
     }
+}
+
+#[test]
+fn the_screen_is_as_it_was() {
+    let mut pages = Pages::default();
+    let mut screen = screen();
+    pages.add("samport top, 120 columns", &lines(&screen, 120, 30).join("\n"));
+    pages.add("samport top, 80 columns", &lines(&screen, 80, 24).join("\n"));
+    press(&mut screen, 'd');
+    pages.add("after d", &lines(&screen, 80, 24)[23]);
+    press(&mut screen, 'n');
+    press(&mut screen, '?');
+    pages.add("after ?", &lines(&screen, 80, 24).join("\n"));
+    pages.assert("top");
 }

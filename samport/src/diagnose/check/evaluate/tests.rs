@@ -8,6 +8,7 @@ use crate::diagnose::check::firewall::Inspector;
 use crate::discovery::endpoint::Endpoint;
 use crate::discovery::{Engine, Seen};
 use crate::model::allow::Networks;
+use crate::model::snapshots::Pages;
 use crate::model::test::candidate;
 use crate::model::{Egress, Place, Site};
 use crate::net::netlink::LinkState;
@@ -281,4 +282,43 @@ fn a_firewall_is_named_once_with_the_ports_that_bypass_it() {
     };
     assert_said(unseen, "warn  whether there is a firewall", "bypass it: use --allow CIDR", None);
     assert!(about(unseen).0[0].contains("traffic on served ports"));
+}
+
+#[test]
+fn what_is_said_of_machines_is_as_it_was() {
+    type Change = (&'static str, fn(&mut Facts));
+    let changes: [Change; 22] = [
+        ("kernel 5.13", |f| f.kernel = Ok((5, 13))),
+        ("kernel 5.15", |f| f.kernel = Ok((5, 15))),
+        ("no BTF", |f| f.btf = false),
+        ("no tcx", |f| f.tcx = Tcx::Absent),
+        ("tcx not known", |f| f.tcx = Tcx::Unknown("EPERM".into())),
+        ("no bpffs", |f| f.bpffs = Bpffs::NotMounted),
+        ("no sysfs", |f| f.bpffs = Bpffs::NoPlace("ENOENT".into())),
+        ("no cgroup2", |f| f.local = Err("no cgroup2".into())),
+        ("--sandbox off", |f| f.sandbox = false),
+        ("hash seed missing", |f| f.hash_seed = Ok(Look::New("/a/b".into()))),
+        ("no interface eth7", |f| f.interfaces = vec!["eth7".into()]),
+        ("interface lo", |f| f.interfaces = vec!["lo".into()]),
+        ("eth0 down", |f| f.links.get_mut(&ETH0).unwrap().is_up = false),
+        ("eth0 without address", |f| f.devices.get_mut(&ETH0).unwrap().addresses.clear()),
+        ("no forwarding", |f| f.forwarding = [false; 2]),
+        ("rp_filter", |f| f.not_strict = Ok(vec!["samport cannot follow policy rule 9".into()])),
+        ("rp_filter not known", |f| f.not_strict = Err("list routes: EPERM".into())),
+        ("XDP program", |f| f.at_xdp = BTreeMap::from([("eth0".into(), "guard".into())])),
+        ("tcx program", |f| f.at_tcx.get_mut("eth0").unwrap().push("cil_from_netdev".into())),
+        ("address of nobody", |f| f.ports = vec![("192.0.2.1:80".parse().unwrap(), Ok(()))]),
+        ("ufw", |f| f.inspectors = Ok(vec![Inspector { name: "ufw".into(), drops: true }])),
+        ("firewall not known", |f| f.inspectors = Err("EPERM".into())),
+    ];
+    let mut pages = Pages::default();
+    pages.add("samport check -i eth0 -p 80", &lines(&well()).join("\n"));
+    for (name, change) in changes {
+        let mut facts = well();
+        change(&mut facts);
+        let of_well = lines(&well());
+        let said: Vec<_> = lines(&facts).into_iter().filter(|one| !of_well.contains(one)).collect();
+        pages.add(name, &said.join("\n"));
+    }
+    pages.assert("check");
 }
