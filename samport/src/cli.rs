@@ -60,6 +60,9 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage, 3 Docker or samport does not answer,
 4 the kernel lacks something or a check failed, 5 missing privileges,
 6 a port or hook is taken, 7 timeout.";
 
+/// Where flags of all verbs stand in help: after those of the verb.
+const GLOBAL: usize = 900;
+
 /// What is wrong, what may be, and what is right; without colours they are stripped on the way out.
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const DOUBTFUL: Style = AnsiColor::Yellow.on_default();
@@ -70,15 +73,15 @@ const GOOD: Style = AnsiColor::Green.on_default();
 #[command(name = "samport", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     /// Log only warnings and errors.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = GLOBAL, conflicts_with = "verbose")]
     quiet: bool,
-    /// Log more; -vv: every packet's verdict too.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    /// Log more; -vv logs the verdict on every packet
+    #[arg(short, long, global = true, display_order = GLOBAL, action = ArgAction::Count)]
     verbose: u8,
-    /// When to use colours
+    /// Choose when to use colours
     ///
     /// auto: on a terminal, unless NO_COLOR is set.
-    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    #[arg(long, global = true, display_order = GLOBAL, value_enum, default_value = "auto", value_name = "WHEN")]
     color: ColorChoice,
     #[command(subcommand)]
     verb: Verb,
@@ -86,51 +89,77 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Balance ports of this host over containers, until stopped.
+    /// Balance ports of this host over containers until stopped
     Run(Box<run::Args>),
-    /// Show services and packet counters.
+    /// Show services and packet counters
+    ///
+    /// Of every samport on this machine, and of those that were killed and have left their programs in the
+    /// kernel.
     Status(status::Args),
-    /// List backends with state, weight and connection counts.
+    /// List backends with state, weight and connection counts
     Backends(backends::Args),
-    /// Show services and backends live; keys drain and weigh.
+    /// Show a live view; keys drain a backend or change its weight
     Top(top::Args),
-    /// List open connections with client and backend.
+    /// List open connections with client and backend
+    ///
+    /// Connections of this machine's own processes are not among them: their sockets are connected to the
+    /// backend, and `ss` shows them.
     Flows(flows::Args),
-    /// Show where a packet would go, and why.
+    /// Show where a packet would go, and why
+    ///
+    /// It reads the kernel's tables, whether samport runs or not, and changes nothing.
     Explain(explain::Args),
-    /// Show packets and their verdicts as they pass.
+    /// Show packets and their verdicts live
+    ///
+    /// Ctrl-C ends it. Packets cost no more than usual while nothing is traced. One trace can run at a time.
     Trace(trace::Args),
-    /// Stop new connections to a backend; open ones finish.
+    /// Stop new connections to a backend; open ones finish
+    ///
+    /// A command returns once the kernel has applied it. Commands are not persistent: they last until samport
+    /// exits.
     Drain(commands::DrainArgs),
-    /// Send new connections to a drained backend again.
+    /// Send new connections to a drained backend again
+    ///
+    /// A command returns once the kernel has applied it. Commands are not persistent: they last until samport
+    /// exits.
     Undrain(commands::UndrainArgs),
-    /// Change a backend's share relative to the others.
+    /// Change the weight of a backend or a group
+    ///
+    /// A command returns once the kernel has applied it. Commands are not persistent: they last until samport
+    /// exits.
     Weight(commands::WeightArgs),
-    /// Change how backends are chosen.
+    /// Change how backends are chosen
+    ///
+    /// A command returns once the kernel has applied it. Commands are not persistent: they last until samport
+    /// exits.
     Balance(commands::BalanceArgs),
-    /// Lift an allow-list that labels of gone containers have set.
+    /// Reset an allow-list that labels of removed containers have set
     Allow(commands::AllowArgs),
-    /// Wait until enough backends serve.
+    /// Wait until enough backends are healthy
     Wait(wait::Args),
-    /// Check whether `run` would work, without changing anything.
+    /// Check whether `run` would work, without changing anything
+    ///
+    /// The flags are those of `samport run`.
     Check(check::Args),
-    /// Exit with 0 if samport and every service are healthy
+    /// Exit with 0 if samport and all its services are healthy
     ///
     /// For the HEALTHCHECK of samport's own container. Fails if samport does not answer, if a service has no
     /// backend, or if the control loop, which keeps the kernel up to date every 10 seconds, has not completed a
     /// round for 30 seconds.
     Healthcheck(healthcheck::Args),
-    /// Check a configuration file, or show what is in force.
+    /// Check a configuration file, or show the settings in force
     Config(config::Args),
-    /// Remove what a killed samport has left in the kernel.
+    /// Remove what a killed samport has left in the kernel
+    ///
+    /// A samport that runs is left alone.
     Clean(clean::Args),
-    /// Show samport at work in network namespaces, without Docker.
+    /// Show samport at work in network namespaces, without Docker
     Demo(demo::Args),
-    /// Print completions for a shell.
+    /// Print completions for a shell
     Completions(manuals::CompletionsArgs),
-    /// Write manual pages of all commands.
+    /// Write manual pages of all commands
     Man(manuals::ManArgs),
-    /// Print the version, and that of the layout of kernel maps.
+    /// Print the version, and that of the kernel maps' layout
     Version(version::Args),
 }
 

@@ -15,7 +15,7 @@ use crate::system::privileges;
 /// Options of `samport backends`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
     #[command(flatten)]

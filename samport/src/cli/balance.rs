@@ -11,20 +11,20 @@ use crate::plan::policy;
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Balancing")]
 pub(super) struct Balancing {
-    /// How a backend is chosen
+    /// Choose backends in this way
     ///
-    /// random: at random. round-robin: one after the other. least-conn: of two at random, the one with fewer open
-    /// connections for its weight. maglev: by the client's address and port. source-hash: by the client's address.
-    /// A container's label samport.balance takes precedence for its ports.
+    /// random: at random. round-robin: one after the other. least-conn: of two at random, the one with fewer
+    /// open connections for its weight. maglev: by the client's address and port. source-hash: by the client's
+    /// address. A container's label samport.balance takes precedence for its ports.
     #[arg(long, value_name = "HOW", default_value = Balance::Random.name(), value_parser = choices(), env = "SAMPORT_BALANCE")]
     balance: Balance,
-    /// Time a client keeps its backend
+    /// Keep a client's backend this long
     ///
     /// Renewed by each new connection. Like 30m, or a number of seconds; 0 turns it off. A container's label
     /// samport.affinity takes precedence for its ports.
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = policy::affinity, env = "SAMPORT_AFFINITY")]
     affinity: u32,
-    /// Retry failed connections
+    /// Retry failed connections elsewhere
     ///
     /// If a backend refuses a connection or does not answer it, the client's next SYN goes to another backend.
     #[arg(
@@ -35,7 +35,7 @@ pub(super) struct Balancing {
         env = "SAMPORT_CONNECT_FAILOVER"
     )]
     connect_failover: Switch,
-    /// Answer without a backend
+    /// Answer when no backend serves
     ///
     /// reject: a TCP reset; UDP is left to the host's stack. drop: nothing.
     #[arg(

@@ -20,38 +20,52 @@ use crate::system::exit::coded;
 /// Options of `samport check`: those of `samport run` that have to do with the machine.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Interface clients come in by.
+    /// Serve clients on this interface
     #[arg(short, long, value_name = "IFACE", env = "SAMPORT_IFACE", value_delimiter = ',')]
     iface: Vec<String>,
-    /// Port to serve.
-    #[arg(short, long, value_name = "[ADDR:]PORT[:TARGET][/tcp|udp]", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
+    /// Serve this port
+    #[arg(short, long, value_name = "PORT", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
     port: Vec<PortSpec>,
-    /// Where backends come from [default: docker].
+    /// Choose where backends come from
+    ///
+    /// Default: docker
     #[arg(long, value_enum, env = "SAMPORT_PROVIDER", value_delimiter = ',')]
     provider: Vec<ProviderName>,
-    /// The engine's API, like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST counts
-    /// too, and CONTAINER_HOST for Podman.
+    /// Set the address of the container engine's API
+    ///
+    /// Like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST is honoured too, and
+    /// CONTAINER_HOST for Podman.
     #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
     endpoint: Option<String>,
-    /// Network whose clients are to be served, if not everybody's are.
+    /// Serve only clients in this network
     #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
     allow: Vec<IpNet>,
-    /// Ports that labels of containers may claim, if not all.
+    /// Limit the ports that labels may claim
+    ///
+    /// Default: all
     #[arg(long, value_name = "PORTS", env = "SAMPORT_LABEL_PORTS", value_delimiter = ',', value_parser = parse::<PortRange>)]
     label_ports: Vec<PortRange>,
-    /// What becomes of containers of different applications whose labels claim the same port.
-    #[arg(long, value_enum, default_value = "refuse", env = "SAMPORT_SERVICE_CONFLICT")]
+    /// Handle a port claimed twice
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "refuse",
+        env = "SAMPORT_SERVICE_CONFLICT"
+    )]
     service_conflict: ServiceConflictName,
-    /// Backends at a time.
+    /// Limit the number of backends
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
     max_backends: u32,
-    /// File of the seed by which maglev and source-hash choose. [default: /var/lib/samport/hash-seed]
+    /// Set the path of the hash seed
+    ///
+    /// maglev and source-hash choose by it. Default: /var/lib/samport/hash-seed
     #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
     hash_seed_file: Option<PathBuf>,
-    /// Whether samport is to restrict itself by Landlock and seccomp.
+    /// Restrict by Landlock and seccomp
     #[arg(long, value_enum, default_value = "on", env = "SAMPORT_SANDBOX")]
     sandbox: SandboxName,
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }

@@ -13,14 +13,15 @@ use crate::system::privileges;
 /// Options of `samport clean`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Only say what would be removed.
+    /// Print what would be removed, and exit
     #[arg(long)]
     dry_run: bool,
-    /// Only of this instance, as `samport status` shows it; can be given several times. [default: all that
-    /// nobody runs]
+    /// Clean only the instance of this name
+    ///
+    /// As `samport status` shows it. May be given several times. Default: all that do not run
     #[arg(long, value_name = "NAME")]
     instance: Vec<String>,
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }

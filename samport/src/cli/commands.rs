@@ -24,13 +24,15 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Options of `samport drain`.
 #[derive(clap::Args, Debug)]
 pub struct DrainArgs {
-    /// Name of a container, the beginning of its id, or a backend's address and port.
+    /// Container name, beginning of its id, or ADDRESS:PORT
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     backend: String,
-    /// Return when its last connection is closed, or its time to drain is over.
+    /// Return when the backend has drained
+    ///
+    /// When its last connection is closed, or its time to drain is over.
     #[arg(long)]
     wait: bool,
-    /// How long to wait at most.
+    /// Limit the time to wait
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time, requires = "wait")]
     timeout: Duration,
     #[command(flatten)]
@@ -40,7 +42,7 @@ pub struct DrainArgs {
 /// Options of `samport undrain`.
 #[derive(clap::Args, Debug)]
 pub struct UndrainArgs {
-    /// Name of a container, the beginning of its id, or a backend's address and port.
+    /// Container name, beginning of its id, or ADDRESS:PORT
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     backend: String,
     #[command(flatten)]
@@ -50,10 +52,10 @@ pub struct UndrainArgs {
 /// Options of `samport weight`.
 #[derive(clap::Args, Debug)]
 pub struct WeightArgs {
-    /// Name of a container, the beginning of its id, a backend's address and port, or a group.
+    /// Container name, beginning of its id, ADDRESS:PORT, or group
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     backend: String,
-    /// Its share relative to the others; 0 takes no new connections.
+    /// Share relative to the others; 0 takes no new connections
     weight: u32,
     #[command(flatten)]
     connection: Connection,
@@ -62,10 +64,10 @@ pub struct WeightArgs {
 /// Options of `samport balance`.
 #[derive(clap::Args, Debug)]
 pub struct BalanceArgs {
-    /// How backends are chosen for new connections from now on.
+    /// How backends are chosen for new connections
     #[arg(value_parser = PossibleValuesParser::new(Balance::ALL.map(Balance::name)))]
     mode: String,
-    /// Port of the service, like 80 or 53/udp; all services if left out.
+    /// Port of the service, like 80 or 53/udp; default: all services
     service: Option<String>,
     #[command(flatten)]
     connection: Connection,
@@ -74,11 +76,12 @@ pub struct BalanceArgs {
 /// Options of `samport allow`.
 #[derive(clap::Args, Debug)]
 pub struct AllowArgs {
-    /// Port of the service, like 80 or 53/udp, or the name its containers give it.
+    /// Port of the service, like 80 or 53/udp, or its name
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     service: String,
-    /// Forget what labels of containers that have gone restricted it to: it is restricted as the labels of its
-    /// containers say now, within --allow.
+    /// Forget restrictions by labels of removed containers
+    ///
+    /// The service is then restricted as the labels of its present containers say, within --allow.
     #[arg(long, required = true)]
     reset: bool,
     #[command(flatten)]

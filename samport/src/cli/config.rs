@@ -23,23 +23,28 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum What {
-    /// Say whether a configuration file is good, and what is wrong with it where.
+    /// Check a configuration file
+    ///
+    /// Errors come with line and column.
     Check(CheckArgs),
-    /// Print what `samport run` with the same flags would go by, and who says so: flag, environment, file or
-    /// default.
+    /// Show the settings of `samport run`, and who sets each
+    ///
+    /// For the same flags: each setting is from a flag, the environment, the file or the default.
     Show(Box<ShowArgs>),
 }
 
 #[derive(clap::Args, Debug)]
 struct CheckArgs {
-    /// The file.
+    /// Configuration file
     #[arg(env = "SAMPORT_CONFIG")]
     file: PathBuf,
 }
 
 #[derive(clap::Args, Debug)]
 struct ShowArgs {
-    /// How to show it; what toml prints can be used as a configuration file.
+    /// Choose the format
+    ///
+    /// The output of toml can be used as a configuration file.
     #[arg(short, long, value_enum, default_value = "toml")]
     output: Form,
     // Parsed again, with the file.

@@ -8,13 +8,14 @@ use crate::api::client::Client;
 
 /// Options of every command that talks to a running samport.
 #[derive(clap::Args, Debug)]
-#[command(next_help_heading = "Which samport")]
+#[command(next_help_heading = "Instance")]
 pub(super) struct Connection {
-    /// Name of the instance, as `samport status` shows it; needed if several run in this network
-    /// namespace.
+    /// Ask the instance of this name
+    ///
+    /// As `samport status` shows it. Needed if several run in this network namespace.
     #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
     pub(super) instance: Option<String>,
-    /// Control socket of the instance, rather than its name.
+    /// Ask the instance with this control socket
     #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
     pub(super) socket: Option<PathBuf>,
 }

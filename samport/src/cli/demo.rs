@@ -22,11 +22,11 @@ const REQUESTS_PER_PHASE: u32 = 500;
 /// Options of `samport demo`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Web servers to begin with.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=100))]
+    /// Start N web servers
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=100))]
     backends: u8,
-    /// Requests to spread over them.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Send N requests
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests: u32,
 }
 

@@ -17,24 +17,30 @@ use crate::system::privileges;
 /// Options of `samport explain`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The client's address and port, like 203.0.113.9:51022 or [2001:db8::9]:51022. It may be this machine
-    /// itself, or a container.
+    /// Address and port of the client
+    ///
+    /// Like 203.0.113.9:51022 or [2001:db8::9]:51022. The client may be this machine or a container.
     #[arg(value_name = "CLIENT:PORT", value_parser = end)]
     client: SocketAddr,
-    /// What it dials, like 198.51.100.7:80, or 198.51.100.7:53/udp.
+    /// Address and port that the client dials
+    ///
+    /// Like 198.51.100.7:80 or 198.51.100.7:53/udp.
     #[arg(value_name = "HOST:PORT", value_parser = Dialled::parse)]
     dialled: Dialled,
-    /// Over UDP rather than TCP.
+    /// Explain a packet of UDP instead of TCP
     #[arg(long)]
     udp: bool,
-    /// As if the packet came in by this device, rather than by the one that the client is behind.
+    /// Assume that the packet arrives on this device
+    ///
+    /// Default: the device that the client is behind
     #[arg(long, value_name = "DEVICE")]
     iif: Option<String>,
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// Name of the instance, as `samport status` shows it; needed if several in this network namespace
-    /// serve that address and port.
+    /// Ask the instance of this name
+    ///
+    /// As `samport status` shows it. Needed if several in this network namespace serve that address and port.
     #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
     instance: Option<String>,
 }

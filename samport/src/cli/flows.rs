@@ -22,22 +22,24 @@ use crate::system::privileges;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Options of `samport flows`.
-///
-/// Connections of this machine's own processes are no flows: their sockets are connected to the backend
-/// itself, and `ss` shows them.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// Show so many at most, those with the latest packets first; 0 for all.
+    /// Show at most N connections; 0 shows all
+    ///
+    /// Those with the latest packets come first.
     #[arg(long, value_name = "N", default_value = "1000")]
     limit: usize,
-    /// Show those that open and close from now on, looking every second. What comes and goes in between
-    /// is not seen.
+    /// Show connections as they open and close
+    ///
+    /// samport looks every second: what opens and closes in between is not shown.
     #[arg(long, conflicts_with = "limit")]
     follow: bool,
-    /// Name of the instance, as `samport status` shows it, rather than all in this network namespace.
+    /// Show only the instance of this name
+    ///
+    /// As `samport status` shows it. Default: all in this network namespace
     #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
     instance: Option<String>,
 }

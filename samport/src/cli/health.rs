@@ -8,31 +8,31 @@ use crate::model::check::{Config, Rhythm, Source, count, time};
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Health")]
 pub(super) struct Health {
-    /// When a backend gets traffic
+    /// Set when backends get traffic
     ///
-    /// docker: while its HEALTHCHECK passes; containers without one as with tcp. tcp: while it accepts connections.
-    /// http:/path or http:PORT/path: while it answers with a status of 200 to 399. none: as soon as it runs. UDP
-    /// ports accept no connections; with tcp their HEALTHCHECK decides, if there is one. Backends of --backend and
-    /// --file are checked only with tcp or http. When connections of several clients have failed, the backend is
-    /// checked once more (except with none), and avoided if that fails too.
+    /// docker: while the HEALTHCHECK passes; containers without one as with tcp. tcp: while the backend accepts
+    /// connections. http:/path or http:PORT/path: while it answers with a status of 200 to 399. none: as soon
+    /// as it runs. UDP ports accept no connections; with tcp their HEALTHCHECK decides, if there is one.
+    /// Backends of --backend and --file are checked only with tcp or http. When connections of several clients
+    /// have failed, the backend is checked once more (except with none), and avoided if that fails too.
     #[arg(long = "health", value_name = "HOW", default_value = "docker", env = "SAMPORT_HEALTH")]
     source: Source,
-    /// Time between two checks
+    /// Set the time between two checks
     ///
     /// Each check is one connection. A backend that is starting is checked more often.
     #[arg(long = "health-interval", value_name = "TIME", default_value = "5s", value_parser = time, env = "SAMPORT_HEALTH_INTERVAL")]
     interval: Duration,
-    /// Time limit of a check.
+    /// Set the time limit of a check
     #[arg(long = "health-timeout", value_name = "TIME", default_value = "2s", value_parser = time, env = "SAMPORT_HEALTH_TIMEOUT")]
     timeout: Duration,
-    /// Checks passed until healthy
+    /// Mark healthy after N passes
     ///
-    /// In a row, at first and after it was unhealthy..
+    /// Consecutive checks, of a backend that is new or unhealthy.
     #[arg(long = "health-rise", value_name = "N", default_value = "1", value_parser = count, env = "SAMPORT_HEALTH_RISE")]
     rise: u32,
-    /// Checks failed until unhealthy
+    /// Mark unhealthy after N failures
     ///
-    /// In a row. New connections then go to other backends, if there are any; open ones stay.
+    /// Consecutive checks. New connections then go to other backends, if there are any; open ones stay.
     #[arg(long = "health-fall", value_name = "N", default_value = "3", value_parser = count, env = "SAMPORT_HEALTH_FALL")]
     fall: u32,
 }

@@ -14,35 +14,35 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct Limits {
-    /// Connections per table (IPv4, IPv6)
+    /// Limit the connections per table
     ///
-    /// 1,000 take 0.15 MiB of locked memory in each, besides 9 MiB for fragments, affinity and connections that
-    /// begin at a served port. At most a quarter may be half-open or unanswered. What finds no room is served from
-    /// an overflow table of an eighth of the size, where the oldest are replaced. In a full table, closed
-    /// connections are removed first, then half-open and unanswered ones, then services beyond their share, then
-    /// the longest idle.
+    /// There is one for IPv4 and one for IPv6. 1,000 connections take 0.15 MiB of locked memory in each;
+    /// fragments, affinity and connections that begin at a served port take 9 MiB more. At most a quarter may
+    /// be half-open or unanswered. What finds no room is served from an overflow table of an eighth of the
+    /// size, where the oldest are replaced. In a full table, closed connections are removed first, then
+    /// half-open and unanswered ones, then services beyond their share, then the longest idle.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FLOWS, value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS")]
     pub(super) flows: u32,
-    /// Connections in the IPv6 table
+    /// Limit the connections of the IPv6 table
     ///
     /// A table takes its memory whether it is used or not. Default: as --flows
     #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216), env = "SAMPORT_FLOWS6")]
     flows6: Option<u32>,
-    /// Backends at a time
+    /// Limit the number of backends
     ///
-    /// Leaving ones included. 1,000 take 0.6 MiB of locked memory, and 0.2 MiB for each CPU.
+    /// Draining ones included. 1,000 take 0.6 MiB of locked memory, and 0.2 MiB for each CPU.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BACKENDS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BACKENDS)), env = "SAMPORT_MAX_BACKENDS")]
     pub(super) max_backends: u32,
-    /// Share of a table one service may hold
+    /// Limit the share of a table that one service may hold
     ///
-    /// In percent, 1 to 100; only while others need room: while more than three quarters of the table are in use.
-    /// What it holds beyond that is removed when the table is full.
+    /// In percent, 1 to 100; only while others need room: while more than three quarters of the table are in
+    /// use. What it holds beyond that is removed when the table is full.
     #[arg(long, hide_short_help = true, value_name = "PERCENT", default_value_t = DEFAULT_SERVICE_SHARE, value_parser = clap::value_parser!(u8).range(1..=100), env = "SAMPORT_SERVICE_SHARE")]
     pub(super) service_share: u8,
-    /// Half-open connections that are a flood
+    /// Treat this many half-open connections as a flood
     ///
-    /// On one CPU in about a second. Connections of a SYN flood are kept in a small table of their own and remove
-    /// no others. Default: a 128th of --flows
+    /// On one CPU in about a second. Connections of a SYN flood are kept in a small table of their own and
+    /// remove no others. Default: a 128th of --flows
     #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), env = "SAMPORT_SYN_FLOOD")]
     pub(super) syn_flood: Option<u32>,
     /// Idle timeout of half-open connections
@@ -50,13 +50,13 @@ pub(super) struct Limits {
     /// Timeouts are 1s to 30d, like 20s or 2h5m, or a number of seconds.
     #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "20s", value_parser = timeout, env = "SAMPORT_TCP_SYN_TIMEOUT")]
     tcp_syn_timeout: Duration,
-    /// Idle timeout of open TCP connections.
+    /// Idle timeout of open TCP connections
     #[arg(long, value_name = "TIME", default_value = "2h5m", value_parser = timeout, env = "SAMPORT_TCP_TIMEOUT")]
     tcp_timeout: Duration,
-    /// Idle timeout of closed TCP connections.
+    /// Idle timeout of closed TCP connections
     #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_TCP_FIN_TIMEOUT")]
     tcp_fin_timeout: Duration,
-    /// Idle timeout of reset TCP connections.
+    /// Idle timeout of reset TCP connections
     #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "10s", value_parser = timeout, env = "SAMPORT_TCP_RST_TIMEOUT")]
     tcp_rst_timeout: Duration,
     /// Idle timeout of UDP clients
@@ -64,7 +64,7 @@ pub(super) struct Limits {
     /// After it, the next datagram may go to another backend.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout, env = "SAMPORT_UDP_TIMEOUT")]
     udp_timeout: Duration,
-    /// Idle timeout of unanswered UDP clients.
+    /// Idle timeout of unanswered UDP clients
     #[arg(long, hide_short_help = true, value_name = "TIME", default_value = "30s", value_parser = timeout, env = "SAMPORT_UDP_UNANSWERED_TIMEOUT")]
     udp_unanswered_timeout: Duration,
 }

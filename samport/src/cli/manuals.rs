@@ -10,7 +10,9 @@ use clap_complete::Shell;
 /// Options of `samport completions`.
 #[derive(clap::Args, Debug)]
 pub struct CompletionsArgs {
-    /// Whose; for bash: samport completions bash > /etc/bash_completion.d/samport
+    /// Shell to print completions for
+    ///
+    /// For bash: samport completions bash > /etc/bash_completion.d/samport
     #[arg(value_enum)]
     shell: Shell,
 }
@@ -18,7 +20,9 @@ pub struct CompletionsArgs {
 /// Options of `samport man`.
 #[derive(clap::Args, Debug)]
 pub struct ManArgs {
-    /// Folder for them, like /usr/local/share/man/man1; it is made if it is missing.
+    /// Folder to write to, created if missing
+    ///
+    /// Like /usr/local/share/man/man1.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
 }

@@ -8,11 +8,11 @@ use crate::system::escape;
 /// What `-o` takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(super) enum Output {
-    /// For people.
+    /// For people
     Table,
-    /// For people with broad screens: everything there is.
+    /// For people: all columns
     Wide,
-    /// For scripts: docs/schemas.
+    /// For scripts (docs/schemas)
     Json,
 }
 

@@ -132,5 +132,5 @@ fn meaning(arg: &Arg) -> String {
         return help;
     }
     let values: Vec<String> = values.iter().map(|one| format!("`{}`", one.get_name())).collect();
-    format!("{help}. One of {}", values.join(", "))
+    format!("{}. One of {}", help.trim_end_matches('.'), values.join(", "))
 }

@@ -71,6 +71,40 @@ fn help_at_length_is_as_it_was() {
     pages.assert("manual");
 }
 
+/// What people see first is read without scrolling, on any terminal.
+#[test]
+fn help_in_short_is_a_page_of_eighty_columns_and_sixty_lines() {
+    for (words, text) in short() {
+        let longest = text.lines().map(|line| line.chars().count()).max();
+        assert!(longest <= Some(80) && text.lines().count() <= 60, "{words}:\n{text}");
+    }
+    let (words, text) = &long()[0];
+    let longest = text.lines().map(|line| line.chars().count()).max();
+    assert!(longest <= Some(80) && text.lines().count() <= 60, "{words}:\n{text}");
+}
+
+/// Whatever more there is to say stands in a paragraph after it, which `--help` shows.
+#[test]
+fn help_of_every_verb_and_flag_begins_with_a_line_of_seventy_characters() {
+    fn wrong(command: &Command, words: &str, all: &mut Vec<String>) {
+        let verbs = command.get_subcommands().map(|verb| (verb.get_name(), verb.get_about()));
+        let args = command.get_arguments().map(|arg| (arg.get_id().as_str(), arg.get_help()));
+        for (name, help) in verbs.chain(args) {
+            let help = help.map(ToString::to_string).unwrap_or_default();
+            let is_line = (1..=70).contains(&help.chars().count()) && !help.contains('\n');
+            if !is_line || help.ends_with('.') || !help.starts_with(char::is_uppercase) {
+                all.push(format!("{words} {name}: {help:?}"));
+            }
+        }
+        for verb in command.get_subcommands() {
+            wrong(verb, &format!("{words} {}", verb.get_name()), all);
+        }
+    }
+    let mut all = Vec::new();
+    wrong(&Cli::command(), "samport", &mut all);
+    assert_eq!(all, [""; 0]);
+}
+
 /// What `samport` says of words that it does not take, before it has looked at the machine.
 fn refusal(words: &[&str]) -> String {
     let words = [&["samport"], words].concat();

@@ -23,7 +23,7 @@ const COUNTED: Duration = Duration::from_millis(500);
 /// Options of `samport status`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }

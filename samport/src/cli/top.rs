@@ -37,7 +37,9 @@ const WAITING: usize = 4;
 /// Options of `samport top`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Between two looks, from 100ms on.
+    /// Refresh this often
+    ///
+    /// 100ms or more.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = pause)]
     interval: Duration,
     #[command(flatten)]

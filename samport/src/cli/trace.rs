@@ -22,22 +22,24 @@ use filter::Filter;
 use show::{Clock, Names};
 
 /// Options of `samport trace`.
-///
-/// It ends with Ctrl-C. Packets cost nothing more while nobody traces, and one can trace at a time.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    #[command(flatten)]
-    filter: Filter,
-    /// End after so many packets.
+    /// Exit after N packets
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// How to show it; JSON has a document on each line.
+    /// Choose the format
+    ///
+    /// json prints a document on each line.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
-    /// Name of the instance, as `samport status` shows it; needed if several run in this network
-    /// namespace.
+    /// Trace the instance of this name
+    ///
+    /// As `samport status` shows it. Needed if several run in this network namespace.
     #[arg(long, value_name = "NAME", env = "SAMPORT_INSTANCE")]
     instance: Option<String>,
+    // It has a heading, which flags after it would stand under.
+    #[command(flatten)]
+    filter: Filter,
 }
 
 /// Traces until it is told to end.

@@ -9,7 +9,7 @@ use crate::api::words::{SCHEMA, Version};
 /// Options of `samport version`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// How to show it.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
 }

@@ -19,15 +19,17 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Options of `samport wait`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Containers that must take new connections.
+    /// Wait for N containers that take new connections
     #[arg(long, value_name = "N")]
     healthy: usize,
-    /// Port of the service, like 80 or 53/udp; every service if left out.
+    /// Port of the service, like 80 or 53/udp; default: every service
     service: Option<String>,
-    /// How long to wait at most, also for samport itself.
+    /// Limit the time to wait
+    ///
+    /// Also for samport to start.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     timeout: Duration,
-    /// How to show what it has come to.
+    /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
     #[command(flatten)]

@@ -36,15 +36,15 @@ pub struct Flags {
     pub(in crate::cli) config: Option<PathBuf>,
     /// Serve clients on this interface (required)
     ///
-    /// All its addresses are served, and followed as they change. The host's other addresses are served to its own
-    /// containers. May be given several times.
+    /// All its addresses are served, also those that it gets later. The host's other addresses are served to
+    /// its own containers. May be given several times.
     #[arg(short, long, value_name = "IFACE", env = "SAMPORT_IFACE", value_delimiter = ',')]
     iface: Vec<String>,
     /// Serve this port
     ///
-    /// [ADDR:]PORT[:TARGET][/tcp|udp]: PORT:TARGET if the containers listen on another port; /udp for UDP. With an address before it, like
-    /// 198.51.100.7:80 or [2001:db8::7]:80, only that address is served, and a port without one on all others.
-    /// Without -p, labels of containers decide.
+    /// [ADDR:]PORT[:TARGET][/tcp|udp]: PORT:TARGET if the containers listen on another port; /udp for UDP. With
+    /// an address before it, like 198.51.100.7:80 or [2001:db8::7]:80, only that address is served, and a port
+    /// without one on all others. Without -p, labels of containers decide. May be given several times.
     #[arg(short, long, value_name = "PORT", env = "SAMPORT_PORT", value_delimiter = ',', value_parser = parse::<PortSpec>)]
     port: Vec<PortSpec>,
     /// Add a backend that is not a container
@@ -52,15 +52,15 @@ pub struct Flags {
     /// [NAME=]IP[:PORT][@WEIGHT]. May be given several times. Needs no container engine.
     #[arg(long, value_name = "BACKEND", value_parser = parse::<StaticBackend>)]
     backend: Vec<StaticBackend>,
-    /// Where backends come from
+    /// Choose where backends come from
     ///
     /// Default: docker; static with --backend; file with --file. Both docker and podman may be given.
     #[arg(long, value_enum, env = "SAMPORT_PROVIDER", value_delimiter = ',')]
     provider: Vec<ProviderName>,
-    /// Address of the container engine's API
+    /// Set the address of the container engine's API
     ///
-    /// Like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST is honoured too, and CONTAINER_HOST
-    /// for Podman.
+    /// Like unix:///var/run/docker.sock or tcp://127.0.0.1:2375. DOCKER_HOST is honoured too, and
+    /// CONTAINER_HOST for Podman.
     #[arg(long, value_name = "URL", env = "SAMPORT_ENDPOINT")]
     endpoint: Option<String>,
     /// Read backends from a TOML file
@@ -70,26 +70,26 @@ pub struct Flags {
     file: Option<PathBuf>,
     /// Serve only containers that match
     ///
-    /// label=K[=V], name=GLOB, image=NAME or network=NAME. Filters of one kind are alternatives; different kinds
-    /// must all match. Without a filter, containers with a samport.* label are served.
+    /// label=K[=V], name=GLOB, image=NAME or network=NAME. Filters of one kind are alternatives; different
+    /// kinds must all match. Without a filter, containers with a samport.* label are served.
     #[arg(long, value_name = "FILTER", value_parser = parse::<Filter>)]
     filter: Vec<Filter>,
     /// Serve only clients in this network
     ///
-    /// An address alone means itself. A container's label samport.allow narrows this for its ports and never widens
-    /// it. The host's own processes are always served.
+    /// A network like 10.0.0.0/8, or an address. May be given several times. A container's label samport.allow
+    /// narrows this for its ports and never widens it. The host's own processes are always served.
     #[arg(long, value_name = "CIDR", env = "SAMPORT_ALLOW", value_delimiter = ',', value_parser = parse_network)]
     allow: Vec<IpNet>,
-    /// Ports that labels of containers may claim
+    /// Limit the ports that labels may claim
     ///
     /// Ports and ranges, like 80,443,8000-8999. Default: all. Ports given with -p can always be used.
     #[arg(long, value_name = "PORTS", env = "SAMPORT_LABEL_PORTS", value_delimiter = ',', value_parser = parse::<PortRange>)]
     label_ports: Vec<PortRange>,
-    /// Two applications, one port
+    /// Handle a port claimed twice
     ///
-    /// refuse: the first one keeps it and the others are left out. merge: they share it. Containers belong to one
-    /// application if they share the label samport.service or the Compose project; containers with neither belong
-    /// to any.
+    /// By labels of different applications. refuse: the first one keeps it and the others are left out. merge:
+    /// they share it. Containers belong to one application if they share the label samport.service or the
+    /// Compose project; containers with neither belong to any.
     #[arg(
         long,
         value_enum,
@@ -98,19 +98,19 @@ pub struct Flags {
         env = "SAMPORT_SERVICE_CONFLICT"
     )]
     service_conflict: ServiceConflictName,
-    /// How packets get to backends
+    /// Set how packets reach backends
     ///
-    /// peer: into the container's veth. neigh: by the neighbour table. stack: through the host's network stack and
-    /// firewall. auto: the fastest that works for each backend.
+    /// peer: into the container's veth. neigh: by the neighbour table. stack: through the host's network stack
+    /// and firewall. auto: the fastest that works for each backend.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_FORWARD")]
     forward: ForwardName,
-    /// How kernel programs are attached
+    /// Choose how programs are attached
     ///
-    /// tcx (Linux 6.6 and newer), tc filters, or auto. xdp adds a program that runs before them, where frames enter
-    /// the machine; docs/xdp.md says when that is worth it.
+    /// tcx (Linux 6.6 and newer), tc filters, or auto. xdp adds a program that runs before them, where frames
+    /// enter the machine; docs/xdp.md says when that is worth it.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
     hook: HookName,
-    /// Which frames --hook xdp sees
+    /// Choose which frames --hook xdp sees
     ///
     /// native: in the driver. generic: in the stack, on every device. auto: native where the driver can.
     #[arg(
@@ -121,37 +121,40 @@ pub struct Flags {
         env = "SAMPORT_XDP_MODE"
     )]
     xdp_mode: XdpModeName,
-    /// Time to drain a backend
+    /// Limit how long a backend drains
     ///
-    /// One that leaves gets no new connections; open ones are closed after this time. Like 30s or 2h5m, or a number of seconds.
+    /// A backend that leaves gets no new connections; open ones are closed after this time. Like 30s or 2h5m,
+    /// or a number of seconds.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, env = "SAMPORT_DRAIN")]
     drain: Duration,
     /// Do not serve processes of the host
     ///
-    /// Without it, curl 127.0.0.1 and the host's own addresses reach backends too.
+    /// By default, curl 127.0.0.1 and the host's own addresses reach backends too.
     #[arg(long, env = "SAMPORT_NO_LOCAL")]
     no_local: bool,
-    /// Path of the control socket
+    /// Set the path of the control socket
     ///
-    /// `samport drain` and others use it; only root may. Default: /run/samport/NAME.sock
+    /// `samport drain` and other commands use it; only root may. Default: /run/samport/NAME.sock
     #[arg(long, value_name = "PATH", env = "SAMPORT_SOCKET")]
     socket: Option<PathBuf>,
-    /// Path of the seed of maglev and source-hash
+    /// Set the path of the hash seed
     ///
-    /// 32 hexadecimal digits, mode 0600; created if missing. It keeps outsiders from predicting which backend they
-    /// get. Hosts that are to choose the same backends need the same seed. Default: /var/lib/samport/hash-seed
+    /// maglev and source-hash choose by it. 32 hexadecimal digits, mode 0600; created if missing. It keeps
+    /// outsiders from predicting which backend they get. Hosts that are to choose the same backends need the
+    /// same seed. Default: /var/lib/samport/hash-seed
     #[arg(long, value_name = "PATH", env = "SAMPORT_HASH_SEED_FILE")]
     hash_seed_file: Option<PathBuf>,
     /// Drop root and continue as this user
     ///
-    /// It keeps the capabilities it needs, and the group of the engine's socket if it cannot connect otherwise:
-    /// whoever may write there is as good as root. All samports of a host need the same user. Default: root
+    /// samport keeps the capabilities it needs, and the group of the engine's socket if it cannot connect
+    /// otherwise: whoever may write to that socket is as good as root. All samports of a host need the same
+    /// user. Default: root
     #[arg(long, value_name = "NAME", env = "SAMPORT_USER")]
     user: Option<String>,
-    /// Restrict itself by Landlock and seccomp
+    /// Restrict by Landlock and seccomp
     ///
-    /// off: samport keeps the right to write root's files and to make all system calls. For a machine on which the
-    /// restrictions keep it from working; please report that.
+    /// off: samport keeps the right to write root's files and to make all system calls. For a machine on which
+    /// the restrictions keep it from working; please report that.
     #[arg(long, hide_short_help = true, value_enum, default_value = "on", env = "SAMPORT_SANDBOX")]
     sandbox: SandboxName,
     /// Serve Prometheus metrics
@@ -161,8 +164,8 @@ pub struct Flags {
     metrics: Option<SocketAddr>,
     /// Keep balancing after exit
     ///
-    /// The kernel goes on; the next run takes over without losing a connection, and `samport clean` removes
-    /// everything.
+    /// The kernel keeps forwarding; the next run takes over without losing a connection, and `samport clean`
+    /// removes everything.
     #[arg(long)]
     keep: bool,
     #[command(flatten)]

@@ -14,19 +14,26 @@ use crate::system::exit::{Exit, coded};
 
 /// Options that say which packets.
 #[derive(clap::Args, Default, Debug)]
-#[command(next_help_heading = "Which packets (all of these; without any, every packet)")]
+#[command(next_help_heading = "Filters (all must match; default: every packet)")]
 pub(super) struct Filter {
-    /// From or to addresses in a network, like 203.0.113.0/24, or an address.
+    /// Show packets from or to this network
+    ///
+    /// Like 203.0.113.0/24, or an address.
     #[arg(long, value_name = "CIDR", value_parser = network)]
     pub(super) client: Option<IpNet>,
-    /// Of connections to this port, as clients dial it.
+    /// Show packets of connections to this port
+    ///
+    /// The port that clients dial.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) port: Option<u16>,
-    /// That leave by this verdict, as `samport status` names it; several with commas, or several times.
+    /// Show packets that leave by this verdict
+    ///
+    /// As `samport status` names it. Several with commas, or several times.
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = super::verdict)]
     pub(super) verdict: Vec<Verdict>,
-    /// To or from this backend: the name of its container, or its address and port. May be given several
-    /// times.
+    /// Show packets to or from this backend
+    ///
+    /// The name of its container, or its address and port. May be given several times.
     #[arg(long, value_name = "BACKEND")]
     pub(super) backend: Vec<String>,
 }
