@@ -75,7 +75,7 @@ impl Client {
 
     /// Sets something.
     pub async fn put<T: DeserializeOwned>(&self, path: &str, to: &impl Serialize) -> Result<T> {
-        let body = serde_json::to_vec(to).context("encode the order")?;
+        let body = serde_json::to_vec(to).context("cannot encode the order")?;
         understand(&self.ask(Method::PUT, path, body).await?.expect_good()?)
     }
 
@@ -100,7 +100,7 @@ impl Client {
             .header(HOST, "samport")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::<Bytes>::from(body))
-            .context("make the request")?;
+            .context("cannot make the request")?;
         let response = sender.send_request(request).await.exit(Exit::Unreachable, lost())?;
         let (code, body) = (response.status(), response.into_body());
         let body = body.collect().await.exit(Exit::Unreachable, lost())?.to_bytes();
@@ -142,7 +142,7 @@ impl Answer {
 }
 
 fn understand<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).context("understand the answer; is it the same version?")
+    serde_json::from_slice(body).context("cannot understand the answer; is it the same version?")
 }
 
 /// A name as a part of a path.
@@ -177,7 +177,8 @@ fn choose(name: Option<&str>, all: Vec<Running>, here: u64) -> Result<Running> {
     let (mut nearby, elsewhere): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|one| one.namespace == here);
     if nearby.len() > 1 {
-        let message = format!("several run; say which with --instance: {}", names(&nearby));
+        let message =
+            format!("several samports run; choose one with --instance: {}", names(&nearby));
         return Err(coded(Exit::Usage, message));
     }
     nearby.pop().ok_or_else(|| {

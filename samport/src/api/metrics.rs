@@ -57,14 +57,15 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
         let message = format!("serve --metrics {address}{way_out}; choose another ADDR:PORT");
         Err::<(), _>(error).exit(exit, message).unwrap_err()
     })?;
-    listener.set_nonblocking(true).context("set up the listener for --metrics")?;
+    listener.set_nonblocking(true).context("cannot set up the listener for --metrics")?;
     Ok(listener)
 }
 
 impl Server {
     /// Serves `/metrics`.
     pub fn start(listener: TcpListener, source: Source) -> Result<Self> {
-        let listener = tokio::net::TcpListener::from_std(listener).context("watch --metrics")?;
+        let listener =
+            tokio::net::TcpListener::from_std(listener).context("cannot watch --metrics")?;
         let routes = Router::new().route("/metrics", get(scrape)).with_state(Arc::new(source));
         Ok(Self(tokio::spawn(async move { match http_server::serve(listener, routes).await {} })))
     }

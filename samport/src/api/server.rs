@@ -76,11 +76,9 @@ fn routes(app: Arc<AppState>) -> Router {
         .route("/v1/services/{name}/balance", put(balance))
         .route("/v1/services/{name}/allow/reset", post(reset_allow))
         .route("/v1/health", get(health))
-        .fallback(async || {
-            ApiError(StatusCode::NOT_FOUND, "there is no such thing here".to_owned())
-        })
+        .fallback(async || ApiError(StatusCode::NOT_FOUND, "not found".to_owned()))
         .method_not_allowed_fallback(async || {
-            let message = "that cannot be done with this".to_owned();
+            let message = "method not allowed".to_owned();
             ApiError(StatusCode::METHOD_NOT_ALLOWED, message)
         })
         .with_state(app)
@@ -165,7 +163,7 @@ async fn balance(
     let Json(words::Balance { balance }) = order?;
     let Some(mode) = Balance::ALL.into_iter().find(|mode| mode.name() == balance) else {
         let modes = Balance::ALL.map(Balance::name).join(", ");
-        let message = format!("there is no way to balance {balance:?}; there are {modes}");
+        let message = format!("invalid balance mode {balance:?}: expected one of {modes}");
         return Err(ApiError(StatusCode::BAD_REQUEST, message));
     };
     app.carry_out(OperatorCommand::Balance(name, mode)).await

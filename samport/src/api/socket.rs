@@ -31,7 +31,7 @@ impl Socket {
     /// [`Exit::Conflict`] if somebody serves it, or if it is no socket.
     pub fn bind(path: &Path) -> Result<Self> {
         make_room(path)?;
-        let about = || format!("open the control socket {}", path.display());
+        let about = || format!("cannot open the control socket {}", path.display());
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(about)?;
         }
@@ -52,8 +52,8 @@ impl Socket {
 
     /// The listening end, for tokio.
     pub fn listener(&self) -> Result<tokio::net::UnixListener> {
-        let listener = self.listener.try_clone().context("clone the control socket")?;
-        tokio::net::UnixListener::from_std(listener).context("watch the control socket")
+        let listener = self.listener.try_clone().context("cannot clone the control socket")?;
+        tokio::net::UnixListener::from_std(listener).context("cannot watch the control socket")
     }
 }
 
@@ -72,14 +72,13 @@ fn make_room(path: &Path) -> Result<()> {
         return Err(coded(Exit::Conflict, message));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).with_context(|| format!("remove the abandoned socket {name}"))
-        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .with_context(|| format!("cannot remove the abandoned socket {name}")),
         Ok(_) => {
             let message = format!("another program serves {name}; name another path with --socket");
             Err(coded(Exit::Conflict, message))
         }
-        Err(error) => Err(error).exit(Exit::Conflict, format!("look who serves {name}")),
+        Err(error) => Err(error).exit(Exit::Conflict, format!("cannot look who serves {name}")),
     }
 }
 

@@ -38,8 +38,8 @@ pub async fn run(args: Args) -> Result<()> {
     }
     if !all.running {
         tracing::warn!(
-            "{}: no samport runs any more, the kernel works on with these as they were; `samport run` \
-             takes its place",
+            "{}: samport is not running; the kernel keeps forwarding with its last state. `samport run` takes \
+             over",
             all.instance
         );
     }
@@ -60,7 +60,10 @@ fn leftover(connection: &Connection) -> Result<Option<String>> {
     let mut names = pins::instances();
     names.retain(|name| connection.may_mean(name) && is_here(name));
     if names.len() > 1 {
-        let message = format!("several were left; say which with --instance: {}", names.join(", "));
+        let message = format!(
+            "several killed samports were found; choose one with --instance: {}",
+            names.join(", ")
+        );
         return Err(coded(Exit::Usage, message));
     }
     Ok(names.pop())

@@ -99,7 +99,7 @@ pub async fn drain(args: DrainArgs) -> Result<()> {
     let last: BTreeSet<_> = last.map(|backend| (&backend.service, &backend.name)).collect();
     for (service, name) in last {
         tracing::warn!(
-            "no other backend of {service} serves: {name} goes on taking new connections until one does"
+            "no other backend of {service} serves: {name} keeps taking new connections until one does"
         );
     }
     if args.wait {

@@ -58,7 +58,7 @@ impl Dialled {
             Some((place, "tcp")) => (place, Some(Protocol::Tcp)),
             Some((place, "udp")) => (place, Some(Protocol::Udp)),
             Some((_, other)) => {
-                return Err(format!("{other:?} cannot be balanced; say tcp or udp"));
+                return Err(format!("unknown protocol {other:?}: expected tcp or udp"));
             }
             None => (text, None),
         };
@@ -67,11 +67,10 @@ impl Dialled {
 }
 
 fn end(text: &str) -> Result<SocketAddr, String> {
-    let like = "give one like 198.51.100.7:80 or [2001:db8::7]:80";
-    let at: SocketAddr =
-        text.parse().map_err(|_| format!("{text:?} is no address and port; {like}"))?;
+    let like = "expected ADDRESS:PORT, e.g. 198.51.100.7:80 or [2001:db8::7]:80";
+    let at: SocketAddr = text.parse().map_err(|_| format!("invalid address {text:?}: {like}"))?;
     if at.port() == 0 {
-        return Err(format!("{text:?} has no port; {like}"));
+        return Err(format!("invalid address {text:?}: port 0, {like}"));
     }
     Ok(SocketAddr::new(at.ip().to_canonical(), at.port()))
 }
@@ -96,12 +95,14 @@ impl Args {
         let usage = |message: String| Err(coded(Exit::Usage, message));
         if self.client.is_ipv4() != dialled.is_ipv4() {
             return usage(format!(
-                "{} and {dialled} are of different families; give two of IPv4 or two of IPv6",
+                "client {} and host {dialled} differ in family; give two IPv4 or two IPv6 addresses",
                 self.client
             ));
         }
         let protocol = match (protocol, self.udp) {
-            (Some(Protocol::Tcp), true) => return usage("/tcp and --udp contradict".to_owned()),
+            (Some(Protocol::Tcp), true) => {
+                return usage("/tcp and --udp contradict each other".to_owned());
+            }
             (_, true) => Protocol::Udp,
             (said, false) => said.unwrap_or(Protocol::Tcp),
         };
@@ -112,7 +113,7 @@ impl Args {
 /// Why none of several instances is meant.
 fn ambiguous(names: &[String]) -> anyhow::Error {
     let names = names.join(", ");
-    coded(Exit::Usage, anyhow!("several serve that; say which with --instance: {names}"))
+    coded(Exit::Usage, anyhow!("several samports serve that; choose one with --instance: {names}"))
 }
 
 #[cfg(test)]
@@ -126,7 +127,7 @@ mod tests {
         for wrong in ["192.0.2.1", "web:80", "2001:db8::7:80", "192.0.2.1:0", "192.0.2.1:99999", ""]
         {
             let said = end(wrong).unwrap_err();
-            assert!(said.contains(&format!("{wrong:?}")) && said.contains("like"), "{said}");
+            assert!(said.contains(&format!("{wrong:?}")) && said.contains("e.g."), "{said}");
         }
     }
 

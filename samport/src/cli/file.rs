@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, Command};
 
 use self::fault::{Fault, line_of};
 use self::text::{Entry, Given, Word, entries};
+use super::resolved::cause;
 use crate::system::exit::{Coded as _, Exit, coded};
 
 /// The flag that has no key: it says which file.
@@ -57,7 +58,8 @@ impl File {
     /// [`Exit::Usage`], with line and column where something is wrong.
     pub(super) fn read(path: &Path, command: &Command) -> Result<Self> {
         let text = std::fs::read_to_string(path);
-        let text = text.exit(Exit::Usage, format!("read the configuration {}", path.display()))?;
+        let text =
+            text.exit(Exit::Usage, format!("cannot read the configuration {}", path.display()))?;
         let settings = settings(&text, command)
             .map_err(|fault| coded(Exit::Usage, fault.shown(&path.display(), &text)))?;
         Ok(Self { path: path.to_owned(), text, settings })
@@ -115,16 +117,25 @@ impl Judge {
         let words = match given {
             Given::Switch(on) if !takes_values => return Ok(vec![on.to_string()]),
             _ if !takes_values => {
-                return Err(Fault::new(at.clone(), format!("{:?} is true or false", key.text)));
+                return Err(Fault::new(
+                    at.clone(),
+                    format!("invalid value of {:?}: expected true or false", key.text),
+                ));
             }
             Given::Switch(_) => {
-                let what = format!("{:?} takes a text in quotes or a whole number", key.text);
+                let what = format!(
+                    "invalid value of {:?}: expected a text in quotes or a whole number",
+                    key.text
+                );
                 return Err(Fault::new(at.clone(), what));
             }
             Given::List(_) if !is_list => {
                 return Err(Fault::new(
                     at.clone(),
-                    format!("{:?} takes one value, no list", key.text),
+                    format!(
+                        "invalid value of {:?}: expected one value instead of a list",
+                        key.text
+                    ),
                 ));
             }
             Given::One(word) => std::slice::from_ref(word),
@@ -151,7 +162,7 @@ impl Judge {
             alike.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(alike, _)| *alike > ALIKE);
         let way_out = match best {
             Some((_, known)) => format!("did you mean {known:?}?"),
-            None => "the keys are the names of `samport run`'s flags".to_owned(),
+            None => "keys are the names of the flags of `samport run`".to_owned(),
         };
         Fault::new(key.at.clone(), format!("unknown key {:?}; {way_out}", key.text))
     }
@@ -159,6 +170,9 @@ impl Judge {
 
 /// What a flag says of a value, about the key rather than the flag.
 fn said(error: &clap::Error, key: &str) -> String {
+    if let Some(cause) = cause(error) {
+        return format!("{key}: {cause}");
+    }
     let text = error.render().to_string();
     let text = text.split("\n\nFor more information").next().unwrap_or_default();
     let text = text.strip_prefix("error: ").unwrap_or(text);

@@ -85,7 +85,7 @@ fn once(args: &Args) -> Result<()> {
     // Unless they have ended meanwhile.
     for name in instances::instances(args.instance.as_deref()).unwrap_or_default() {
         if !instance::is_running(&name) {
-            tracing::warn!("{name}: no samport runs any more, the kernel works on");
+            tracing::warn!("{name}: samport is not running; the kernel keeps forwarding");
         }
     }
     if flows.len() < total {

@@ -94,8 +94,8 @@ mod tests {
             ("--health", "http:x", "http:/health"),
             ("--health-interval", "0", "100ms at least"),
             ("--health-timeout", "0s", "100ms at least"),
-            ("--health-rise", "0", "1 to 1000"),
-            ("--health-fall", "0", "1 to 1000"),
+            ("--health-rise", "0", "1-1000"),
+            ("--health-fall", "0", "1-1000"),
         ] {
             let error = config(&[&format!("{flag}={value}")]).unwrap_err();
             assert!(error.contains(flag) && error.contains(way_out), "{error}");

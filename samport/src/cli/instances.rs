@@ -30,5 +30,5 @@ pub(super) fn instances(meant: Option<&str>) -> Result<Vec<String>> {
 
 /// There is no instance of this name.
 pub(super) fn not_found(name: &str) -> Error {
-    coded(Exit::Unreachable, format!("no samport {name} runs or has left anything"))
+    coded(Exit::Unreachable, format!("instance {name:?} not found"))
 }

@@ -92,7 +92,7 @@ impl Limits {
 fn timeout(text: &str) -> Result<Duration, String> {
     let time = time(text)?;
     if time < SHORTEST_TIMEOUT {
-        return Err(format!("{text:?} is too short; give 1s at least"));
+        return Err(format!("invalid time {text:?}: expected 1s at least"));
     }
     Ok(time)
 }

@@ -36,7 +36,7 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) {
 /// Writes a page for samport, and one for each of its commands.
 pub fn man(args: &ManArgs, command: Command) -> Result<()> {
     let folder = args.folder.display();
-    std::fs::create_dir_all(&args.folder).with_context(|| format!("make {folder}"))?;
+    std::fs::create_dir_all(&args.folder).with_context(|| format!("cannot make {folder}"))?;
     clap_mangen::generate_to(command, &args.folder)
-        .with_context(|| format!("write pages to {folder}"))
+        .with_context(|| format!("cannot write pages to {folder}"))
 }

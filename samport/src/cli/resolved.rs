@@ -1,10 +1,14 @@
 //! What the program was asked for: the command line, the environment behind it, and the configuration
 //! file behind that.
 
+use std::error::Error as _;
 use std::ffi::OsString;
+use std::net::AddrParseError;
+use std::num::ParseIntError;
 use std::path::Path;
 
 use anyhow::Result;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgMatches, Args as _, Command, CommandFactory as _, FromArgMatches as _};
 
 use super::file::File;
@@ -30,8 +34,43 @@ pub(super) fn command_line() -> Cli {
     if words.iter().any(|word| word == "-h") {
         command = on_a_page(command);
     }
-    let cli = Cli::from_arg_matches(&command.get_matches_from(words));
-    cli.unwrap_or_else(|error| error.exit())
+    let parsed = command.try_get_matches_from(words);
+    let cli = parsed.and_then(|matches| Cli::from_arg_matches(&matches));
+    cli.unwrap_or_else(|error| reworded(error).exit())
+}
+
+/// Names a value that a flag does not take once, in the cause. clap's own words would name it before that, too.
+pub(super) fn reworded(error: clap::Error) -> clap::Error {
+    let arg = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+    match (cause(&error), arg.as_deref().and_then(|arg| arg.split(' ').next())) {
+        (Some(cause), Some(name)) => {
+            let message = format!("{name}: {cause}\n\nFor more information, try '--help'.\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message)
+        }
+        _ => error,
+    }
+}
+
+/// What is wrong with a value, and what is expected; `None` if it is not a value that is wrong.
+pub(super) fn cause(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::ValueValidation {
+        return None;
+    }
+    let source = error.source()?;
+    let value = error.get(ContextKind::InvalidValue)?.to_string();
+    if source.is::<ParseIntError>() {
+        return Some(format!("invalid number {value:?}: expected a whole number"));
+    }
+    if source.is::<AddrParseError>() {
+        return Some(format!("invalid address {value:?}: expected IP:PORT"));
+    }
+    let text = source.to_string();
+    Some(match text.split_once(" is not in ") {
+        Some((number, range)) => {
+            format!("invalid number {number:?}: expected {}", range.replace("..=", "-"))
+        }
+        None => text,
+    })
 }
 
 /// A command whose `-h` has a line for each flag. Environment variables and possible values are in `--help`.
@@ -97,5 +136,5 @@ fn of_run(matches: &ArgMatches) -> Result<(run::Flags, &ArgMatches)> {
 }
 
 fn usage<T>(parsed: Result<T, clap::Error>) -> Result<T> {
-    parsed.map_err(|error| coded(Exit::Usage, error.to_string().trim_end()))
+    parsed.map_err(|error| coded(Exit::Usage, reworded(error).to_string().trim_end()))
 }

@@ -70,7 +70,7 @@ pub async fn run(args: &Args, prepared: Prepared) -> Result<()> {
     let Started { mut reconciler, snapshots, network, server, rules, handles } = tokio::select! {
         biased;
         () = &mut stop => {
-            tracing::info!("stopped before it was ready; the machine is as it was before");
+            tracing::info!("stopped before it was ready; nothing was changed");
             return Ok(());
         }
         started = start(&config, &held.hash_seed) => started?,

@@ -109,7 +109,10 @@ fn help_of_every_verb_and_flag_begins_with_a_line_of_seventy_characters() {
 fn refusal(words: &[&str]) -> String {
     let words = [&["samport"], words].concat();
     let matches = match alone(fixed(Cli::command(), 100)).try_get_matches_from(words) {
-        Err(error) => return format!("{}(exit code {})", error.render(), error.exit_code()),
+        Err(error) => {
+            let error = resolved::reworded(error);
+            return format!("{}(exit code {})", error.render(), error.exit_code());
+        }
         Ok(matches) => matches,
     };
     let Some((run::NAME, matches)) = matches.subcommand() else { panic!("{matches:?} is taken") };

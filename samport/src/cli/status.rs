@@ -55,8 +55,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     for name in killed {
         tracing::warn!(
-            "{name}: no samport runs any more, the kernel works on; `samport run` takes its place, \
-             `samport clean` removes it"
+            "{name}: samport is not running; the kernel keeps forwarding. `samport run` takes over, `samport clean` \
+             removes it"
         );
     }
     Ok(())

@@ -49,7 +49,7 @@ pub struct Args {
 fn pause(text: &str) -> Result<Duration, String> {
     let pause = time(text)?;
     if pause < SHORTEST {
-        return Err(format!("{text:?} is too short; give 100ms at least"));
+        return Err(format!("invalid time {text:?}: expected 100ms at least"));
     }
     Ok(pause)
 }
@@ -76,9 +76,9 @@ pub async fn run(args: Args) -> Result<()> {
     let is_coloured = AutoStream::choice(&stdout()) != ColorChoice::Never;
     let screen = Screen::new(first, begin.elapsed(), is_coloured);
     // Panics give the terminal back, too.
-    let mut terminal = ratatui::try_init().context("take the terminal over")?;
+    let mut terminal = ratatui::try_init().context("cannot take the terminal over")?;
     let shown = show(&mut terminal, screen, args, (begin, stop)).await;
-    let restored = ratatui::try_restore().context("give the terminal back");
+    let restored = ratatui::try_restore().context("cannot give the terminal back");
     shown.and(restored)
 }
 
@@ -103,7 +103,7 @@ async fn show(
         let (teller, connection) = (teller.clone(), connection.clone());
         tokio::select! {
             () = &mut stop => return Ok(()),
-            event = keys.next() => match event.transpose().context("read the terminal")? {
+            event = keys.next() => match event.transpose().context("cannot read the terminal")? {
                 None => return Ok(()),
                 Some(Event::Key(key)) if !key.is_release() => match screen.press(key) {
                     Some(Act::Quit) => return Ok(()),

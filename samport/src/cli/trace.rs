@@ -87,7 +87,7 @@ pub async fn run(args: Args) -> Result<()> {
 fn one(mut names: Vec<String>) -> Result<String> {
     if names.len() > 1 {
         let names = names.join(", ");
-        let message = format!("several are here; say which with --instance: {names}");
+        let message = format!("several samports run; choose one with --instance: {names}");
         return Err(coded(Exit::Usage, message));
     }
     names.pop().ok_or_else(|| coded(Exit::Unreachable, "samport does not run here"))
@@ -127,7 +127,7 @@ impl Shower {
 
     fn say_lost(&mut self, lost: u64) {
         if lost > self.lost {
-            tracing::warn!("{} packets came too fast to be told of", lost - self.lost);
+            tracing::warn!("{} packets were not shown: they came too fast", lost - self.lost);
             self.lost = lost;
         }
     }
@@ -138,6 +138,6 @@ fn verdict(text: &str) -> Result<Verdict, String> {
     let found = Verdict::ALL.iter().copied().find(|verdict| verdict.name() == text);
     found.ok_or_else(|| {
         let names: Vec<_> = Verdict::ALL.iter().map(|verdict| verdict.name()).collect();
-        format!("{text:?} is no verdict; there are {}", names.join(", "))
+        format!("unknown verdict {text:?}: expected one of {}", names.join(", "))
     })
 }

@@ -229,7 +229,7 @@ impl Drop for Watching {
 /// Writes it whole or not at all.
 fn write(path: &Path, written: &Written) -> Result<()> {
     let new = instance::progress_draft(path);
-    let text = serde_json::to_vec(written).context("encode the loop's progress")?;
+    let text = serde_json::to_vec(written).context("cannot encode the loop's progress")?;
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true).mode(0o600);
     options
@@ -238,7 +238,7 @@ fn write(path: &Path, written: &Written) -> Result<()> {
         .and_then(|()| std::fs::rename(&new, path))
         // On a full disk there is a part of it.
         .inspect_err(|_| drop(std::fs::remove_file(&new)))
-        .with_context(|| format!("write {}", path.display()))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What a running instance has written down. Nothing, if it cannot be read: it has just begun, or ends.

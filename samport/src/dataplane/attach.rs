@@ -58,7 +58,7 @@ impl Attachment {
     /// By a link that is pinned there.
     pub(super) fn pinned(link: PinnedLink, pin: &Path) -> Result<Self> {
         let descriptor =
-            syscall::open_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+            syscall::open_pin(pin).with_context(|| format!("cannot open {}", pin.display()))?;
         Ok(Self::Pinned(Some(Pinned { link, descriptor })))
     }
 
@@ -125,17 +125,17 @@ impl Drop for Attachment {
 pub(super) fn take_over(pin: &Path, program: BorrowedFd<'_>) -> Result<Option<Attachment>> {
     match syscall::exchange_program(pin, program) {
         Ok(()) => {
-            let link =
-                PinnedLink::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
+            let link = PinnedLink::from_pin(pin)
+                .with_context(|| format!("cannot open {}", pin.display()))?;
             Attachment::pinned(link, pin).map(Some)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-            fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
+            fs::remove_file(pin).with_context(|| format!("cannot remove {}", pin.display()))?;
             Ok(None)
         }
         Err(error) => {
-            Err(error).with_context(|| format!("exchange the program of {}", pin.display()))
+            Err(error).with_context(|| format!("cannot exchange the program of {}", pin.display()))
         }
     }
 }
@@ -193,12 +193,12 @@ pub(super) fn attach(
                     );
                     return result.exit(Exit::Conflict, message);
                 }
-                return result.with_context(|| format!("attach {program} to {device}"));
+                return result.with_context(|| format!("cannot attach {program} to {device}"));
             }
         }
     }
     attach_filter(classifier, &device, kind, role, ifindex)
-        .with_context(|| format!("attach {program} to {device}"))
+        .with_context(|| format!("cannot attach {program} to {device}"))
 }
 
 fn attach_tcx(
@@ -214,7 +214,7 @@ fn attach_tcx(
     let id = classifier.attach_with_options(device, kind, options)?;
     let link: FdLink = classifier.take_link(id)?.try_into()?;
     let pin = pins.link(role, ifindex);
-    let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+    let link = link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
     Attachment::pinned(link, &pin)
 }
 
@@ -249,7 +249,7 @@ fn attach_filter(
         Ok(()) => true,
         Err(TcError::AlreadyAttached) => ours(),
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => ours(),
-        Err(error) => return Err(error).with_context(|| format!("add clsact to {device}")),
+        Err(error) => return Err(error).with_context(|| format!("cannot add clsact to {device}")),
     };
     let attached = classifier
         .attach_with_options(device, kind, TcAttachOptions::Netlink(NlOptions::default()))
@@ -292,7 +292,7 @@ pub(super) fn detach_filter(filter: &FilterRecord) -> Result<()> {
 pub(crate) fn device_name(ifindex: u32) -> Result<String> {
     let socket =
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-            .context("open a socket")?;
+            .context("cannot open a socket")?;
     rustix::net::netdevice::index_to_name(socket.as_fd(), ifindex)
         .map_err(|_| coded(Exit::Failure, format!("there is no device with index {ifindex}")))
 }
@@ -301,7 +301,7 @@ pub(crate) fn device_name(ifindex: u32) -> Result<String> {
 pub(super) fn device_index(name: &str) -> Result<u32> {
     let socket =
         rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-            .context("open a socket")?;
+            .context("cannot open a socket")?;
     rustix::net::netdevice::name_to_index(socket.as_fd(), name)
         .map_err(|_| coded(Exit::Failure, format!("there is no device {name}")))
 }

@@ -322,7 +322,10 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
         .override_global("ROOM_LIMITS", &MapCell(options.room_limits()), true)
         .override_global("HOST_NETNS_COOKIE", &netns_cookie, true)
         .load(OBJECT)
-        .exit(Exit::Kernel, "make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)")?;
+        .exit(
+            Exit::Kernel,
+            "cannot make the BPF maps (is the kernel 5.13 or newer, with BPF enabled?)",
+        )?;
     // Before anything is attached. All of them: once we are ready we may load no more.
     for name in PROGRAMS {
         classifier(&mut ebpf, name)?;
@@ -369,7 +372,7 @@ pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
     if program.fd().is_err() {
         persist(|| program.load())
             .map_err(explain)
-            .exit(Exit::Kernel, format!("load program {name}"))?;
+            .exit(Exit::Kernel, format!("cannot load program {name}"))?;
     }
     Ok(program)
 }

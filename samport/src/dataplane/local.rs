@@ -90,7 +90,7 @@ fn attach_all(ebpf: &mut Ebpf, pins: &pins::Folder) -> Result<Local> {
 
 fn open_cgroup_root() -> Result<File> {
     let root = cgroups::root()?;
-    File::open(&root).with_context(|| format!("open {}", root.display()))
+    File::open(&root).with_context(|| format!("cannot open {}", root.display()))
 }
 
 /// Attaches the program of a hook, or puts it into the link that another samport has left there.
@@ -109,7 +109,7 @@ fn attach_one(
             if program.fd().is_err() {
                 load::persist(|| program.load())
                     .map_err(load::explain)
-                    .with_context(|| format!("load {name}"))?;
+                    .with_context(|| format!("cannot load {name}"))?;
             }
             let taken = attach::take_over(&pins.local_link(hook), program.fd()?.as_fd())?;
             if let Some(taken) = taken {
@@ -156,7 +156,7 @@ fn why_not(error: ProgramError, hook: &str) -> anyhow::Error {
 fn pin(link: Result<FdLink, LinkError>, pins: &pins::Folder, hook: &str) -> Result<Attachment> {
     let link = link.context("this kernel has no links for cgroups")?;
     let path = pins.local_link(hook);
-    let link = link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+    let link = link.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
     Attachment::pinned(link, &path)
 }
 

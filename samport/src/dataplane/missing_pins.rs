@@ -20,7 +20,8 @@ impl Maps {
         let open = |name: &'static str| {
             let is_own = OF_A_RUN.contains(&name) || anew.contains(&name);
             let pin = if is_own { pins.map_of_run(name) } else { pins.map(name) };
-            let map = syscall::open_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+            let map = syscall::open_pin(&pin)
+                .with_context(|| format!("cannot open {}", pin.display()))?;
             Ok((name, map))
         };
         MAPS.into_iter().map(open).collect::<Result<_>>().map(Self)
@@ -59,7 +60,7 @@ impl Dataplane {
             if pin.symlink_metadata().is_ok() {
                 continue;
             }
-            let about = || format!("pin {}", pin.display());
+            let about = || format!("cannot pin {}", pin.display());
             let made = self.pins.make_again();
             made.and_then(|()| syscall::pin(object, &pin).with_context(about))
                 .map_err(explained)?;

@@ -73,14 +73,14 @@ impl Objects {
     pub fn held_by(pid: u32) -> Result<Self> {
         let folder = format!("/proc/{pid}/fdinfo");
         let mut found = Self::default();
-        for entry in fs::read_dir(&folder).with_context(|| format!("list {folder}"))? {
-            let path = entry.with_context(|| format!("list {folder}"))?.path();
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {folder}"))? {
+            let path = entry.with_context(|| format!("cannot list {folder}"))?.path();
             match fs::read_to_string(&path) {
                 Ok(fdinfo) => found.add_fdinfo(&fdinfo, ""),
                 // Closed in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("read {}", path.display()));
+                    return Err(error).with_context(|| format!("cannot read {}", path.display()));
                 }
             }
         }
@@ -92,12 +92,12 @@ impl Objects {
         let mut found = Self::default();
         let entries = match fs::read_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-            entries => entries.with_context(|| format!("list {}", folder.display()))?,
+            entries => entries.with_context(|| format!("cannot list {}", folder.display()))?,
         };
         for entry in entries.flatten() {
             let path = entry.path();
             let open = || fdinfo_of(&open_pin(&path)?);
-            let fdinfo = open().with_context(|| format!("open {}", path.display()))?;
+            let fdinfo = open().with_context(|| format!("cannot open {}", path.display()))?;
             found.add_fdinfo(&fdinfo, &entry.file_name().to_string_lossy());
         }
         Ok(found)
@@ -224,7 +224,9 @@ pub fn ids(kind: Kind) -> Result<BTreeSet<u32>> {
             Ok(_) => {}
             // The last one has no next.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ids),
-            Err(error) => return Err(error).with_context(|| format!("list BPF {}s", kind.name())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot list BPF {}s", kind.name()));
+            }
         }
         ids.insert(attr.next);
         attr.id = attr.next;

@@ -36,7 +36,7 @@ impl Folder {
     pub(super) fn create(instance: &Instance) -> Result<Self> {
         ensure_mounted()?;
         let path = Path::new(ROOT).join(instance.name());
-        make(&path).with_context(|| format!("make {}", path.display()))?;
+        make(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let last = names_in(&path).iter().filter_map(|pin| run_of(pin)).max().unwrap_or(0);
         Ok(Self { path, on_drop: OnDrop::Remove, run: last + 1 })
     }
@@ -56,7 +56,8 @@ impl Folder {
         for pin in names_in(&self.path) {
             if run_of(&pin).is_some_and(|run| run != self.run) {
                 let pin = self.path.join(pin);
-                fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+                fs::remove_file(&pin)
+                    .with_context(|| format!("cannot remove {}", pin.display()))?;
             }
         }
         Ok(())
@@ -66,7 +67,7 @@ impl Folder {
     pub(super) fn replace_map(&self, name: &str) -> Result<()> {
         let (from, to) = (self.map_of_run(name), self.map(name));
         fs::rename(&from, &to)
-            .with_context(|| format!("rename {} to {}", from.display(), to.display()))
+            .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
     }
 
     /// Removes the pins of maps that this version does not have.
@@ -75,7 +76,8 @@ impl Folder {
             let is_unknown = |map: &str| run_of(&pin).is_none() && !known.contains(&map);
             if pin.strip_prefix("map_").is_some_and(is_unknown) {
                 let pin = self.path.join(pin);
-                fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
+                fs::remove_file(&pin)
+                    .with_context(|| format!("cannot remove {}", pin.display()))?;
             }
         }
         Ok(())
@@ -89,7 +91,7 @@ impl Folder {
     /// Removes a link's pin: what it holds is detached.
     pub(super) fn remove_link(&self, link: &Link) -> Result<()> {
         let pin = self.path.join(link.to_string());
-        fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))
+        fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))
     }
 
     /// Where a link is pinned.
@@ -121,7 +123,7 @@ impl Folder {
                  write only in what it has started with"
             );
         }
-        make(&self.path).with_context(|| format!("make {}", self.path.display()))
+        make(&self.path).with_context(|| format!("cannot make {}", self.path.display()))
     }
 
     /// Where the pins are.
@@ -220,7 +222,7 @@ pub fn map_of(instance: &str, map: &str) -> PathBuf {
 
 /// Opens a pinned map.
 pub(super) fn open(pin: &Path) -> Result<MapData> {
-    MapData::from_pin(pin).with_context(|| format!("open {}", pin.display()))
+    MapData::from_pin(pin).with_context(|| format!("cannot open {}", pin.display()))
 }
 
 /// Names of the instances that have pins.
@@ -238,7 +240,8 @@ pub fn pins_of(instance: &str) -> Vec<String> {
 /// Gives the pins of an instance that nobody runs to another name.
 pub fn rename_instance(from: &str, to: &str) -> Result<()> {
     let (from, to) = (Path::new(ROOT).join(from), Path::new(ROOT).join(to));
-    fs::rename(&from, &to).with_context(|| format!("rename {} to {}", from.display(), to.display()))
+    fs::rename(&from, &to)
+        .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 
 fn names_in(folder: &Path) -> Vec<String> {
@@ -251,7 +254,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 /// Removes an instance's pins: its links detach, its maps are freed.
 pub fn remove_instance(instance: &str) -> Result<()> {
     let path = Path::new(ROOT).join(instance);
-    remove(&path).with_context(|| format!("remove {}", path.display()))
+    remove(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Removes a folder of pins, links first so that no packet meets a program without its maps' names.
@@ -289,7 +292,7 @@ fn make(path: &Path) -> io::Result<()> {
 /// [`Exit::Kernel`] without bpffs.
 pub fn hold_root() -> Result<SharedFolder> {
     ensure_mounted()?;
-    SharedFolder::hold(Path::new(ROOT)).with_context(|| format!("make {ROOT}"))
+    SharedFolder::hold(Path::new(ROOT)).with_context(|| format!("cannot make {ROOT}"))
 }
 
 /// The state of the file system for pins.
@@ -329,5 +332,5 @@ pub fn ensure_mounted() -> Result<()> {
     }
     tracing::info!("mounting bpffs at {BPFFS}; it stays mounted");
     rustix::mount::mount("bpf", BPFFS, "bpf", MountFlags::empty(), None)
-        .exit(Exit::Kernel, format!("mount bpffs (by hand: mount -t bpf bpf {BPFFS})"))
+        .exit(Exit::Kernel, format!("cannot mount bpffs (by hand: mount -t bpf bpf {BPFFS})"))
 }

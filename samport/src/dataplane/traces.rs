@@ -44,7 +44,7 @@ impl Tracer {
         let lock = lock(instance)?;
         let data = |map: &str| {
             let opened = pins::open(&pins::map_of(instance, map));
-            opened.with_context(|| format!("trace {instance} (is it of an older samport?)"))
+            opened.with_context(|| format!("cannot trace {instance} (is it of an older samport?)"))
         };
         let watch = Array::try_from(Map::Array(data("TRACE_WATCH")?)).context("TRACE_WATCH")?;
         let ring = RingBuf::try_from(Map::RingBuf(data("TRACES")?)).context("TRACES")?;
@@ -86,7 +86,7 @@ impl Tracer {
         // SAFETY: it is this descriptor for as long as it lives.
         let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         let registered = registered.map_err(io::Error::from);
-        Ok(Bell(registered.context("poll the kernel's traces")?))
+        Ok(Bell(registered.context("cannot poll the kernel's traces")?))
     }
 
     fn all_lost(&self) -> Result<u64> {
@@ -113,7 +113,8 @@ pub struct Bell(AsyncFd<OwnedFd>);
 impl Bell {
     /// Waits for it.
     pub async fn rings(&mut self) -> Result<()> {
-        let mut ready = self.0.readable_mut().await.context("wait for the kernel's traces")?;
+        let mut ready =
+            self.0.readable_mut().await.context("cannot wait for the kernel's traces")?;
         ready.clear_ready();
         Ok(())
     }
@@ -122,16 +123,15 @@ impl Bell {
 /// The folder of an instance's pins, locked.
 fn lock(instance: &str) -> Result<OwnedFd> {
     let path = pins::folder_of(instance);
-    let folder = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    let folder = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(folder.into()),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let message =
-                format!("somebody traces {instance} already, and there can be one; end that");
+            let message = format!("another trace of {instance} is running; end it first");
             Err(coded(Exit::Conflict, message))
         }
         Err(error) => {
-            Err(io::Error::from(error)).with_context(|| format!("lock {}", path.display()))
+            Err(io::Error::from(error)).with_context(|| format!("cannot lock {}", path.display()))
         }
     }
 }

@@ -67,7 +67,7 @@ impl XdpLinks {
         let program = load(ebpf)?;
         let (link, generic) = self.link(program, &device, ifindex)?;
         let pin = pins.xdp_link(ifindex);
-        let link = link.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
+        let link = link.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
         self.attached.insert(ifindex, Attachment::pinned(link, &pin)?);
         let value = XdpDevice { mac: mac_of(&device)?, generic: u8::from(generic), pad: 0 };
         self.devices.insert(ifindex, MapCell(value), 0).context("write XDP_DEVICES")?;
@@ -133,7 +133,8 @@ impl XdpLinks {
                 }
                 Err(error) if is(&error, libc::EOPNOTSUPP) || is(&error, libc::EINVAL) => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("attach samport_xdp to {device}"));
+                    return Err(error)
+                        .with_context(|| format!("cannot attach samport_xdp to {device}"));
                 }
             }
         }
@@ -166,7 +167,9 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
         .context("the object has no program samport_xdp")?
         .try_into()?;
     if program.fd().is_err() {
-        load::persist(|| program.load()).map_err(load::explain).context("load samport_xdp")?;
+        load::persist(|| program.load())
+            .map_err(load::explain)
+            .context("cannot load samport_xdp")?;
     }
     Ok(program)
 }
@@ -194,7 +197,7 @@ fn mac_of(device: &str) -> Result<[u8; 6]> {
     // SAFETY: plain data, for which all zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if device.len() >= request.ifr_name.len() {
-        bail!("{device:?} is no name of a device");
+        bail!("invalid device name {device:?}");
     }
     for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
         *to = from.cast_signed();
@@ -204,7 +207,7 @@ fn mac_of(device: &str) -> Result<[u8; 6]> {
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
     if result < 0 {
         let error = std::io::Error::last_os_error();
-        return Err(error).with_context(|| format!("ask for the address of {device}"));
+        return Err(error).with_context(|| format!("cannot ask for the address of {device}"));
     }
     // SAFETY: the kernel has filled in this member of the union.
     let bytes = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };

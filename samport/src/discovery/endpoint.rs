@@ -93,28 +93,30 @@ impl Endpoint {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        const WAY_OUT: &str = "say unix:///PATH or tcp://HOST:PORT";
+        const WAY_OUT: &str = "use unix:///PATH or tcp://HOST:PORT";
         if text.starts_with('/') {
             return Ok(Self::Unix(text.to_owned()));
         }
         let Some((scheme, rest)) = text.split_once("://") else {
-            bail!("{text:?} is no address of an engine: {WAY_OUT}");
+            bail!("invalid address {text:?}: no scheme; {WAY_OUT}");
         };
         match scheme {
             "unix" if rest.starts_with('/') => Ok(Self::Unix(rest.to_owned())),
-            "unix" => bail!("{text:?} needs a path that starts with a slash: {WAY_OUT}"),
+            "unix" => bail!(
+                "invalid address {text:?}: expected a path that starts with a slash; {WAY_OUT}"
+            ),
             "tcp" | "http" => {
                 let host = rest.trim_end_matches('/');
                 let port = host.rsplit_once(':').filter(|(host, _)| !host.is_empty());
                 if port.is_none_or(|(_, port)| crate::model::ports::port(port).is_err()) {
-                    bail!("{text:?} has no host or no port: {WAY_OUT}");
+                    bail!("invalid address {text:?}: expected a host and a port; {WAY_OUT}");
                 }
                 Ok(Self::Http(host.to_owned()))
             }
             "https" | "ssh" => {
-                bail!("{text:?}: this version speaks neither TLS nor SSH: {WAY_OUT}")
+                bail!("invalid address {text:?}: TLS and SSH are not supported; {WAY_OUT}")
             }
-            _ => bail!("{text:?}: there is no scheme {scheme:?}: {WAY_OUT}"),
+            _ => bail!("invalid address {text:?}: unknown scheme {scheme:?}; {WAY_OUT}"),
         }
     }
 

@@ -91,7 +91,7 @@ pub(super) async fn start(
 }
 
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn parse(text: &str, ports: &[PortSpec], health: &Config) -> Result<Vec<Candidate>> {

@@ -24,12 +24,12 @@ impl FromStr for Filter {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        const WAY_OUT: &str = "say label=KEY[=VALUE], name=GLOB, image=NAME or network=NAME";
+        const WAY_OUT: &str = "expected label=KEY[=VALUE], name=GLOB, image=NAME or network=NAME";
         let Some((kind, value)) = text.split_once('=') else {
-            bail!("{text:?} is no filter: {WAY_OUT}");
+            bail!("invalid filter {text:?}: {WAY_OUT}");
         };
         if value.is_empty() || value.starts_with('=') {
-            bail!("filter {text:?} says nothing after {kind:?}: {WAY_OUT}");
+            bail!("invalid filter {text:?}: no value of {kind:?}, {WAY_OUT}");
         }
         match kind {
             "label" => Ok(match value.split_once('=') {
@@ -39,7 +39,7 @@ impl FromStr for Filter {
             "name" => Ok(Self::Name(value.to_owned())),
             "image" => Ok(Self::Image(value.to_owned())),
             "network" => Ok(Self::Network(value.to_owned())),
-            _ => bail!("filter {text:?}: there is no kind {kind:?}: {WAY_OUT}"),
+            _ => bail!("invalid filter {text:?}: unknown kind {kind:?}, {WAY_OUT}"),
         }
     }
 }

@@ -89,8 +89,8 @@ pub fn read(labels: &BTreeMap<String, String>) -> Result<Labels, String> {
     if read.allow.len() * read.ports.len() > MAX_ALLOWED {
         let (networks, ports) = (read.allow.len(), read.ports.len());
         return Err(format!(
-            "label samport.allow: its {networks} networks on {ports} ports are more than the {MAX_ALLOWED} a \
-             container may have; name fewer, or larger ones"
+            "label samport.allow: {networks} networks on {ports} ports exceed the limit of {MAX_ALLOWED} for a \
+             container; name fewer, or larger ones"
         ));
     }
     if read.warnings.len() > MAX_WARNINGS {
@@ -117,17 +117,17 @@ pub(super) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
 
 fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
     if value.len() > MAX_VALUE {
-        return Err(format!("{} bytes; {MAX_VALUE} at most", value.len()));
+        return Err(format!("{} bytes, expected {MAX_VALUE} at most", value.len()));
     }
     match name {
         "enable" => read.enable = Some(truth(value)?),
         "port" if value.contains(',') => {
-            return Err("one port only; several go in samport.ports".into());
+            return Err("expected one port; use samport.ports for several".into());
         }
         "port" | "ports" => ports(read, value)?,
         "target" => read.target = Some(port(value).map_err(|error| error.to_string())?),
         "weight" => read.weight = weight(value)?,
-        "network" if value.is_empty() => return Err("names no network".into()),
+        "network" if value.is_empty() => return Err("expected the name of a network".into()),
         "network" => read.network = Some(value.to_owned()),
         "allow" => read.allow = networks(value)?,
         "health" => read.health = Some(value.parse()?),
@@ -142,7 +142,7 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "balance" => read.hints.balance = Some(policy::balance(value)?),
         "affinity" => read.hints.affinity = Some(policy::affinity(value)?),
         _ => read.warnings.push(format!(
-            "label {PREFIX}{} is unknown; there are samport.enable, port, ports, target, \
+            "unknown label {PREFIX}{}; expected samport.enable, port, ports, target, \
              service, weight, group, group.weight, balance, affinity, drain, network, allow, health \
              and health.interval, timeout, rise, fall",
             shortened(name, QUOTED)
@@ -153,18 +153,18 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
 
 fn weight(value: &str) -> Result<u32, String> {
     let weight = value.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
-    weight.ok_or_else(|| format!("no weight; give a whole number from 0 up to {MAX_WEIGHT}"))
+    weight.ok_or_else(|| format!("expected a weight of 0-{MAX_WEIGHT}"))
 }
 
 /// Reads a name that users choose. It stands in lists, and between words of a command.
 fn given_name(value: &str) -> Result<String, String> {
     let is_fine = |c: char| c.is_alphanumeric() || "-_./".contains(c);
     if value.is_empty() || !value.chars().all(is_fine) {
-        return Err("no name; give one of letters, digits and any of - _ . /".into());
+        return Err("expected a name of letters, digits and - _ . /".into());
     }
     let length = value.chars().count();
     if length > MAX_NAME {
-        return Err(format!("a name of {length} characters; {MAX_NAME} at most"));
+        return Err(format!("a name of {length} characters, expected {MAX_NAME} at most"));
     }
     Ok(value.to_owned())
 }
@@ -173,7 +173,7 @@ fn truth(value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
-        _ => Err("say true or false".into()),
+        _ => Err("expected true or false".into()),
     }
 }
 
@@ -184,7 +184,7 @@ fn networks(value: &str) -> Result<Networks, String> {
     if networks.len() > MAX_NETWORKS {
         let count = networks.len();
         return Err(format!(
-            "{count} networks; {MAX_NETWORKS} at most: name larger ones, or give them to --allow"
+            "{count} networks, expected {MAX_NETWORKS} at most; name larger ones, or use --allow"
         ));
     }
     Ok(networks)
@@ -197,13 +197,12 @@ fn ports(read: &mut Labels, value: &str) -> Result<(), String> {
         match read.ports.iter().find(|known| known.listen == spec.listen) {
             None if read.ports.len() >= MAX_PORTS => {
                 return Err(format!(
-                    "more than {MAX_PORTS} ports, which is as many as a container's labels may name; give the \
-                     others to -p"
+                    "more than {MAX_PORTS} ports, the limit for the labels of a container; give the others to -p"
                 ));
             }
             None => read.ports.push(spec),
             Some(known) if *known == spec => {}
-            Some(known) => return Err(format!("port {known} is given as {spec} too; keep one")),
+            Some(known) => return Err(format!("port {known} is also given as {spec}; keep one")),
         }
     }
     Ok(())
@@ -293,34 +292,34 @@ mod tests {
         for (key, value, way_out) in [
             ("samport.enable", "yes", "true or false"),
             ("samport.enable", "", "true or false"),
-            ("samport.port", "http", "1 to 65535"),
+            ("samport.port", "http", "expected 1-65535"),
             ("samport.port", "80,81", "samport.ports"),
-            ("samport.port", "0", "1 to 65535"),
-            ("samport.ports", "", "1 to 65535"),
-            ("samport.ports", "80,", "1 to 65535"),
-            ("samport.ports", "80/sctp", "say tcp or udp"),
-            ("samport.ports", "::1:80", "in brackets"),
+            ("samport.port", "0", "expected 1-65535"),
+            ("samport.ports", "", "expected 1-65535"),
+            ("samport.ports", "80,", "expected 1-65535"),
+            ("samport.ports", "80/sctp", "expected tcp or udp"),
+            ("samport.ports", "::1:80", "brackets"),
             ("samport.ports", "192.0.2.7:80,192.0.2.7:80:81", "keep one"),
             ("samport.ports", "80:81,80:82", "keep one"),
             ("samport.ports", "53:81/udp,53:82/udp", "keep one"),
-            ("samport.target", "65536", "1 to 65535"),
-            ("samport.weight", "-1", "from 0 up"),
-            ("samport.weight", "1.5", "from 0 up"),
+            ("samport.target", "65536", "expected 1-65535"),
+            ("samport.weight", "-1", "weight of 0-65535"),
+            ("samport.weight", "1.5", "weight of 0-65535"),
             ("samport.drain", "soon", "30s or 2h5m"),
             ("samport.service", "", "letters"),
             ("samport.group", "a b", "letters"),
-            ("samport.group.weight", "5%", "from 0 up"),
+            ("samport.group.weight", "5%", "weight of 0-65535"),
             ("samport.balance", "fair", "least-conn"),
             ("samport.affinity", "long", "30s or 2h5m"),
-            ("samport.network", " ", "no network"),
-            ("samport.allow", "", "\"\" is no network"),
-            ("samport.allow", "10.0.0.0/8,office", "\"office\" is no network"),
-            ("samport.health", "http", "like http:/health"),
+            ("samport.network", " ", "name of a network"),
+            ("samport.allow", "", "invalid network \"\""),
+            ("samport.allow", "10.0.0.0/8,office", "invalid network \"office\""),
+            ("samport.health", "http", "e.g. http:/health"),
             ("samport.health", "maybe", "docker, tcp, http:/path or none"),
             ("samport.health.interval", "0", "100ms at least"),
             ("samport.health.timeout", "soon", "30s or 2h5m"),
-            ("samport.health.rise", "0", "1 to 1000"),
-            ("samport.health.fall", "often", "1 to 1000"),
+            ("samport.health.rise", "0", "expected 1-1000"),
+            ("samport.health.fall", "often", "expected 1-1000"),
         ] {
             let error = read_all(&[(key, value)]).unwrap_err();
             assert!(error.contains(&format!("{key}={value:?}")), "{error}");
@@ -342,8 +341,8 @@ mod tests {
         for (key, fits, too_much, limit) in [
             ("samport.allow", networks(MAX_NETWORKS), networks(MAX_NETWORKS + 1), "1024 at most"),
             ("samport.ports", ports(MAX_PORTS), ports(MAX_PORTS + 1), "more than 64 ports"),
-            ("samport.weight", weight(MAX_WEIGHT), weight(MAX_WEIGHT + 1), "up to 65535"),
-            ("samport.group.weight", weight(MAX_WEIGHT), weight(MAX_WEIGHT + 1), "up to 65535"),
+            ("samport.weight", weight(MAX_WEIGHT), weight(MAX_WEIGHT + 1), "of 0-65535"),
+            ("samport.group.weight", weight(MAX_WEIGHT), weight(MAX_WEIGHT + 1), "of 0-65535"),
             ("samport.service", name(MAX_NAME), name(MAX_NAME + 1), "128 at most"),
             ("samport.group", name(MAX_NAME), name(MAX_NAME + 1), "128 at most"),
             ("samport.network", "n".repeat(MAX_VALUE), "n".repeat(MAX_VALUE + 1), "65536 at most"),
@@ -374,8 +373,8 @@ mod tests {
     #[test]
     fn unknown_labels_are_told_but_do_not_stop() {
         for (key, value, word) in [
-            ("samport.prot", "80", "samport.prot is unknown"),
-            ("samport.health.path", "/", "samport.health.path is unknown"),
+            ("samport.prot", "80", "unknown label samport.prot;"),
+            ("samport.health.path", "/", "unknown label samport.health.path;"),
         ] {
             let read = read_all(&[(key, value)]).unwrap();
             assert_eq!(read.warnings.len(), 1, "{key}");

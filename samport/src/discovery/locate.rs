@@ -70,7 +70,8 @@ pub(super) async fn find(pid: u32, network: Attachment) -> Located {
 
 async fn look(pid: u32, network: Attachment) -> Result<Located> {
     // Only then is an address asked for in another namespace than one's own.
-    let (connection, handle, _) = new_connection_with_strict_check().context("open netlink")?;
+    let (connection, handle, _) =
+        new_connection_with_strict_check().context("cannot open netlink")?;
     let connection = tokio::spawn(connection);
     let located = ask(&handle, pid, network).await;
     connection.abort();
@@ -89,11 +90,12 @@ async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> 
     }
     let mut links = handle.link().get();
     links.message_mut().attributes.push(LinkAttribute::IfNetnsId(theirs));
-    let links: Vec<LinkMessage> = links.execute().try_collect().await.context("list links")?;
+    let links: Vec<LinkMessage> =
+        links.execute().try_collect().await.context("cannot list links")?;
     let mut addresses = handle.address().get();
     addresses.message_mut().attributes.push(AddressAttribute::TargetNetNsId(theirs));
     let addresses = addresses.execute().try_collect::<Vec<AddressMessage>>().await;
-    let mut located = judge(&links, &addresses.context("list addresses")?, network, here);
+    let mut located = judge(&links, &addresses.context("cannot list addresses")?, network, here);
     located.egress = egress(&links, routes_of(pid), here);
     if let Some(Site::Veth(place)) = &mut located.site {
         place.polls = netdev::takes_frames(place.ifindex).unwrap_or_else(|error| {
@@ -126,7 +128,8 @@ async fn known_number_of(handle: &Handle, pid: u32) -> Result<Option<i32>> {
     question.attributes.push(NsidAttribute::Pid(pid));
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
     request.header.flags = NLM_F_REQUEST;
-    let mut answers = handle.clone().request(request).context("ask for a namespace's number")?;
+    let mut answers =
+        handle.clone().request(request).context("cannot ask for a namespace's number")?;
     while let Some(answer) = answers.next().await {
         match answer.payload {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) => {

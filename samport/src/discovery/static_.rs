@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -59,13 +59,16 @@ impl FromStr for Address {
         };
         let Ok(ip) = host.parse::<IpAddr>() else {
             bail!(
-                "{text:?} is no address; give IP or IP:PORT, such as 10.0.0.2:8080 or [::1]:8080"
+                "invalid address {text:?}: expected IP or IP:PORT, e.g. 10.0.0.2:8080 or [::1]:8080"
             );
         };
         match tail {
-            Some(tail) => Ok(Self { ip, port: Some(port(tail).with_context(|| text.to_owned())?) }),
+            Some(tail) => Ok(Self {
+                ip,
+                port: Some(port(tail).with_context(|| format!("invalid address {text:?}"))?),
+            }),
             None if text.ends_with(']') => Ok(Self { ip, port: None }),
-            None => bail!("{text:?} is no address; after the bracket comes :PORT or nothing"),
+            None => bail!("invalid address {text:?}: expected :PORT or nothing after the bracket"),
         }
     }
 }
@@ -84,7 +87,7 @@ impl FromStr for StaticBackend {
 
     fn from_str(text: &str) -> Result<Self> {
         let (name, rest) = match text.split_once('=') {
-            Some(("", _)) => bail!("backend {text:?}: give a name before the =, or no ="),
+            Some(("", _)) => bail!("invalid backend {text:?}: expected a name before the ="),
             Some((name, rest)) => (Some(name.to_owned()), rest),
             None => (None, text),
         };
@@ -95,9 +98,16 @@ impl FromStr for StaticBackend {
         let weight = match weight.map(str::parse) {
             None => 1,
             Some(Ok(weight)) => weight,
-            Some(Err(_)) => bail!("weight of {text:?}: give a whole number from 0 up after the @"),
+            Some(Err(_)) => {
+                bail!("invalid backend {text:?}: expected a weight of 0 or more after the @")
+            }
         };
-        let address = address.parse().with_context(|| format!("backend {text:?}"))?;
+        let address = match address.parse() {
+            Err(error) if address != text => {
+                return Err(Error::context(error, format!("invalid backend {text:?}")));
+            }
+            parsed => parsed?,
+        };
         Ok(Self { name, address, weight })
     }
 }
@@ -108,7 +118,7 @@ pub(super) fn start(
     terms: watch::Receiver<ProviderSettings>,
 ) -> Result<watch::Receiver<Snapshot>> {
     if ports.is_empty() {
-        bail!("nothing says on which port the backends are served; give -p PORT");
+        bail!("no port is given; use -p PORT");
     }
     let first = snapshot(&terms.borrow(), &ports)?;
     let Snapshot { candidates: current, generation } = first.clone();

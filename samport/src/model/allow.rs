@@ -19,7 +19,7 @@ pub fn network(text: &str) -> Result<IpNet> {
         (Err(_), Ok(addr)) => Ok(addr.into()),
         (Err(_), Err(_)) => {
             bail!(
-                "{text:?} is no network; give one like 10.0.0.0/8 or 2001:db8::/32, or an address"
+                "invalid network {text:?}: expected an address or CIDR, e.g. 10.0.0.0/8 or 2001:db8::/32"
             )
         }
     }
@@ -84,7 +84,7 @@ mod tests {
         for text in ["", "office", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.1/", "/8", "[::1]"]
         {
             let error = network(text).unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{text:?} is no network")), "{error}");
+            assert!(error.starts_with(&format!("invalid network {text:?}")), "{error}");
         }
     }
 

@@ -36,11 +36,15 @@ impl FromStr for Source {
             "none" => Ok(Self::None),
             _ => match text.split_once(':') {
                 Some(("http", page)) => page.parse().map(Self::Http),
-                _ if text == "http" => Err("say which page, like http:/health".into()),
-                _ if text.starts_with("https") => {
-                    Err("there are no HTTPS checks; say http:/path, tcp, docker or none".into())
+                _ if text == "http" => {
+                    Err(format!("invalid check {text:?}: expected a path, e.g. http:/health"))
                 }
-                _ => Err("say docker, tcp, http:/path or none".into()),
+                _ if text.starts_with("https") => Err(format!(
+                    "invalid check {text:?}: HTTPS is not supported; use http:/path, tcp, docker or none"
+                )),
+                _ => {
+                    Err(format!("invalid check {text:?}: expected docker, tcp, http:/path or none"))
+                }
             },
         }
     }
@@ -67,17 +71,21 @@ impl FromStr for Page {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(slash) = text.find('/') else {
-            return Err("say which page, like http:/health or http:8080/health".into());
+            return Err(format!(
+                "invalid check \"http:{text}\": expected a path, e.g. http:/health or http:8080/health"
+            ));
         };
         let (number, path) = text.split_at(slash);
         let port = match number {
             "" if path.starts_with("//") => {
-                return Err("the page is on the backend itself: http:/path, without a host".into());
+                return Err(format!(
+                    "invalid check \"http:{text}\": expected http:/path, without a host"
+                ));
             }
             "" => None,
             _ => Some(port(number).map_err(|error| error.to_string())?),
         };
-        let path = path.parse().map_err(|why| format!("{path:?} is no path: {why}"))?;
+        let path = path.parse().map_err(|why| format!("invalid path {path:?}: {why}"))?;
         Ok(Self { port, path })
     }
 }
@@ -139,7 +147,7 @@ impl RhythmLabels {
 pub fn time(text: &str) -> Result<Duration, String> {
     let time = crate::model::duration::read(text)?;
     if time < Rhythm::SHORTEST {
-        return Err(format!("{text:?} is too short; give 100ms at least"));
+        return Err(format!("invalid time {text:?}: expected 100ms at least"));
     }
     Ok(time)
 }
@@ -147,7 +155,7 @@ pub fn time(text: &str) -> Result<Duration, String> {
 /// Reads how many checks in a row count.
 pub fn count(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|number| (1..=Rhythm::MOST).contains(number));
-    number.ok_or_else(|| format!("{text:?} is no such number; give 1 to {}", Rhythm::MOST))
+    number.ok_or_else(|| format!("invalid number {text:?}: expected 1-{}", Rhythm::MOST))
 }
 
 /// How we check a backend.
@@ -239,15 +247,15 @@ mod tests {
             ("maybe", "docker, tcp, http:/path or none"),
             ("Docker", "docker, tcp, http:/path or none"),
             ("tcp:80", "docker, tcp, http:/path or none"),
-            ("http", "which page, like http:/health"),
-            ("http:", "which page, like http:/health"),
-            ("http:x", "which page, like http:/health"),
-            ("http:80", "which page, like http:/health"),
-            ("http:0/up", "1 to 65535"),
-            ("http:web/up", "1 to 65535"),
+            ("http", "expected a path, e.g. http:/health"),
+            ("http:", "expected a path, e.g. http:/health"),
+            ("http:x", "expected a path, e.g. http:/health"),
+            ("http:80", "expected a path, e.g. http:/health"),
+            ("http:0/up", "expected 1-65535"),
+            ("http:web/up", "expected 1-65535"),
             ("http://web/up", "without a host"),
-            ("http:/a b", "no path"),
-            ("https:/up", "no HTTPS checks"),
+            ("http:/a b", "invalid path"),
+            ("https:/up", "HTTPS is not supported"),
         ] {
             let error = text.parse::<Source>().unwrap_err();
             assert!(error.contains(way_out), "{text:?}: {error}");
@@ -266,7 +274,7 @@ mod tests {
         assert_eq!(count("1000"), Ok(1_000));
         for text in ["0", "1001", "-1", "x", ""] {
             let error = count(text).unwrap_err();
-            assert!(error.contains(&format!("{text:?}")) && error.contains("1 to 1000"), "{error}");
+            assert!(error.contains(&format!("{text:?}")) && error.contains("1-1000"), "{error}");
         }
     }
 

@@ -12,10 +12,10 @@ pub fn read(text: &str) -> Result<Duration, String> {
         Err(_) => humantime::parse_duration(text),
     };
     match read {
-        Ok(time) if time > LONGEST => Err(format!("{text:?} is too long; give 30d at most")),
+        Ok(time) if time > LONGEST => Err(format!("invalid time {text:?}: expected 30d at most")),
         Ok(time) => Ok(time),
         Err(_) => {
-            Err(format!("{text:?} is no time; give something like 30s or 2h5m, or whole seconds"))
+            Err(format!("invalid time {text:?}: expected a time like 30s or 2h5m, or whole seconds"))
         }
     }
 }

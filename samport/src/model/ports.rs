@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use samport_common::wire::protocol::Protocol;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use ranges::{PortRange, PortRanges};
 
 /// What is shown to who has got it wrong.
-const LIKE: &str = "like 198.51.100.7:80 or [2001:db8::7]:80";
+const LIKE: &str = "e.g. 198.51.100.7:80 or [2001:db8::7]:80";
 
 /// A port of the host under one protocol, on one address or on all that are not given to others: what
 /// makes a service that service. Written `80/tcp`, `198.51.100.7:80/tcp`, `[2001:db8::7]:80/tcp`.
@@ -107,7 +107,7 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Self> {
         let (place, protocol) = split_protocol(text)?;
         let (addr, number) = split_address(place)?;
-        let port = port(number).with_context(|| format!("port of {text:?}"))?;
+        let port = port(number).map_err(|error| part(text, number, "", &error))?;
         Ok(Self { port, protocol, addr })
     }
 }
@@ -180,11 +180,11 @@ impl FromStr for PortSpec {
             Some((listen, target)) => (listen, Some(target)),
             None => (ports, None),
         };
-        let listen = port(listen).with_context(|| format!("listen port of {text:?}"))?;
+        let listen = port(listen).map_err(|error| part(text, listen, "", &error))?;
         Ok(Self {
             listen: Listen { port: listen, protocol, addr },
             target: target
-                .map(|t| port(t).with_context(|| format!("target port of {text:?}")))
+                .map(|number| port(number).map_err(|error| part(text, number, "target ", &error)))
                 .transpose()?,
         })
     }
@@ -206,32 +206,40 @@ fn split_address(text: &str) -> Result<(Option<IpAddr>, &str)> {
     let (address, rest) = match (text.strip_prefix('['), text.split_once(':')) {
         (Some(bracketed), _) => match bracketed.split_once("]:") {
             Some((address, rest)) => (address.parse::<Ipv6Addr>().map(IpAddr::from), rest),
-            None => bail!("{text:?}: after an IPv6 address in brackets comes :PORT, {LIKE}"),
+            None => bail!("invalid port {text:?}: expected :PORT after the bracket, {LIKE}"),
         },
         (None, Some((before, rest))) if before.contains('.') => {
             (before.parse::<Ipv4Addr>().map(IpAddr::from), rest)
         }
         (None, _) if text.contains("::") || text.split(':').count() > 3 => {
-            bail!("{text:?}: an IPv6 address stands in brackets, {LIKE}")
+            bail!("invalid port {text:?}: expected brackets around an IPv6 address, {LIKE}")
         }
         (None, Some((_, rest))) if rest.contains(':') => {
-            bail!("{text:?} begins with no address; give ADDR:PORT:TARGET, {LIKE}")
+            bail!("invalid port {text:?}: expected ADDR:PORT:TARGET, {LIKE}")
         }
         (None, _) => return Ok((None, text)),
     };
     let Ok(address) = address else {
-        bail!("{text:?} begins with no address; give ADDR:PORT or PORT, {LIKE}")
+        bail!("invalid port {text:?}: expected PORT or ADDR:PORT, {LIKE}")
     };
     if address.is_unspecified() {
-        bail!("{text:?}: without an address before it, a port is served on all; say {rest}");
+        bail!("invalid port {text:?}: a port without an address is served on all; use {rest}");
     }
     Ok((Some(address.to_canonical()), rest))
+}
+
+/// The error of a port that is a part of `text`, which is named too if it is more than that.
+fn part(text: &str, number: &str, which: &str, error: &anyhow::Error) -> anyhow::Error {
+    if text == number {
+        return anyhow!("{error}");
+    }
+    anyhow!("invalid port {text:?}: invalid {which}port {number:?}, expected 1-65535")
 }
 
 /// Parses a port number, 1 to 65535.
 pub fn port(text: &str) -> Result<u16> {
     match text.parse() {
-        Ok(0) | Err(_) => bail!("{text:?} is no port; give a number from 1 to 65535"),
+        Ok(0) | Err(_) => bail!("invalid port {text:?}: expected 1-65535"),
         Ok(port) => Ok(port),
     }
 }
@@ -241,7 +249,7 @@ fn split_protocol(text: &str) -> Result<(&str, Protocol)> {
     let Some((ports, name)) = text.split_once('/') else { return Ok((text, Protocol::Tcp)) };
     match Protocol::ALL.into_iter().find(|protocol| protocol.name() == name) {
         Some(protocol) => Ok((ports, protocol)),
-        None => bail!("{text:?}: no protocol {name:?}; say tcp or udp"),
+        None => bail!("invalid port {text:?}: unknown protocol {name:?}, expected tcp or udp"),
     }
 }
 

@@ -46,9 +46,10 @@ impl Netlink {
     /// forwarding changes (the number counts changes). Changes that were lost are counted.
     pub fn connect(resyncs: &Resyncs) -> Result<(Self, watch::Receiver<u64>)> {
         let (counter, changed) = watch::channel(0);
-        let told = Changes::listen(counter, resyncs.clone()).context("open a netlink socket")?;
+        let told =
+            Changes::listen(counter, resyncs.clone()).context("cannot open a netlink socket")?;
         tokio::spawn(told.follow());
-        let requests = Arc::new(Requests::connect().context("open a netlink socket")?);
+        let requests = Arc::new(Requests::connect().context("cannot open a netlink socket")?);
         let (next_hops, neighbours) = (NextHopList::default(), Neighbours::default());
         Ok((Self { requests, changes: changed.clone(), next_hops, neighbours }, changed))
     }

@@ -97,7 +97,7 @@ fn setting(name: &str) -> Result<i32> {
     match fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().with_context(|| format!("{path} contains {text:?}")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(error).with_context(|| format!("read {path}")),
+        Err(error) => Err(error).with_context(|| format!("cannot read {path}")),
     }
 }
 

@@ -15,7 +15,7 @@ pub fn balance(text: &str) -> Result<Balance, String> {
     let known = Balance::ALL.into_iter().find(|balance| balance.name() == text);
     known.ok_or_else(|| {
         let names = Balance::ALL.map(Balance::name).join(", ");
-        format!("{text:?} is no way to choose; say one of {names}")
+        format!("invalid balance mode {text:?}: expected one of {names}")
     })
 }
 
@@ -23,9 +23,7 @@ pub fn balance(text: &str) -> Result<Balance, String> {
 pub fn affinity(text: &str) -> Result<u32, String> {
     let time = crate::model::duration::read(text)?;
     if time.subsec_nanos() != 0 {
-        return Err(format!(
-            "{text:?} is no whole number of seconds; give 1s at least, or 0 for not at all"
-        ));
+        return Err(format!("invalid time {text:?}: expected whole seconds; 0 turns it off"));
     }
     Ok(u32::try_from(time.as_secs()).unwrap_or(u32::MAX))
 }
@@ -136,7 +134,7 @@ mod tests {
             assert_eq!(affinity(text), Ok(seconds));
         }
         for (text, way_out) in
-            [("500ms", "0 for not at all"), ("soon", "30s or 2h5m"), ("31d", "30d at most")]
+            [("500ms", "0 turns it off"), ("soon", "30s or 2h5m"), ("31d", "30d at most")]
         {
             let error = affinity(text).unwrap_err();
             assert!(error.contains(&format!("{text:?}")) && error.contains(way_out), "{error}");

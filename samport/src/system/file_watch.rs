@@ -56,7 +56,7 @@ fn watch_folder(
     resyncs: Resyncs,
 ) -> Result<notify::RecommendedWatcher> {
     // The watcher's own words name neither the file nor the trouble.
-    std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?;
+    std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -73,7 +73,7 @@ fn watch_folder(
     })?;
     watcher
         .watch(folder, RecursiveMode::NonRecursive)
-        .with_context(|| format!("watch {} for changes", folder.display()))?;
+        .with_context(|| format!("cannot watch {} for changes", folder.display()))?;
     Ok(watcher)
 }
 

@@ -165,12 +165,13 @@ impl Instance {
     /// # Errors
     /// [`Exit::Conflict`] if a process holds it; the message names it.
     pub fn claim(name: &str) -> Result<Self> {
-        make_folder().with_context(|| format!("make {RUN}"))?;
+        make_folder().with_context(|| format!("cannot make {RUN}"))?;
         let path = lock_path(name);
         loop {
             let mut options = File::options();
             options.create(true).truncate(false).read(true).write(true).mode(FILE_MODE);
-            let lock = options.open(&path).with_context(|| format!("open {}", path.display()))?;
+            let lock =
+                options.open(&path).with_context(|| format!("cannot open {}", path.display()))?;
             if !locks_soon(&lock) {
                 let pid = read_record(name).map(|record| record.pid).unwrap_or_default();
                 return Err(coded(
@@ -208,7 +209,7 @@ impl Instance {
     pub fn write(&self, record: &Record) -> Result<()> {
         let path = record_path(&self.name);
         let new = path.with_extension("new");
-        let text = serde_json::to_vec_pretty(record).context("encode the record")?;
+        let text = serde_json::to_vec_pretty(record).context("cannot encode the record")?;
         // One that was left half written may have another mode.
         let _ = fs::remove_file(&new);
         let mut options = File::options();
@@ -219,7 +220,7 @@ impl Instance {
             .and_then(|()| fs::rename(&new, &path))
             // On a full disk there is a part of it.
             .inspect_err(|_| drop(fs::remove_file(&new)))
-            .with_context(|| format!("write {}", path.display()))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Leaves the record behind for `clean` and for who takes over, or does not.
@@ -257,7 +258,7 @@ impl Drop for Instance {
 /// It cannot be made.
 pub fn hold_folder() -> Result<SharedFolder> {
     let held = make_folder().and_then(|()| SharedFolder::hold(Path::new(RUN)));
-    held.with_context(|| format!("make {RUN}"))
+    held.with_context(|| format!("cannot make {RUN}"))
 }
 
 /// Where killed instances have their control sockets, if that is not the folder of records: whoever takes over
@@ -385,7 +386,7 @@ fn clash(interfaces: &[String], ports: &[Listen], other: &Record) -> Option<(Lis
 
 /// Inode of the network namespace this process is in.
 pub fn network_namespace() -> Result<u64> {
-    let metadata = fs::metadata("/proc/self/ns/net").context("look at /proc/self/ns/net")?;
+    let metadata = fs::metadata("/proc/self/ns/net").context("cannot look at /proc/self/ns/net")?;
     Ok(metadata.ino())
 }
 
@@ -411,8 +412,8 @@ pub fn read_record(name: &str) -> Result<Record> {
     let mut text = String::new();
     File::open(&path)
         .and_then(|mut file| file.read_to_string(&mut text))
-        .with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
 }
 
 /// Whether some samport of this network namespace has made the clsact qdisc of a device.

@@ -116,7 +116,7 @@ static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
 /// # Errors
 /// [`Exit::Privileges`], naming the capabilities that are missing.
 pub fn require() -> Result<()> {
-    let have = caps::read(None, CapSet::Effective).context("read our capabilities")?;
+    let have = caps::read(None, CapSet::Effective).context("cannot read our capabilities")?;
     let missing = missing(&have);
     if missing.is_empty() {
         return Ok(());
@@ -162,11 +162,11 @@ fn kept(have: &CapsHashSet, until: Until, files: bool) -> CapsHashSet {
 /// # Errors
 /// The kernel does not let us give up what we have, which it always does.
 pub fn shed(files: bool) -> Result<()> {
-    let have = caps::read(None, CapSet::Permitted).context("read our capabilities")?;
+    let have = caps::read(None, CapSet::Permitted).context("cannot read our capabilities")?;
     let for_good = kept(&have, Until::End, files);
-    rustix::thread::set_no_new_privs(true).context("give up new privileges")?;
-    caps::clear(None, CapSet::Ambient).context("give up ambient capabilities")?;
-    for one in caps::read(None, CapSet::Bounding).context("read the bounding set")? {
+    rustix::thread::set_no_new_privs(true).context("cannot give up new privileges")?;
+    caps::clear(None, CapSet::Ambient).context("cannot give up ambient capabilities")?;
+    for one in caps::read(None, CapSet::Bounding).context("cannot read the bounding set")? {
         // It takes CAP_SETPCAP. Without that nothing is lost: no program that is started gets more than we have.
         if !for_good.contains(&one) && caps::drop(None, CapSet::Bounding, one).is_err() {
             break;

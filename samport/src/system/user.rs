@@ -41,7 +41,7 @@ impl User {
     /// [`Exit::Usage`] if there is none.
     pub fn named(name: &str) -> Result<Self> {
         let account =
-            Account::from_name(name).with_context(|| format!("look for user {name:?}"))?;
+            Account::from_name(name).with_context(|| format!("cannot look for user {name:?}"))?;
         let Some(account) = account else {
             let message = format!(
                 "--user: there is no user {name:?}; make it (adduser --system --group {name}), or name another"
@@ -49,7 +49,8 @@ impl User {
             return Err(coded(Exit::Usage, message));
         };
         let name = std::ffi::CString::new(name)?;
-        let groups = getgrouplist(&name, account.gid).context("look for the user's groups")?;
+        let groups =
+            getgrouplist(&name, account.gid).context("cannot look for the user's groups")?;
         let Account { name, uid, gid, .. } = account;
         Ok(Self { name, uid, gid, groups })
     }
@@ -114,8 +115,9 @@ impl User {
                 );
                 return Err(coded(Exit::Conflict, message));
             }
-            self.take(folder, &metadata)
-                .with_context(|| format!("give {} to user {}", folder.display(), self.name))?;
+            self.take(folder, &metadata).with_context(|| {
+                format!("cannot give {} to user {}", folder.display(), self.name)
+            })?;
         }
         Ok(())
     }
@@ -141,7 +143,7 @@ impl User {
     /// # Errors
     /// The kernel refuses it.
     pub fn may_pass(&self, folder: &Path) -> Result<()> {
-        let about = || format!("let user {} pass {}", self.name, folder.display());
+        let about = || format!("cannot let user {} pass {}", self.name, folder.display());
         let metadata = fs::metadata(folder).with_context(about)?;
         let mode = Mode::from_raw_mode(metadata.mode());
         if mode.contains(Mode::XOTH) || metadata.uid() == self.uid.as_raw() {
@@ -156,7 +158,7 @@ impl User {
     /// # Errors
     /// They cannot be made.
     pub fn make_folder(&self, folder: &Path) -> Result<()> {
-        let about = || format!("make {} for user {}", folder.display(), self.name);
+        let about = || format!("cannot make {} for user {}", folder.display(), self.name);
         let missing: Vec<PathBuf> =
             folder.ancestors().take_while(|one| !one.exists()).map(Path::to_owned).collect();
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).with_context(about)?;
@@ -171,7 +173,7 @@ impl User {
     /// # Errors
     /// The kernel refuses it.
     pub fn become_it(&self) -> Result<()> {
-        let about = || format!("go on as user {}", self.name);
+        let about = || format!("cannot go on as user {}", self.name);
         let groups: Vec<_> =
             self.groups.iter().map(|one| rustix::process::Gid::from_raw(one.as_raw())).collect();
         let uid = rustix::process::Uid::from_raw(self.uid.as_raw());
@@ -193,7 +195,7 @@ impl User {
 /// # Errors
 /// [`Exit::Privileges`], naming what is missing.
 pub fn require() -> Result<()> {
-    let have = caps::read(None, CapSet::Effective).context("read our capabilities")?;
+    let have = caps::read(None, CapSet::Effective).context("cannot read our capabilities")?;
     let missing: Vec<String> =
         NEEDED.iter().filter(|one| !have.contains(one)).map(ToString::to_string).collect();
     if missing.is_empty() && rustix::process::geteuid().is_root() {

@@ -72,7 +72,7 @@ fn a_wrong_label_is_named_and_keeps_nobody_else_out() {
     docker.run_server("good", &["--label", "samport.port=80"]);
     docker.run_server("bad", &["--label", "samport.port=http"]);
     let samport = start_samport(&docker, &["-p", "80:9090"]);
-    heard(&samport, 0, &["\"bad\"", "samport.port=\"http\"", "1 to 65535"]);
+    heard(&samport, 0, &["\"bad\"", "samport.port=\"http\"", "expected 1-65535"]);
     wait_until_serving(&samport, 0, "good");
     assert_eq!(names(&ask_front(&docker, 30)), ["good"]);
     samport.stop();

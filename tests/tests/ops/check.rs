@@ -97,7 +97,7 @@ fn without_privileges_it_is_5_and_the_rest_is_said_all_the_same() {
     let lacks = "lacks CAP_BPF and CAP_NET_ADMIN";
     assert_line(&lab, &user, &CHECK, 5, "FAIL  samport", lacks);
     assert_line(&lab, &user, &CHECK, 5, "ok    eth0: Ethernet, up", "");
-    assert_line(&lab, &user, &CHECK, 5, "warn  whether there is a firewall", "--allow");
+    assert_line(&lab, &user, &CHECK, 5, "warn  cannot find out whether there is a firewall", "--allow");
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn programs_of_others_on_the_hooks_are_a_warning() {
     assert_line(&lab, &[], &CHECK, 0, others, "before samport: foreign →");
     let _xdp = Foreign::attach_xdp(lab.host(), "eth0");
     let begin = "warn  eth0 has an XDP program, foreign:";
-    assert_line(&lab, &[], &CHECK, 0, begin, "--hook xdp cannot be had");
+    assert_line(&lab, &[], &CHECK, 0, begin, "--hook xdp cannot be used");
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn a_good_change_is_applied_and_a_bad_one_refused_under_load() {
 
     for (more, words) in [
         ("drain = '60s'\n\nbalence = 'random'", ":5:1: unknown key \"balence\""),
-        ("drain = 'soon'", ":3:9: invalid value 'soon'"),
+        ("drain = 'soon'", ":3:9: drain: invalid time \"soon\""),
         ("allow = ['10.0.0.0/8'", "no TOML"),
     ] {
         set.change(&["web-1"], more, words);

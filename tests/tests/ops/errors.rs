@@ -51,9 +51,12 @@ fn what_the_page_of_errors_says_of_command_lines_is_so() {
 
 #[test]
 fn rows_are_read_with_gaps() {
-    let line = "| `samport run -p 0` | `\"0\" is no port; … to 65535` | 2 |";
-    let expected =
-        Row { args: vec!["run", "-p", "0"], words: vec!["\"0\" is no port;", "to 65535"], code: 2 };
+    let line = "| `samport run -p 0` | `invalid port \"0\": … 1-65535` | 2 |";
+    let expected = Row {
+        args: vec!["run", "-p", "0"],
+        words: vec!["invalid port \"0\":", "1-65535"],
+        code: 2,
+    };
     assert_eq!(row(line), Some(expected));
     assert_eq!(row("| --- | --- | --- |"), None);
 }

@@ -18,7 +18,7 @@ fn a_loop_that_completes_no_round_is_not_healthy_and_says_why() {
     let rounds = control()["rounds"].as_u64().unwrap();
     fs::create_dir(&in_the_way).unwrap();
     served.file.remove("web-2");
-    let why = format!("write /run/samport/{}.json", text(&served.status().0, "name"));
+    let why = format!("cannot write /run/samport/{}.json", text(&served.status().0, "name"));
     let said = "the control loop has not completed a round for 3";
     served.daemon.wait_for_line(said, samport_tests::PATIENCE);
     ended(host, &["healthcheck"]).assert(1, &[said, &why]);

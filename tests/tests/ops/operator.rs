@@ -209,8 +209,8 @@ fn what_the_socket_cannot_do_it_says_as_json() {
     let served = Served::start(lab(1), &[]);
     let socket = socket_of(&served);
     for (request, body, code, word) in [
-        ("GET /v2/backends", "", 404, "no such thing"),
-        ("DELETE /v1/backends", "", 405, "cannot be done"),
+        ("GET /v2/backends", "", 404, "not found"),
+        ("DELETE /v1/backends", "", 405, "not allowed"),
         ("POST /v1/backends/web-9/drain", "", 404, "web-9"),
         ("PUT /v1/weights/web-1", r#"{"weight": -1}"#, 422, "weight"),
         ("PUT /v1/weights/web-1", r#"{"weight": 1, "wieght": 1}"#, 422, "wieght"),
@@ -240,7 +240,7 @@ fn backends_of_a_killed_samport_are_shown_from_what_it_left() {
     assert!(served.order(&["backends"]).contains("web-2"));
     // Said apart from the listing: scripts read that.
     for list in [&["backends"][..], &["backends", "-o", "json"], &["status"], &["flows"]] {
-        ended(served.lab.host(), list).assert(0, &["no samport runs any more"]);
+        ended(served.lab.host(), list).assert(0, &["samport is not running"]);
     }
     ended(served.lab.host(), &["drain", "web-1"]).assert(3, &["does not run"]);
 }

@@ -151,7 +151,7 @@ fn wide_shows_limits_and_memory_as_they_are() {
     for part in [
         "2000 flows for IPv4, 1500 for IPv6, 500 (375 for IPv6) half-open or unanswered, 30 % for a service when \
          others need room, 77 backends",
-        "half-open or unanswered: 0; kept beside the tables for want of room: 0",
+        "half-open or unanswered: 0; in the overflow tables: 0",
         "0 of 1500 for IPv6",
         "tcp 1m30s",
         "drain 7s",

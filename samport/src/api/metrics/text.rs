@@ -29,7 +29,7 @@ pub(super) fn of(sample: Sample) -> Result<String> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(sample));
     let mut text = String::new();
-    encode(&mut text, &registry).context("write metrics")?;
+    encode(&mut text, &registry).context("cannot write metrics")?;
     Ok(text)
 }
 

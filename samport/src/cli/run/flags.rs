@@ -180,7 +180,7 @@ impl Flags {
     /// What the flags ask for, as far as they go together. `log` says whether the kernel writes debug lines.
     pub(super) fn config(&self, log: bool) -> Result<Config> {
         if self.iface.is_empty() {
-            let message = "no interface is given; say -i IFACE (--iface), SAMPORT_IFACE, or iface in the \
+            let message = "no interface is given; use -i IFACE (--iface), SAMPORT_IFACE, or iface in the \
                            configuration file";
             return Err(coded(Exit::Usage, message));
         }
@@ -257,11 +257,11 @@ impl Flags {
                 return usage("--provider is given twice with the same value");
             }
             if names.iter().any(|name| name.engine().is_none()) {
-                return usage("only --provider docker and --provider podman go together");
+                return usage("only --provider docker and --provider podman can be combined");
             }
             if self.endpoint.is_some() {
                 return usage(
-                    "--endpoint is of one engine; for two, say DOCKER_HOST and CONTAINER_HOST",
+                    "--endpoint is for one engine; for two, use DOCKER_HOST and CONTAINER_HOST",
                 );
             }
         }
@@ -272,17 +272,17 @@ impl Flags {
     fn provider(&self, name: ProviderName) -> Result<Provider> {
         let usage = |message: &str| Err(coded(Exit::Usage, message));
         if name != ProviderName::Static && !self.backend.is_empty() {
-            return usage("--backend goes with --provider static only");
+            return usage("--backend needs --provider static");
         }
         if name != ProviderName::File && self.file.is_some() {
-            return usage("--file goes with --provider file only");
+            return usage("--file needs --provider file");
         }
         match name {
             ProviderName::Static if self.backend.is_empty() => {
                 usage("--provider static needs at least one --backend IP:PORT")
             }
             ProviderName::Static | ProviderName::File if self.port.is_empty() => {
-                usage("without Docker's labels there must be a -p PORT")
+                usage("no port is given; use -p PORT")
             }
             ProviderName::Static => Ok(Provider::Static),
             ProviderName::File => match &self.file {
@@ -304,7 +304,7 @@ impl Flags {
             if networks * ports > MAX_ALLOWED as usize {
                 let family = if v6 { "IPv6" } else { "IPv4" };
                 let message = format!(
-                    "--allow names {networks} {family} networks for each of {ports} ports, and there is room for \
+                    "--allow names {networks} {family} networks for each of {ports} ports, and the limit is \
                      {MAX_ALLOWED} in all; name fewer, or larger ones"
                 );
                 return Err(coded(Exit::Usage, message));
@@ -312,7 +312,7 @@ impl Flags {
         }
         if self.hook == HookName::Xdp && self.iface.len() > MAX_XDP_DEVICES as usize {
             let message =
-                format!("--hook xdp serves {MAX_XDP_DEVICES} interfaces at most; use --hook auto");
+                format!("--hook xdp serves at most {MAX_XDP_DEVICES} interfaces; use --hook auto");
             return Err(coded(Exit::Usage, message));
         }
         Ok(())
@@ -322,14 +322,16 @@ impl Flags {
     fn check_ports(&self) -> Result<()> {
         for (index, port) in self.port.iter().enumerate() {
             if self.port[..index].iter().any(|other| other.listen == port.listen) {
-                let message =
-                    format!("port {} is given twice; a port has one service", port.listen);
+                let message = format!("port {} is given twice; keep one", port.listen);
                 return Err(coded(Exit::Usage, message));
             }
         }
         for (index, iface) in self.iface.iter().enumerate() {
             if self.iface[..index].contains(iface) {
-                return Err(coded(Exit::Usage, format!("interface {iface} is given twice")));
+                return Err(coded(
+                    Exit::Usage,
+                    format!("interface {iface} is given twice; keep one"),
+                ));
             }
         }
         Ok(())

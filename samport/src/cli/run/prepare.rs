@@ -102,7 +102,7 @@ fn take_folders_back() -> Result<()> {
 fn hold(config: &Config, hash_seed: Option<SeedFile>) -> Result<Held> {
     let folders = [instance::hold_folder().map_err(refused)?, pins::hold_root().map_err(refused)?];
     if let Some(folder) = folder_of_socket(config) {
-        let about = || format!("make {}", folder.display());
+        let about = || format!("cannot make {}", folder.display());
         fs::create_dir_all(folder).with_context(about)?;
     }
     let hash_seed = match hash_seed {

@@ -32,7 +32,7 @@ pub(super) fn say_ready(config: &Config, reconciler: &Reconciler) {
         );
     }
     if backends == 0 {
-        tracing::warn!("no backend yet: until there is one, clients get this host's own answer");
+        tracing::warn!("no backend yet: until there is one, this host answers clients itself");
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) fn say_goodbye(verdicts: &[u64], keep: bool) {
     tracing::info!(
         "{}",
         if keep {
-            "left at work in the kernel; `samport clean` removes it"
+            "left in the kernel, which keeps forwarding; `samport clean` removes it"
         } else {
             "removed everything"
         }

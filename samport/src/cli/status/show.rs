@@ -71,13 +71,13 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "  flows remembered: {} of {} for IPv4, {} of {} for IPv6; {} had to make room",
+        "  flows: {} of {} for IPv4, {} of {} for IPv6; {} evicted",
         flows.ipv4, flows.capacity, flows.ipv6, flows.capacity6, flows.evicted
     );
     if wide || flows.overflow != 0 {
         let _ = writeln!(
             text,
-            "  half-open or unanswered: {}; kept beside the tables for want of room: {}",
+            "  half-open or unanswered: {}; in the overflow tables: {}",
             flows.unproven, flows.overflow
         );
     }
@@ -106,7 +106,7 @@ fn indent(text: &mut String, lines: &str) {
 
 fn standing(instance: &Instance, now: Duration) -> String {
     if !instance.running {
-        return "its process is gone, the kernel works on; `samport clean` removes it".to_owned();
+        return "not running; the kernel keeps forwarding until `samport clean`".to_owned();
     }
     // It has its name, and has not said yet what it is going to serve.
     if instance.pid == 0 {
@@ -313,7 +313,7 @@ mod tests {
     fn what_was_left_behind_says_so() {
         let left = Instance { running: false, ..instance() };
         let text = text(&left, &Rates::new(), Duration::ZERO, false);
-        assert!(text.contains("its process is gone") && text.contains("clean"), "{text}");
+        assert!(text.contains("not running") && text.contains("clean"), "{text}");
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn basics(facts: &Facts) -> Vec<Finding> {
         Tcx::Present => well.push("tcx".to_owned()),
         Tcx::Absent => well.push("clsact (no tcx before Linux 6.6)".to_owned()),
         Tcx::Unknown(why) => findings.push(Finding::warning(
-            format!("whether the kernel has tcx is not to be seen: {why}"),
+            format!("cannot find out whether the kernel has tcx: {why}"),
             "run this as root",
         )),
     }
@@ -99,7 +99,7 @@ fn basics(facts: &Facts) -> Vec<Finding> {
         }
     }
     if !facts.sandbox {
-        let way_out = "leave --sandbox at on, unless samport does not work so; please report that";
+        let way_out = "use --sandbox on unless samport fails with it; please report that";
         findings.push(Finding::warning(sandbox::OFF, way_out));
     }
     pins_and_local(facts, &mut well, &mut findings);
@@ -125,7 +125,7 @@ fn pins_and_local(facts: &Facts, well: &mut Vec<String>, findings: &mut Vec<Find
         Ok(()) => well.push("cgroup2".to_owned()),
         Err(why) => findings.push(Finding::warning(
             format!("clients on this machine itself will not be served: {why}"),
-            "mount cgroup2 at /sys/fs/cgroup, or do without by --no-local",
+            "mount cgroup2 at /sys/fs/cgroup, or use --no-local",
         )),
     }
 }
@@ -140,12 +140,11 @@ fn interface(facts: &Facts, name: &String, findings: &mut Vec<Finding>) {
     let addresses = addresses(device);
     if !link.is_up {
         let way_out = format!("ip link set {name} up");
-        findings
-            .push(Finding::warning(format!("{name} is down: no client comes in there"), way_out));
+        findings.push(Finding::warning(format!("{name} is down: no client can use it"), way_out));
     }
     if addresses.is_empty() {
         findings.push(Finding::warning(
-            format!("{name} has no address: there is nothing clients could dial"),
+            format!("{name} has no address that clients could dial"),
             format!("give it one (ip address add ADDRESS/PREFIX dev {name}); samport will follow"),
         ));
     }
@@ -166,7 +165,7 @@ fn programs_on(facts: &Facts, name: &String, findings: &mut Vec<Finding>) {
             format!(
                 "{name} has an XDP program, {program}: it gets every frame before samport does"
             ),
-            "what it passes on is balanced; --hook xdp cannot be had beside it",
+            "what it passes on is balanced; --hook xdp cannot be used beside it",
         ));
     }
     let foreign = facts.at_tcx.get(name).into_iter().flatten().filter(|program| !is_ours(program));
@@ -222,9 +221,7 @@ fn sources(facts: &Facts, findings: &mut Vec<Finding>) {
         })),
         Err(why) => findings.push(Finding::said(
             Level::Warning,
-            &format!(
-                "whether strict rp_filter on {strict} can be honoured is not to be seen: {why}"
-            ),
+            &format!("cannot find out whether strict rp_filter on {strict} can be honoured: {why}"),
         )),
     }
 }
@@ -303,7 +300,7 @@ fn firewall(facts: &Facts, findings: &mut Vec<Finding>) {
             }
         }
         Err(why) => findings.push(Finding::warning(
-            format!("whether there is a firewall is not to be seen: {why}"),
+            format!("cannot find out whether there is a firewall: {why}"),
             format!("if there is, traffic on {what} will bypass it: use --allow CIDR"),
         )),
     }

@@ -49,7 +49,7 @@ impl fmt::Display for Inspector {
 
 /// All of this network namespace.
 pub fn inspectors() -> Result<Vec<Inspector>> {
-    let chains = chains().context("ask nftables for its chains")?;
+    let chains = chains().context("cannot ask nftables for its chains")?;
     let mut found = of_chains(&chains);
     for (names, command) in [
         ("/proc/self/net/ip_tables_names", "iptables-legacy"),
@@ -59,7 +59,7 @@ pub fn inspectors() -> Result<Vec<Inspector>> {
         let tables = std::fs::read_to_string(names).unwrap_or_default();
         if tables.lines().any(|table| table == "filter") {
             let listed = Command::new(command).args(["-S", "INPUT"]).output();
-            let listed = listed.with_context(|| format!("run {command}"))?;
+            let listed = listed.with_context(|| format!("cannot run {command}"))?;
             found.extend(of_rules(command, &String::from_utf8_lossy(&listed.stdout)));
         }
     }

@@ -249,9 +249,9 @@ fn what_cannot_be_served_is_said_with_a_way_out() {
             true,
             &["no address in network \"front\""],
         ),
-        ("samport.weight", "x", |_| (), false, &["samport.weight=\"x\"", "whole number"]),
+        ("samport.weight", "x", |_| (), false, &["samport.weight=\"x\"", "weight of 0-65535"]),
         ("samport.health", "docker", |_| (), false, &["HEALTHCHECK", "samport.health=tcp"]),
-        ("samport.port", "no", |_| (), false, &["samport.port=\"no\"", "1 to 65535"]),
+        ("samport.port", "no", |_| (), false, &["samport.port=\"no\"", "expected 1-65535"]),
     ];
     for (key, value, change, passing, words) in cases {
         let rejection = run(&web(&[(key, value)], change), &["80"], &[]).unwrap_err();

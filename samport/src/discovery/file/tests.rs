@@ -53,7 +53,7 @@ fn errors_name_line_and_column_or_the_backend() {
         (
             "[[backend]]\naddress = 'web'\n",
             &["80"],
-            &["line 2, column 11", "\"web\" is no address"],
+            &["line 2, column 11", "invalid address \"web\""],
         ),
         ("[[backend]]\naddress = '10.0.0.2'\nweight = -1\n", &["80"], &["line 3, column 10"]),
         ("[[backend]]\nname = 'x'\n", &["80"], &["line 1", "address"]),
@@ -72,7 +72,7 @@ fn errors_name_line_and_column_or_the_backend() {
         (
             "[[backend]]\naddress = '10.0.0.2'\nlisten = '53/x'\n",
             &[],
-            &["line 3, column 10", "say tcp or udp"],
+            &["line 3, column 10", "expected tcp or udp"],
         ),
         ("[[backend]]\naddress = '10.0.0.2'\n", &[], &["-p PORT", "listen = PORT"]),
         (

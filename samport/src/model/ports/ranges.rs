@@ -19,10 +19,11 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let end = |end: &str| port(end.trim()).with_context(|| format!("port range {text:?}"));
+        let end =
+            |end: &str| port(end.trim()).with_context(|| format!("invalid port range {text:?}"));
         let (first, last) = (end(first)?, end(last)?);
         if first > last {
-            bail!("port range {text:?} ends before it begins; give FIRST-LAST, like 8000-8999");
+            bail!("invalid port range {text:?}: expected FIRST-LAST, e.g. 8000-8999");
         }
         Ok(Self { first, last })
     }

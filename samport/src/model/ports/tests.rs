@@ -95,7 +95,7 @@ fn what_is_no_address_is_refused_with_the_right_form() {
         let error = format!("{:#}", text.parse::<PortSpec>().unwrap_err());
         assert!(error.contains(&format!("{text:?}")), "{error}");
     }
-    for (text, way_out) in [("0.0.0.0:80:81", "say 80:81"), ("[::]:80", "say 80")] {
+    for (text, way_out) in [("0.0.0.0:80:81", "use 80:81"), ("[::]:80", "use 80")] {
         let error = text.parse::<PortSpec>().unwrap_err().to_string();
         assert!(error.contains(text) && error.contains(way_out), "{error}");
     }

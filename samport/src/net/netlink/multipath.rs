@@ -191,8 +191,8 @@ async fn read() -> Result<NextHops> {
 }
 
 async fn read_family(family: AddressFamily, found: &mut NextHops) -> Result<()> {
-    let mut socket = TokioSocket::new(NETLINK_ROUTE).context("open a netlink socket")?;
-    socket.socket_mut().bind(&SocketAddr::new(0, 0)).context("open a netlink socket")?;
+    let mut socket = TokioSocket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0)).context("cannot open a netlink socket")?;
     let mut question = RouteMessage::default();
     question.header.address_family = family;
     let mut question = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
@@ -201,14 +201,14 @@ async fn read_family(family: AddressFamily, found: &mut NextHops) -> Result<()> 
     let mut bytes = vec![0; question.buffer_len()];
     question.serialize(&mut bytes);
     let is_sent = timeout(ANSWER, socket.send(&bytes)).await;
-    is_sent.context("the kernel takes no question")?.context("ask for routes")?;
+    is_sent.context("the kernel takes no question")?.context("cannot ask for routes")?;
     let mut part = Vec::with_capacity(PART);
     loop {
         part.clear();
         let received = timeout(ANSWER, socket.recv(&mut part)).await;
         received
             .with_context(|| format!("no answer from the kernel within {ANSWER:?}"))?
-            .context("read the routes")?;
+            .context("cannot read the routes")?;
         if take_part(&part, found)? {
             return Ok(());
         }

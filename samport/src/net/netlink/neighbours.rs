@@ -127,7 +127,7 @@ impl Neighbours {
     /// # Errors
     /// Without a netlink socket.
     pub fn follow(&self, resyncs: Resyncs) -> Result<watch::Receiver<u64>> {
-        let socket = listen(&GROUPS).context("open a netlink socket")?;
+        let socket = listen(&GROUPS).context("cannot open a netlink socket")?;
         tokio::spawn(self.clone().hear_all(socket, resyncs));
         let (counter, moves) = watch::channel(0);
         let marked = Arc::clone(&self.marked);

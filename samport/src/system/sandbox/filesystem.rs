@@ -20,15 +20,15 @@ pub(super) fn restrict(grants: &[Grant]) -> Result<Result<u32, &'static str>> {
     let mut ruleset = Ruleset::default()
         .handle_access(handled)
         .and_then(Ruleset::create)
-        .context("make a Landlock ruleset")?;
+        .context("cannot make a Landlock ruleset")?;
     for Grant { folder, purpose } in grants {
         let shown = folder.display();
-        let opened = PathFd::new(folder).with_context(|| format!("open {shown}"))?;
+        let opened = PathFd::new(folder).with_context(|| format!("cannot open {shown}"))?;
         ruleset = ruleset
             .add_rule(PathBeneath::new(opened, rights(*purpose)))
-            .with_context(|| format!("let Landlock grant {shown}"))?;
+            .with_context(|| format!("cannot let Landlock grant {shown}"))?;
     }
-    let status = ruleset.restrict_self().context("enforce Landlock")?;
+    let status = ruleset.restrict_self().context("cannot enforce Landlock")?;
     Ok(match status.landlock {
         LandlockStatus::NotImplemented => Err(
             "it has no Landlock (Linux 5.13, CONFIG_SECURITY_LANDLOCK), or a container engine hides it",

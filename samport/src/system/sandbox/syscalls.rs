@@ -151,7 +151,7 @@ pub(super) fn filter() -> Result<Result<(), String>> {
         return Ok(Err(format!("the kernel has no seccomp ({error})")));
     }
     for program in [unknown(), denied(arch)?] {
-        apply_filter(&program).context("install the system call filter")?;
+        apply_filter(&program).context("cannot install the system call filter")?;
     }
     Ok(Ok(()))
 }
@@ -196,7 +196,7 @@ fn denied(arch: TargetArch) -> Result<BpfProgram> {
     }
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, arch);
-    filter.and_then(BpfProgram::try_from).context("make the system call filter")
+    filter.and_then(BpfProgram::try_from).context("cannot make the system call filter")
 }
 
 /// System calls that fail with certain arguments: with one of the rules, whose conditions all hold.
@@ -228,5 +228,5 @@ fn rule(conditions: &[(u8, SeccompCmpArgLen, SeccompCmpOp, u64)]) -> Result<Secc
     });
     let conditions: Result<Vec<_>, _> = conditions.collect();
     let rule = conditions.and_then(SeccompRule::new);
-    rule.context("make a rule of the system call filter")
+    rule.context("cannot make a rule of the system call filter")
 }

@@ -93,7 +93,12 @@ fn an_old_kernel_fails_and_one_without_tcx_is_fine() {
     let mut old = well();
     old.tcx = Tcx::Absent;
     assert!(lines(&old)[0].contains(" · clsact (no tcx"), "{:?}", lines(&old));
-    assert_said(|f| f.tcx = Tcx::Unknown("EPERM".into()), "warn  whether", "as root", None);
+    assert_said(
+        |f| f.tcx = Tcx::Unknown("EPERM".into()),
+        "warn  cannot find out whether",
+        "as root",
+        None,
+    );
 }
 
 #[test]
@@ -177,13 +182,23 @@ fn strict_filtering_that_samport_cannot_do_is_a_warning() {
     };
     assert_eq!(about(not_strict).0, [""; 0]);
     let unseen = |f: &mut Facts| f.not_strict = Err("list routes: EPERM".into());
-    assert_said(unseen, "warn  whether strict rp_filter on eth0", "list routes: EPERM", None);
+    assert_said(
+        unseen,
+        "warn  cannot find out whether strict rp_filter on eth0",
+        "list routes: EPERM",
+        None,
+    );
 }
 
 #[test]
 fn programs_of_others_are_named_and_our_own_are_not() {
     let xdp = |name: &str| BTreeMap::from([("eth0".to_owned(), name.to_owned())]);
-    assert_said(|f| f.at_xdp = xdp("guard"), "warn  eth0 has an XDP program, guard", "it", None);
+    assert_said(
+        |f| f.at_xdp = xdp("guard"),
+        "warn  eth0 has an XDP program, guard",
+        "beside it",
+        None,
+    );
     assert_eq!(about(|f| f.at_xdp = xdp("samport_xdp")).0, [""; 0]);
     let cilium = |f: &mut Facts| f.at_tcx.get_mut("eth0").unwrap().push("cil_from_netdev".into());
     assert_said(cilium, "warn  eth0 has other programs", "nothing else", None);
@@ -280,7 +295,12 @@ fn a_firewall_is_named_once_with_the_ports_that_bypass_it() {
         f.inspectors = Err("EPERM".into());
         f.ports.clear();
     };
-    assert_said(unseen, "warn  whether there is a firewall", "bypass it: use --allow CIDR", None);
+    assert_said(
+        unseen,
+        "warn  cannot find out whether there is a firewall",
+        "bypass it: use --allow CIDR",
+        None,
+    );
     assert!(about(unseen).0[0].contains("traffic on served ports"));
 }
 
