@@ -70,9 +70,9 @@ fn top_shows_what_goes_on_and_leaves_the_terminal_as_it_was() {
     load.stop().assert_no_failure();
 
     screen.press("?");
-    screen.wait_for("leave; samport goes on");
+    screen.wait_for("quit; samport keeps running");
     screen.press("x");
-    screen.wait_until("no help", |shown| !shown.contains("leave; samport goes on"));
+    screen.wait_until("no help", |shown| !shown.contains("quit; samport keeps running"));
     screen.press("q");
     screen.assert_usable();
     assert!(!screen.text().contains("q quit"), "{}", screen.text());
@@ -165,7 +165,7 @@ fn top_waits_for_a_samport_that_is_started_anew() {
     let daemon = Daemon::start(&lab, &args);
     killed.adopted();
     screen.wait_until("numbers again", |shown| !shown.contains("no answer"));
-    screen.wait_for("samport was started anew");
+    screen.wait_for("samport was restarted");
     screen.wait_for(&format!("pid {}", daemon.pid()));
     screen.press("q");
     screen.assert_usable();

@@ -45,7 +45,7 @@ impl Collector for Sample {
         self.discovery(to)?;
         self.control_loop(to)?;
         let mut info =
-            to.encode_descriptor("samport_build", "This samport.", None, MetricType::Info)?;
+            to.encode_descriptor("samport_build", "Version of samport.", None, MetricType::Info)?;
         info.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
     }
 }
@@ -59,31 +59,34 @@ impl Sample {
                 ([service.clone(), name.clone(), ("state", state.name().to_owned())], is_in)
             })
         });
-        let help = "1 for the states a backend's addresses are in, 0 for the others.";
+        let help = "1 for the states that the backend's addresses are in, 0 for the others.";
         gauges(to, "samport_backend_state", help, states)?;
         let weights = self.backends.iter().map(|(who, one)| (labels(who), u64::from(one.weight)));
-        gauges(to, "samport_backend_weight", "Share relative to the others.", weights)
+        gauges(to, "samport_backend_weight", "Share relative to the other backends.", weights)
     }
 
     fn backends_as_counted(&self, to: &mut DescriptorEncoder) -> Written {
         let of = |read: fn(&Counted) -> u64| {
             self.counted().map(move |(labels, counted)| (labels, read(counted)))
         };
-        let (name, help) = ("samport_backend_connections", "Connections that are open.");
+        let (name, help) = ("samport_backend_connections", "Open connections.");
         gauges(to, name, help, of(|one| one.open))?;
         // No counter: OpenMetrics calls the family of one by its name without _total, and that is the
         // gauge's already.
-        let (name, help) = ("samport_backend_connections_total", "Connections ever sent to it.");
+        let (name, help) =
+            ("samport_backend_connections_total", "Connections sent to the backend so far.");
         let flows = of(|one| one.stats.flows);
         let flows = flows.map(|(labels, count)| (labels, ConstGauge::new(count)));
         family(to.encode_descriptor(name, help, None, MetricType::Unknown)?, flows)?;
-        let (name, help) = ("samport_backend_receive", "Bytes of frames sent to it.");
+        let (name, help) = ("samport_backend_receive", "Bytes of frames sent to the backend.");
         counters(to, name, help, Some(&Unit::Bytes), of(|one| one.stats.bytes_in))?;
-        let (name, help) = ("samport_backend_receive_packets", "Packets sent to it.");
+        let (name, help) = ("samport_backend_receive_packets", "Packets sent to the backend.");
         counters(to, name, help, None, of(|one| one.stats.packets_in))?;
-        let (name, help) = ("samport_backend_transmit", "Bytes of frames it has answered.");
+        let (name, help) =
+            ("samport_backend_transmit", "Bytes of frames received from the backend.");
         counters(to, name, help, Some(&Unit::Bytes), of(|one| one.stats.bytes_out))?;
-        let (name, help) = ("samport_backend_transmit_packets", "Packets it has answered.");
+        let (name, help) =
+            ("samport_backend_transmit_packets", "Packets received from the backend.");
         counters(to, name, help, None, of(|one| one.stats.packets_out))
     }
 
@@ -99,11 +102,11 @@ impl Sample {
                 ([service.clone(), name.clone(), ("reason", reason.to_owned())], count)
             })
         });
-        let help = "Connections it has not taken, by how that was known.";
+        let help = "Connections that the backend did not accept, by reason.";
         counters(to, "samport_backend_failed_connections", help, None, reasons)?;
         let (name, help) = (
             "samport_backend_failed_connections_for_one_peer",
-            "Those refused or silent whose SYN asked for what only one certain peer can give.",
+            "Refused or silent connections whose SYN only one certain peer can answer (TCP-MD5, TCP-AO, MP_JOIN).",
         );
         let for_one_peer = self.counted().map(|(labels, one)| (labels, one.stats.for_one_peer));
         counters(to, name, help, None, for_one_peer)?;
@@ -113,8 +116,7 @@ impl Sample {
                 ([service.clone(), name.clone(), ("result", result.to_owned())], u64::from(count))
             })
         });
-        let help =
-            "Checks made because connections of several clients had failed, by what they found.";
+        let help = "Checks made because connections of several clients had failed, by result.";
         counters(to, "samport_backend_evidence_checks", help, None, results)
     }
 
@@ -135,7 +137,7 @@ impl Sample {
         let of = |(verdict, count): &(samport_common::verdict::Verdict, u64)| {
             ([("verdict", verdict.name().to_owned())], *count)
         };
-        let help = "Packets by what became of them.";
+        let help = "Packets by verdict.";
         counters(to, "samport_verdicts", help, None, self.verdicts.iter().map(of))
     }
 
@@ -143,14 +145,13 @@ impl Sample {
         let family = |name: &str| [("family", name.to_owned())];
         let flows = self.flows;
         let entries = [(family("ipv4"), flows.left4), (family("ipv6"), flows.left6)];
-        let help = "Flows that are remembered.";
+        let help = "Flows in the table.";
         gauges(to, "samport_flow_table_entries", help, entries.into_iter())?;
         let (most4, most6) = (u64::from(flows.capacity4), u64::from(flows.capacity6));
         let capacity = [(family("ipv4"), most4), (family("ipv6"), most6)];
-        let help = "Flows there is room for.";
+        let help = "Capacity of the table in flows.";
         gauges(to, "samport_flow_table_capacity", help, capacity.into_iter())?;
-        let help =
-            "Flows whose client is not proven: half-open connections, datagrams without an answer.";
+        let help = "Half-open connections and datagrams without an answer, in both tables.";
         let none: [(&str, String); 0] = [];
         gauges(
             to,
@@ -158,9 +159,9 @@ impl Sample {
             help,
             [(none.clone(), flows.unproven)].into_iter(),
         )?;
-        let help = "Flows that found no room, and are kept beside the tables.";
+        let help = "Flows in the overflow tables.";
         gauges(to, "samport_flow_table_overflow", help, [(none, flows.overflow)].into_iter())?;
-        let help = "Flows that had to make room for others.";
+        let help = "Flows evicted to make room for others.";
         let name = "samport_flow_evictions";
         let evicted = to.encode_descriptor(name, help, None, MetricType::Counter)?;
         ConstCounter::new(flows.evicted).encode(evicted)
@@ -170,15 +171,13 @@ impl Sample {
         let label = |name: &'static str| [("provider", name.to_owned())];
         let all = self.providers.iter();
         let connected = all.clone().map(|one| (label(one.name), u64::from(one.is_connected)));
-        let help = "Whether it can be seen what changes.";
+        let help = "1 while the provider reports changes.";
         gauges(to, "samport_discovery_connected", help, connected)?;
         let events = all.clone().map(|one| (label(one.name), one.events));
-        let help = "Changes that were told of.";
+        let help = "Changes that the provider has reported.";
         counters(to, "samport_discovery_events", help, None, events)?;
-        let (name, help) = (
-            "samport_discovery_last_sync_timestamp",
-            "When everything there is was last looked at.",
-        );
+        let (name, help) =
+            ("samport_discovery_last_sync_timestamp", "Time of the last full listing.");
         let times =
             all.map(|one| (label(one.name), ConstGauge::new(real(one.synced_ms) / 1_000.0)));
         family(to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?, times)
@@ -188,7 +187,7 @@ impl Sample {
         let control = &self.control;
         let rounds = to.encode_descriptor(
             "samport_control_loop_rounds",
-            "Comparisons of the kernel with what it should be.",
+            "Rounds in which the kernel was compared with the desired state.",
             None,
             MetricType::Counter,
         )?;
@@ -199,14 +198,14 @@ impl Sample {
         ConstGauge::new(real(control.last_round_ms.unwrap_or_default()) / 1_000.0).encode(age)?;
         let reattached = to.encode_descriptor(
             "samport_reattached_programs",
-            "Programs attached again because somebody else had taken them off their hooks.",
+            "Programs attached again after another program had detached them.",
             None,
             MetricType::Counter,
         )?;
         ConstCounter::new(control.reattached).encode(reattached)?;
         let repinned = to.encode_descriptor(
             "samport_restored_pins",
-            "Pins made again because somebody else had removed them.",
+            "Pins made again after another program had removed them.",
             None,
             MetricType::Counter,
         )?;
@@ -279,7 +278,10 @@ fn histogram(to: &mut MetricEncoder, handshakes: &Handshakes) -> Written {
     to.encode_histogram::<NoLabelSet>(real(handshakes.sum) * UNIT, count, &buckets, None)
 }
 
-#[allow(clippy::cast_precision_loss, reason = "exact to 2^53; nobody reads more digits than that")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "exact to 2^53, which is more digits than anyone reads"
+)]
 fn real(number: u64) -> f64 {
     number as f64
 }

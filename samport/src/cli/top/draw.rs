@@ -26,18 +26,18 @@ const BOTTOM: u16 = 7;
 
 const HELP: [&str; 13] = [
     "↑ ↓ j k g G   select a backend",
-    "d             drain it: no new connections, the old ones go on",
+    "d             drain it: no new connections, open ones finish",
     "u             undrain it",
-    "w             give it another weight",
+    "w             set its weight",
     "+ -           weight up or down by 1",
     "s             sort by service, conn/s, flows, share, SYN-RTT",
-    "q Ctrl-C      leave; samport goes on",
+    "q Ctrl-C      quit; samport keeps running",
     "",
     "SHARE         of new connections: expected, and so far",
     "FLOWS         connections that are open",
     "SYN-RTT       until the backend's answer, of 50 and of 99 in 100",
     "",
-    "Orders are asked about first (y/n). Any key ends this help.",
+    "Commands ask first (y/n). Any key closes this help.",
 ];
 
 /// Draws everything.

@@ -82,7 +82,7 @@ impl History {
     pub(super) fn add(&mut self, new: Documents, at: Duration) {
         let time = at.saturating_sub(self.at);
         let (old, before, after) = (&self.now, &self.now.instance, &new.instance);
-        // A samport that was started anew may count from 0 again: that is no growth.
+        // A samport that was restarted may count from 0 again: that is no growth.
         let growth = |before: Option<&u64>, now: u64| {
             before.map_or(0.0, |before| rate(now.saturating_sub(*before), time))
         };
@@ -161,7 +161,7 @@ fn total(one: &Backend) -> u64 {
 fn changes(old: &Documents, new: &Documents) -> BTreeSet<String> {
     let mut told = BTreeSet::new();
     if old.instance.pid != new.instance.pid {
-        told.insert(format!("samport was started anew, pid {}", new.instance.pid));
+        told.insert(format!("samport was restarted, pid {}", new.instance.pid));
     }
     let before: BTreeMap<Key, &Backend> =
         old.backends.iter().map(|one| (Key::from(one), one)).collect();
@@ -276,12 +276,12 @@ mod tests {
         assert_eq!(
             told,
             [
-                &format!("samport was started anew, pid {pid}"),
+                &format!("samport was restarted, pid {pid}"),
                 "- web-2 on 80/tcp gone",
                 "- web-1 on 80/tcp gone",
                 "web-1 on 80/tcp weight 1 → 3",
                 "web-1 on 80/tcp active → draining",
-                &format!("samport was started anew, pid {}", pid + 1),
+                &format!("samport was restarted, pid {}", pid + 1),
                 "+ web-2 on 80/tcp active",
             ]
         );

@@ -173,7 +173,9 @@ fn help_explains_every_key() {
     let mut screen = screen();
     press(&mut screen, '?');
     let lines = lines(&screen, 100, 30);
-    for part in ["drain it", "undrain it", "another weight", "sort by", "leave; samport goes on"] {
+    for part in
+        ["drain it", "undrain it", "set its weight", "sort by", "quit; samport keeps running"]
+    {
         line(&lines, part);
     }
 }
