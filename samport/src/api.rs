@@ -17,7 +17,7 @@ use crate::system::instance;
 pub use server::Server;
 pub use socket::Socket;
 
-/// The backends of an instance nobody runs, by what it has left.
+/// The backends of an instance that is not running, by what it has left.
 pub fn left_behind(name: &str) -> Result<words::Backends> {
     let view = View::of_record(&instance::read_record(name)?);
     let counted = server::count(name, &view)?;

@@ -131,7 +131,7 @@ impl Dataplane {
         logs::take(&mut self.ebpf)
     }
 
-    /// Has the programs ask anew by which device replies leave: routes, rules, addresses or links have changed.
+    /// Has the programs ask again by which device replies leave: routes, rules, addresses or links have changed.
     pub fn routes_have_changed(&mut self) -> Result<()> {
         self.maps.raise_routes().context("write ROUTES")
     }
@@ -247,7 +247,7 @@ impl Dataplane {
         self.maps.refute(backend)
     }
 
-    /// What the kernel tells at once, if it has not been taken before.
+    /// What the kernel reports without being asked, if it has not been taken before.
     pub fn take_events(&mut self) -> Result<Events> {
         Events::take(&mut self.ebpf)
     }

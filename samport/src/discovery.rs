@@ -61,7 +61,7 @@ impl Provider {
     /// The Unix socket of its engine, if it has one.
     ///
     /// # Errors
-    /// An address that is none.
+    /// An invalid address.
     pub fn socket(&self) -> Result<Option<PathBuf>> {
         let Self::Docker(options) = self else { return Ok(None) };
         Ok(match docker::endpoint(options)? {
@@ -71,7 +71,7 @@ impl Provider {
     }
 }
 
-/// What may be changed of providers while they run. Each of them goes by what concerns it.
+/// What may be changed of providers while they run. Each of them uses what concerns it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct ProviderSettings {
     /// The `--backend` list.
@@ -168,7 +168,7 @@ fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot
     }
     let (snapshots, receiver) = watch::channel(joined(&mut sources));
     tokio::spawn(async move {
-        // An engine is followed until nobody listens any more: its sender ends after its receiver.
+        // An engine is followed until no receiver is left: its sender ends after its receiver.
         loop {
             let changed = select_all(sources.iter_mut().map(|source| Box::pin(source.changed())));
             tokio::select! {

@@ -1,5 +1,5 @@
 //! The loader of samport: finds backends, keeps the kernel's tables as they should be, and shows what
-//! goes on. The program is `src/main.rs`; the library is there for it and for the tests.
+//! goes on. The program is `src/main.rs`; it and the tests use the library.
 
 pub mod api;
 pub mod cli;

@@ -85,9 +85,9 @@ pub struct Application {
 /// What a provider thinks of a candidate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Condition {
-    /// May serve at once; may be asked when there is evidence that it fails.
+    /// May serve immediately; may be asked when there is evidence that it fails.
     Ready,
-    /// May serve at once, and is never asked by us: the user wants it so, or we cannot reach it.
+    /// May serve immediately, and is never asked by us: the user wants it so, or we cannot reach it.
     Unchecked,
     /// May serve while this check of ours passes.
     Checked(Check),

@@ -133,8 +133,8 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// Ids for all wanted backends, in their order, and the changes that set the new ones. One has no id while there
-/// is none left.
+/// Ids for all wanted backends, in their order, and the changes that set the new ones. One has no id while
+/// all are in use.
 fn plan_backends<'a>(
     desired: &'a Desired,
     actual: &Actual,
@@ -209,7 +209,7 @@ fn owners_of(
         let of = owners.entry(key.source()).or_default();
         of.push((installed.id, *id));
         if of.len() > SHARED_BY {
-            bail!("{} serves more than {SHARED_BY} ports with one of its own", key.endpoint);
+            bail!("{} serves more than {SHARED_BY} ports with one endpoint", key.endpoint);
         }
     }
     debug_assert!(owners.len() <= desired.backends.len());
@@ -265,7 +265,7 @@ fn takes_answers(desired: &Desired, listen: Listen) -> bool {
     outbound::is_of_concern(listen.protocol, policy.balance.is_by_hash())
 }
 
-/// The networks of each service. One without any of its family serves nobody by it, if it has others.
+/// The networks of each service. One without any of its family serves no client by it, if it has others.
 fn allowed(desired: &Desired) -> BTreeSet<(ServiceKey, IpNet)> {
     let served = desired.allowed.iter().filter(|(port, _)| desired.frontends.contains_key(port));
     served
@@ -324,7 +324,7 @@ fn plan_services(
             to.id == installed.id && !stays && places.contains(place)
         };
         if region != installed.region && !actual.frontends.iter().any(goes_over) {
-            // Its room may be the next one's, as soon as nobody reads it any more.
+            // Its room may be the next one's, as soon as it is not read any more.
             tables.give_back(installed.region);
         }
     }
@@ -341,7 +341,7 @@ fn places(desired: &Desired) -> (BTreeSet<(IpAddr, Listen)>, BTreeSet<Listen>) {
     (places, desired.frontends.keys().map(|listen| listen.everywhere()).collect())
 }
 
-/// Writes a table where nobody reads, and says where that is; `None` if there is no room.
+/// Writes a table where nothing is read, and says where that is; `None` if there is no room.
 fn plan_table(
     service: ServiceKey,
     recipe: &Recipe,

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::setup::{self, Level};
 use crate::{build, sh};
 
-/// Build samport and run `samport demo ARGS` as root: a lab of its own, no Docker needed
+/// Build samport and run `samport demo ARGS` as root, in its own lab, without Docker
 #[derive(clap::Args)]
 pub struct Args {
     /// Given to `samport demo`

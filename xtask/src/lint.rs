@@ -5,9 +5,12 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Bpf, Level};
-use crate::sh;
+use crate::{prose, sh};
 
-/// Check the formatting and what crates may be used (deny.toml), and run clippy, for the host and for the kernel's target
+/// Check formatting, lints, the crates used and the words of prose
+///
+/// rustfmt; clippy for the host and for the kernel's target; cargo deny (deny.toml); and words that docs/style.md does
+/// without.
 #[derive(clap::Args)]
 pub struct Args {}
 
@@ -32,7 +35,8 @@ pub fn run(bpf: &Bpf) -> Result<Vec<anyhow::Error>> {
     let failure = |(name, mut command): (&str, Command)| {
         sh::run(&mut command).with_context(|| format!("lint: {name}")).err()
     };
-    Ok(checks.into_iter().filter_map(failure).collect())
+    let prose = prose::check().context("lint: the words of comments and messages").err();
+    Ok(checks.into_iter().filter_map(failure).chain(prose).collect())
 }
 
 fn formatting() -> Command {

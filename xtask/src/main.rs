@@ -20,6 +20,7 @@ mod papers;
 mod pictures;
 mod prebuilt;
 mod pristine;
+mod prose;
 mod released;
 mod run;
 mod setup;

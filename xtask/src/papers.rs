@@ -75,7 +75,7 @@ fn trouble(from: &Path, link: &Link) -> Option<String> {
     if !heading.is_empty() && !anchors(&text()).contains(heading) {
         return Some("it has no such heading".to_owned());
     }
-    // `name` of a Rust file is a function of it: the test that shows what is said.
+    // `name` of a Rust file is a function of it: the test that shows what the page says.
     let name = link.text.strip_prefix('`').and_then(|text| text.strip_suffix('`'))?;
     let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     let is_rust = path.extension().is_some_and(|e| e == "rs");
@@ -98,7 +98,7 @@ fn every_link_of_a_document_leads_somewhere() {
     assert!(troubles.is_empty(), "\n{}\n", troubles.join("\n"));
 }
 
-/// A page nobody finds is a page nobody reads.
+/// A page that is not linked is not read.
 #[test]
 fn every_page_of_the_documentation_is_linked_from_the_readme() {
     let readme = fs::read_to_string(sh::root().join("README.md")).unwrap();

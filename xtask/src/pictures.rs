@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::setup::{self, Level};
 use crate::{build, sh};
 
-/// Take the pictures in docs/pictures anew: samport at work on a real terminal, in a lab
+/// Take the pictures in docs/pictures again: samport at work on a real terminal, in a lab
 #[derive(clap::Args)]
 pub struct Args {}
 

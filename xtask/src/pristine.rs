@@ -37,7 +37,7 @@ const ARCHIVES: &str = "var/cache/apt/archives";
 ///
 /// Makes a minimal root file system of a Debian or Ubuntu suite, with the packages and the Rust
 /// toolchain that README.md asks for and nothing else. CMD runs there as root, in a clone of the
-/// checkout's HEAD commit, in mount, pid, ipc and uts namespaces of its own; its exit code is passed
+/// checkout's HEAD commit, in its own mount, pid, ipc and uts namespaces; its exit code is passed
 /// on. The network is this machine's. Afterwards the root file system is removed, and whatever CMD
 /// left running is killed.
 ///
@@ -64,7 +64,7 @@ pub struct Args {
     /// Put the root file system on one of this size, in memory: 700M, 4G
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk: Option<u64>,
-    /// Run CMD as an unprivileged user with a HOME, a checkout and a Rust of its own
+    /// Run CMD as an unprivileged user with its own HOME, checkout and Rust
     #[arg(long)]
     user: bool,
     /// Use DIR as the checkout's target folder, so that another suite can run what this one builds

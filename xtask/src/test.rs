@@ -90,7 +90,7 @@ pub fn built(programs: impl Iterator<Item = &'static str>) -> Result<Vec<PathBuf
     Ok(built)
 }
 
-/// So many failures may be chance; more are not.
+/// This many failures may be chance; more are not.
 const FLAKY_AT_MOST: usize = 3;
 
 /// Builds everything and runs the tests, their output passing through as it comes.

@@ -46,7 +46,7 @@ impl Client {
     /// The client of the instance with this name; without one, of the only one in this network namespace.
     ///
     /// # Errors
-    /// [`Exit::Unreachable`] if there is none; [`Exit::Usage`] if there are several.
+    /// [`Exit::Unreachable`] if none exists; [`Exit::Usage`] if there are several.
     pub fn find(name: Option<&str>) -> Result<Self> {
         instance::check_visible()?;
         let here = instance::network_namespace()?;
@@ -223,7 +223,7 @@ mod tests {
         let error = choose(Some("eth0:82@1"), all(), 1).unwrap_err();
         assert_eq!(code_of(&error), Exit::Unreachable);
         assert!(error.to_string().contains("eth0:80@2"), "{error}");
-        // Nobody steers another namespace's without saying so.
+        // An instance of another namespace has to be named.
         let error = choose(None, all(), 9).unwrap_err();
         assert_eq!(code_of(&error), Exit::Unreachable);
         assert!(error.to_string().contains("eth0:81@1"), "{error}");

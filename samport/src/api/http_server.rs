@@ -1,5 +1,5 @@
-//! What is served over HTTP, whoever connects and however: so many connections at a time, each with a time for its
-//! header and its request, and a size of both. `axum::serve` has none of these limits.
+//! What is served over HTTP, whoever connects and however: a limited number of connections at a time, each with a
+//! time for its header and its request, and a size of both. `axum::serve` has none of these limits.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -43,7 +43,7 @@ pub struct Source {
 #[derive(Debug)]
 pub struct Server(JoinHandle<()>);
 
-/// Takes the address, so that a wrong one is known before anything is attached. Nobody is answered yet.
+/// Takes the address, so that a wrong one is known before anything is attached. It answers no request yet.
 ///
 /// # Errors
 /// [`Exit::Conflict`] if somebody listens there.

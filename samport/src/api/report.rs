@@ -87,7 +87,7 @@ fn part(of: u64, whole: u64) -> f64 {
     f64::from(u32::try_from(parts).unwrap_or(10_000)) / 10_000.0
 }
 
-/// The microseconds within which so many percent of connections were answered, as well as the classes
+/// The microseconds within which this percentage of connections were answered, as well as the classes
 /// tell: evenly spread over each. None if there were none.
 pub(super) fn within(handshakes: &Handshakes, percent: u64) -> Option<u64> {
     let all: u64 = handshakes.classes.iter().sum();
@@ -109,7 +109,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether so many containers of a service take new flows; of every service, if none is named. What is known of them
+/// Whether this many containers of a service take new flows; of every service, if none is named. What is known of them
 /// is of no worth when the control loop hangs.
 #[must_use]
 pub fn health(
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(count(&view, None), 2);
         let ok = |wanted, trouble| health(&view, wanted, None, trouble).ok;
         assert!(ok(2, None) && !ok(3, None) && !ok(2, Some("it hangs".to_owned())));
-        // Of every service: one that has nobody counts.
+        // Of every service: one without a backend counts.
         view.services.insert(Listen::tcp(443), Balance::Random);
         assert_eq!(count(&view, None), 0);
         assert_eq!(count(&view, Some(Listen::tcp(80))), 2);

@@ -25,7 +25,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Binds a path; a socket there that nobody serves any more is replaced.
+    /// Binds a path; a socket there that is no longer served is replaced.
     ///
     /// # Errors
     /// [`Exit::Conflict`] if somebody serves it, or if it is no socket.

@@ -64,7 +64,7 @@ pub struct Backend {
     /// The part of new flows it should get, 0 to 1.
     #[cfg_attr(test, schemars(range(min = 0, max = 1)))]
     pub share_expected: f64,
-    /// The part of its service's flows it has got so far.
+    /// The part of its service's flows that it received so far.
     #[cfg_attr(test, schemars(range(min = 0, max = 1)))]
     pub share_actual: f64,
     /// It should take no new flows, but does: no other backend of its service is there.

@@ -1,4 +1,4 @@
-//! `samport backends`: each backend, how it is and what it has got.
+//! `samport backends`: the backends with state, weight and counts.
 
 use anyhow::Result;
 
@@ -50,7 +50,7 @@ async fn ask(connection: &Connection) -> Result<Backends> {
     connection.client()?.get("/v1/backends").await
 }
 
-/// An instance nobody runs any more that is meant: the named one, or the only one of this network
+/// The instance that was killed and is meant: the named one, or the only one of this network
 /// namespace.
 fn leftover(connection: &Connection) -> Result<Option<String>> {
     privileges::require()?;

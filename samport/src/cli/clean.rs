@@ -37,7 +37,7 @@ fn filters_elsewhere(record: &Record) -> Option<String> {
     Some(format!("clean it with: nsenter --net={} samport clean", path.display()))
 }
 
-/// Removes every instance nobody runs, or those that are named.
+/// Removes every instance that is not running, or those that are named.
 pub fn run(args: &Args) -> Result<()> {
     privileges::require()?;
     let names = names(&args.instance)?;
@@ -99,7 +99,7 @@ fn clean_one(name: &str, dry_run: bool) -> Result<Cleaned> {
     let outcome = if dry_run { WOULD_REMOVE } else { REMOVED };
     let cleaned = Cleaned { filters: filters.len(), ..found(outcome) };
     if !dry_run {
-        // Holding the lock while removing: nobody starts on top of it.
+        // Holding the lock while removing: no other samport starts on top of it.
         let claimed = Instance::claim(name)?;
         clean::remove_filters(filters)?;
         clean::remove_pins(name)?;

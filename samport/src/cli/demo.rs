@@ -70,7 +70,7 @@ impl Interrupt {
 }
 
 fn demonstrate(args: &Args, interrupt: &Interrupt) -> Result<()> {
-    say("Each server is in a network namespace of its own, as a container is.");
+    say("Each server is in its own network namespace, as a container is.");
     let lab = Lab::builder().backends(args.backends).docker_like_firewall();
     let mut footprint = Footprint::of(&lab);
     let shown = lab.build().and_then(|mut lab| in_lab(&mut lab, &mut footprint, args, interrupt));

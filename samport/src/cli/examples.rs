@@ -108,7 +108,7 @@ fn every_command_line_in_a_block_is_one_the_program_takes() {
 #[test]
 fn every_verb_and_flag_that_is_mentioned_exists() {
     let mut wrong = Vec::new();
-    // What errors.md has is wrong on purpose, and tried by a test of its own.
+    // What errors.md has is wrong on purpose, and another test tries it.
     for page in pages().into_iter().filter(|page| !page.ends_with("errors.md")) {
         let text = fs::read_to_string(&page).unwrap();
         for mention in mentions(&text) {

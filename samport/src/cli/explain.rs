@@ -1,4 +1,4 @@
-//! `samport explain`: what would become of a packet, and why. It goes by what is in the kernel, whether
+//! `samport explain`: what would become of a packet, and why. It reads what is in the kernel, whether
 //! samport runs or not, and changes nothing there.
 
 mod gather;
@@ -45,7 +45,7 @@ pub struct Args {
     instance: Option<String>,
 }
 
-/// An address and port, and the protocol if it is said.
+/// An address and port, and the protocol if it is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Dialled {
     at: SocketAddr,

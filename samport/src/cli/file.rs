@@ -96,7 +96,7 @@ fn settings(text: &str, command: &Command) -> Result<Vec<Setting>, Fault> {
 
 /// Says of each key whether its flag would take what is given.
 struct Judge {
-    /// The flags alone: whatever is in the environment is none of the file's business.
+    /// The flags alone: the environment does not matter to the file.
     flags: Command,
 }
 

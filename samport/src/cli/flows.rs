@@ -114,7 +114,7 @@ fn follow(args: &Args) -> Result<()> {
 /// The flows of the instances that are meant.
 ///
 /// # Errors
-/// [`crate::system::exit::Exit::Unreachable`] if there is none, running or left behind.
+/// [`crate::system::exit::Exit::Unreachable`] if none exists, running or left behind.
 fn look(meant: Option<&str>) -> Result<Vec<Named>> {
     let mut flows = Vec::new();
     for name in instances::instances(meant)? {

@@ -9,7 +9,7 @@ use crate::system::instance;
 /// Those that are meant: the one of this name, or all.
 ///
 /// # Errors
-/// [`Exit::Unreachable`] if there is none, running or left behind.
+/// [`Exit::Unreachable`] if none exists, running or left behind.
 pub(super) fn instances(meant: Option<&str>) -> Result<Vec<String>> {
     let here = instance::network_namespace()?;
     let is_here =

@@ -1,11 +1,11 @@
-//! What is said to who waits: nothing for a second, then how far it is, each time that changes.
+//! What a waiting user is told: nothing for a second, then how far it is, each time that changes.
 
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// So long nobody wonders.
+/// The wait that needs no explanation.
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Says that something takes its time, unless it is dropped before.

@@ -38,7 +38,7 @@ pub(super) enum Source {
     File(usize),
     /// samport itself.
     Default,
-    /// Nobody.
+    /// It is not set.
     Unset,
 }
 

@@ -84,7 +84,7 @@ pub(super) fn on_a_page(command: Command) -> Command {
         .mut_subcommands(on_a_page)
 }
 
-/// Reads the configuration, as the command line of this process has it, anew.
+/// Reads the configuration, as the command line of this process has it, again.
 ///
 /// # Errors
 /// [`Exit::Usage`] with line and column, if the file is not good.
@@ -97,7 +97,7 @@ pub(super) fn flags() -> Command {
     run::Flags::augment_args(Command::new("run"))
 }
 
-/// Reads a file that nobody uses yet.
+/// Reads a file that is not in use yet.
 pub(super) fn check(path: &Path) -> Result<()> {
     let file = File::read(path, &flags())?;
     let matches = usage(

@@ -1,4 +1,4 @@
-//! Output that nobody reads any more: `samport status -o json | head -1`.
+//! Output whose reader has gone: `samport status -o json | head -1`.
 
 use std::panic;
 use std::process;

@@ -33,7 +33,7 @@ pub(super) fn number(number: Option<u64>) -> String {
     text(number.map(|number| number.to_string()))
 }
 
-/// Likewise.
+/// What is not known is a dash.
 pub(super) fn text(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }

@@ -90,7 +90,7 @@ async fn show(
 ) -> Result<()> {
     tokio::pin!(stop);
     let mut keys = EventStream::new();
-    // Not at once: what was seen first is fresh.
+    // Not immediately: what was seen first is fresh.
     let mut ticks = interval_at(Instant::now() + args.interval, args.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (teller, mut news) = mpsc::channel(WAITING);
@@ -114,7 +114,7 @@ async fn show(
                     }
                     None => {}
                 },
-                // Another size: it is drawn anew.
+                // Another size: it is drawn again.
                 Some(_) => {}
             },
             _ = ticks.tick(), if !is_asked => {
@@ -136,7 +136,7 @@ async fn show(
     }
 }
 
-/// What samport says now. It is looked for every time: it may have been started anew.
+/// What samport says now. It is looked for every time: samport may have been restarted.
 async fn look(connection: &Connection) -> Result<Documents> {
     let client = connection.client()?;
     let status: Status = client.get("/v1/status").await?;

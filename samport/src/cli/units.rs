@@ -23,7 +23,10 @@ pub(super) fn bytes(bytes: u64) -> String {
 }
 
 /// A number of things in a time, to a tenth.
-#[allow(clippy::cast_precision_loss, reason = "exact to 2^53; nobody reads more digits than that")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "exact to 2^53, which is more digits than anyone reads"
+)]
 pub(super) fn rate(things: u64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { things as f64 / time.as_secs_f64() }
 }

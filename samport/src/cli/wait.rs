@@ -60,7 +60,7 @@ pub async fn run(args: Args) -> Result<()> {
                 return Ok(());
             }
             Ok(_) => {}
-            // It may be about to start, but nobody waits for it longer than that.
+            // It may be about to start, but the wait for it is not longer than that.
             Err(error) if code_of(error) == Exit::Unreachable => {}
             Err(_) => return seen.map(|_| ()),
         }

@@ -1,4 +1,4 @@
-//! Which of the offered backends are let in: there is room for so many, and a port belongs to one application.
+//! Which of the offered backends are let in: their number is limited, and a port belongs to one application.
 //! Pure.
 //!
 //! Whoever serves already goes first, then the others by their names. One that does not fit is left out with a
@@ -91,7 +91,7 @@ pub fn admit(
     admission
 }
 
-/// Whether one more backend fits beside so many, and one more port before its endpoint.
+/// Whether one more backend fits beside this many, and one more port before its endpoint.
 ///
 /// # Errors
 /// Why not, and the way out.
@@ -100,9 +100,7 @@ pub fn has_room(backends: usize, most: u32, ports: usize) -> Result<(), String> 
         return Err(format!("at most {SHARED_BY} ports of the host lead to one of a container's"));
     }
     if backends >= most as usize {
-        return Err(format!(
-            "this samport has room for {most} backends; --max-backends is how many there may be"
-        ));
+        return Err(format!("this samport has room for {most} backends; raise --max-backends"));
     }
     Ok(())
 }
@@ -189,7 +187,7 @@ impl<'a> Room<'a> {
         if self.candidates == 0 {
             return Err(format!(
                 "more than {CANDIDATES_FOR_EACH} containers for each of the {max_backends} backends there is \
-                 room for; --max-backends is how many there may be"
+                 room for; raise --max-backends"
             ));
         }
         let listen = candidate.listen;

@@ -56,7 +56,7 @@ impl Overrides {
     /// Takes an order and says whom it is about.
     ///
     /// # Errors
-    /// When the name means nobody, or several.
+    /// When the name means no backend, or several.
     pub fn take(
         &mut self,
         order: &OperatorCommand,
@@ -144,7 +144,7 @@ fn by_id(seat: &BackendRef) -> (String, Listen) {
 /// serves that endpoint's port of the host, by all its addresses.
 ///
 /// # Errors
-/// When that is nobody, or several containers.
+/// When that is no container, or several.
 pub fn backends_called<'a>(
     name: &str,
     all: &'a [BackendView],
@@ -158,7 +158,7 @@ pub fn backends_called<'a>(
     let Some(meant) = found.into_iter().find(|meant| !meant.is_empty()) else {
         let names: BTreeSet<_> = all.iter().map(|one| one.name.as_str()).collect();
         let there = if names.is_empty() {
-            "there is none at all".to_owned()
+            "there are none".to_owned()
         } else {
             format!("there are {}", names.into_iter().collect::<Vec<_>>().join(", "))
         };
@@ -191,7 +191,7 @@ fn is_container_id(id: &str) -> bool {
 /// The service of a name: its port, as `run` or `status` write it, or what its containers call it.
 ///
 /// # Errors
-/// When there is none.
+/// When no service has that name.
 pub fn service_called(name: &str, view: &View) -> Result<Listen, CommandError> {
     let ports = view.services.keys().copied();
     let by_port = ports.clone().find(|one| one.brief() == name || one.to_string() == name);
@@ -205,9 +205,9 @@ pub fn service_called(name: &str, view: &View) -> Result<Listen, CommandError> {
     };
     match (called.first(), called.len()) {
         (Some(only), 1) => Ok(*only),
-        (None, _) if view.services.is_empty() => {
-            Err(CommandError::Unknown(format!("there is no service {name:?}; there is none yet")))
-        }
+        (None, _) if view.services.is_empty() => Err(CommandError::Unknown(format!(
+            "there is no service {name:?}; no service exists yet"
+        ))),
         (None, _) => {
             let all = list(&mut ports.clone());
             Err(CommandError::Unknown(format!("there is no service {name:?}; there are {all}")))

@@ -34,7 +34,7 @@ struct Phase {
     /// Since when it takes no new flows.
     since: Instant,
     ending: Ending,
-    /// It takes new flows all the same: nobody else of its service is there.
+    /// It takes new flows all the same: it is the last of its service.
     is_last: bool,
 }
 

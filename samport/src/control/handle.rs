@@ -69,7 +69,7 @@ pub struct BackendView {
     pub index: Option<u32>,
     /// When its time to drain is over, if that is known.
     pub drains_until: Option<Instant>,
-    /// It should take no new flows, but does: nobody else of its service is there.
+    /// It should take no new flows, but does: it is the last of its service.
     pub is_last: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct View {
 }
 
 impl View {
-    /// What the record of an instance nobody runs still says.
+    /// What the record of an instance that is not running still says.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
         let service = |listen: Listen| {
@@ -103,7 +103,7 @@ impl View {
                 state: State::named(&backend.state)?,
                 via: Some(backend.via.clone()),
                 route_back: backend.route_back,
-                // 0 is none: it was not ready.
+                // 0 means no id: it was not ready.
                 index: (backend.id > 0).then_some(backend.id),
                 drains_until: None,
                 is_last: false,
@@ -149,7 +149,7 @@ pub fn open() -> (CommandReceiver, ControlHandle) {
 }
 
 impl CommandReceiver {
-    /// The next order; never, if nobody can give one any more.
+    /// The next order; never, if no sender is left.
     pub async fn next(&mut self) -> Request {
         match self.requests.recv().await {
             Some(request) => request,
@@ -206,8 +206,8 @@ mod tests {
         let given = tokio::spawn(async move { control.order(order).await });
         let request = receiver.next().await;
         assert_eq!(request.order, OperatorCommand::Drain("web-1".into()));
-        request.answer.send(Err(CommandError::Unknown("nobody".into()))).unwrap();
-        assert_eq!(given.await.unwrap(), Err(CommandError::Unknown("nobody".into())));
+        request.answer.send(Err(CommandError::Unknown("none".into()))).unwrap();
+        assert_eq!(given.await.unwrap(), Err(CommandError::Unknown("none".into())));
     }
 
     #[tokio::test]

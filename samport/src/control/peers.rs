@@ -27,7 +27,7 @@ impl Siblings {
         Self(records.collect())
     }
 
-    /// Who keeps a port on the addresses inside of the machine that are nobody's in particular: who had
+    /// Who keeps a port on the addresses inside of the machine that belong to no instance in particular: who had
     /// them first, or, of two that took them at the same time, the first by name.
     #[must_use]
     pub fn keeper(&self, listen: Listen, us: &str, ours: &BTreeSet<Listen>) -> Option<(&str, u32)> {

@@ -1,5 +1,5 @@
 //! How the control loop gets on: when it last completed a round, and what it waits for. Written down beside the
-//! record by a task of its own, so that a loop that hangs is seen too.
+//! record by a separate task, so that a loop that hangs is seen too.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

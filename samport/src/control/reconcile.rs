@@ -113,7 +113,7 @@ pub struct NewRules {
     /// The [`crate::discovery::Terms::generation`] that came with them.
     pub generation: u64,
     /// Told when the kernel has them, and backends on these terms, and everything that shows them does;
-    /// dropped if that does not work at once.
+    /// dropped if that does not work the first time.
     pub done: oneshot::Sender<()>,
 }
 
@@ -243,13 +243,13 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Containers that have run for long answer at once: with them we are ready, not without.
+    /// Containers that have run for long answer immediately: with them we are ready, not without.
     async fn wait_for_first_answers(&mut self, snapshot: &Snapshot) {
         let deadline = tokio::time::Instant::now() + FIRST_ANSWERS;
         loop {
             let is_checked = |c: &&Candidate| matches!(c.condition, Condition::Checked(_));
             let to_check = snapshot.candidates.iter().filter(is_checked);
-            // Not `any`: all are asked at once.
+            // Not `any`: all are asked together.
             let missing = to_check.filter(|c| self.health.state(c) == State::Starting).count();
             let changed = tokio::time::timeout_at(deadline, self.health.changed());
             if missing == 0 || changed.await.is_err() {
@@ -352,7 +352,7 @@ impl Reconciler {
             self.instance.keep(true);
             self.dataplane.keep();
         } else {
-            // The kernel's side before the lock, so that nobody takes our place too early.
+            // The kernel's side before the lock, so that no other samport takes our place too early.
             drop(self.dataplane);
             drop(self.instance);
         }
@@ -412,7 +412,7 @@ impl Reconciler {
         self.settle_policies(&mut desired, &snapshot);
         self.end_drains(&mut desired, &snapshot);
         let outcome = self.bring_about(&mut desired);
-        // Whoever reads a line may look at once: what it says is there before it.
+        // Whoever reads a line may look immediately: what it says is there before it.
         self.show_at_desk(&desired, &snapshot);
         self.write_record(&desired)?;
         self.show(&desired, &snapshot);

@@ -25,7 +25,7 @@ pub fn prepare(ours: &Instance, interfaces: &[String], namespace: u64) -> Result
         if name == ours.name() || !overlaps || instance::is_running(&name) {
             continue;
         }
-        // Nobody else may start on top of it meanwhile.
+        // No other samport may start on top of it meanwhile.
         let claimed = Instance::claim(&name)?;
         if found.is_none() && !pins::pins_of(&name).is_empty() {
             check_layout(&name, &record)?;
@@ -80,8 +80,8 @@ fn own(ours: &Instance) -> Result<Option<Record>> {
             Ok(Some(record))
         }
         Err(error) => bail!(
-            "samport {name} was killed and works on in the kernel, but what it wrote down for its \
-             successor cannot be read ({error:#}); `samport clean` removes it, which ends its connections"
+            "cannot take over samport {name}, which was killed: its record cannot be read ({error:#}); \
+             `samport clean` removes it, which ends its connections"
         ),
     }
 }

@@ -20,7 +20,7 @@ const MAP_UPDATE_BATCH: libc::c_int = 26;
 /// What a kernel says that knows no such command, or not for this kind of map (linux/errno.h).
 const ENOTSUPP: libc::c_int = 524;
 
-/// Entries asked for at once. A bucket comes whole, and has rarely more than ten.
+/// Entries asked for at a time. A bucket comes whole, and has rarely more than ten.
 const BATCH: usize = 512;
 
 /// The part of `union bpf_attr` that batch commands use.
@@ -73,7 +73,7 @@ where
         self.for_each_of(BATCH, visit)
     }
 
-    /// The same, so many entries at once.
+    /// The same, with this many entries at a time.
     fn for_each_of(&self, batch: usize, mut visit: impl FnMut(&K, &V)) -> io::Result<()> {
         let mut keys = vec![K::new_zeroed(); batch];
         let mut values = vec![V::new_zeroed(); batch];
@@ -190,7 +190,7 @@ impl<V: FromBytes + IntoBytes + Immutable + Copy> Values<V> {
 /// changes ago, most slots still say the same.
 pub(super) struct Slots {
     map: MapData,
-    /// What we have written. 0, which is nobody's id, where that is nothing yet.
+    /// What we have written. 0, which is no id, where that is nothing yet.
     written: Vec<u32>,
 }
 

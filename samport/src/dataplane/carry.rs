@@ -1,4 +1,4 @@
-//! Carrying what maps hold over into maps that are made anew, when a samport takes over from one that was told
+//! Carrying what maps hold over into new maps, when a samport takes over from one that was told
 //! other limits, or whose maps have an older layout.
 //!
 //! What becomes of each map of an older layout is a list, in a module that is named after the layout.
@@ -66,7 +66,7 @@ impl Layout {
         if load::OF_A_RUN.contains(&name) {
             return Carried::OfRun;
         }
-        // Written anew, with what this run was given.
+        // Written again, with what this run was given.
         if name == seed::MAP {
             return Carried::Emptied;
         }
@@ -156,7 +156,7 @@ impl Shape {
     }
 }
 
-/// The maps that are to be made anew beside those that are pinned: they have another size or another layout, or
+/// The maps that are to be made again beside those that are pinned: they have another size or another layout, or
 /// there are none yet.
 ///
 /// # Errors

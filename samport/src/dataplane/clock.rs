@@ -15,7 +15,7 @@ use super::maps::MapCell;
 /// # Errors
 /// If the kernel does not run it; then nothing is set.
 pub(super) fn set(ebpf: &mut Ebpf) -> Result<()> {
-    // The coarse clock goes by jiffies: its resolution is the length of one.
+    // The coarse clock counts jiffies: its resolution is the length of one.
     let jiffy = clock_getres(ClockId::MonotonicCoarse);
     let jiffy_ns = u64::try_from(jiffy.tv_nsec).context("a jiffy of less than no time")?;
     write(ebpf, Clock { jiffy_ns, begin_ns: 0 })?;

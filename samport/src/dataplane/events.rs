@@ -1,4 +1,4 @@
-//! What the kernel's programs tell at once: backends that fail connections.
+//! What the kernel's programs report as it happens: backends that fail connections.
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -47,7 +47,7 @@ pub enum Ask {
 pub enum Told {
     /// A backend has failed a connection.
     Failure(Failure),
-    /// So many events have waited that there may have been no room for others.
+    /// The ring was so full that events may have been lost.
     Overrun,
 }
 

@@ -31,7 +31,7 @@ pub struct OpenFlow {
     pub dialled: SocketAddr,
     /// The kernel's id of its backend; none if that is another's now.
     pub backend: Option<u32>,
-    /// Where its backend answers, likewise.
+    /// Where its backend answers; None if that is gone.
     pub endpoint: Option<SocketAddr>,
     /// Where it stands.
     pub state: State,
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(busy(earlier, now_ns), Some(Duration::from_millis(1_024)));
         // The clock has wrapped since.
         assert_eq!(busy(u32::MAX, 9 << MICRO_SHIFT), Some(Duration::from_nanos(10 << MICRO_SHIFT)));
-        // Nobody is silent for longer than he is there.
+        // No flow is idle for longer than it exists.
         assert_eq!(age(opened, DOUBT * 2, now_ns), None);
     }
 

@@ -135,7 +135,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Which tables are nearly full with so many flows.
+    /// Which tables are nearly full with this many flows.
     fn are_nearly_full(&self, held: [u64; 2]) -> [bool; 2] {
         [0, 1].map(|family| is_nearly_full(held[family], self.sizes[family].entries))
     }

@@ -31,15 +31,15 @@ pub struct Flows {
     pub capacity6: u32,
     /// Flows for IPv4, when the collector was last there.
     pub left4: u64,
-    /// Flows for IPv6, likewise.
+    /// Flows for IPv6, as of then.
     pub left6: u64,
     /// Entries ever made.
     pub inserted: u64,
     /// Entries taken out because they were over, until the collector's last round.
     pub expired: u64,
-    /// Entries that had to make room for others, likewise.
+    /// Entries that had to make room for others, as of then.
     pub evicted: u64,
-    /// Flows that found no room, and are kept beside the tables, likewise.
+    /// Flows that found no room, and are kept beside the tables, as of then.
     pub overflow: u64,
     /// Flows whose client is not proven, in both tables.
     pub unproven: u64,

@@ -253,10 +253,10 @@ const OF_LOCAL_CLIENTS: [&str; 3] = ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOI
 /// How often a program is verified that signals keep from being verified.
 const LOAD_TRIES: u32 = 100;
 
-/// Entries of a map that nobody uses.
+/// Entries of a map that is not used.
 const NO_ROOM: u32 = 16;
 
-/// Maps that hold nothing beyond one packet's way through the programs, or that nobody else is to read: a
+/// Maps that hold nothing beyond one packet's way through the programs, or that no other process is to read: a
 /// run that takes over makes its own, as other programs may use them in other ways.
 pub(super) const OF_A_RUN: [&str; 10] = [
     "PROGRAMS",
@@ -288,13 +288,14 @@ pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
     sizes
 }
 
-/// The number of the network namespace whose clients count as local: 0, which is none's, unless we can tell.
+/// The number of the network namespace whose clients count as local: 0, which is the cookie of no namespace, unless
+/// we can tell.
 fn cookie(options: Options) -> u64 {
     if options.local { local::netns_cookie().unwrap_or_default() } else { 0 }
 }
 
 /// Loads all programs that see packets, with all maps pinned, and fills the tail-call table. A map that is pinned
-/// already is used as it is, unless it is among those that are to be made `anew` beside it.
+/// already is used as it is, unless it is among those that are made again beside it.
 pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Result<Ebpf> {
     if OBJECT.is_empty() {
         return Err(coded(

@@ -46,7 +46,7 @@ const SOCK_OPS: &str = "sock_ops";
 /// several is all there is.
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 
-/// What is said of a kernel that cannot tell whose sockets are the machine's own.
+/// The message about a kernel that cannot tell whose sockets are the machine's own.
 pub(super) const NO_COOKIE: &str =
     "the kernel does not number its network namespaces (it does from 5.14 on)";
 
@@ -66,7 +66,7 @@ pub(super) fn attach_if_possible(ebpf: &mut Ebpf, pins: &pins::Folder) -> Option
     attach_all(ebpf, pins)
         .inspect_err(|error| {
             tracing::warn!(
-                "clients on this machine itself are not served: {error:#} (--no-local does without)"
+                "clients on this machine itself are not served: {error:#}; --no-local turns this off"
             );
         })
         .ok()
@@ -146,9 +146,9 @@ fn why_not(error: ProgramError, hook: &str) -> anyhow::Error {
         Some(libc::E2BIG) => anyhow!("the cgroup hook {hook} has its 64 programs already"),
         Some(libc::EPERM) => anyhow!(
             "the kernel does not let us attach to the cgroup hook {hook} (in a container, or beside \
-             a program that shares the hook with nobody)"
+             a program that does not share the hook)"
         ),
-        _ => anyhow!("attach to the cgroup hook {hook}: {}", refused.io_error),
+        _ => anyhow!("cannot attach to the cgroup hook {hook}: {}", refused.io_error),
     }
 }
 

@@ -150,7 +150,7 @@ impl Maps {
         Ok(self.backends.set(id.index, MapCell(after), 0)?)
     }
 
-    /// Says whose a backend's endpoint is; nobody's, with `None`.
+    /// Says whose a backend's endpoint is; no service's, with `None`.
     pub(super) fn set_owners(&mut self, of: Source, owners: Option<&Owners>) -> Result<()> {
         let Source { endpoint, protocol } = of;
         let (v4, v6, port) = (&mut self.owners4, &mut self.owners6, endpoint.port());
@@ -241,7 +241,7 @@ where
         let (MapCell(key), MapCell(value)) = entry?;
         let endpoint =
             SocketAddr::new(key.endpoint.addr.into(), u16::from_be_bytes(key.endpoint.port));
-        // Nobody has written others.
+        // Only these are ever written.
         if let Some(protocol) = Protocol::from_number(key.protocol) {
             entries.push((endpoint, protocol, value));
         }

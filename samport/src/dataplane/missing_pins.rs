@@ -15,7 +15,7 @@ use crate::system::causes::io_kind;
 pub(super) struct Maps(Vec<(&'static str, OwnedFd)>);
 
 impl Maps {
-    /// Opens what a run has just pinned; those made `anew` are still beside those that they are to replace.
+    /// Opens what a run has just pinned; those made again are still beside those that they replace.
     pub(super) fn open(pins: &pins::Folder, anew: &[&str]) -> Result<Self> {
         let open = |name: &'static str| {
             let is_own = OF_A_RUN.contains(&name) || anew.contains(&name);

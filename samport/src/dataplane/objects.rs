@@ -129,13 +129,13 @@ impl Objects {
     }
 
     /// Adds every program that uses one of the maps, every map that one of the programs uses, and the programs'
-    /// names. A program that nobody has a descriptor of is found by its maps.
+    /// names. A program without an open descriptor is found by its maps.
     ///
     /// Maps are not opened: Linux (6.18 at least) never frees a program array that somebody opens by its id while
     /// it is going away. Nor are links, which would stay attached for as long.
     pub fn add_programs_and_maps(&mut self) -> Result<()> {
         for id in ids(Kind::Program)? {
-            // One that has just gone is none of the machine's any more.
+            // One that has just gone is not counted.
             let Ok(program) = Program::of(id) else { continue };
             let is_ours = self.contains(Kind::Program, id);
             if is_ours || program.maps.iter().any(|map| self.contains(Kind::Map, *map)) {
@@ -179,7 +179,7 @@ impl Objects {
         self
     }
 
-    /// Whether there is none.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

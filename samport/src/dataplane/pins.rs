@@ -32,7 +32,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder of an instance, mounting bpffs if nobody has.
+    /// Makes the folder of an instance, mounting bpffs if it is not mounted.
     pub(super) fn create(instance: &Instance) -> Result<Self> {
         ensure_mounted()?;
         let path = Path::new(ROOT).join(instance.name());
@@ -237,7 +237,7 @@ pub fn pins_of(instance: &str) -> Vec<String> {
     names_in(&Path::new(ROOT).join(instance))
 }
 
-/// Gives the pins of an instance that nobody runs to another name.
+/// Gives the pins of an instance that is not running to another name.
 pub fn rename_instance(from: &str, to: &str) -> Result<()> {
     let (from, to) = (Path::new(ROOT).join(from), Path::new(ROOT).join(to));
     fs::rename(&from, &to)
@@ -285,7 +285,7 @@ fn make(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)
 }
 
-/// Makes the folder of all instances' pins, mounting bpffs if nobody has, and keeps it there as long as the result
+/// Makes the folder of all instances' pins, mounting bpffs if it is not mounted, and keeps it there as long as the result
 /// lives.
 ///
 /// # Errors
@@ -302,7 +302,7 @@ pub enum Bpffs {
     Mounted,
     /// There is a place for it.
     NotMounted,
-    /// There is none; why.
+    /// There is no place for it; why.
     NoPlace(String),
 }
 
@@ -316,7 +316,7 @@ pub fn bpffs() -> Bpffs {
     }
 }
 
-/// Mounts bpffs if nobody has: systemd does, a minimal system may not.
+/// Mounts bpffs if it is not mounted: systemd does, a minimal system may not.
 ///
 /// # Errors
 /// [`Exit::Kernel`] if there is no place for it, or it cannot be mounted.

@@ -37,7 +37,7 @@ pub const LOCAL_PROGRAMS: [&str; 10] = [
     "samport_sockops",
 ];
 
-/// A loaded program that can be run on bytes, from several threads at once.
+/// A loaded program that can be run on bytes, from several threads at a time.
 pub struct Runner(SchedClassifier);
 
 impl Runner {

@@ -56,7 +56,7 @@ impl Census {
         })
     }
 
-    /// Begins to count: sockets of this machine are counted at once.
+    /// Begins to count: sockets of this machine are counted immediately.
     pub(super) fn begin(&self) -> Result<Count> {
         let generations = self.generations()?;
         let found = vec![0; generations.len()];
@@ -154,8 +154,8 @@ impl Count {
 /// What the kernel counts too much, given that `found` flows were met between `before` and `after`: as before
 /// if that is possible, or the nearest that is.
 ///
-/// Each flow that opened meanwhile may be among those met or not, and so may each that ended. So what is
-/// said here is never more than what has really been lost, and no backend seems to have fewer flows than it
+/// Each flow that opened meanwhile may be among those met or not, and so may each that ended. So the
+/// number given here is never more than what has really been lost, and no backend seems to have fewer flows than it
 /// has.
 fn corrected(lost: u64, before: Counted, after: Counted, found: u64) -> u64 {
     let counted = before.opened.wrapping_sub(before.ended);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use samport_common::conntrack::State;
 use samport_common::layout::is_nearly_full;
 
-/// A flow that is over is kept for so many ticks, unless open ones would have to leave: a segment that was sent
+/// A flow that is over is kept for this many ticks, unless open ones would have to leave: a segment that was sent
 /// again may be on its way.
 const LINGER: u32 = 2;
 

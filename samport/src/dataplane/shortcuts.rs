@@ -1,7 +1,7 @@
 //! What ports stand for: what spares the programs a look-up for each packet of an open flow.
 //!
 //! All of it follows from `SERVICES` and `OWNERS`, and is never more than these say: whatever a port no
-//! longer stands for is taken away before they change, and what it stands for anew is said after.
+//! longer stands for is taken away before they change, and its new meaning is written after.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -115,7 +115,7 @@ impl Shortcuts {
         self.around(port, before, after, |shortcut| &mut shortcut.listens, change)
     }
 
-    /// A backend's endpoint is these services', or nobody's any more; `change` makes it so.
+    /// A backend's endpoint is these services', or no service's any more; `change` makes it so.
     pub(super) fn owners(
         &mut self,
         of: Source,

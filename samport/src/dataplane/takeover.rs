@@ -186,7 +186,7 @@ impl Dataplane {
         })
     }
 
-    /// Undoes what nobody knows the meaning of.
+    /// Undoes what has no known meaning.
     ///
     /// # Errors
     /// If a map cannot be written.
@@ -249,7 +249,7 @@ fn frontend_of(value: Service) -> Option<Frontend> {
         shared: is(service::SHARED),
         policy: Policy {
             balance: Balance::from_byte(value.balance),
-            // The kernel has ticks, not the seconds they were made of: the value is written anew.
+            // The kernel has ticks, not the seconds they were made of: the value is written again.
             affinity: value.affinity_ticks,
             failover: is(service::FAILOVER),
             drop: is(service::DROP),

@@ -51,7 +51,7 @@ impl Tracer {
         let lost = PerCpuArray::try_from(Map::PerCpuArray(data("TRACE_LOST")?));
         let lost = lost.context("TRACE_LOST")?;
         let mut tracer = Self { watch, filter, ring, lost, lost_before: 0, _lock: lock };
-        // The filter before there is a time; and what a killed one has left is nobody's.
+        // The filter before there is a time; and what a killed one has left has no reader.
         tracer.set(0)?;
         while tracer.ring.next().is_some() {}
         tracer.lost_before = tracer.all_lost()?;

@@ -1,5 +1,5 @@
 //! What would become of a packet, and why: by the same functions the kernel's programs decide by. Pure; what
-//! it goes by is gathered elsewhere.
+//! it depends on is gathered elsewhere.
 
 mod draw;
 mod source;
@@ -145,7 +145,7 @@ pub struct Found {
     pub others: Vec<(String, String)>,
 }
 
-/// All that the answer goes by.
+/// All that the answer depends on.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Facts {
     /// The question.
@@ -198,7 +198,7 @@ pub struct Explanation {
     pub facts: Facts,
     /// What would become of the packet.
     pub fate: Fate,
-    /// The backend whose turn is next, if it goes by turns.
+    /// The backend whose turn is next, if backends take turns.
     pub next: Option<u32>,
     /// Why its source is refused, if that is its fate.
     pub refused: Option<Refused>,
@@ -206,7 +206,7 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
-/// What there is to say besides the fate.
+/// What there is to say in addition to the fate.
 #[derive(Default)]
 struct Remarks {
     refused: Option<Refused>,
@@ -453,8 +453,8 @@ const fn nobody(facts: &Facts, found: &Found) -> Verdict {
     }
 }
 
-/// A process on this machine that connects. To a service that goes by addresses the machine is one client,
-/// and one that goes by ports goes by sockets here.
+/// A process on this machine that connects. To a service that chooses by address the machine is one client,
+/// and one that chooses by port chooses by socket here.
 fn call(facts: &Facts, found: &Found) -> (Fate, Option<u32>) {
     let fails_over = found.service.flags & service::FAILOVER != 0;
     let fitness = |id: u32| match found.members.get(&id) {

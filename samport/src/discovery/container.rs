@@ -327,7 +327,7 @@ fn target(view: &ContainerView, labels: &Labels, flag: PortSpec, own: Option<u16
     flag.target.or(labels.target).or(own).or(exposed).unwrap_or(flag.listen.port)
 }
 
-/// Whether it has no network of its own but the machine's.
+/// Whether its network is the machine's.
 fn is_on_host(view: &ContainerView) -> bool {
     view.network_mode == "host"
 }
@@ -343,7 +343,7 @@ fn without_clashes(
     let flags = policy.ports.iter().map(|spec| spec.listen);
     let served: BTreeSet<Listen> = flags.chain(ports.iter().map(|(listen, _)| *listen)).collect();
     let (clashing, free): (Vec<_>, Vec<_>) = ports.iter().copied().partition(|(listen, target)| {
-        // On which of the host's addresses it listens nobody knows.
+        // On which of the host's addresses it listens is not known.
         let at = Listen { port: *target, ..listen.everywhere() };
         served.iter().any(|served| served.overlaps(at))
     });
@@ -442,7 +442,7 @@ fn own_network(view: &ContainerView) -> Result<(), Rejection> {
         mode if mode.starts_with("slirp4netns") || mode.starts_with("pasta") => {
             Err(Rejection::new(
                 view,
-                "rootless Podman gives it no interface of its own; run it as root in a bridge network",
+                "rootless Podman gives it no network interface; run it as root in a bridge network",
             ))
         }
         _ if view.networks.is_empty() => Err(Rejection::passing(

@@ -41,7 +41,7 @@ pub(super) struct Question {
     /// Where the container is served so far.
     pub(super) served: Option<ServedIn>,
     number: u64,
-    /// How many of its kind were in vain.
+    /// How many of its kind have failed.
     tries: u32,
 }
 
@@ -196,11 +196,11 @@ impl ContainerStore {
         if let Event::LeftNetwork(name) = &event
             && container.is_served_in(name, &self.policy, self.served.get(&id))
         {
-            // Its address may be another container's at once.
+            // Its address may be another container's immediately.
             container.view = None;
             container.not_before = self.numbers + 1;
         }
-        // What the event itself says is taken at once; the question brings the rest.
+        // What the event itself says is taken immediately; the question brings the rest.
         if let Some(view) = container.view.as_mut() {
             match event {
                 Event::Paused(paused) => view.paused = paused,
@@ -403,7 +403,7 @@ impl Container {
     fn learn(&mut self, mut view: ContainerView, located: Located) {
         let known = self.view.as_ref();
         if known.is_some_and(|known| known.started_at != view.started_at) {
-            // It was started again while nobody told us.
+            // It was started again without an event.
             self.started = None;
             self.stopping = None;
             self.drained = false;

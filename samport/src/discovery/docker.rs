@@ -2,7 +2,7 @@
 //! API.
 //!
 //! Events are subscribed to before containers are listed, so that nothing falls in between. Each
-//! container is then inspected in a task of its own; `ContainerStore` puts answers and events in order.
+//! container is then inspected in a separate task; `ContainerStore` puts answers and events in order.
 //!
 //! An engine drops events without a word when they are not read in time, so containers are listed again at an interval
 //! too, and after everything by which something may have been missed.
@@ -44,7 +44,7 @@ use crate::system::resyncs::{Gap, Resyncs};
 const OPENING: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
-/// Inspections at one time: each has a connection of its own.
+/// Inspections at one time: each has its own connection.
 const INSPECTIONS: usize = 32;
 /// Events that wait for us. If there are more, all containers are listed again instead.
 const WAITING: usize = 4_096;
@@ -188,7 +188,7 @@ struct Told {
 }
 
 impl Told {
-    /// Hands an event on. The stream is read on in any case: the engine drops what nobody reads, and does not say so.
+    /// Hands an event on. The stream is read on in any case: the engine drops what is not read, and does not say so.
     fn hand_on(&self, event: EventMessage) {
         self.standing.happened();
         let notice = events::read(event);
@@ -216,7 +216,7 @@ async fn forward(client: Docker, session: u64, inbox: Inbox, told: Told) {
             None => break "it closed the stream of events".to_owned(),
         }
     };
-    // Nobody receives it only if the watcher is gone.
+    // It is not received only if the watcher is gone.
     let _ = inbox.send(Message::Lost { session, why });
 }
 
@@ -356,7 +356,7 @@ impl Watcher {
         let (session, since) = (self.session.number, self.world.now());
         tokio::spawn(async move {
             let running = in_time(client.list_containers(None::<ListContainersOptions>)).await;
-            // Nobody receives it only if the watcher is gone.
+            // It is not received only if the watcher is gone.
             let _ = inbox.send(Message::Listed { session, since, running });
         });
     }
@@ -404,7 +404,7 @@ impl Watcher {
         tracing::warn!(
             "lost {name} at {endpoint} ({why}); its containers stay as they were until it is back"
         );
-        // An engine that answers and hangs up at once is not to be asked 20 times a second.
+        // An engine that answers and hangs up immediately is not to be asked 20 times a second.
         if self.session.opened.elapsed() > 5 * LAST_RETRY {
             self.retry = FIRST_RETRY;
         }

@@ -169,7 +169,7 @@ pub enum Trouble {
     Forbidden,
     /// It is another user's, as these words say, and root gives up what it would take to open it all the same.
     AnotherUsers(String),
-    /// Nobody listens.
+    /// It is there, and there is no listener.
     NobodyListens,
     /// No answer in time.
     Silent,
@@ -243,7 +243,7 @@ pub(super) fn refusal_by_mode(endpoint: &Endpoint) -> Trouble {
     whose.map_or(Trouble::Forbidden, Trouble::AnotherUsers)
 }
 
-/// Connecting to a plain file is refused just as connecting to a socket nobody listens on.
+/// Connecting to a plain file is refused just as connecting to a socket without a listener.
 fn refusal(endpoint: &Endpoint) -> Trouble {
     match endpoint {
         Endpoint::Unix(path)
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(trouble(&path("file/under")).await, Trouble::Absent);
         drop(std::os::unix::net::UnixListener::bind(path("left")).unwrap());
         assert_eq!(trouble(&path("left")).await, Trouble::NobodyListens);
-        // Port 1 of the machine itself: nobody serves tcpmux any more.
+        // Port 1 of the machine itself: tcpmux is no longer in use.
         assert_eq!(trouble("tcp://127.0.0.1:1").await, Trouble::NobodyListens);
     }
 

@@ -47,7 +47,7 @@ impl fmt::Display for Seen {
 /// Asks an engine who it is and what its containers publish.
 ///
 /// # Errors
-/// [`Unreachable`], or an address that is none.
+/// [`Unreachable`], or an invalid address.
 pub async fn look(
     engine: Engine,
     endpoint: Option<&str>,
@@ -91,7 +91,7 @@ async fn ask(
     Ok((version, info, running))
 }
 
-/// A container that cannot be asked about is none of ours.
+/// A container that cannot be asked about is left out.
 async fn candidates(
     endpoint: &Endpoint,
     policy: Policy,

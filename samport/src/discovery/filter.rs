@@ -67,7 +67,7 @@ impl Filters {
         Self(filters)
     }
 
-    /// Whether there is none.
+    /// Whether there are no filters.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -54,7 +54,7 @@ struct Watched {
     failure: Option<String>,
     /// Ends a pause between two checks.
     alarm: Arc<Notify>,
-    /// None while it drains: nobody would act on what is found.
+    /// None while it drains: a result would change nothing.
     task: Option<JoinHandle<()>>,
 }
 

@@ -43,7 +43,7 @@ pub(super) fn view(answer: ContainerInspectResponse) -> ContainerView {
     }
 }
 
-/// The ports of `8080/tcp` and `53/udp`; protocols nobody can balance are no concern of ours.
+/// The ports of `8080/tcp` and `53/udp`; protocols that cannot be balanced are left out.
 fn exposed(ports: &[String]) -> BTreeSet<Listen> {
     ports.iter().filter_map(|text| text.parse().ok()).collect()
 }

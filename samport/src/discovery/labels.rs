@@ -18,7 +18,7 @@ pub(super) const PREFIX: &str = "samport.";
 pub(super) const MAX_PORTS: usize = 64;
 /// Networks in one `samport.allow`.
 pub(super) const MAX_NETWORKS: usize = 1_024;
-/// Networks in `samport.allow` times ports in the labels of one container: each port has an allow-list of its own.
+/// Networks in `samport.allow` times ports in the labels of one container: each port has its own allow-list.
 pub(super) const MAX_ALLOWED: usize = 4_096;
 /// Largest weight of a container or a group.
 pub(super) const MAX_WEIGHT: u32 = 65_535;
@@ -101,13 +101,13 @@ pub fn read(labels: &BTreeMap<String, String>) -> Result<Labels, String> {
     Ok(read)
 }
 
-/// What is wrong with a label; neither it nor what is said about it is repeated at length.
+/// What is wrong with a label; neither it nor the message about it is repeated at length.
 fn refusal(key: &str, value: &str, what: &str) -> String {
     let (key, value) = (shortened(key, QUOTED), shortened(value, QUOTED));
     format!("label {key}={value:?}: {}", shortened(what, 4 * QUOTED))
 }
 
-/// A text, cut if it is longer than so many characters.
+/// A text, cut if it is longer than this many characters.
 pub(super) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),

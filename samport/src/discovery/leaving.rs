@@ -38,7 +38,7 @@ impl Leaving {
         candidates
     }
 
-    /// Waits until the time of one is over; for ever, if there is none.
+    /// Waits until the time of one is over; for ever, if none is leaving.
     pub(super) async fn next(&self) {
         match self.0.iter().map(|(_, until)| *until).min() {
             Some(until) => sleep_until(until).await,

@@ -39,7 +39,7 @@ pub(super) fn listed(running: Vec<ContainerSummary>) -> Vec<Listed> {
     running.into_iter().filter_map(one).collect()
 }
 
-/// What changes when a container is started again, renamed, paused, connected or found well: in an order of its own.
+/// What changes when a container is started again, renamed, paused, connected or found well: in an arbitrary order.
 /// Not how long it has been running.
 fn marks(summary: ContainerSummary) -> String {
     let mut names = summary.names.unwrap_or_default();

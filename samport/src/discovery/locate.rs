@@ -1,6 +1,6 @@
 //! Finds how a container is connected to this machine by what its network namespace looks like.
 //!
-//! The kernel lists another namespace's links to whoever may administer that namespace: nobody enters it, which
+//! The kernel lists another namespace's links to whoever may administer that namespace: samport does not enter it, which
 //! would take far more power (CAP_SYS_ADMIN, and CAP_SYS_PTRACE to open it).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What a provider says of itself. Each number is of its own: nothing follows from two of them together.
+/// What a provider says of itself. Each number stands alone: nothing follows from two of them together.
 #[derive(Debug)]
 pub struct Standing {
     provider: &'static str,

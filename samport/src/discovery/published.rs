@@ -1,5 +1,5 @@
 //! Ports that Docker publishes itself: whoever dials them would get samport's backends instead of
-//! that container, and nobody would know why.
+//! that container, without a visible reason.
 
 use std::net::IpAddr;
 
@@ -20,8 +20,8 @@ pub struct Published {
 }
 
 impl Published {
-    /// From the engine's list of containers; none if it is not published, or by a protocol nobody can
-    /// balance.
+    /// From the engine's list of containers; none if it is not published, or by a protocol that
+    /// cannot be balanced.
     fn listed(port: &PortSummary) -> Option<Self> {
         let protocol = match port.typ {
             Some(PortSummaryTypeEnum::UDP) => Protocol::Udp,

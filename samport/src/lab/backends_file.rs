@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-/// The file and what is in it. Every change is written at once.
+/// The file and what is in it. Every change is written immediately.
 #[derive(Debug)]
 pub struct BackendsFile {
     path: PathBuf,

@@ -273,7 +273,7 @@ fn join_client_and_router(client: &Namespace, router: &Namespace, mtu: u32) -> R
     ))
 }
 
-/// IPv6 addresses, link-local ones too, work at once instead of after a second.
+/// IPv6 addresses, link-local ones too, work immediately instead of after a second.
 fn no_duplicate_detection(namespace: &Namespace) -> Result<()> {
     namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")
 }

@@ -11,7 +11,7 @@ use super::server::pattern;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for any part of an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of the pattern sent or compared at once.
+/// Bytes of the pattern sent or compared at a time.
 const CHUNK: usize = 251 * 256;
 
 /// What a server of the lab has answered.
@@ -44,7 +44,7 @@ impl Response {
     }
 }
 
-/// Asks once, on a connection of its own, from the calling thread's network namespace.
+/// Asks once, on a new connection, from the calling thread's network namespace.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Response> {
     let mut connection = Connection::open(address)?;
     connection

@@ -11,7 +11,7 @@ use crate::model::ports::Listen;
 /// Networks clients are in.
 pub type Networks = BTreeSet<IpNet>;
 
-/// Reads one network, `10.0.0.0/8`; an address alone is a network of its own. Bits after the prefix
+/// Reads one network, `10.0.0.0/8`; an address alone is a network of one address. Bits after the prefix
 /// say nothing and are dropped.
 pub fn network(text: &str) -> Result<IpNet> {
     match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
@@ -26,7 +26,7 @@ pub fn network(text: &str) -> Result<IpNet> {
 }
 
 /// Who may use each port: those whom `--allow` names, as far as the labels of the port narrow that. A port that is
-/// missing is everybody's; one with no network left serves nobody but this machine.
+/// missing is everybody's; one with no network left serves this machine only.
 #[must_use]
 pub fn allowed<'a>(
     ports: impl Iterator<Item = &'a Listen>,
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(allowed(ports.iter(), &Networks::new(), &BTreeMap::new()), BTreeMap::new());
     }
 
-    /// Not everybody's: nobody's.
+    /// Such a port serves no client, rather than all.
     #[test]
     fn a_port_whose_labels_leave_nothing_of_the_flag_is_restricted() {
         let (web, flag) = (Listen::tcp(80), networks(&["192.0.2.0/24"]));

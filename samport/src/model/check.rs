@@ -176,7 +176,7 @@ pub enum Method {
     Http(Page),
 }
 
-/// What holds of a backend unless something else is said of that one.
+/// What holds of a backend unless something else is set for that one.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Config {
     /// Whose word holds.
@@ -192,7 +192,7 @@ impl Config {
         Condition::Checked(Check { method, rhythm: self.rhythm })
     }
 
-    /// What a backend may do that is no container: nobody but us can ask how it is.
+    /// What a backend may do that is no container: only samport can ask how it is.
     #[must_use]
     pub fn of_listed(&self, protocol: Protocol) -> Condition {
         match (&self.source, protocol) {

@@ -14,9 +14,9 @@ pub fn read(text: &str) -> Result<Duration, String> {
     match read {
         Ok(time) if time > LONGEST => Err(format!("invalid time {text:?}: expected 30d at most")),
         Ok(time) => Ok(time),
-        Err(_) => {
-            Err(format!("invalid time {text:?}: expected a time like 30s or 2h5m, or whole seconds"))
-        }
+        Err(_) => Err(format!(
+            "invalid time {text:?}: expected a time like 30s or 2h5m, or whole seconds"
+        )),
     }
 }
 

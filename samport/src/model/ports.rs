@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use ranges::{PortRange, PortRanges};
 
-/// What is shown to who has got it wrong.
+/// Examples for error messages.
 const LIKE: &str = "e.g. 198.51.100.7:80 or [2001:db8::7]:80";
 
 /// A port of the host under one protocol, on one address or on all that are not given to others: what
@@ -244,7 +244,7 @@ pub fn port(text: &str) -> Result<u16> {
     }
 }
 
-/// What is before the slash, and the protocol after it; TCP if there is none.
+/// What is before the slash, and the protocol after it; TCP without a slash.
 fn split_protocol(text: &str) -> Result<(&str, Protocol)> {
     let Some((ports, name)) = text.split_once('/') else { return Ok((text, Protocol::Tcp)) };
     match Protocol::ALL.into_iter().find(|protocol| protocol.name() == name) {

@@ -58,7 +58,7 @@ impl Pages {
     }
 }
 
-/// A snapshot that nobody compares any more is a text that nobody sees any more.
+/// A snapshot that no test compares is a text that is no longer printed.
 #[test]
 fn each_snapshot_is_in_the_list_and_has_a_file() {
     let files = fs::read_dir(FOLDER).unwrap().map(|file| file.unwrap().file_name());

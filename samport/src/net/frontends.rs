@@ -181,7 +181,7 @@ impl Addresses {
     }
 }
 
-/// An address that may be on many links at once, and says nothing without one.
+/// An address that may be on many links, and says nothing without one.
 pub(crate) fn is_link_local(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }

@@ -32,7 +32,7 @@ pub use multipath::NextHops;
 pub use neighbours::{Known, Neighbours};
 use requests::Requests;
 
-/// Connections to the kernel: what is asked has a socket of its own, and so has what the kernel tells.
+/// Connections to the kernel: what is asked has its own socket, and so has what the kernel tells.
 #[derive(Clone)]
 pub struct Netlink {
     requests: Arc<Requests>,

@@ -38,7 +38,7 @@ pub fn settle(
                     settled.condition = Condition::Unchecked;
                     notes.insert(format!(
                         "{name} is in a macvlan network, where this machine itself cannot ask it \
-                         how it is: it serves at once, unless it has a HEALTHCHECK; clients on \
+                         how it is: it serves immediately, unless it has a HEALTHCHECK; clients on \
                          this machine and in its bridge networks get other backends only"
                     ));
                 }
@@ -86,7 +86,7 @@ pub fn settle(
     (Snapshot { candidates, ..*snapshot }, notes.into_iter().collect())
 }
 
-/// What is said of a container whose answers reach no client outside of this machine.
+/// The message about a container whose answers reach no client outside of this machine.
 pub(crate) fn no_way_back(name: &str, v6: bool) -> String {
     let family = if v6 { "IPv6" } else { "IPv4" };
     format!(
@@ -230,7 +230,7 @@ mod tests {
             ("10.0.0.2:80", veth, Some(true), &["eth0"], false),
             ("10.0.0.2:80", veth, None, &["eth0"], false),
             ("[2001:db8:9::2]:80", veth, Some(false), &["eth0"], true),
-            // Nobody comes in there by IPv6.
+            // No client comes in there by IPv6.
             ("[2001:db8:9::2]:80", veth, Some(false), &["eth1"], false),
             // Clients are on its own segment.
             (

@@ -47,7 +47,7 @@ pub fn remember(ports: &[Listen]) {
 }
 
 /// Refuses ports that a socket of this network namespace listens on: it would get no more
-/// connections through the interface, and nobody would know why.
+/// connections through the interface, without a visible reason.
 ///
 /// # Errors
 /// [`Exit::Conflict`], naming the process.
@@ -62,7 +62,7 @@ pub fn refuse_taken(ports: &[Listen]) -> Result<()> {
 }
 
 /// Sentences about sockets that listen on ports while these are served. They hear nothing of what comes in by the
-/// interfaces, and nobody tells them.
+/// interfaces, without being told.
 pub fn warnings(ports: &[Listen]) -> BTreeSet<String> {
     let sentence = |(at, inode): (Listen, u64)| {
         let ((who, way_out), port) = (describe(at, inode), at.brief());

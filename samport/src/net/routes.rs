@@ -2,7 +2,7 @@
 //! kernel's route leads to another one, or the backend's address is heard of somewhere else.
 //!
 //! The kernel is asked by tasks beside the loop, about all backends at a time: it may take a while to hear from a
-//! neighbour, and nobody else waits for it.
+//! neighbour, and nothing else waits for it.
 
 mod adopted;
 mod find;
@@ -55,7 +55,7 @@ pub struct Routes {
     tasks: JoinSet<(Target, Outcome)>,
     /// Who is looked for, by the task that does.
     looked_for: BTreeMap<Id, Target>,
-    /// Whether something new has been found that nobody has asked for yet.
+    /// Whether something new has been found that was not fetched yet.
     has_news: bool,
 }
 

@@ -61,7 +61,7 @@ impl Default for Actual {
 }
 
 impl Actual {
-    /// A kernel with room for so many backends, and nothing in it yet.
+    /// A kernel with room for this many backends, and nothing in it yet.
     #[must_use]
     pub fn with_room_for(backends: u32) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Actual {
         self.backends.get(key).map(|(id, _)| *id)
     }
 
-    /// Takes note of a change that was made.
+    /// Records a change that was made.
     pub fn record(&mut self, change: &Change) {
         match change {
             Change::SetBackend { key, id, shared, weight, life, answers_on } => {

@@ -114,12 +114,12 @@ pub struct Found {
     pub sources: BTreeMap<IpAddr, DeviceSet>,
 }
 
-/// What nobody can make sense of any more, and has to be undone.
+/// What has no meaning any more, and has to be undone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Orphan {
-    /// A backend nobody knows.
+    /// An unknown backend.
     Backend(BackendId),
-    /// A network that a service allows which nobody knows: the next one of that number must not inherit it.
+    /// A network that an unknown service allows: the next one of that number must not inherit it.
     Allowed(ServiceId, IpNet),
 }
 
@@ -136,7 +136,7 @@ impl Actual {
         for (id, key) in &by_id {
             let region = frontends.values().find(|to| to.id == *id).map(|to| to.region);
             let region = region.unwrap_or(Region::EMPTY);
-            // What the slots hold was not read: they are written anew.
+            // What the slots hold was not read: they are written again.
             let installed = Installed { id: *id, region, recipe: Recipe::UNKNOWN };
             actual.services.insert(*key, installed);
         }
@@ -160,7 +160,7 @@ impl Actual {
                 None => unknown.push(Orphan::Allowed(id, net)),
             }
         }
-        // When the others were given back nobody knows.
+        // When the others were given back is not known.
         let in_use: BTreeSet<u32> = backends.values().map(|(id, _)| id.index).collect();
         let of_some_backend = (0u32..).zip(&actual.generations).filter(|(_, of)| **of != 0);
         actual.retired =

@@ -15,7 +15,7 @@ fn networks(list: &[&str]) -> Networks {
     list.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// Ports on an address of each family, and who may use them; everybody, if nobody is named.
+/// Ports on an address of each family, and who may use them; everybody, if no network is named.
 fn wish(ports: &[(Listen, Networks)]) -> Desired {
     let on: BTreeMap<IpAddr, Scope> = ["203.0.113.1", "2001:db8:1::1"]
         .map(|addr| (addr.parse().unwrap(), Scope::Everybody))

@@ -149,7 +149,7 @@ impl Share {
         self.weight == 0 || self.group.as_ref().is_some_and(|group| group.weight == 0)
     }
 
-    /// Whether it drains for good: one that is unhealthy may become healthy again.
+    /// Whether it drains until it is removed: one that is unhealthy may become healthy again.
     #[must_use]
     pub fn leaves(&self) -> bool {
         self.drains() && !matches!(self.state, State::Unhealthy)
@@ -161,8 +161,8 @@ impl Share {
 pub struct Desired {
     /// Ports, the addresses each is served on, and to whom.
     pub frontends: BTreeMap<Listen, BTreeMap<IpAddr, Scope>>,
-    /// Networks whose clients may use a port. One that is missing is everybody's; one that names none serves nobody
-    /// but this machine.
+    /// Networks whose clients may use a port. One that is missing is everybody's; one that names none serves
+    /// this machine only.
     pub allowed: BTreeMap<Listen, Networks>,
     /// How services choose, where that is not the default.
     pub policies: BTreeMap<Listen, Policy>,
@@ -170,7 +170,7 @@ pub struct Desired {
     pub backends: BTreeMap<BackendKey, Share>,
     /// Interfaces clients come in by.
     pub interfaces: BTreeSet<u32>,
-    /// Bridges that containers of this host are on, besides the interfaces.
+    /// Bridges that containers of this host are on, in addition to the interfaces.
     pub bridges: BTreeSet<u32>,
     /// Devices that take less than one that clients come in by.
     pub narrow: BTreeSet<u32>,
@@ -196,7 +196,7 @@ pub enum Role {
     Egress,
     /// Forward for containers of this host, at ingress of their bridge.
     Inside,
-    /// At egress of a device clients come in by: takes note of what is begun from a served port.
+    /// At egress of a device clients come in by: remembers what is begun from a served port.
     Outbound,
 }
 
@@ -237,7 +237,7 @@ pub struct ServiceKey {
 /// One step from what is there to what is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Writes a backend nobody refers to yet, or what may change of one.
+    /// Writes a backend that is not referred to yet, or what may change of one.
     SetBackend {
         /// Who it is.
         key: BackendKey,
@@ -269,7 +269,7 @@ pub enum Change {
     },
     /// Attaches a program.
     Attach(Role, u32),
-    /// Writes a table into a region nobody reads.
+    /// Writes a table into a region that is not read.
     WriteTable {
         /// The service it is for.
         service: ServiceKey,

@@ -51,7 +51,7 @@ pub fn policies<'a>(
 }
 
 /// What the containers of a port say, and a sentence if they disagree. Those that are leaving have a say
-/// only if nobody else has one: a container is replaced to say something else.
+/// only if no other has one: a container is replaced to say something else.
 fn agreed<T: Copy + PartialEq + Display>(
     candidates: &[&Candidate],
     label: &str,

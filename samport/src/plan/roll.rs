@@ -94,7 +94,7 @@ impl<'a> Roll<'a> {
         parts.any(|part| self.is_shared(part.key))
     }
 
-    /// A service's table: the backends that take new flows, or, if there is none, those that drain:
+    /// A service's table: the backends that take new flows, or, without any, those that drain:
     /// better served by a leaving backend than not at all. `ids` are those of all wanted backends, in order; whoever
     /// has none yet takes no part.
     pub(super) fn recipe(

@@ -21,7 +21,7 @@ const SPARE_SERVICES: usize = 2_048;
 /// How much more each map takes, and what has found no room in any.
 pub(super) struct Room {
     devices: usize,
-    /// By family: IPv4, IPv6; and the next one likewise.
+    /// By family: IPv4, IPv6; and so is the next one.
     sources: [usize; 2],
     networks: [usize; 2],
     lacking: Option<String>,
@@ -78,10 +78,7 @@ impl Room {
     /// A backend has found no id.
     pub(super) fn lacks_backend(&mut self, name: &str, most: u32) {
         self.unless(false, || {
-            format!(
-                "{name} is not served: there is room for {most} backends; --max-backends is how many there \
-                 may be"
-            )
+            format!("{name} is not served: there is room for {most} backends; raise --max-backends")
         });
     }
 

@@ -103,7 +103,7 @@ fn an_allow_list_is_exchanged_for_another_when_there_is_no_room_for_both() {
     assert_eq!(reach(&desired, &mut actual), None);
     desired.allowed.insert(Listen::tcp(80), networks(most, most - 1));
     assert_eq!(reach(&desired, &mut actual), None);
-    // One too many, and a port besides.
+    // One too many, and one more port.
     desired.allowed.insert(Listen::tcp(80), networks(most, most));
     let on = desired.frontends[&Listen::tcp(80)].clone();
     desired.frontends.insert(Listen::tcp(81), on);
@@ -126,7 +126,7 @@ fn a_restricted_port_without_room_for_its_networks_serves_nobody() {
     assert!(actual.frontends.values().all(|to| to.restricted));
     desired.allowed.insert(Listen::tcp(81), Networks::new());
     assert_eq!(reach(&desired, &mut actual), None);
-    assert!(actual.frontends.values().all(|to| to.restricted), "nobody's is not everybody's");
+    assert!(actual.frontends.values().all(|to| to.restricted), "no network is not all networks");
 }
 
 #[test]

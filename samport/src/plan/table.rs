@@ -46,7 +46,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The first gap large enough for a table, or `None` if there is none without settling.
+    /// The first gap large enough for a table, or `None` if none exists without settling.
     #[must_use]
     pub fn find(&self, len: u32) -> Option<Region> {
         if len == 0 {
@@ -94,7 +94,7 @@ impl Tables {
         !self.given_back.is_empty()
     }
 
-    /// Nobody reads the regions given back any more.
+    /// The regions given back are not read any more.
     pub fn settle(&mut self) {
         self.given_back.clear();
     }
@@ -136,7 +136,7 @@ impl Recipe {
     /// What an empty table follows from.
     pub const NOTHING: Self = Self::empty(0);
 
-    /// What nobody remembers: every table follows from something else.
+    /// What is not known: every table follows from something else.
     pub const UNKNOWN: Self = Self::empty(u32::MAX);
 
     const fn empty(len: u32) -> Self {
@@ -200,7 +200,7 @@ impl Recipe {
     }
 }
 
-/// How long each of so many tables may be for a new one to find a gap, wherever the others lie: between
+/// How long each of this many tables may be for a new one to find a gap, wherever the others lie: between
 /// and around `n` of them are `n` + 1 gaps at most, of which one is at least the average.
 #[must_use]
 pub fn room_for_each(tables: usize) -> u32 {

@@ -426,7 +426,7 @@ impl Model {
     }
 }
 
-/// A table that is still read is nobody's room, also when the change to the next one has failed half way.
+/// A table that is still read is not free, also when the change to the next one has failed half way.
 #[test]
 fn a_table_is_given_back_when_its_last_frontend_reads_another() {
     let mut actual = Actual::default();
@@ -506,7 +506,7 @@ fn an_id_is_used_again_after_a_grace_period_if_it_was_given_back_since_the_last(
 
 proptest! {
     /// After every single change, whatever way the wishes go, no packet meets a backend that is not
-    /// set, a reply nobody understands, or a table that is being written.
+    /// set, a reply that is not understood, or a table that is being written.
     #[test]
     fn no_packet_ever_meets_half_a_change(hints in hints()) {
         let (mut actual, mut model) = (Actual::default(), Model::default());

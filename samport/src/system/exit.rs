@@ -8,7 +8,7 @@ use anyhow::Error;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Exit {
-    /// Anything that has no number of its own.
+    /// Anything without another number.
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,

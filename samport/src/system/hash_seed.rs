@@ -1,4 +1,4 @@
-//! The seed of `maglev` and `source-hash` in its file: made at random where there is none, and secret.
+//! The seed of `maglev` and `source-hash` in its file: made at random where it is missing, and secret.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -12,9 +12,9 @@ use samport_common::seed::Seed;
 
 use crate::system::exit::{Exit, coded};
 
-/// What its file is called, if nobody says otherwise.
+/// What its file is called by default.
 pub const NAME: &str = "hash-seed";
-/// Where it is, if nobody says otherwise.
+/// Where it is by default.
 pub const DEFAULT: &str = "/var/lib/samport/hash-seed";
 /// Where it is instead, until the next reboot, if it cannot be kept there.
 const UNTIL_REBOOT: &str = "/run/samport/hash-seed";
@@ -46,7 +46,7 @@ pub enum Look {
     UntilReboot(PathBuf, String),
 }
 
-/// Reads the seed, and makes it where there is none: in the named file, or in the usual one.
+/// Reads the seed, and makes it where it is missing: in the named file, or in the usual one.
 ///
 /// # Errors
 /// [`Exit::Usage`], with the way out, if the file cannot be read or made, is not for us alone, or holds no seed.
@@ -62,7 +62,7 @@ pub fn look(named: Option<&Path>) -> Result<Look> {
     Places::usual().look(named)
 }
 
-/// Where a seed is that nobody has named a file for.
+/// Where a seed is without --hash-seed-file.
 #[derive(Clone, Copy)]
 struct Places<'a> {
     usual: &'a Path,
@@ -191,7 +191,7 @@ fn make(path: &Path) -> io::Result<()> {
 
 fn random() -> io::Result<u128> {
     let mut bytes = [0; Seed::BYTES];
-    // So few bytes come at once.
+    // So few bytes come in one call.
     rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok(u128::from_ne_bytes(bytes))
 }
@@ -206,7 +206,7 @@ fn may_make(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-/// What is in a file; `None` if there is none.
+/// What is in a file; `None` if it is missing.
 fn read(path: &Path) -> Result<Option<Seed>> {
     let unusable = |why: String| Err(coded(Exit::Usage, why));
     let shown = path.display();

@@ -194,7 +194,7 @@ impl Instance {
         &self.name
     }
 
-    /// Where its control socket is, if nobody says otherwise. A name that is too long for a socket's is
+    /// Where its control socket is by default. A name that is too long for a socket's is
     /// not used.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! What the process may do: at first what starting takes, and once it is ready only what is left to do.
 //!
 //! Capabilities are a thread's. The thread `samport run` starts on keeps what loading takes until it is ready;
-//! every other one has from its first moment what it is to have for good.
+//! every other one has from its first moment what it is to keep.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -39,7 +39,7 @@ pub struct Privileges {
 pub enum Until {
     /// Until the programs are loaded, and what else is done once.
     Ready,
-    /// For good.
+    /// Until it ends.
     End,
 }
 
@@ -178,8 +178,8 @@ pub fn shed(files: bool) -> Result<()> {
 }
 
 /// Prevents what capabilities say nothing of, for the calling thread and those it will start: writing elsewhere, and
-/// system calls that nothing needs. To be called while there is one thread only. What the kernel does not
-/// enforce is said in the log.
+/// system calls that nothing needs. To be called while there is one thread only. What the kernel
+/// does not enforce is logged.
 ///
 /// # Errors
 /// [`Exit::Kernel`] with those of [`sandbox::restrict`], and the way out.
@@ -227,7 +227,7 @@ pub fn held() -> Option<Privileges> {
     })
 }
 
-/// Leaves the calling thread what it is to have for good, if that was ever said.
+/// Leaves the calling thread what it is to keep, if that was ever set.
 pub fn narrow() {
     if let Some(for_good) = FOR_GOOD.get()
         && let Err(error) = hold(for_good)

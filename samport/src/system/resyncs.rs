@@ -11,7 +11,7 @@ use tokio::sync::watch;
 pub enum Gap {
     /// The kernel had more to tell of links, addresses, routes and rules than there was room for.
     Netlink,
-    /// Likewise of neighbours and forwarding tables.
+    /// The same for neighbours and forwarding tables.
     Neighbours,
     /// An engine had more to tell of containers, or its stream of events broke off.
     Engine,

@@ -33,7 +33,7 @@ pub enum Purpose {
     EmptyFolders,
 }
 
-/// What is said where there is none.
+/// The message where there is no sandbox.
 pub const OFF: &str = "the sandbox is off (--sandbox off): the kernel prevents neither writing outside of samport's own \
                        folders nor system calls that it does not need";
 
@@ -50,7 +50,7 @@ pub struct Sandbox {
     pub missing: Vec<String>,
 }
 
-/// Restricts the calling thread, and all that it starts from now on. What the kernel lacks is said in the result and
+/// Restricts the calling thread, and all that it starts from now on. What the kernel lacks is part of the result and
 /// is no error.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! What a service manager that started us is told: sd_notify(3). Without one nobody is.
+//! What a service manager that started us is told: sd_notify(3). Without one there is nothing to tell.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ fn tell(what: &[NotifyState<'_>]) {
 }
 
 /// The loop's sign of life, given after a round. There is no timer behind it: a loop that hangs, or does not get to a
-/// round, gives none, and the service manager starts samport anew. A round that has failed is a sign of life: it is
+/// round, gives none, and the service manager restarts samport. A round that has failed is a sign of life: it is
 /// tried again every second, and what is in its way (a full disk) would be in the way of the next start too.
 #[derive(Debug)]
 pub struct Pulse {

@@ -15,7 +15,8 @@ const MODE: u32 = 0o700;
 const TRIES: u32 = 9;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// A folder that stays as long as this is there. Dropping it removes the folder, if it is empty and nobody else holds it.
+/// A folder that stays as long as this is there. Dropping it removes the folder, if it is empty and no other process
+/// holds it.
 #[derive(Debug)]
 pub struct SharedFolder {
     path: PathBuf,
@@ -23,7 +24,7 @@ pub struct SharedFolder {
 }
 
 impl SharedFolder {
-    /// Makes the folder where there is none, and holds it.
+    /// Makes the folder where it is missing, and holds it.
     ///
     /// # Errors
     /// It cannot be made, or opened.
@@ -44,7 +45,8 @@ impl SharedFolder {
                 lock.metadata()
                     .is_ok_and(|held| (there.dev(), there.ino()) == (held.dev(), held.ino()))
             });
-            // Whoever removes it holds it for a moment; somebody who does so for longer keeps nobody from starting.
+            // Whoever removes it holds it for a moment; somebody who does so for longer does
+            // not keep samport from starting.
             if is_there && (locked.is_ok() || attempt >= TRIES) {
                 return Ok(Self { path: path.to_owned(), lock });
             }
@@ -63,7 +65,7 @@ impl Drop for SharedFolder {
     }
 }
 
-/// Removes a folder that is empty and that nobody holds.
+/// Removes a folder that is empty and not held.
 pub fn remove_unused(path: &Path) {
     if let Ok(folder) = File::open(path) {
         remove(path, &folder);

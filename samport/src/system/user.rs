@@ -22,7 +22,7 @@ use crate::system::instance;
 const NEEDED: [Capability; 3] =
     [Capability::CAP_CHOWN, Capability::CAP_SETGID, Capability::CAP_SETUID];
 
-/// Of folders that are made for a user: nobody else's.
+/// Of folders that are made for a user: for that user alone.
 const FOLDER_MODE: u32 = 0o700;
 
 /// A user of this machine.
@@ -38,7 +38,7 @@ impl User {
     /// The user of a name.
     ///
     /// # Errors
-    /// [`Exit::Usage`] if there is none.
+    /// [`Exit::Usage`] if the user does not exist.
     pub fn named(name: &str) -> Result<Self> {
         let account =
             Account::from_name(name).with_context(|| format!("cannot look for user {name:?}"))?;
@@ -138,7 +138,7 @@ impl User {
         lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 
-    /// Lets the user's group, and nobody else, pass a folder of root's: systemd mounts bpffs for root alone.
+    /// Lets the user's group alone pass a folder of root's: systemd mounts bpffs for root alone.
     ///
     /// # Errors
     /// The kernel refuses it.

@@ -97,7 +97,14 @@ fn without_privileges_it_is_5_and_the_rest_is_said_all_the_same() {
     let lacks = "lacks CAP_BPF and CAP_NET_ADMIN";
     assert_line(&lab, &user, &CHECK, 5, "FAIL  samport", lacks);
     assert_line(&lab, &user, &CHECK, 5, "ok    eth0: Ethernet, up", "");
-    assert_line(&lab, &user, &CHECK, 5, "warn  cannot find out whether there is a firewall", "--allow");
+    assert_line(
+        &lab,
+        &user,
+        &CHECK,
+        5,
+        "warn  cannot find out whether there is a firewall",
+        "--allow",
+    );
 }
 
 #[test]

@@ -210,8 +210,8 @@ fn is_archive_host(name: &str) -> bool {
     at + 1 < labels.len() && labels[..at].iter().any(|label| ARCHIVE_HOSTS.contains(label))
 }
 
-/// The hosts of a machine's archives; an address or a name without a dot is nobody's in
-/// particular.
+/// The hosts of a machine's archives; an address or a name without a dot is of no
+/// machine in particular.
 fn hosts(targets: &[Target]) -> BTreeSet<&str> {
     let ours = targets.iter().filter(|target| {
         [Distribution::Debian, Distribution::Ubuntu].iter().any(|of| is_of(target, *of))

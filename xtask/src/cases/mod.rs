@@ -107,7 +107,7 @@ impl Survey {
     }
 }
 
-/// The required cases nobody tests, a sentence each.
+/// The required cases without a test, a sentence each.
 fn missing(cover: &Cover, required: &Ranges) -> impl Iterator<Item = String> {
     let missing =
         |case: &&list::Case| required.contains(case.number) && !cover.contains_key(&case.number);

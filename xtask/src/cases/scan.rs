@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_mention_that_belongs_to_no_test_is_a_problem() {
         for source in [
-            "\n/// Case 7: in vain.\nfn helper() {}",
+            "\n/// Case 7: on a helper.\nfn helper() {}",
             "\n/// Case 7.\nstruct S;",
             "\n/// Case 7.\n#[test_case]\nfn it() {}",
             "\n//! Case 7: the whole file.\n#[test]\nfn it() {}",

@@ -1,6 +1,6 @@
 //! What is kept between runs, and only this: packed root file systems, .deb files, downloaded crates
 //! and their index. None of them hides a missing install step: a package still has to be asked for,
-//! and a crate to be compiled. Each run works on files of its own, so runs do not meet.
+//! and a crate to be compiled. Each run works on its own files, so runs do not meet.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -95,7 +95,7 @@ pub fn network(root: &Path, recipe: &Recipe, signals: &mut Signals) -> Result<()
     write(&root.join("etc/hostname"), "pristine\n")?;
 
     let apt = root.join("etc/apt");
-    // What mmdebstrap was told goes by this machine's places.
+    // What mmdebstrap was told names this machine's paths.
     let parts = apt.join("sources.list.d");
     let _ = fs::remove_dir_all(&parts);
     made(&parts)?;
@@ -196,7 +196,7 @@ pub fn user(root: &Path, layout: &Layout, signals: &mut Signals) -> Result<()> {
     fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).context("open HOME")
 }
 
-/// Downloads what Cargo.lock names, with a cargo home of its own; what is in the cache already is not
+/// Downloads what Cargo.lock names, with its own cargo home; what is in the cache already is not
 /// downloaded again.
 pub fn fetch_crates(checkout: &Path, cargo_home: &Path, signals: &mut Signals) -> Result<()> {
     let mut cargo = Command::new("cargo");

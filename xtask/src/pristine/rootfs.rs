@@ -67,7 +67,7 @@ impl Recipe {
         Ok(format!("{}-{:016x}.tar", self.suite, hasher.finish()))
     }
 
-    /// The packed root file system, made if there is none of this week.
+    /// The packed root file system, made if the last one is older than this week.
     pub fn packed(
         &self,
         cache: &Cache,

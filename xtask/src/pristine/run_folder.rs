@@ -58,7 +58,7 @@ impl RunFolder {
         self.path.join("root")
     }
 
-    /// Puts the root on a file system of its own, of this size in bytes. It is in memory and, like
+    /// Puts the root on a separate file system of this size in bytes. It is in memory and, like
     /// every mount of this process, ends with its mount namespace.
     pub fn mount_disk(&mut self, size: u64) -> Result<()> {
         let options = std::ffi::CString::new(format!("size={size},mode=755"))?;

@@ -107,7 +107,7 @@ pub fn removable(packages: &[&str]) -> Result<Vec<String>> {
     if summary::removed(&all).all(|name| packages.contains(&name)) {
         return Ok(packages.iter().map(|name| (*name).to_owned()).collect());
     }
-    // What nobody has asked for and nothing needs, once the system forgets that these were asked for. Nothing was
+    // What was not asked for and nothing needs, once the system forgets that these were asked for. Nothing was
     // installed because of a recommendation.
     let mut mark = sh::as_root("apt-mark")?;
     sh::quietly(mark.arg("auto").args(packages))?;

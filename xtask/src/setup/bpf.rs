@@ -89,7 +89,7 @@ pub fn find() -> Option<Found> {
     findings.nightly.or(findings.system)
 }
 
-/// How to get a toolchain where there is none. It is decided by what the archive offers, before anything is done.
+/// How to get a toolchain where it is missing. It is decided by what the archive offers, before anything is done.
 ///
 /// # Errors
 /// There is no way; what could be done by hand.

@@ -21,7 +21,7 @@ pub fn find(found: &Found, cache: &Path) -> Option<PathBuf> {
     if works(&built) {
         return Some(built);
     }
-    // A bpf-linker in PATH or from a release has an LLVM of its own. That of a nightly is the kind
+    // A bpf-linker in PATH or from a release has its own LLVM. That of a nightly is the kind
     // it is made for; beside the distribution's Rust we know better and build with its LLVM.
     if found.toolchain.is_system() {
         return None;

@@ -134,7 +134,7 @@ struct Need {
     state: Result<String, String>,
 }
 
-/// Nobody is asked.
+/// No question is asked.
 static YES: AtomicBool = AtomicBool::new(false);
 
 /// Has setup ask no questions.

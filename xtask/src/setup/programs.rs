@@ -11,7 +11,7 @@ use super::Level::{self, Bench, Demo, Fuzz, Kernel, Package, Pristine, Test};
 use super::elf;
 use crate::sh;
 
-/// A program that has to be in PATH, or a file that has to be where it is said to be.
+/// A program that has to be in PATH, or a file that has to be at its path.
 pub struct Program {
     /// Its name in PATH, or an absolute path.
     pub name: &'static str,
@@ -34,7 +34,7 @@ enum Check {
     Static,
     /// Started with these arguments, it ends with 0.
     Runs(&'static [&'static str]),
-    /// Compose, as a plugin of the Docker client or as a program of its own that starts.
+    /// Compose, as a plugin of the Docker client or as a separate program that starts.
     Compose,
 }
 

@@ -170,7 +170,7 @@ fn commands(script: &str) -> Vec<String> {
     names
 }
 
-/// Nothing of setup's own: it goes by what is there, and gets what it needs.
+/// Nothing of setup's own: it looks at what is there, and gets what it needs.
 fn level_of(path: &str) -> Option<Level> {
     if path.starts_with("xtask/src/setup") {
         return None;

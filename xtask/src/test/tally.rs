@@ -83,7 +83,7 @@ impl Tally {
         self.failures.push(name);
     }
 
-    /// Prints a line of the runner's own and takes note of it.
+    /// Prints a line of the runner's own and records it.
     pub fn say(&mut self, line: &str) {
         println!("{line}");
         self.line(line);

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use walkdir::WalkDir;
 
-/// What the tests need, besides what these need. A kernel that has one built in has no such file.
+/// What the tests need, in addition to what these need. A kernel that has one built in has no such file.
 pub const WANTED: [&str; 21] = [
     "veth",
     "bridge",

@@ -34,7 +34,7 @@ pub struct Flow {
     pub vip: SocketAddr,
     /// Name of its backend; null if that is gone.
     pub backend: Option<String>,
-    /// Where its backend answers, likewise.
+    /// Where its backend answers; null if that is gone.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub address: Option<SocketAddr>,
     /// `syn-sent`, `syn-received`, `established`, `client-finishing`, `client-finished`,

@@ -42,7 +42,7 @@ pub struct Explained {
     pub flow: Option<OfFlow>,
     /// The backends that may get it; one alone is certain.
     pub backends: Vec<Way>,
-    /// Name of the backend whose turn is next, if it goes by turns.
+    /// Name of the backend whose turn is next, if backends take turns.
     pub next: Option<String>,
     /// Backends that do not get it, and why.
     pub passed_over: Vec<PassedOver>,
@@ -136,7 +136,7 @@ pub struct TracedPacket {
     pub protocol: Option<String>,
     /// Flags of a TCP segment, as tcpdump writes them.
     pub flags: Option<String>,
-    /// Sender, as it came; port 0 where there is none.
+    /// Sender, as it came; port 0 where it has no port.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub source: Option<SocketAddr>,
     /// Receiver, as it came.

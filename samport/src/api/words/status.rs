@@ -85,7 +85,7 @@ pub struct ServiceCount {
     pub active: usize,
     /// Those that keep their flows and take no new ones.
     pub draining: usize,
-    /// Likewise, because their check fails.
+    /// Those that keep their flows and take no new ones because their check fails.
     pub unhealthy: usize,
     /// Those that are not ready yet.
     pub starting: usize,
@@ -145,7 +145,7 @@ pub struct FlowTable {
     pub capacity6: u32,
     /// Flows for IPv4, to a few seconds.
     pub ipv4: u64,
-    /// Flows for IPv6, likewise.
+    /// Flows for IPv6, to a few seconds.
     pub ipv6: u64,
     /// Entries ever made.
     pub inserted: u64,

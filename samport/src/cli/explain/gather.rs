@@ -1,4 +1,4 @@
-//! What the answer goes by: the pinned maps of the instance, its record, this machine's devices and routes.
+//! What the answer depends on: the pinned maps of the instance, its record, this machine's devices and routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -30,7 +30,7 @@ use crate::system::exit::{Exit, coded};
 use crate::system::instance::{self, BackendRecord, FilterRecord, Record};
 use crate::system::resyncs::Resyncs;
 
-/// All there is to know for an answer; `iif` is the device the packet comes in by, if that is said.
+/// All there is to know for an answer; `iif` is the device the packet comes in by, if that is given.
 pub(super) async fn gather(
     question: Question,
     iif: Option<&str>,
@@ -165,7 +165,7 @@ fn destination(dialled: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, dialled.port())
 }
 
-/// What is looked up for an address that nobody serves or listens on itself.
+/// What is looked up for an address without a service or a listener.
 fn stand_in(dialled: SocketAddr, protocol: Protocol) -> Option<SocketAddr> {
     let IpAddr::V4(_) = dialled.ip() else { return None };
     local::stand_in(&wide(dialled.ip()))?;
@@ -183,7 +183,7 @@ fn named(name: &str, devices: &Devices) -> Result<u32> {
     Err(coded(Exit::Failure, format!("there is no device {name:?}; this machine has {known}")))
 }
 
-/// How a client's packets come in, unless that is said: by its own veth if it is a backend, by the device
+/// How a client's packets come in, unless that is given: by its own veth if it is a backend, by the device
 /// the route to it leads to, or else by the one with the address it dials.
 fn entry(
     question: Question,

@@ -55,7 +55,7 @@ impl Config {
         self.ports.iter().map(|port| port.listen).collect()
     }
 
-    /// What the loop goes by as far as labels say nothing else.
+    /// What the loop applies where labels say nothing else.
     pub(super) fn rules(&self) -> LoopSettings {
         let service_conflict = self.service_conflict;
         let (drain, policy) = (self.terms.drain, self.policy);

@@ -177,7 +177,7 @@ fn admitted(config: &Config, snapshot: &Snapshot, devices: &Devices, before: &Be
     admission::admit(&snapshot.candidates, |candidate| before.serves(candidate), terms)
 }
 
-/// Whether nobody has a port that a label opens.
+/// Whether a port that a label opens is free.
 fn may_open(config: &Config, namespace: u64, listen: Listen) -> Result<()> {
     if config.ports.iter().any(|port| port.listen == listen) {
         return Ok(());
@@ -197,7 +197,7 @@ fn addresses(name: &str, devices: &Devices) -> String {
 fn begins(candidate: &Candidate) -> String {
     match &candidate.condition {
         _ if candidate.weight == 0 => "not before its weight is above 0",
-        Condition::Ready | Condition::Unchecked => "at once",
+        Condition::Ready | Condition::Unchecked => "immediately",
         Condition::Starting => "when its HEALTHCHECK passes",
         Condition::Unhealthy => "not while its HEALTHCHECK fails",
         Condition::Draining => "not: it is stopping",

@@ -33,7 +33,7 @@ pub struct Prepared {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) hash_seed: SeedFile,
-    /// Those of records and of pins. What may be done in a folder is said of that very folder, so it must not be
+    /// Those of records and of pins. What may be done in a folder is granted for that very folder, so it must not be
     /// removed and made again by others.
     _folders: [SharedFolder; 2],
 }

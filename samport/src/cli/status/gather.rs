@@ -58,14 +58,14 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         hook: record.hook,
         left_out: record.left_out,
         local: record.local,
-        // Of one that does not run, nobody may do anything.
+        // A process that has gone has no privileges.
         privileges: record.privileges.filter(|_| running),
         hash_seed_file: record.hash_seed_file.display().to_string(),
     })
 }
 
 fn count<'a>(counters: &Counters, record: &'a BackendRecord) -> Result<Counted<'a>> {
-    // 0 is none: it is not in the kernel yet.
+    // 0 means no id: it is not in the kernel yet.
     if record.id == 0 {
         return Ok(Counted { record, open: 0, stats: BackendStats::default() });
     }

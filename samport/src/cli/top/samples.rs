@@ -3,7 +3,7 @@
 use super::history::Documents;
 use crate::api::words::{Backend, Counters, Instance, Limits, ServiceCount};
 
-/// An active backend of `80/tcp` with so many flows in all, a tenth of which are open.
+/// An active backend of `80/tcp` with this many flows in all, a tenth of which are open.
 pub(super) fn backend(name: &str, flows: u64) -> Backend {
     let number = name.chars().filter_map(|c| c.to_digit(10)).next_back().unwrap_or(0);
     Backend {

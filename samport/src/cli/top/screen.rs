@@ -1,4 +1,4 @@
-//! What is on the screen besides the numbers: who is selected, what is asked; and what keys do to it.
+//! What is on the screen apart from the numbers: who is selected, what is asked; and what keys do to it.
 //! Pure.
 
 use std::cmp::Ordering;

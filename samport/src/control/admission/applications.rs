@@ -27,7 +27,7 @@ impl Applications {
     }
 
     /// Whether a candidate may serve its port, and a sentence if it may and looks like a mistake. One that leaves keeps
-    /// what it has, and keeps nobody else out.
+    /// what it has, and keeps no other application out.
     pub(super) fn check(&self, candidate: &Candidate) -> Result<Option<String>, String> {
         let own = &candidate.hints.application;
         let holders = self.on.get(&candidate.listen).map_or(&[][..], Vec::as_slice);

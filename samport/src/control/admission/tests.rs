@@ -227,7 +227,7 @@ fn two_applications_on_one_port_are_reported_and_the_first_keeps_it() {
     {
         assert!(sentence.contains(word), "{sentence}");
     }
-    // While it leaves it keeps nobody out, and what it has.
+    // While it leaves it keeps no other application out, and what it has.
     let leaving = Candidate { condition: Condition::Draining, ..shop };
     assert_eq!(names(&scene.admit(&[blog.clone(), leaving.clone()])), ["blog-1", "shop-1"]);
     // Or the operator allows it.

@@ -92,7 +92,7 @@ fn who_means_nobody_learns_who_is_there() {
         assert!(why.contains("web-1, web-2") && why.contains(&format!("{name:?}")), "{why}");
     }
     let Err(CommandError::Unknown(why)) = backends_called("web", &[]) else { panic!("known") };
-    assert!(why.contains("none at all"), "{why}");
+    assert!(why.contains("there are none"), "{why}");
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn its_provider_ends_a_drain_of_its_own() {
     assert_eq!(scene.after(101 * LIMIT, &DRAINS), ["web-2"]);
 }
 
-/// It may become healthy again, and is better than nobody if all others go.
+/// It may become healthy again, and is better than no backend if all others go.
 #[test]
 fn who_is_unhealthy_never_goes_down() {
     let mut scene = Scene::new();

@@ -13,7 +13,7 @@ impl Reconciler {
     /// what its operator has ordered.
     ///
     /// # Errors
-    /// If a map cannot be read, or what nobody understands cannot be removed.
+    /// If a map cannot be read, or what has no meaning cannot be removed.
     pub fn adopt(&mut self, record: Record) -> Result<()> {
         let found = self.dataplane.read_back(&record.ledger)?;
         let (actual, orphans) = Actual::adopt(&record.ledger, found);

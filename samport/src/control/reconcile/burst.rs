@@ -26,13 +26,13 @@ impl Burst {
         self.due.is_some()
     }
 
-    /// Takes note of the first change.
+    /// Remembers the time of the first change.
     pub(super) fn begin(&mut self, now: Instant) {
         let soon = now + FIRST;
         self.due = Some(self.not_before.map_or(soon, |not_before| soon.max(not_before)));
     }
 
-    /// Waits until the round is due; for ever, if there is none.
+    /// Waits until the round is due; for ever, if no round is due.
     pub(super) async fn end(&self) {
         match self.due {
             Some(due) => sleep_until(due).await,

@@ -207,7 +207,7 @@ impl Reconciler {
         admission::has_room(desired.backends.len(), self.job.limits.max_backends, ports)
     }
 
-    /// Whether a candidate's port may be served. A label may open one only if nobody has it: not a server of this
+    /// Whether a candidate's port may be served. A label may open one only if it is free: not a server of this
     /// host, not another samport.
     fn may_open(&self, candidate: &Candidate, desired: &Desired) -> Result<()> {
         let listen = candidate.listen;

@@ -1,11 +1,11 @@
-//! What could not be done: it is said once, and what it concerns is left out of what is wanted.
+//! What could not be done: it is logged once, and what it concerns is left out of what is wanted.
 
 use std::collections::BTreeSet;
 
 use crate::plan::{BackendKey, Change, Desired, Role};
 use crate::system::escape;
 
-/// Sentences that are remembered, so that none is said twice.
+/// Sentences that are remembered, so that none is logged twice.
 const REMEMBERED: usize = 4_096;
 
 /// Says what is wrong, once.

@@ -12,7 +12,7 @@ use crate::net::netlink::Devices;
 use crate::plan::Desired;
 
 impl Reconciler {
-    /// Gives the wanted ports their addresses: those of this machine that nobody else serves already.
+    /// Gives the wanted ports their addresses: those of this machine that no other samport serves already.
     pub(super) fn settle_fronts(&mut self, desired: &mut Desired, devices: &Devices) {
         let listens: BTreeSet<Listen> = desired.frontends.keys().copied().collect();
         let assigned = frontends::assign(devices, &self.job.interfaces, &listens);

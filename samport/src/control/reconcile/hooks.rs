@@ -55,7 +55,7 @@ impl Reconciler {
     }
 
     /// Makes pins again that somebody else has removed. If that cannot be, everything works on for as long as samport
-    /// runs, and it is said once while that lasts.
+    /// runs, and it is logged once while that lasts.
     fn look_at_pins(&mut self) {
         let folder = self.dataplane.folder_of_pins().display().to_string();
         match self.dataplane.restore_pins() {

@@ -32,7 +32,7 @@ impl Pending {
 }
 
 impl Reconciler {
-    /// Takes an order. What is refused is answered at once.
+    /// Takes an order. What is refused is answered immediately.
     pub(super) fn take(&mut self, request: Request) -> Option<Pending> {
         let Request { order, answer } = request;
         let shown = self.receiver.shown();

@@ -78,7 +78,7 @@ impl Reconciler {
         let endpoint = key.endpoint;
         tracing::debug!("{endpoint} {}; asked for: {ask:?}", words(failing));
         self.health.check_now(endpoint);
-        // The check goes by the kernel's neighbours, and the packets to where these were once.
+        // The check follows the kernel's neighbours, and the packets to where these were once.
         if failing != Failing::Refused {
             self.netlink.neighbours().doubt(endpoint.ip());
         }
@@ -88,7 +88,7 @@ impl Reconciler {
     }
 
     fn confirm(&mut self, backend: BackendId, failing: Failing, endpoint: SocketAddr) {
-        // Without a check of ours nothing can confirm it, and nobody else avoids the backend.
+        // Without a check of ours nothing can confirm it, and no other client avoids the backend.
         let Some(check) = self.health.check_on_evidence(endpoint) else { return };
         if !self.confirmations.running.insert(backend) {
             return;
@@ -111,7 +111,7 @@ impl Reconciler {
         };
         let avoided = match outcome {
             Ok(avoided) => avoided,
-            Err(error) => return tracing::error!("write what a check has found: {error:#}"),
+            Err(error) => return tracing::error!("cannot write the result of a check: {error:#}"),
         };
         let Some(key) = self.key_of(backend) else { return };
         let name = self.shown.get(&key).map_or("a backend that leaves", |share| &share.name);

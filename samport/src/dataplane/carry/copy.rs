@@ -55,7 +55,7 @@ pub(super) trait Convert<K>: IntoBytes + FromBytes + Immutable + Copy {
         Some(self.convert(key, context))
     }
 
-    /// Whether it cannot be left out, as one that nobody uses can.
+    /// Whether it cannot be left out, as an unused one can.
     fn is_in_use(&self) -> bool {
         false
     }

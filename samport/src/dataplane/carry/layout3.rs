@@ -43,7 +43,7 @@ pub(super) const MAPS: [(&str, Carried); 58] = [
     ("CLOCK", OfRun),
     // There are more of them now; the old ones have kept their numbers.
     ("VERDICTS", Converted(array_by_cpu::<u64>)),
-    // Counters likewise.
+    // Counters too.
     ("BACKEND_STATS", Emptied),
     ("PROGRAMS", OfRun),
     ("SCRATCH", OfRun),

@@ -1,4 +1,4 @@
-//! Measuring a program by `BPF_PROG_TEST_RUN`, on a packet made anew for each run.
+//! Measuring a program by `BPF_PROG_TEST_RUN`, on a packet made for each run.
 
 mod flood;
 
@@ -54,7 +54,7 @@ pub struct Traffic<'a> {
 /// The programs that measure.
 pub struct Harness {
     ebpf: Ebpf,
-    /// The number of the next packet. It never begins anew: a client that comes again is not a new one.
+    /// The number of the next packet. It never begins again: a client that comes again is not a new one.
     number: u64,
 }
 

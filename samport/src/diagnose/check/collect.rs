@@ -42,7 +42,7 @@ pub struct Asked {
 /// Looks at everything.
 ///
 /// # Errors
-/// An address of an engine that is none, or no netlink.
+/// An invalid address of an engine, or no netlink.
 pub async fn gather(asked: Asked) -> Result<Facts> {
     let (netlink, _) = Netlink::connect(&Resyncs::default())?;
     let devices = netlink.devices().await?;

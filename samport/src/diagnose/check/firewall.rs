@@ -75,7 +75,7 @@ struct Chain {
     /// The hook it is called from, if it is.
     hook: Option<u32>,
     drops: bool,
-    /// How many rules it has, if nobody jumps to it.
+    /// How many rules it has, if no rule jumps to it.
     rules: u32,
 }
 
@@ -164,7 +164,7 @@ fn receive(socket: &Socket) -> io::Result<Vec<Chain>> {
     }
 }
 
-/// What is said in this conversation.
+/// The messages of this conversation.
 #[derive(Debug)]
 enum Message {
     /// The question.

@@ -15,7 +15,7 @@ const MOST_COMPARED: usize = 1_024;
 pub enum Fitness {
     /// It may not.
     Unfit,
-    /// Only if there is nobody better: it has failed lately.
+    /// Only if there is no better one: it has failed lately.
     Suspect,
     /// It may.
     Fit,
@@ -29,7 +29,7 @@ pub(super) struct Drawing<'a> {
     pub(super) slots: &'a [u32],
     /// The client, if it is known to those that go by it.
     pub(super) hash: Option<u32>,
-    /// How many draws were in vain already.
+    /// How many draws have failed already.
     pub(super) first: u32,
     /// Number of the next turn.
     pub(super) turn: u64,
@@ -44,7 +44,7 @@ pub(super) struct Drawn {
     pub(super) next: Option<u32>,
 }
 
-/// Who gets the flow. None if nobody can.
+/// Who gets the flow. None if no backend can.
 pub(super) fn draw(
     drawing: &Drawing,
     fitness: impl Fn(u32) -> Fitness,
@@ -139,7 +139,7 @@ mod tests {
         let drawn = draw(&drawing(Balance::Random, &[0, 1, 1, 1, 2, 3]), of, idle).unwrap();
         assert_eq!(drawn.shares, [(1, 0.75), (3, 0.25)]);
         let suspects = draw(&drawing(Balance::Random, &[0, 2]), of, idle).unwrap();
-        assert_eq!(suspects.shares, [(2, 1.0)], "better than nobody");
+        assert_eq!(suspects.shares, [(2, 1.0)], "better than none");
         assert_eq!(draw(&drawing(Balance::Random, &[0]), of, idle), None);
         assert_eq!(draw(&drawing(Balance::Random, &[]), of, idle), None);
     }

@@ -56,7 +56,7 @@ fn entry(entry: &Entry) -> String {
     match entry {
         Entry::Call(true) => "connect() on this machine (cgroup)".to_owned(),
         Entry::Call(false) => {
-            "connect() on this machine, where samport serves nobody (--no-local)".to_owned()
+            "connect() on this machine, where samport does not serve (--no-local)".to_owned()
         }
         Entry::Device(door) => format!("{} ingress ({})", door.name, door.hook),
         Entry::Nowhere(Some(device)) => {
@@ -175,7 +175,7 @@ fn standing(member: &Member, is_flow: bool) -> String {
     match (drains || member.state != State::Active.name(), is_flow) {
         (false, _) => String::new(),
         (true, true) => format!(" ({}: it keeps its flows)", member.state),
-        (true, false) => format!(" ({}: there is nobody better)", member.state),
+        (true, false) => format!(" ({}: there is no better one)", member.state),
     }
 }
 

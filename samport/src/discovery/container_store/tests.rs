@@ -246,7 +246,7 @@ fn what_an_event_says_counts_at_once() {
             scene.answer(asked, known);
         }
     }
-    // Nobody is told what may be different once the question is answered.
+    // Nothing is published that may be different once the question is answered.
     assert_eq!(scene.told(), 0);
 }
 
@@ -282,13 +282,13 @@ fn a_container_stays_in_the_network_it_is_served_in_while_others_come_and_go() {
     with_networks(&mut scene, changed(), &["1", "2"]);
     assert_eq!(scene.event("1", Event::Died), None);
     assert_eq!(with_networks(&mut scene, Event::Started, &["1", "2"]), "web-1 10.0.2.1 Unchecked");
-    // Out of its own network, it goes to the only other one, and stays there.
+    // Out of that network, it goes to the only other one, and stays there.
     let asked = question(scene.event("1", left("2")).unwrap());
     assert_eq!(scene.shows(), "", "its address may be another's");
     assert_eq!(scene.answer(asked, in_networks("1", &["1"])), None);
     assert_eq!(scene.shows(), "web-1 10.0.1.1 Unchecked");
     assert_eq!(with_networks(&mut scene, changed(), &["1", "2", "3"]), "web-1 10.0.1.1 Unchecked");
-    // Which of two others is meant nobody knows.
+    // Which of two others is meant is not known.
     assert_eq!(with_networks(&mut scene, left("1"), &["2", "3"]), "");
     assert_eq!(scene.told(), 1);
     // A removed container is forgotten: the next one is seen for the first time.
@@ -336,7 +336,7 @@ fn other_filters_leave_some_out_and_ask_where_newcomers_are() {
     let asked = asked.expect("who is not meant any more may be told why");
     assert!(!scene.0.is_judged());
     assert_eq!(scene.0.go_by(all), [], "it is being inspected");
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining", "where web-2 is, nobody has asked");
+    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining", "where web-2 is has not been asked");
     let asked = question(scene.answer(asked, view("2")).unwrap());
     // Not before the engine has said where web-2 is is the policy in force.
     assert!(!scene.0.is_judged());

@@ -50,7 +50,7 @@ pub(super) fn no_answer(limit: Duration) -> String {
     format!("no answer within {}", humantime::format_duration(limit))
 }
 
-/// A connection, or what it says that there is none.
+/// A connection, or why there is no connection.
 pub(super) async fn connect(address: SocketAddr) -> Result<TcpStream, Finding> {
     TcpStream::connect(address).await.map_err(|error| {
         if is_local(&error) {
@@ -92,7 +92,7 @@ async fn get(page: &Page, address: SocketAddr) -> Result<(), Finding> {
         .body(Empty::<Bytes>::new())
         .map_err(|error| Finding::Failing(error.to_string()))?;
     // The connection moves only while it is polled. Where it ends first it has left an answer behind, or
-    // the reason why there is none.
+    // the reason why there is no answer.
     let answer = match select(pin!(sender.send_request(request)), pin!(connection)).await {
         Either::Left((answer, _)) => answer,
         Either::Right((_, answer)) => answer.await,

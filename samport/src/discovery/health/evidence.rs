@@ -1,4 +1,4 @@
-//! Whether a backend fails, asked at once because clients say so.
+//! Whether a backend fails, asked as soon as clients say so.
 
 use std::net::SocketAddr;
 
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(confirm(endpoint, &check("tcp")).await, refused);
     }
 
-    /// The page may be another port's: it passes though nobody listens where clients connect.
+    /// The page may be another port's: it passes without a listener where clients connect.
     #[tokio::test]
     async fn a_page_must_pass_and_does_not_stand_for_the_connection() {
         let page = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -81,7 +81,7 @@ async fn one_that_is_suspected_is_checked_at_once_and_told_with_the_reason() {
     assert_eq!(health.failure("c1", endpoint), None);
 }
 
-/// Whether a connection comes to a listener although nobody has waited for the interval.
+/// Whether a connection comes to a listener before the interval is over.
 async fn is_asked(server: TcpListener) -> (bool, TcpListener) {
     server.set_nonblocking(true).unwrap();
     let server = tokio::net::TcpListener::from_std(server).unwrap();
@@ -104,7 +104,7 @@ async fn one_that_drains_is_left_alone_and_what_was_known_of_it_stays() {
     assert_eq!(health.state(&draining), State::Draining);
     health.check_now(endpoint);
     let (asked, server) = is_asked(server).await;
-    assert!(!asked, "nobody would act on what is found");
+    assert!(!asked, "a result would change nothing");
 
     health.keep_only(std::slice::from_ref(&candidate));
     assert_eq!(health.state(&candidate), State::Active, "it is not starting once more");

@@ -11,7 +11,7 @@ use super::{ABORTING, PATIENCE_TICKS, RUNNING, STOPPING, Shared, TICK, timed_out
 
 /// Longest request head that is read, in bytes.
 const HEAD_LIMIT: usize = 16 * 1024;
-/// Bytes written or compared at once; a multiple of the pattern's period of 251.
+/// Bytes written or compared at a time; a multiple of the pattern's period of 251.
 const CHUNK: usize = 251 * 256;
 
 /// Answers the requests of one connection until either side has had enough.

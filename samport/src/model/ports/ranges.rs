@@ -38,7 +38,7 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// Several of them; all ports if there is none.
+/// Several of them; all ports if it is empty.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct PortRanges(Vec<PortRange>);
 

@@ -26,7 +26,7 @@ pub struct Device {
     pub is_running: bool,
     /// The largest packet it takes, in bytes, link header not counted.
     pub mtu: u32,
-    /// Whether it is a VRF: its ports' routes are in a table of its own.
+    /// Whether it is a VRF: its ports' routes are in a separate table.
     pub is_vrf: bool,
     /// The device it is a port of: a bridge, a VRF, a bond.
     pub master: Option<u32>,

@@ -82,7 +82,7 @@ pub(super) struct NextHopList(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     last: Mutex<Last>,
-    /// Told when a list is there that somebody has waited for in vain.
+    /// Told when a list is there after its waiter has given up.
     late: Notify,
 }
 
@@ -107,7 +107,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// One that was asked for at `began`, when there had been so many changes.
+    /// One that was asked for at `began`, when there had been this many changes.
     fn of(next_hops: NextHops, changes: u64, began: Instant, now: Instant) -> Self {
         let took = now.saturating_duration_since(began);
         let keep = if took <= QUICK { Duration::ZERO } else { took * KEEP };
@@ -121,7 +121,7 @@ impl Answer {
 }
 
 impl NextHopList {
-    /// As they are now, after so many changes; as they were, if reading them takes longer than anybody may wait.
+    /// As they are now, after this many changes; as they were, if reading them takes longer than anybody may wait.
     ///
     /// # Errors
     /// If they have never been read.

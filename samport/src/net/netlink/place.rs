@@ -142,7 +142,7 @@ fn unless_unknown(
 }
 
 /// Makes the kernel ask for a neighbour's MAC: a datagram to the discard port (RFC 863) has to be
-/// addressed to somebody. That nobody listens there does no harm.
+/// addressed to somebody. It needs no listener there.
 fn provoke_resolution(addr: IpAddr) {
     let any: IpAddr =
         if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };

@@ -180,7 +180,7 @@ impl Kernel {
 #[test]
 fn the_kernels_settings_rules_and_routes_are_found_and_followed() {
     let namespace = Namespace::new("rpf").unwrap();
-    // Addresses that come by themselves would be changes that nobody has made.
+    // Addresses that come by themselves would be changes that the test has not made.
     namespace.sysctl("net/ipv6/conf/default/addr_gen_mode", "1").unwrap();
     namespace
         .batch(

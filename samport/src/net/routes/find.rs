@@ -104,8 +104,8 @@ impl Found {
         self.device.is_some() || matches!(self.route, Route::Stack)
     }
 
-    /// Whether the kernel's route leads to another device now. Where there is none any more, the old one
-    /// stays: routes are often taken away just before they are made anew.
+    /// Whether the kernel's route leads to another device now. Where there is no route any more, the old one
+    /// stays: routes are often taken away just before they are made again.
     async fn is_routed_elsewhere(&self, addr: IpAddr, network: &Network) -> Result<bool> {
         if !self.follows_routes() {
             return Ok(false);
@@ -136,7 +136,7 @@ impl Found {
 }
 
 impl Network {
-    /// The veth and the MAC of a backend that no provider has located, if it is behind a veth of its own. One that
+    /// The veth and the MAC of a backend that no provider has located, if it has its own veth. One that
     /// clients come in by leads to a whole network: what is sent into it directly has the addresses of a router there.
     async fn place_of(&self, addr: IpAddr, via: &netlink::Device) -> Result<Option<Place>> {
         let place = self.netlink.place_of(addr, via, &self.devices).await?;
@@ -187,7 +187,7 @@ async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> R
     }
     let given = network.given_veth(site);
     let learned = match given {
-        // What is behind a gateway is nobody's neighbour.
+        // What is behind a gateway is no neighbour.
         None if leads.is_on_link => network.place_of(addr, device).await?,
         _ => None,
     };
@@ -196,7 +196,7 @@ async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> R
     let route = match (forward, place) {
         (Forward::Auto | Forward::Peer, Some(place)) => Route::Peer(place),
         (Forward::Peer, None) => {
-            bail!("it is not behind a veth of its own, so --forward peer cannot reach it; use auto")
+            bail!("it does not have its own veth, so --forward peer cannot reach it; use auto")
         }
         _ => Route::Neighbour { ifindex: device.ifindex, answers_on },
     };

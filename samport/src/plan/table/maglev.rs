@@ -24,7 +24,7 @@ const SLOTS_EACH: usize = 100;
 /// Backend ids start at 1.
 const FREE: u32 = 0;
 
-/// How long a table for so many backends is, if it may have at most `room` slots.
+/// How long a table for this many backends is, if it may have at most `room` slots.
 #[must_use]
 pub fn length(backends: usize, room: u32) -> u32 {
     let fits = |length: &u32| *length as usize >= backends.saturating_mul(SLOTS_EACH);
@@ -33,7 +33,8 @@ pub fn length(backends: usize, room: u32) -> u32 {
     wanted.min(possible)
 }
 
-/// The slots of a table of this length, which nobody can tell without the seed. The order of the members does not matter, nor do their ids.
+/// The slots of a table of this length, which cannot be told without the seed. The order of the members does not
+/// matter, nor do their ids.
 #[must_use]
 pub fn slots(members: &[Member], length: u32, seed: Seed) -> Vec<u32> {
     let mut members = members.to_vec();

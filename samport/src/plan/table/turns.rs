@@ -140,7 +140,7 @@ mod tests {
             }
         }
 
-        /// Nobody ever has to wait much longer, or comes much sooner, than its share says.
+        /// No backend ever has to wait much longer, or comes much sooner, than its share says.
         #[test]
         fn every_beginning_of_the_sequence_is_shared_by_weight(
             weights in prop::collection::vec(1u32..20, 1..12),

@@ -22,7 +22,7 @@ fn with_mode(path: &Path, text: &str, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// What is said of a named file that is no good.
+/// The error about a named file that is no good.
 fn refused(path: &Path) -> String {
     let [opened, looked] = [open(Some(path)).map(|_| ()), look(Some(path)).map(|_| ())];
     let [opened, looked] = [opened, looked].map(|refused| {
@@ -139,7 +139,7 @@ fn where_it_cannot_be_kept_it_is_until_the_next_reboot() {
     let folder = folder();
     let [usual, until_reboot] = ["var/seed", "run/seed"].map(|path| folder.path().join(path));
     let places = Places { usual: &usual, until_reboot: &until_reboot };
-    // Nobody can make a folder where a file is.
+    // A folder cannot be made where a file is.
     fs::write(folder.path().join("var"), "").unwrap();
     let looked = places.look(None).unwrap();
     assert!(!until_reboot.exists(), "who looks changes nothing");

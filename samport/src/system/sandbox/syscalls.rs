@@ -110,7 +110,7 @@ const NEVER: &[libc::c_long] = &[
     libc::SYS_io_uring_register,
 ];
 
-/// Those that only x86 has, or has besides newer ones.
+/// Those that only x86 has, or has in addition to newer ones.
 #[cfg(target_arch = "x86_64")]
 const NEVER_HERE: &[libc::c_long] = &[
     libc::SYS_fork,

@@ -21,7 +21,7 @@ fn press(screen: &mut Screen, keys: &str) -> Option<Act> {
 }
 
 fn selected(screen: &Screen) -> &str {
-    screen.selected().map_or("nobody", |one| &one.name)
+    screen.selected().map_or("none", |one| &one.name)
 }
 
 #[test]
@@ -53,11 +53,11 @@ fn the_selection_follows_its_backend_and_goes_to_who_takes_its_place() {
     screen.see(Ok(documents(&more[..2])), Duration::from_secs(2));
     assert_eq!(selected(&screen), "web-1");
     screen.see(Ok(documents(&[])), Duration::from_secs(3));
-    assert_eq!(selected(&screen), "nobody");
+    assert_eq!(selected(&screen), "none");
     assert_eq!(press(&mut screen, "d"), None);
     assert_eq!((&screen.mode, &*screen.message), (&Mode::Watching, "no backend is selected"));
     screen.see(Ok(documents(&more)), Duration::from_secs(4));
-    assert_ne!(selected(&screen), "nobody");
+    assert_ne!(selected(&screen), "none");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use aya::programs::{
 
 use super::{FRAME_WORDS, Harness, Traffic};
 
-/// Frames sent at a time: what a driver is polled for at once.
+/// Frames sent at a time: what a driver is polled for in one go.
 const BATCH: u32 = 64;
 
 /// Where what arrives is dropped.
@@ -24,7 +24,7 @@ pub enum Before {
 }
 
 impl Harness {
-    /// Sends so many frames out of `on.ifindex`, a device of this thread's network namespace, and says how long one
+    /// Sends this many frames out of `on.ifindex`, a device of this thread's network namespace, and says how long one
     /// took on average. What the other end of a veth makes of them is part of it: it is done in between, on the same
     /// CPU. That end takes frames only if it polls for them, as with GRO on.
     ///
@@ -71,7 +71,7 @@ impl Harness {
     }
 }
 
-/// A `struct xdp_md` (linux/bpf.h) of a frame of so many bytes.
+/// A `struct xdp_md` (linux/bpf.h) of a frame of this many bytes.
 fn frame_context(length: u32, ifindex: u32) -> [u8; 24] {
     let mut context = [0; 24];
     // data is 0, data_end:

@@ -53,7 +53,7 @@ fn lines(facts: &Facts) -> Vec<String> {
     judge(facts).iter().map(ToString::to_string).collect()
 }
 
-/// What is said about a machine that differs from a good one in one thing, all that is well left out.
+/// What is found on a machine that differs from a good one in one thing, all that is well left out.
 fn about(change: impl FnOnce(&mut Facts)) -> (Vec<String>, Option<Exit>) {
     let mut facts = well();
     change(&mut facts);
@@ -62,7 +62,7 @@ fn about(change: impl FnOnce(&mut Facts)) -> (Vec<String>, Option<Exit>) {
     (bad.map(ToString::to_string).collect(), exit_of(&findings))
 }
 
-/// Panics unless one line is said that begins and ends like this, and the exit code is this.
+/// Panics unless there is one line, which begins and ends like this, and the exit code is this.
 fn assert_said(change: impl FnOnce(&mut Facts), begin: &str, end: &str, exit: Option<Exit>) {
     let (said, code) = about(change);
     assert_eq!(said.len(), 1, "{said:?}");
@@ -327,7 +327,7 @@ fn what_is_said_of_machines_is_as_it_was() {
         ("rp_filter not known", |f| f.not_strict = Err("list routes: EPERM".into())),
         ("XDP program", |f| f.at_xdp = BTreeMap::from([("eth0".into(), "guard".into())])),
         ("tcx program", |f| f.at_tcx.get_mut("eth0").unwrap().push("cil_from_netdev".into())),
-        ("address of nobody", |f| f.ports = vec![("192.0.2.1:80".parse().unwrap(), Ok(()))]),
+        ("address of no device", |f| f.ports = vec![("192.0.2.1:80".parse().unwrap(), Ok(()))]),
         ("ufw", |f| f.inspectors = Ok(vec![Inspector { name: "ufw".into(), drops: true }])),
         ("firewall not known", |f| f.inspectors = Err("EPERM".into())),
     ];

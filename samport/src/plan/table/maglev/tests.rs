@@ -100,7 +100,7 @@ fn the_same_backends_make_the_same_table_in_every_version() {
     assert_eq!(slots[..16], [1, 3, 1, 2, 3, 3, 2, 3, 1, 3, 2, 2, 1, 3, 3, 1]);
 }
 
-/// Nobody can make the table without the seed: of two seeds the tables agree by chance only.
+/// The table cannot be made without the seed: of two seeds the tables agree by chance only.
 #[test]
 fn another_seed_makes_another_table() {
     let members = members(0..16);
@@ -121,7 +121,7 @@ fn removing_one_of_very_many_moves_little_more_than_its_share() {
     }
 }
 
-/// A client's way does not depend on which kernel id its backend has got.
+/// A client's way does not depend on which kernel id its backend has.
 #[test]
 fn ids_do_not_matter() {
     let first = members(0..20);
