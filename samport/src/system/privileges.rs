@@ -56,7 +56,7 @@ pub struct Use {
     pub why: &'static str,
 }
 
-/// All of them. docs/security.md has the same table, and `dist/samport.service` those that are needed.
+/// All of them. docs/concepts/security.md has the same table, and `dist/samport.service` those that are needed.
 pub const USES: [Use; 7] = [
     Use {
         capability: Capability::CAP_BPF,
@@ -187,7 +187,7 @@ pub fn restrict(grants: &[Grant]) -> Result<()> {
     let restricted = sandbox::restrict(grants).map_err(|error| {
         let message = format!(
             "the sandbox cannot be set up: {error:#}; `--sandbox off` starts samport without it \
-             (docs/security.md)"
+             (docs/concepts/security.md)"
         );
         coded(Exit::Kernel, message)
     })?;
@@ -304,7 +304,7 @@ mod tests {
             let needed = if one.needed { "yes" } else { "no" };
             format!("| {} | {kept} | {needed} | {} |", one.capability, one.why)
         };
-        let page = include_str!("../../../docs/security.md");
+        let page = include_str!("../../../docs/concepts/security.md");
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| CAP_")).collect();
         assert_eq!(rows, USES.iter().map(row).collect::<Vec<_>>());
     }

@@ -1,5 +1,5 @@
 //! Everything arrives whole, whatever its size and whichever way it takes, or its sender is told: a table of all ways, which
-//! docs/sizes.md shows.
+//! docs/concepts/sizes.md shows.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ use samport_tests::{HOST_V4, HOST_V6, Lab, Server, eventually, require_root};
 use crate::datagrams::WAYS;
 use crate::sources::{FAR, add_second_link, route_requests_by_eth1, set_rp_filter};
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sizes.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/concepts/sizes.md");
 const HEAD: &str = "\
 # What arrives, by size and way
 

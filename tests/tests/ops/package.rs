@@ -127,7 +127,7 @@ fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
         "/usr/share/zsh/vendor-completions/_samport",
         "/usr/share/fish/vendor_completions.d/samport.fish",
         "/usr/share/doc/samport/copyright",
-        "/usr/share/doc/samport/docs/reference.md",
+        "/usr/share/doc/samport/docs/reference/commands.md",
         "/usr/share/samport/grafana/samport.json",
     ] {
         assert!(list.lines().any(|line| line == path), "no {path} in\n{list}");

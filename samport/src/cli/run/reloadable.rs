@@ -79,7 +79,7 @@ mod tests {
         known.sort_unstable();
         listed.sort_unstable();
         assert_eq!(listed, known);
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/configuration.md");
         let page = fs::read_to_string(page).unwrap();
         for (key, effect) in EFFECTS {
             let when = if effect == AtOnce { "at once" } else { "next start" };
