@@ -112,6 +112,39 @@ fn every_page_of_the_documentation_is_linked_from_the_readme() {
     assert!(missing.is_empty(), "README.md does not link {missing:?}");
 }
 
+/// What is missing of a design record's form.
+fn missing_in_record(number: &str, text: &str) -> Vec<String> {
+    let mut wanted = vec![format!("# {}. ", number.trim_start_matches('0'))];
+    let parts =
+        ["Status: ", " Date: 20", "## Context", "## Decision", "## Consequences", "## Measured"];
+    wanted.extend(parts.map(str::to_owned));
+    wanted.retain(|part| !text.contains(part.as_str()));
+    wanted
+}
+
+#[test]
+fn every_design_record_has_number_status_date_and_sections() {
+    let folder = sh::root().join("docs/internals/design");
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for path in papers().into_iter().filter(|path| path.starts_with(&folder)) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let missing = missing_in_record(&name[..4], &fs::read_to_string(&path).unwrap());
+        wrong.extend((!missing.is_empty()).then(|| format!("{name}: no {missing:?}")));
+        count += 1;
+    }
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+    assert!(count >= 19, "only {count} records are found");
+}
+
+#[test]
+fn what_a_design_record_lacks_is_named() {
+    let whole = "# 7. Title\n\nStatus: accepted. Date: 2026-11-21.\n\n## Context\n## Decision\n## Consequences\n## Measured\n";
+    assert!(missing_in_record("0007", whole).is_empty());
+    assert_eq!(missing_in_record("0008", whole), ["# 8. "]);
+    assert_eq!(missing_in_record("0007", &whole.replace("## Measured", "")), ["## Measured"]);
+}
+
 #[test]
 fn links_are_found_with_their_texts() {
     let text = "a [b](c.md#d), [`e`](../f.rs) ![g](h.svg)\n```\n[no](link)\n```\n[x](https://y)";
