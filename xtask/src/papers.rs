@@ -18,7 +18,7 @@ struct Link {
 
 /// All Markdown files of the checkout that people read.
 fn papers() -> Vec<PathBuf> {
-    let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+    let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
     let top = top.map(|name| sh::root().join(name));
     let docs = WalkDir::new(sh::root().join("docs")).sort_by_file_name().into_iter().flatten();
     let docs = docs.map(walkdir::DirEntry::into_path);
