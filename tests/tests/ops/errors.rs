@@ -8,7 +8,7 @@ use crate::{ended, lab};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/errors.md");
 /// The part of the page whose rows can be tried as they stand.
-const PART: &str = "\n## A command line by itself\n";
+const PART: &str = "\n## Command line\n";
 
 /// A row of the table: what is typed, what is said and how it ends.
 #[derive(PartialEq, Eq, Debug)]

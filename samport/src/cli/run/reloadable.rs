@@ -82,7 +82,7 @@ mod tests {
         let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/configuration.md");
         let page = fs::read_to_string(page).unwrap();
         for (key, effect) in EFFECTS {
-            let when = if effect == AtOnce { "at once" } else { "next start" };
+            let when = if effect == AtOnce { "immediately" } else { "next start" };
             let row = |line: &str| line.starts_with('|') && line.contains(&format!("`{key}`"));
             let line = page.lines().find(|line| row(line));
             assert!(line.is_some_and(|line| line.contains(when)), "{key} is {when}: {line:?}");
