@@ -112,6 +112,67 @@ fn every_page_of_the_documentation_is_linked_from_the_readme() {
     assert!(missing.is_empty(), "README.md does not link {missing:?}");
 }
 
+/// Words that docs/internals/style.md has others for.
+const HABITS: [&str; 15] = [
+    "anew",
+    "likewise",
+    "besides",
+    "at once",
+    "in vain",
+    "for good",
+    "so many",
+    "of its own",
+    "is none",
+    "nobody",
+    "goes by",
+    "takes note",
+    "has got",
+    "is there for",
+    "is said",
+];
+
+/// Pages that may have them: the one that lists them, and what is generated from help or quotes messages.
+const WITH_HABITS: [&str; 3] =
+    ["docs/internals/style.md", "docs/reference/commands.md", "docs/reference/errors.md"];
+
+/// The habits in a text's prose, each with its line.
+fn habits(text: &str) -> Vec<(&'static str, &str)> {
+    let is_word = |line: &str, at: usize, habit: &str| {
+        let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+        !line[..at].ends_with(is_letter) && !line[at + habit.len()..].starts_with(is_letter)
+    };
+    let found = prose(text).flat_map(|line| {
+        let has = move |habit: &&&str| {
+            line.match_indices(**habit).any(|(at, _)| is_word(line, at, habit))
+        };
+        HABITS.iter().filter(has).map(move |habit| (*habit, line))
+    });
+    found.collect()
+}
+
+#[test]
+fn no_page_has_words_that_are_only_habits() {
+    let mut wrong = Vec::new();
+    for path in papers() {
+        let name = path.strip_prefix(sh::root()).unwrap().display().to_string();
+        if !WITH_HABITS.contains(&name.as_str()) {
+            let text = fs::read_to_string(&path).unwrap();
+            wrong.extend(
+                habits(&text).iter().map(|(habit, line)| format!("{name}: {habit}: {line}")),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "see docs/internals/style.md\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn habits_are_found_as_words_and_outside_of_blocks() {
+    let found =
+        |text: &'static str| habits(text).into_iter().map(|(habit, _)| habit).collect::<Vec<_>>();
+    assert_eq!(found("read anew, and at once"), ["anew", "at once"]);
+    assert!(found("renewed `nobody_is_locked_out`\n```\nanew\n```").is_empty());
+}
+
 /// What is missing of a design record's form.
 fn missing_in_record(number: &str, text: &str) -> Vec<String> {
     let mut wanted = vec![format!("# {}. ", number.trim_start_matches('0'))];

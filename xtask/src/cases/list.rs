@@ -120,7 +120,7 @@ pub const GROUPS: &[Group] = &[
             case(56, N, "TCP to a removed backend gets a RST at its next packet."),
             case(57, N, "UDP to a removed backend re-selects at its next datagram."),
             case(58, C, "An address reused by a container of another service leaks nothing."),
-            case(59, N, "Without a backend clients are refused at once, or dropped by choice."),
+            case(59, N, "Without a backend clients are refused immediately, or dropped by choice."),
             case(60, C, "Traffic waits until a starting container is healthy."),
             case(61, C, "Draining starts at the `kill` event."),
             case(62, C, "100 rolling replacements under load fail no request."),
