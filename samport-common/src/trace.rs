@@ -237,7 +237,7 @@ pub fn look<P: Family, F: Frame + ?Sized>(frame: &F, into: &mut Ends) {
         into.destination_port = [d0, d1];
     }
     if layers.protocol == protocol::TCP
-        // Two bytes: of one, the verifier does not see that it is inside (docs/verifier.md).
+        // Two bytes: of one, the verifier does not see that it is inside (docs/internals/verifier.md).
         && let Some([_, flags]) = frame.read(l4 + tcp::DATA_OFFSET)
     {
         into.flags = flags;

@@ -275,7 +275,7 @@ pub fn has_other(
     samport_has_other(service.slots, this, refusals.0, client, now_tick) != 0
 }
 
-/// [`has_other`] of numbers only, and exported: so the verifier walks its loop by itself, once (docs/verifier.md).
+/// [`has_other`] of numbers only, and exported: so the verifier walks its loop by itself, once (docs/internals/verifier.md).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn samport_has_other(

@@ -91,7 +91,7 @@ pub fn is_settled(entry: Entry) -> bool {
 
 /// Asks the kernel [`maps::route_question`]; `way` and `asked` are the flow's.
 ///
-/// Exported, so that the verifier walks it by itself, once: docs/verifier.md.
+/// Exported, so that the verifier walks it by itself, once: docs/internals/verifier.md.
 #[unsafe(no_mangle)]
 #[inline(never)]
 #[allow(clippy::cast_possible_truncation, reason = "the lower half is meant")]

@@ -172,7 +172,7 @@ fn select<P: Tables>(found: &Found, cookie: u64) -> Option<(Chosen, &'static Bac
 /// The id of a backend for a new connection of the socket with this cookie, or 0; `is_ipv6` is 0 or 1.
 ///
 /// Exported, so that the verifier walks its loops by themselves, once for each program, and not once for each way a socket
-/// gets here. Its argument is a pointer to a type whose size BTF tells, which may be null (Linux 5.13; docs/verifier.md).
+/// gets here. Its argument is a pointer to a type whose size BTF tells, which may be null (Linux 5.13; docs/internals/verifier.md).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn samport_choose_local(service: *const Service, cookie: u64, is_ipv6: u32) -> u32 {

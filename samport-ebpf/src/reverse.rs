@@ -498,7 +498,7 @@ fn owners_of<P: Tables>(protocol: Protocol, source: Endpoint<P::Addr>) -> Option
 fn find_as<P: Tables>(owners: &Owners, client: Endpoint<P::Addr>) -> Option<Entry> {
     let mut key = FlowKey::new(client, ServiceId::FIRST, Lane::FIRST);
     // A plain loop: the iterator's try_fold is not inlined, and the verifier does not follow a None
-    // that is returned through memory (docs/verifier.md).
+    // that is returned through memory (docs/internals/verifier.md).
     for (index, owner) in (0u32..).zip(&owners.of) {
         if index >= owners.len {
             break;

@@ -58,7 +58,7 @@ const ADDRESS_FAMILIES: [u8; 2] = [2, 10];
 /// What is asked of the packet that was kept in this run, for programs of one type and packets of one family.
 ///
 /// Exported, which makes them functions that the verifier walks by themselves, once, whatever their callers
-/// know (global functions, Linux 5.6). Inlined they double what `samport_choose` takes: docs/verifier.md.
+/// know (global functions, Linux 5.6). Inlined they double what `samport_choose` takes: docs/internals/verifier.md.
 macro_rules! global {
     (marks $name:ident, $family:ty, $ctx:ty, $context:expr) => {
         /// The marks of a flow that the packet opens, or [`source::REFUSED`].

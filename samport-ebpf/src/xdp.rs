@@ -120,7 +120,7 @@ fn told<P: Tables>(xdp: &Xdp, packet: &Packet<P::Addr>, verdict: Verdict, backen
 }
 
 /// Whether a frame of this device can be redirected to the backend's veth: an skb always, a bare
-/// frame only if the container's side polls for it. See docs/xdp.md.
+/// frame only if the container's side polls for it. See docs/concepts/xdp.md.
 #[inline(always)]
 fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
     matches!(Via::from_byte(backend.via), Via::Peer)

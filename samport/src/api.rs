@@ -1,4 +1,4 @@
-//! The control socket: HTTP with JSON for the operator on this machine. docs/api.md is its description.
+//! The control socket: HTTP with JSON for the operator on this machine. docs/reference/api.md is its description.
 
 pub mod client;
 pub(crate) mod http_server;

@@ -9,7 +9,7 @@ use crate::{prose, sh};
 
 /// Check formatting, lints, the crates used and the words of prose
 ///
-/// rustfmt; clippy for the host and for the kernel's target; cargo deny (deny.toml); and words that docs/style.md does
+/// rustfmt; clippy for the host and for the kernel's target; cargo deny (deny.toml); and words that docs/internals/style.md does
 /// without.
 #[derive(clap::Args)]
 pub struct Args {}

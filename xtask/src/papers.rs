@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
+use crate::prose::WORDS;
 use crate::sh;
 
 /// A link of a document that leads into the checkout.
@@ -18,7 +19,7 @@ struct Link {
 
 /// All Markdown files of the checkout that people read.
 fn papers() -> Vec<PathBuf> {
-    let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+    let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
     let top = top.map(|name| sh::root().join(name));
     let docs = WalkDir::new(sh::root().join("docs")).sort_by_file_name().into_iter().flatten();
     let docs = docs.map(walkdir::DirEntry::into_path);
@@ -98,16 +99,93 @@ fn every_link_of_a_document_leads_somewhere() {
     assert!(troubles.is_empty(), "\n{}\n", troubles.join("\n"));
 }
 
-/// A page that is not linked is not read.
+/// Every page is found from the README; the design records by their folder.
 #[test]
 fn every_page_of_the_documentation_is_linked_from_the_readme() {
     let readme = fs::read_to_string(sh::root().join("README.md")).unwrap();
-    let linked: BTreeSet<String> = links(&readme).into_iter().map(|link| link.target).collect();
-    let folder = sh::root().join("docs");
-    let pages = papers().into_iter().filter(|path| path.parent() == Some(&folder));
-    let pages = pages.map(|path| format!("docs/{}", path.file_name().unwrap().display()));
-    let missing: Vec<_> = pages.filter(|page| !linked.contains(page)).collect();
+    let linked: BTreeSet<PathBuf> =
+        links(&readme).into_iter().map(|link| sh::root().join(link.target)).collect();
+    let docs = sh::root().join("docs");
+    let pages = papers().into_iter().filter(|path| path.starts_with(&docs));
+    let is_linked =
+        |path: &PathBuf| linked.contains(path) || linked.contains(path.parent().unwrap());
+    let missing: Vec<_> = pages.filter(|path| !is_linked(path)).collect();
     assert!(missing.is_empty(), "README.md does not link {missing:?}");
+}
+
+/// Pages that may have them: the one that lists them, and what is generated from help or quotes messages.
+const WITH_HABITS: [&str; 3] =
+    ["docs/internals/style.md", "docs/reference/commands.md", "docs/reference/errors.md"];
+
+/// The habits in a text's prose, each with its line.
+fn habits(text: &str) -> Vec<(&'static str, &str)> {
+    let is_word = |line: &str, at: usize, habit: &str| {
+        let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+        !line[..at].ends_with(is_letter) && !line[at + habit.len()..].starts_with(is_letter)
+    };
+    let found = prose(text).flat_map(|line| {
+        let has = move |habit: &&&str| {
+            line.match_indices(**habit).any(|(at, _)| is_word(line, at, habit))
+        };
+        WORDS.iter().filter(has).map(move |habit| (*habit, line))
+    });
+    found.collect()
+}
+
+#[test]
+fn no_page_has_words_that_are_only_habits() {
+    let mut wrong = Vec::new();
+    for path in papers() {
+        let name = path.strip_prefix(sh::root()).unwrap().display().to_string();
+        if !WITH_HABITS.contains(&name.as_str()) {
+            let text = fs::read_to_string(&path).unwrap();
+            wrong.extend(
+                habits(&text).iter().map(|(habit, line)| format!("{name}: {habit}: {line}")),
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "see docs/internals/style.md\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn habits_are_found_as_words_and_outside_of_blocks() {
+    let found =
+        |text: &'static str| habits(text).into_iter().map(|(habit, _)| habit).collect::<Vec<_>>();
+    assert_eq!(found("read anew, and at once"), ["anew", "at once"]);
+    assert!(found("renewed `nobody_is_locked_out`\n```\nanew\n```").is_empty());
+}
+
+/// What is missing of a design record's form.
+fn missing_in_record(number: &str, text: &str) -> Vec<String> {
+    let mut wanted = vec![format!("# {}. ", number.trim_start_matches('0'))];
+    let parts =
+        ["Status: ", " Date: 20", "## Context", "## Decision", "## Consequences", "## Measured"];
+    wanted.extend(parts.map(str::to_owned));
+    wanted.retain(|part| !text.contains(part.as_str()));
+    wanted
+}
+
+#[test]
+fn every_design_record_has_number_status_date_and_sections() {
+    let folder = sh::root().join("docs/internals/design");
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for path in papers().into_iter().filter(|path| path.starts_with(&folder)) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let missing = missing_in_record(&name[..4], &fs::read_to_string(&path).unwrap());
+        wrong.extend((!missing.is_empty()).then(|| format!("{name}: no {missing:?}")));
+        count += 1;
+    }
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+    assert!(count >= 19, "only {count} records are found");
+}
+
+#[test]
+fn what_a_design_record_lacks_is_named() {
+    let whole = "# 7. Title\n\nStatus: accepted. Date: 2026-11-21.\n\n## Context\n## Decision\n## Consequences\n## Measured\n";
+    assert!(missing_in_record("0007", whole).is_empty());
+    assert_eq!(missing_in_record("0008", whole), ["# 8. "]);
+    assert_eq!(missing_in_record("0007", &whole.replace("## Measured", "")), ["## Measured"]);
 }
 
 #[test]
@@ -128,11 +206,11 @@ fn headings_are_found_by_what_links_call_them() {
 fn what_is_not_there_is_named() {
     let of = |text: &str, target: &str| {
         let link = Link { text: text.into(), target: target.into() };
-        trouble(&sh::root().join("docs/cases.md"), &link)
+        trouble(&sh::root().join("docs/internals/cases.md"), &link)
     };
     assert!(of("x", "nowhere.md").unwrap().contains("no such file"));
-    assert!(of("x", "../README.md#nowhere").unwrap().contains("no such heading"));
-    assert!(of("`nobody`", "../xtask/src/sh.rs").unwrap().contains("no test nobody"));
-    assert_eq!(of("`root`", "../xtask/src/sh.rs"), None);
-    assert_eq!(of("x", "../README.md#samport"), None);
+    assert!(of("x", "../../README.md#nowhere").unwrap().contains("no such heading"));
+    assert!(of("`nobody`", "../../xtask/src/sh.rs").unwrap().contains("no test nobody"));
+    assert_eq!(of("`root`", "../../xtask/src/sh.rs"), None);
+    assert_eq!(of("x", "../../README.md#samport"), None);
 }

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
     /// Run those of a selection, or those that FILTER names, on this kernel instead, in a machine of
-    /// QEMU's (docs/kernels.md says which there are)
+    /// QEMU's (docs/reference/kernels.md says which there are)
     #[arg(long, value_name = "RELEASE")]
     kernel: Option<String>,
     /// Only those of the selection that every change has to pass: a few minutes

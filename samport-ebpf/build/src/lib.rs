@@ -1,6 +1,6 @@
 //! Where a build takes the kernel programs from: the prebuilt objects in the checkout if they fit the sources, else
 //! the compiler. `samport/build.rs` and `cargo xtask prebuilt` share this crate, so both mean the same by "fits".
-//! docs/design/0010-prebuilt-objects.md has the reasons.
+//! docs/internals/design/0010-prebuilt-objects.md has the reasons.
 
 pub mod compile;
 pub mod elf;

@@ -68,7 +68,10 @@ impl Manifest {
 
 impl fmt::Display for Manifest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# Written by `cargo xtask prebuilt`: docs/design/0010-prebuilt-objects.md.")?;
+        writeln!(
+            f,
+            "# Written by `cargo xtask prebuilt`: docs/internals/design/0010-prebuilt-objects.md."
+        )?;
         writeln!(f, "key = {}", self.key)?;
         for (name, version) in self.versions.lines() {
             writeln!(f, "{name} = {version}")?;

@@ -82,7 +82,7 @@ pub unsafe fn kept<T: Copy>() -> Option<&'static T> {
 ///
 /// Each way through options and extension headers leaves another range for the offset of the TCP
 /// header, and the verifier would walk the rest of the program once for each of them: see
-/// docs/verifier.md. What was read from a map it knows nothing about, so the ways join here.
+/// docs/internals/verifier.md. What was read from a map it knows nothing about, so the ways join here.
 ///
 /// It is an offset and is masked as one: older verifiers (6.1) forget what a comparison says of a
 /// number that was put on the stack before it, but not what a mask says of it.

@@ -13,7 +13,9 @@ const PROGRAMS: [(&str, &str); 2] = [("samport ", ""), ("cargo xtask run -- ", "
 
 /// Every page people read commands from.
 fn pages() -> Vec<PathBuf> {
-    let docs = fs::read_dir(format!("{ROOT}/docs")).unwrap().flatten().map(|entry| entry.path());
+    let folders = ["guides", "concepts", "reference", "internals"];
+    let docs = folders.map(|folder| fs::read_dir(format!("{ROOT}/docs/{folder}")).unwrap());
+    let docs = docs.into_iter().flatten().flatten().map(|entry| entry.path());
     let docs = docs.filter(|path| path.extension().is_some_and(|e| e == "md"));
     docs.chain(["README.md", "CONTRIBUTING.md"].map(|name| format!("{ROOT}/{name}").into()))
         .collect()

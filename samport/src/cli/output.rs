@@ -12,7 +12,7 @@ pub(super) enum Output {
     Table,
     /// For people: all columns
     Wide,
-    /// For scripts (docs/schemas)
+    /// For scripts (docs/reference/schemas)
     Json,
 }
 

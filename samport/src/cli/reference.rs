@@ -1,4 +1,4 @@
-//! docs/reference.md, made from the command line itself, so that it says what the program does.
+//! docs/reference/commands.md, made from the command line itself, so that it says what the program does.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,7 +7,7 @@ use clap::{Arg, Command, CommandFactory as _};
 
 use super::Cli;
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/commands.md");
 /// Writes the page instead of comparing it.
 const WRITE: &str = "SAMPORT_WRITE_REFERENCE";
 

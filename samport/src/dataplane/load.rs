@@ -415,9 +415,9 @@ mod tests {
     /// Whoever adds a map says what becomes of one entry too many.
     #[test]
     fn every_map_has_its_limit_in_the_docs() {
-        let page = include_str!("../../../docs/limits.md");
+        let page = include_str!("../../../docs/concepts/limits.md");
         let missing: Vec<_> =
             MAPS.into_iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
-        assert!(missing.is_empty(), "not in docs/limits.md: {missing:?}");
+        assert!(missing.is_empty(), "not in docs/concepts/limits.md: {missing:?}");
     }
 }

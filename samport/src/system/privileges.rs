@@ -56,13 +56,13 @@ pub struct Use {
     pub why: &'static str,
 }
 
-/// All of them. docs/security.md has the same table, and `dist/samport.service` those that are needed.
+/// All of them. docs/concepts/security.md has the same table, and `dist/samport.service` those that are needed.
 pub const USES: [Use; 7] = [
     Use {
         capability: Capability::CAP_BPF,
         until: Until::End,
         needed: true,
-        why: "makes the maps and loads the programs; changes the maps, which kernels before 5.19 let nobody else",
+        why: "makes the maps and loads the programs; changes the maps, which kernels before 5.19 require it for",
     },
     Use {
         capability: Capability::CAP_NET_ADMIN,
@@ -75,7 +75,7 @@ pub const USES: [Use; 7] = [
         capability: Capability::CAP_PERFMON,
         until: Until::Ready,
         needed: true,
-        why: "the verifier lets nobody else compute with pointers to packets",
+        why: "the verifier requires it for arithmetic on pointers to packets",
     },
     Use {
         capability: Capability::CAP_SYS_PTRACE,
@@ -87,7 +87,7 @@ pub const USES: [Use; 7] = [
         capability: Capability::CAP_SYS_ADMIN,
         until: Until::Ready,
         needed: false,
-        why: "mounts bpffs where nobody has",
+        why: "mounts bpffs where it is not mounted",
     },
     Use {
         capability: Capability::CAP_NET_BIND_SERVICE,
@@ -187,7 +187,7 @@ pub fn restrict(grants: &[Grant]) -> Result<()> {
     let restricted = sandbox::restrict(grants).map_err(|error| {
         let message = format!(
             "the sandbox cannot be set up: {error:#}; `--sandbox off` starts samport without it \
-             (docs/security.md)"
+             (docs/concepts/security.md)"
         );
         coded(Exit::Kernel, message)
     })?;
@@ -300,11 +300,11 @@ mod tests {
     #[test]
     fn the_documented_list_is_this_one() {
         let row = |one: &Use| {
-            let kept = if one.until == Until::End { "for good" } else { "until it is ready" };
+            let kept = if one.until == Until::End { "always" } else { "until it is ready" };
             let needed = if one.needed { "yes" } else { "no" };
             format!("| {} | {kept} | {needed} | {} |", one.capability, one.why)
         };
-        let page = include_str!("../../../docs/security.md");
+        let page = include_str!("../../../docs/concepts/security.md");
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| CAP_")).collect();
         assert_eq!(rows, USES.iter().map(row).collect::<Vec<_>>());
     }

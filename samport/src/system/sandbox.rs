@@ -1,7 +1,7 @@
 //! What a process may do beyond its capabilities: Landlock says where it may write, seccomp which system calls it may
 //! make. Both hold for the calling thread and for every thread that it starts, until they end.
 //!
-//! Why these rules and no others: docs/design/0019-least-privilege.md.
+//! Why these rules and no others: docs/internals/design/0019-least-privilege.md.
 
 mod filesystem;
 mod syscalls;

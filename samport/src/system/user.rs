@@ -90,7 +90,7 @@ impl User {
         };
         let (name, socket) = (&self.name, socket.display());
         let message = format!(
-            "user {name} cannot connect to {socket}: {error}; give a group of its own to the socket (SocketGroup= of its systemd unit), use \
+            "user {name} cannot connect to {socket}: {error}; give the socket a group (SocketGroup= of its systemd unit), use \
              a socket proxy, or take out --user (key user)"
         );
         Err(coded(Exit::Privileges, message))

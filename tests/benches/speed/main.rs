@@ -1,7 +1,7 @@
 //! How fast samport is, beside what else people use, beside an empty program, and beside itself with
 //! more of everything.
 //!
-//! Started by `cargo xtask bench`; the method and its reasons are in `docs/benchmarks/README.md`.
+//! Started by `cargo xtask bench`; the method and its reasons are in `docs/internals/benchmarks/README.md`.
 
 mod control;
 mod flood;

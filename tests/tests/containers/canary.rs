@@ -1,4 +1,4 @@
-//! A canary by the commands of docs/canary.md: two groups behind one port.
+//! A canary by the commands of docs/guides/canary.md: two groups behind one port.
 
 use std::fs;
 use std::path::Path;
@@ -127,7 +127,7 @@ fn a_group_whose_only_container_is_stopped_leaves_its_share_to_the_other() {
     samport.stop();
 }
 
-/// The Compose file of docs/canary.md in a folder of its own.
+/// The Compose file of docs/guides/canary.md in a folder of its own.
 struct Page(tempfile::TempDir);
 
 impl Page {
@@ -140,7 +140,7 @@ impl Page {
     /// Writes the file with the lab's server for its images; the old version may have something more said
     /// of it.
     fn write(&self, of_app: &str) {
-        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/canary.md");
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guides/canary.md");
         let page = fs::read_to_string(page).unwrap();
         let (_, rest) = page.split_once("```yaml\n").unwrap();
         let (file, _) = rest.split_once("```").unwrap();

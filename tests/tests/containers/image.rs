@@ -32,7 +32,7 @@ fn libraries(program: &Path) -> BTreeSet<PathBuf> {
     words.map(PathBuf::from).collect()
 }
 
-/// Builds the image as docs/install.md says.
+/// Builds the image as docs/guides/install.md says.
 fn build(docker: &Dockerd, folder: &Path) {
     let program = folder.join("samport");
     // Its debugging information is ten times its size.

@@ -9,9 +9,9 @@ use samport_tests::proxy::ReadingProxy;
 
 use crate::{LABEL, ask_front, engine_of, heard, names, wait_until_gone};
 
-/// The requests docs/security.md says samport makes.
+/// The requests docs/concepts/security.md says samport makes.
 fn documented() -> BTreeSet<String> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/concepts/security.md");
     let page = fs::read_to_string(page).unwrap();
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `GET "));
     rows.filter_map(|row| row.split_once('`')).map(|(path, _)| path.to_owned()).collect()

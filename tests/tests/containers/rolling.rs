@@ -1,4 +1,4 @@
-//! Rolling replacement by the commands of docs/rolling.md.
+//! Rolling replacement by the commands of docs/guides/rolling.md.
 
 use std::thread;
 

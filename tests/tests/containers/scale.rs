@@ -84,7 +84,7 @@ fn compose_scales_up_and_down_under_load_and_no_request_fails() {
     load.stop().assert_no_failure();
 }
 
-/// Case 62: a new version by the commands for Compose in docs/rolling.md.
+/// Case 62: a new version by the commands for Compose in docs/guides/rolling.md.
 #[test]
 fn compose_replaces_a_service_by_the_recipe_and_no_request_fails() {
     let docker = engine();

@@ -167,7 +167,7 @@ fn assert_forged_syns_change_nothing(options: &[&str], is_sticky: bool) {
     assert!(total > 100, "{options:?}: {tally}");
     println!("{options:?}: of {total} connections beside forged SYNs {:?}", tally.counts());
     for name in names {
-        // Half-open connections count as open for a while, forged ones too (docs/limits.md): who chooses by that
+        // Half-open connections count as open for a while, forged ones too (docs/concepts/limits.md): who chooses by that
         // follows where they happen to be. But nobody is avoided.
         if !is_sticky && options.contains(&"least-conn") {
             assert!(tally.of(name) > total / 20, "{options:?}, {name}: {tally}");

@@ -1,5 +1,5 @@
 //! Everything arrives whole, whatever its size and whichever way it takes, or its sender is told: a table of all ways, which
-//! docs/sizes.md shows.
+//! docs/concepts/sizes.md shows.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,15 +20,15 @@ use samport_tests::{HOST_V4, HOST_V6, Lab, Server, eventually, require_root};
 use crate::datagrams::WAYS;
 use crate::sources::{FAR, add_second_link, route_requests_by_eth1, set_rp_filter};
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sizes.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/concepts/sizes.md");
 const HEAD: &str = "\
-# What arrives, by size and way
+# Packet sizes: what arrives, by size and forwarding mode
 
 Made by the test `sizes::everything_arrives_whole_or_its_sender_is_told` with `SAMPORT_WRITE_REFERENCE=1`, which fails when
-anything here has changed. Clients and the host's uplink take 9,000 bytes, containers and their bridge 1,500; each backend sends
-back what it gets, byte for byte.
+anything here has changed. Clients and the host's uplink have an MTU of 9,000 bytes, containers and their bridge of 1,500; each backend echoes
+every byte.
 
-- *whole*: all of it arrives, and all of the answer.
+- *whole*: all bytes arrive, and all of the reply.
 - *told*: the client's kernel is told the size by ICMP, in the name of the address that was dialled, and refuses the next
   datagram (`EMSGSIZE`): its program sends smaller ones, or fragments.
 
@@ -257,7 +257,7 @@ fn everything_arrives_whole_or_its_sender_is_told() {
     require_root();
     let mut page = HEAD.to_owned();
     let mut missing = Vec::new();
-    page.push_str("| uplink | way | TCP |");
+    page.push_str("| uplink | mode | TCP |");
     for df in ["", " DF"] {
         for length in LENGTHS {
             let _ = write!(page, " {length}{df} |");

@@ -1,4 +1,4 @@
-//! docs/errors.md: what is said there of command lines is what samport says.
+//! docs/reference/errors.md: what is said there of command lines is what samport says.
 
 use std::fs;
 
@@ -6,9 +6,9 @@ use samport_tests::traces::{assert_traces, traces};
 
 use crate::{ended, lab};
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/errors.md");
 /// The part of the page whose rows can be tried as they stand.
-const PART: &str = "\n## A command line by itself\n";
+const PART: &str = "\n## Command line\n";
 
 /// A row of the table: what is typed, what is said and how it ends.
 #[derive(PartialEq, Eq, Debug)]

@@ -180,7 +180,7 @@ fn of_several_samports_one_has_to_be_named() {
     assert_eq!(served.states_of("web-1"), ["active", "active"]);
 }
 
-/// The document of docs/api.md.
+/// The document of docs/reference/api.md.
 #[test]
 fn the_socket_speaks_http_and_json() {
     let served = Served::start(lab(2), &["--drain", "100"]);

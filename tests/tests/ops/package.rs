@@ -141,7 +141,7 @@ fn works_until_nothing_stays() {
         "/usr/share/zsh/vendor-completions/_samport",
         "/usr/share/fish/vendor_completions.d/samport.fish",
         "/usr/share/doc/samport/copyright",
-        "/usr/share/doc/samport/docs/reference.md",
+        "/usr/share/doc/samport/docs/reference/commands.md",
         "/usr/share/samport/grafana/samport.json",
     ] {
         assert!(list.lines().any(|line| line == path), "no {path} in\n{list}");

@@ -1,4 +1,4 @@
-//! What `-o json` prints is what docs/schemas describes: nothing less, nothing more.
+//! What `-o json` prints is what docs/reference/schemas describes: nothing less, nothing more.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::lab;
 
 fn schema(name: &str) -> Value {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/schemas"));
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/schemas"));
     let text = fs::read_to_string(folder.join(format!("{name}.schema.json"))).expect("a schema");
     serde_json::from_str(&text).expect("JSON")
 }

@@ -196,7 +196,7 @@ fn assert_upgraded(layout: u32, connections: usize, options: &[&str]) {
     assert_eq!(lost(&mut sockets), [""; 0], "datagrams");
     for load in loads {
         assert!(load.wait_for_more(20, PATIENCE));
-        // One that is opened in the moment of the exchange may be lost (docs/limits.md): each thread has one.
+        // One that is opened in the moment of the exchange may be lost (docs/concepts/limits.md): each thread has one.
         let report = load.stop();
         assert!(report.failures.len() <= LOAD, "{report}");
     }

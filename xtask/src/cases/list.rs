@@ -90,7 +90,7 @@ pub const GROUPS: &[Group] = &[
         name: "ICMP and fragments",
         cases: &[
             case(38, N, "Fragmentation-needed reaches the backend, its inner tuple translated."),
-            case(39, N, "ICMPv6 packet-too-big likewise."),
+            case(39, N, "ICMPv6 packet-too-big: the same."),
             case(40, N, "A backend's port-unreachable reaches the client with the VIP inside."),
             case(41, P, "ICMP that belongs to no flow passes."),
             case(42, N, "UDP fragments in and out of order: one backend or a counted drop."),
@@ -98,7 +98,7 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        name: "Choice",
+        name: "Selection",
         cases: &[
             case(44, N, "Random over 4 backends: χ² passes over 2,000 connections."),
             case(45, N, "Round-robin is exact."),
@@ -115,12 +115,12 @@ pub const GROUPS: &[Group] = &[
     Group {
         name: "Life of a backend",
         cases: &[
-            case(54, N, "Draining: old flows go on, no new ones come."),
+            case(54, N, "Draining: open flows continue, new ones go elsewhere."),
             case(55, N, "When all drain, clients are still served."),
             case(56, N, "TCP to a removed backend gets a RST at its next packet."),
             case(57, N, "UDP to a removed backend re-selects at its next datagram."),
             case(58, C, "An address reused by a container of another service leaks nothing."),
-            case(59, N, "Without a backend clients are refused at once, or dropped by choice."),
+            case(59, N, "Without a backend clients are refused immediately, or dropped by choice."),
             case(60, C, "Traffic waits until a starting container is healthy."),
             case(61, C, "Draining starts at the `kill` event."),
             case(62, C, "100 rolling replacements under load fail no request."),

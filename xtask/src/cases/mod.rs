@@ -21,7 +21,7 @@ use crate::sh;
 /// The cases that must have a test; a unit test of this program holds us to it.
 const REQUIRED: &str = "1-89";
 
-/// Write docs/cases.md: the acceptance cases and the tests that cover them
+/// Write docs/internals/cases.md: the acceptance cases and the tests that cover them
 ///
 /// A test covers the cases its doc comment names: `Case N: …` or `Cases N and M: …`.
 #[derive(clap::Args)]
@@ -62,7 +62,7 @@ pub fn verb(args: &Args) -> Result<ExitCode> {
 }
 
 fn path() -> PathBuf {
-    sh::root().join("docs/cases.md")
+    sh::root().join("docs/internals/cases.md")
 }
 
 /// Looks through every Rust file of the checkout.
@@ -138,7 +138,10 @@ mod tests {
         let written = fs::read_to_string(path()).unwrap_or_default();
         let fresh = page::text(&survey().unwrap().cover);
         // No diff of the whole: what it says is nothing to act on.
-        assert!(written == fresh, "docs/cases.md is out of date: run `cargo xtask cases`");
+        assert!(
+            written == fresh,
+            "docs/internals/cases.md is out of date: run `cargo xtask cases`"
+        );
     }
 
     #[test]

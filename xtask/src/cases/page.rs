@@ -1,4 +1,4 @@
-//! `docs/cases.md`.
+//! `docs/internals/cases.md`.
 
 use std::fmt::Write as _;
 
@@ -37,7 +37,7 @@ pub fn text(cover: &Cover) -> String {
 
 /// The tests of one case, one a line of the table's cell.
 fn tests(found: &[Found]) -> String {
-    let link = |Found { name, file }: &Found| format!("[`{name}`](../{file})");
+    let link = |Found { name, file }: &Found| format!("[`{name}`](../../{file})");
     if found.is_empty() {
         return "no test yet".to_owned();
     }
@@ -52,8 +52,8 @@ mod tests {
     fn a_case_shows_its_tests_or_that_there_is_none() {
         let found = |name: &str| Found { name: name.to_owned(), file: "tests/a.rs".to_owned() };
         assert_eq!(tests(&[]), "no test yet");
-        let one = "[`one`](../tests/a.rs)";
-        let both = format!("{one}<br>[`two`](../tests/a.rs)");
+        let one = "[`one`](../../tests/a.rs)";
+        let both = format!("{one}<br>[`two`](../../tests/a.rs)");
         assert_eq!(tests(&[found("one"), found("two")]), both);
     }
 

@@ -255,6 +255,6 @@ fn starts_are_seen_however_they_are_written() {
 fn the_level_of_a_file_is_that_of_the_longest_path() {
     assert_eq!(level_of("samport/src/lab/namespace.rs"), Some(Demo));
     assert_eq!(level_of("samport/src/main.rs"), Some(Run));
-    assert_eq!(level_of("docs/kernels.md"), None);
+    assert_eq!(level_of("docs/reference/kernels.md"), None);
     assert!(sh::root().join(Path::new(LEVELS[1].0)).is_dir());
 }

@@ -1,4 +1,4 @@
-//! docs/schemas, made from the words themselves, so that nothing is printed that is not described.
+//! docs/reference/schemas, made from the words themselves, so that nothing is printed that is not described.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use schemars::generate::SchemaSettings;
 use super::{Backends, Check, Cleaning, Explained, Flows, Status, TracedPacket, Version};
 use crate::model::State;
 
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/schemas");
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/schemas");
 /// Writes the pages that are made from the program instead of comparing them.
 const WRITE: &str = "SAMPORT_WRITE_REFERENCE";
 

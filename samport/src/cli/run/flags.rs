@@ -30,7 +30,7 @@ use crate::system::exit::{Exit, coded};
 pub struct Flags {
     /// Read options from a TOML file
     ///
-    /// Its keys are the names of these flags (docs/configuration.md). Command line and environment take precedence
+    /// Its keys are the names of these flags (docs/reference/configuration.md). Command line and environment take precedence
     /// over the file. The file is reloaded when it changes.
     #[arg(long, value_name = "PATH", env = "SAMPORT_CONFIG")]
     pub(in crate::cli) config: Option<PathBuf>,
@@ -107,7 +107,7 @@ pub struct Flags {
     /// Choose how programs are attached
     ///
     /// tcx (Linux 6.6 and newer), tc filters, or auto. xdp adds a program that runs before them, where frames
-    /// enter the machine; docs/xdp.md says when that is worth it.
+    /// enter the machine; docs/concepts/xdp.md says when that is worth it.
     #[arg(long, value_enum, default_value = "auto", env = "SAMPORT_HOOK")]
     hook: HookName,
     /// Choose which frames --hook xdp sees
@@ -159,7 +159,7 @@ pub struct Flags {
     sandbox: SandboxName,
     /// Serve Prometheus metrics
     ///
-    /// At http://ADDR:PORT/metrics (docs/metrics.md), to everybody who can reach it.
+    /// At http://ADDR:PORT/metrics (docs/reference/metrics.md), to everybody who can reach it.
     #[arg(long, value_name = "ADDR:PORT", env = "SAMPORT_METRICS")]
     metrics: Option<SocketAddr>,
     /// Keep balancing after exit

@@ -79,10 +79,10 @@ mod tests {
         known.sort_unstable();
         listed.sort_unstable();
         assert_eq!(listed, known);
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/configuration.md");
         let page = fs::read_to_string(page).unwrap();
         for (key, effect) in EFFECTS {
-            let when = if effect == AtOnce { "at once" } else { "next start" };
+            let when = if effect == AtOnce { "immediately" } else { "next start" };
             let row = |line: &str| line.starts_with('|') && line.contains(&format!("`{key}`"));
             let line = page.lines().find(|line| row(line));
             assert!(line.is_some_and(|line| line.contains(when)), "{key} is {when}: {line:?}");

@@ -28,7 +28,7 @@ pub(super) fn say_ready(config: &Config, reconciler: &Reconciler) {
     if reconciler.xdp() == Some(XdpMode::Native) {
         tracing::info!(
             "native XDP sends into those containers whose veth takes bare frames, and leaves the others \
-             to tc (docs/xdp.md)"
+             to tc (docs/concepts/xdp.md)"
         );
     }
     if backends == 0 {
