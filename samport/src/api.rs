@@ -6,7 +6,7 @@ pub(crate) mod metrics;
 mod report;
 mod server;
 mod socket;
-pub mod words;
+pub mod types;
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -18,12 +18,12 @@ pub use server::Server;
 pub use socket::Socket;
 
 /// The backends of an instance nobody runs, by what it has left.
-pub fn left_behind(name: &str) -> Result<words::Backends> {
+pub fn left_behind(name: &str) -> Result<types::Backends> {
     let view = View::of_record(&instance::read_record(name)?);
     let counted = server::count(name, &view)?;
     let backends = report::backends(&view, &counted, Instant::now());
-    Ok(words::Backends {
-        schema: words::SCHEMA,
+    Ok(types::Backends {
+        schema: types::SCHEMA,
         instance: name.to_owned(),
         running: false,
         backends,

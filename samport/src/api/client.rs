@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::words::Trouble;
+use super::types::ErrorBody;
 use crate::system::exit::{Coded as _, Exit, coded};
 use crate::system::instance;
 
@@ -135,7 +135,7 @@ impl Answer {
         if self.code.is_success() {
             return Ok(self.body);
         }
-        let said = serde_json::from_slice::<Trouble>(&self.body).map(|trouble| trouble.error);
+        let said = serde_json::from_slice::<ErrorBody>(&self.body).map(|trouble| trouble.error);
         let said = said.unwrap_or_else(|_| format!("it answered {}", self.code));
         Err(coded(Exit::Failure, said))
     }
@@ -242,7 +242,7 @@ mod tests {
     async fn who_is_not_there_is_said_to_be_so() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("none.sock");
-        let asked = Client::of(&path).get::<Trouble>("/v1/backends").await;
+        let asked = Client::of(&path).get::<ErrorBody>("/v1/backends").await;
         let error = asked.unwrap_err();
         assert_eq!(code_of(&error), Exit::Unreachable);
         assert!(error.to_string().contains("none.sock"), "{error:#}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
-use super::words::{Backend, Counters, Health, SCHEMA};
+use super::types::{Backend, Counters, Health, SCHEMA};
 use crate::control::handle::{BackendView, View};
 use crate::model::State;
 use crate::model::groups;

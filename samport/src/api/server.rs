@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::report::{self, Counted};
 use super::socket::Socket;
-use super::words::{self, Health, SCHEMA, Trouble};
+use super::types::{self, ErrorBody, Health, SCHEMA};
 use crate::api::http_server;
 use crate::control::commands::{self, CommandError, OperatorCommand};
 use crate::control::handle::{BackendRef, ControlHandle, View};
@@ -37,7 +37,7 @@ struct AppState {
     instance: String,
     control: ControlHandle,
     progress: Progress,
-    status: fn(&str) -> Result<words::Status>,
+    status: fn(&str) -> Result<types::Status>,
 }
 
 type Asked = State<Arc<AppState>>;
@@ -49,7 +49,7 @@ impl Server {
         instance: &str,
         control: ControlHandle,
         progress: Progress,
-        status: fn(&str) -> Result<words::Status>,
+        status: fn(&str) -> Result<types::Status>,
     ) -> Result<Self> {
         let app = Arc::new(AppState { instance: instance.to_owned(), control, progress, status });
         let listener = socket.listener()?;
@@ -93,7 +93,7 @@ struct ApiError(StatusCode, String);
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let Self(code, error) = self;
-        (code, Json(Trouble { error })).into_response()
+        (code, Json(ErrorBody { error })).into_response()
     }
 }
 
@@ -126,43 +126,43 @@ impl From<QueryRejection> for ApiError {
     }
 }
 
-async fn status(State(app): Asked) -> Result<Json<words::Status>, ApiError> {
+async fn status(State(app): Asked) -> Result<Json<types::Status>, ApiError> {
     Ok(Json(aside(move || (app.status)(&app.instance)).await?))
 }
 
-async fn backends(State(app): Asked) -> Result<Json<words::Backends>, ApiError> {
+async fn backends(State(app): Asked) -> Result<Json<types::Backends>, ApiError> {
     app.report(|_| true).await
 }
 
 async fn drain(
     State(app): Asked,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, ApiError> {
+) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Drain(name)).await
 }
 
 async fn undrain(
     State(app): Asked,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, ApiError> {
+) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Undrain(name)).await
 }
 
 async fn weight(
     State(app): Asked,
     Path(name): Path<String>,
-    order: Result<Json<words::Weight>, JsonRejection>,
-) -> Result<Json<words::Backends>, ApiError> {
-    let Json(words::Weight { weight }) = order?;
+    order: Result<Json<types::Weight>, JsonRejection>,
+) -> Result<Json<types::Backends>, ApiError> {
+    let Json(types::Weight { weight }) = order?;
     app.carry_out(OperatorCommand::Weight(name, weight)).await
 }
 
 async fn balance(
     State(app): Asked,
     Path(name): Path<String>,
-    order: Result<Json<words::Balance>, JsonRejection>,
-) -> Result<Json<words::Backends>, ApiError> {
-    let Json(words::Balance { balance }) = order?;
+    order: Result<Json<types::Balance>, JsonRejection>,
+) -> Result<Json<types::Backends>, ApiError> {
+    let Json(types::Balance { balance }) = order?;
     let Some(mode) = Balance::ALL.into_iter().find(|mode| mode.name() == balance) else {
         let modes = Balance::ALL.map(Balance::name).join(", ");
         let message = format!("there is no way to balance {balance:?}; there are {modes}");
@@ -174,17 +174,17 @@ async fn balance(
 async fn reset_allow(
     State(app): Asked,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, ApiError> {
+) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::ResetAllow(name)).await
 }
 
-async fn services(State(app): Asked) -> Json<words::Services> {
+async fn services(State(app): Asked) -> Json<types::Services> {
     let view = app.control.view();
-    let service = |(listen, balance): (&Listen, &Balance)| words::Service {
+    let service = |(listen, balance): (&Listen, &Balance)| types::Service {
         service: listen.to_string(),
         balance: balance.name().to_owned(),
     };
-    Json(words::Services { schema: SCHEMA, services: view.services.iter().map(service).collect() })
+    Json(types::Services { schema: SCHEMA, services: view.services.iter().map(service).collect() })
 }
 
 #[derive(Deserialize)]
@@ -206,7 +206,7 @@ async fn health(
 }
 
 impl AppState {
-    async fn carry_out(&self, order: OperatorCommand) -> Result<Json<words::Backends>, ApiError> {
+    async fn carry_out(&self, order: OperatorCommand) -> Result<Json<types::Backends>, ApiError> {
         let about = self.control.order(order).await?;
         self.report(|seat| about.contains(seat)).await
     }
@@ -214,7 +214,7 @@ impl AppState {
     async fn report(
         &self,
         is_meant: impl Fn(&BackendRef) -> bool,
-    ) -> Result<Json<words::Backends>, ApiError> {
+    ) -> Result<Json<types::Backends>, ApiError> {
         let (view, instance) = (self.control.view(), self.instance.clone());
         let counted = {
             let (view, instance) = (Arc::clone(&view), instance.clone());
@@ -224,7 +224,7 @@ impl AppState {
         let seats = view.backends.iter().map(|one| is_meant(&one.seat));
         let backends = all.into_iter().zip(seats).filter_map(|(one, meant)| meant.then_some(one));
         let backends = backends.collect();
-        Ok(Json(words::Backends { schema: SCHEMA, instance, running: true, backends }))
+        Ok(Json(types::Backends { schema: SCHEMA, instance, running: true, backends }))
     }
 }
 
@@ -235,10 +235,10 @@ pub(super) fn count(instance: &str, view: &View) -> Result<Counted> {
     known.map(|index| Ok((index, counted(&counters, index)?))).collect()
 }
 
-fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
+fn counted(counters: &Counters, index: u32) -> Result<types::Counters> {
     let (stats, handshakes) = (counters.backend(index)?, counters.handshakes(index)?);
     let suspicion = counters.suspicion(index)?;
-    Ok(words::Counters {
+    Ok(types::Counters {
         open: Some(counters.open_flows(index)?),
         flows: stats.flows,
         refused: stats.refused,

@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table};
 use crate::api::left_behind;
-use crate::api::words::{Backend, Backends};
+use crate::api::types::{Backend, Backends};
 use crate::dataplane::pins;
 use crate::system::exit::{Exit, code_of, coded};
 use crate::system::instance;
@@ -130,7 +130,7 @@ fn group(one: &Backend) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::Counters;
+    use crate::api::types::Counters;
 
     #[test]
     fn each_backend_is_a_line_under_its_heads() {

@@ -10,7 +10,7 @@ use super::output::{Output, print_json, say};
 use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_network};
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
-use crate::api::words::{self, SCHEMA};
+use crate::api::types::{self, SCHEMA};
 use crate::diagnose::check::{Asked, Finding, Level, Limits, exit_of, gather, judge};
 use crate::discovery::Engine;
 use crate::model::ports::{PortRange, PortRanges, PortSpec};
@@ -108,17 +108,17 @@ const COLUMNS: [Column<Finding>; 3] = [
     ("WAY OUT", LEFT, |one| text(one.way_out.clone())),
 ];
 
-fn document(findings: &[Finding]) -> words::Check {
+fn document(findings: &[Finding]) -> types::Check {
     let ok = exit_of(findings).is_none();
-    words::Check { schema: SCHEMA, ok, findings: findings.iter().map(line).collect() }
+    types::Check { schema: SCHEMA, ok, findings: findings.iter().map(line).collect() }
 }
 
-fn line(finding: &Finding) -> words::Finding {
+fn line(finding: &Finding) -> types::Finding {
     let level = match finding.level {
         Level::Good => "ok",
         Level::Warning => "warn",
         Level::Failure(_) => "fail",
     };
     let Finding { what, way_out, .. } = finding.clone();
-    words::Finding { level: level.to_owned(), what, way_out }
+    types::Finding { level: level.to_owned(), what, way_out }
 }

@@ -12,7 +12,7 @@ use anyhow::Result;
 use self::show::Rates;
 use super::output::{Output, print_json};
 use super::units::rate;
-use crate::api::words::{Instance, SCHEMA, Status};
+use crate::api::types::{Instance, SCHEMA, Status};
 use crate::dataplane::pins;
 use crate::system::escape;
 use crate::system::privileges;
@@ -103,7 +103,7 @@ fn rates(before: &[Instance], now: &[Instance], time: Duration) -> Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::ServiceCount;
+    use crate::api::types::ServiceCount;
 
     #[test]
     fn a_rate_is_of_one_service_of_one_instance() {

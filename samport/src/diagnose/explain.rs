@@ -2,8 +2,8 @@
 //! it goes by is gathered elsewhere.
 
 mod draw;
+mod render;
 mod source;
-mod words;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ use crate::model::ports::Listen;
 use draw::{Drawing, Drawn};
 
 pub use draw::Fitness;
+pub use render::{document, lines};
 pub use source::{Refused, SourceDevice, SourceFacts};
-pub use words::{document, lines};
 
 /// Whose packet it is, and where it goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,7 +7,7 @@ use samport_common::layout::{BackendStats, Handshakes, Suspicion};
 use samport_common::verdict::Verdict;
 
 use super::Source;
-use crate::api::words::ControlLoop;
+use crate::api::types::ControlLoop;
 use crate::control::handle::{BackendView, View};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::model::State;

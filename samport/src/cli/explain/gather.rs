@@ -13,7 +13,7 @@ use samport_common::source::{Known, NextHop, Route, Side};
 use samport_common::wire::protocol::Protocol;
 
 use super::ambiguous;
-use crate::api::words::Limits;
+use crate::api::types::Limits;
 use crate::dataplane::map_reader::Answers;
 use crate::dataplane::pins;
 use crate::diagnose::explain::{

@@ -7,7 +7,7 @@ use super::super::table::{Column, LEFT, RIGHT, number, text};
 use super::super::units::time;
 use super::Named;
 use super::changes::Change;
-use crate::api::words::{Event, Flow, Flows, SCHEMA};
+use crate::api::types::{Event, Flow, Flows, SCHEMA};
 
 const NARROW: [Column<Named>; 8] = [
     ("PROTOCOL", LEFT, |one| one.flow.protocol.name().to_owned()),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use samport_common::layout::BackendStats;
 use samport_common::verdict::{Action, Verdict};
 
-use crate::api::words::{ControlLoop, FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
+use crate::api::types::{ControlLoop, FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
 use crate::control::progress;
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::memory;

@@ -8,7 +8,7 @@ use samport_common::verdict::{Action, Verdict};
 
 use super::super::table::{Column, LEFT, RIGHT, number, table, text as or_dash};
 use super::super::units::{bytes, time};
-use crate::api::words::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
+use crate::api::types::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
 use crate::control::progress;
 
 /// New connections a second, by the names of instance and service.

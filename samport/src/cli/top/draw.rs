@@ -15,7 +15,7 @@ use super::super::backends::{round_trip, share, state};
 use super::super::units::{bytes, time};
 use super::columns::{Column, GAP, Shown, fitting};
 use super::screen::{Mode, Screen, Sort};
-use crate::api::words::{Backend, Instance};
+use crate::api::types::{Backend, Instance};
 
 /// Lines below which only the backends are shown.
 const FEW: u16 = 8;

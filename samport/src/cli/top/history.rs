@@ -6,7 +6,7 @@ use std::time::Duration;
 use samport_common::verdict::{Action, Verdict};
 
 use super::super::units::rate;
-use crate::api::words::{Backend, Instance};
+use crate::api::types::{Backend, Instance};
 
 /// Rates that are kept of each service: more than the broadest screen shows.
 const KEPT_RATES: usize = 512;

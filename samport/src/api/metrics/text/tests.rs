@@ -5,7 +5,7 @@ use samport_common::verdict::Verdict;
 
 use super::super::sample::{Backend, Provider};
 use super::*;
-use crate::api::words::ControlLoop;
+use crate::api::types::ControlLoop;
 use crate::dataplane::inspect::Flows;
 
 fn sample() -> Sample {

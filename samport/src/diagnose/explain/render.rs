@@ -7,7 +7,7 @@ use samport_common::layout::{Life, Via};
 use samport_common::verdict::{Action, Verdict};
 
 use super::{Because, Entry, Explanation, Fate, Found, Member, Refused};
-use crate::api::words::{self, Explained, SCHEMA};
+use crate::api::types::{self, Explained, SCHEMA};
 use crate::model::State;
 
 /// Backends of which each gets a line, at most; JSON has all.
@@ -266,7 +266,7 @@ pub fn document(explanation: &Explanation) -> Explained {
     };
     let (because, flow) = match &explanation.fate {
         Fate::Goes(Because::Flow(state, idle), _) => {
-            let flow = words::OfFlow { state: state.name().to_owned(), idle_s: *idle };
+            let flow = types::OfFlow { state: state.name().to_owned(), idle_s: *idle };
             (Some("flow"), Some(flow))
         }
         Fate::Goes(Because::Affinity, _) => (Some("affinity"), None),
@@ -291,13 +291,13 @@ pub fn document(explanation: &Explanation) -> Explained {
         flow,
         backends: backends(explanation),
         next: next.map(|member| member.name.clone()),
-        passed_over: passed_over.map(|(name, why)| words::PassedOver { name, why }).collect(),
+        passed_over: passed_over.map(|(name, why)| types::PassedOver { name, why }).collect(),
         notes: explanation.notes.clone(),
         served: facts.served.clone(),
     }
 }
 
-fn entry_document(entry: &Entry) -> words::Entry {
+fn entry_document(entry: &Entry) -> types::Entry {
     let (kind, device, hook) = match entry {
         Entry::Call(served) => ("local", None, served.then(|| "cgroup".to_owned())),
         Entry::Device(door) => {
@@ -306,10 +306,10 @@ fn entry_document(entry: &Entry) -> words::Entry {
         }
         Entry::Nowhere(device) => ("none", device.clone(), None),
     };
-    words::Entry { kind: kind.to_owned(), device, hook }
+    types::Entry { kind: kind.to_owned(), device, hook }
 }
 
-fn backends(explanation: &Explanation) -> Vec<words::Way> {
+fn backends(explanation: &Explanation) -> Vec<types::Way> {
     let (Some(found), Fate::Goes(_, to)) = (&explanation.facts.found, &explanation.fate) else {
         return Vec::new();
     };
@@ -323,7 +323,7 @@ fn backends(explanation: &Explanation) -> Vec<words::Way> {
             Via::Child => ("macvlan", Verdict::ForwardChild, true),
             Via::Stack => ("stack", Verdict::ForwardStack, false),
         };
-        Some(words::Way {
+        Some(types::Way {
             name: member.name.clone(),
             address: address(member),
             state: member.state.clone(),

@@ -161,7 +161,7 @@ pub struct Balance {
 
 /// Why something could not be done.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Trouble {
+pub struct ErrorBody {
     /// In words.
     pub error: String,
 }
