@@ -11,7 +11,7 @@ pub mod types;
 use anyhow::Result;
 use tokio::time::Instant;
 
-use crate::control::handle::View;
+use crate::control::handle::ControlView;
 use crate::system::instance;
 
 pub use server::Server;
@@ -19,7 +19,7 @@ pub use socket::Socket;
 
 /// The backends of an instance nobody runs, by what it has left.
 pub fn left_behind(name: &str) -> Result<types::Backends> {
-    let view = View::of_record(&instance::read_record(name)?);
+    let view = ControlView::of_record(&instance::read_record(name)?);
     let counted = server::count(name, &view)?;
     let backends = report::backends(&view, &counted, Instant::now());
     Ok(types::Backends {

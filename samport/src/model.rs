@@ -183,7 +183,7 @@ pub struct Egress {
 pub struct Snapshot {
     /// The candidates, in a stable order.
     pub candidates: Vec<Candidate>,
-    /// The [`crate::discovery::Terms::generation`] they are offered on.
+    /// The [`crate::discovery::ProviderSettings::generation`] they are offered on.
     pub generation: u64,
 }
 

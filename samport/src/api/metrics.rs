@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::api::http_server;
 use crate::control::handle::ControlHandle;
 use crate::control::progress::Progress;
-use crate::discovery::Standing;
+use crate::discovery::ProviderStatus;
 use crate::system::exit::{Coded as _, Exit};
 use sample::Sample;
 
@@ -34,7 +34,7 @@ pub struct Source {
     /// Its backends.
     pub control: ControlHandle,
     /// Where they come from.
-    pub providers: Vec<Arc<Standing>>,
+    pub providers: Vec<Arc<ProviderStatus>>,
     /// How the control loop gets on.
     pub progress: Progress,
 }

@@ -7,7 +7,7 @@ use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
 use super::types::{Backend, Counters, Health, SCHEMA};
-use crate::control::handle::{BackendView, View};
+use crate::control::handle::{BackendView, ControlView};
 use crate::model::State;
 use crate::model::groups;
 use crate::model::ports::Listen;
@@ -23,7 +23,7 @@ pub type Counted = BTreeMap<u32, Counters>;
 
 /// The backends of a view.
 #[must_use]
-pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
+pub fn backends(view: &ControlView, counted: &Counted, now: Instant) -> Vec<Backend> {
     let counters = |one: &BackendView| one.index.and_then(|index| counted.get(&index).copied());
     let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
     let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
@@ -113,7 +113,7 @@ fn milliseconds(time: Duration) -> u64 {
 /// is of no worth when the control loop hangs.
 #[must_use]
 pub fn health(
-    view: &View,
+    view: &ControlView,
     wanted: usize,
     service: Option<Listen>,
     trouble: Option<String>,
@@ -154,8 +154,8 @@ mod tests {
         }
     }
 
-    fn view(backends: Vec<BackendView>) -> View {
-        View { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
+    fn view(backends: Vec<BackendView>) -> ControlView {
+        ControlView { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
             seated("b", "10.0.0.2:80", 1, State::Active),
             seated("c", "10.0.0.3:80", 1, State::Starting),
         ]);
-        let count = |view: &View, service| health(view, 2, service, None).healthy;
+        let count = |view: &ControlView, service| health(view, 2, service, None).healthy;
         assert_eq!(count(&view, None), 2);
         let ok = |wanted, trouble| health(&view, wanted, None, trouble).ok;
         assert!(ok(2, None) && !ok(3, None) && !ok(2, Some("it hangs".to_owned())));
@@ -221,6 +221,6 @@ mod tests {
         view.services.insert(Listen::tcp(443), Balance::Random);
         assert_eq!(count(&view, None), 0);
         assert_eq!(count(&view, Some(Listen::tcp(80))), 2);
-        assert_eq!(count(&View::default(), None), 0);
+        assert_eq!(count(&ControlView::default(), None), 0);
     }
 }

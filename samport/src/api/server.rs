@@ -19,7 +19,7 @@ use super::socket::Socket;
 use super::types::{self, ErrorBody, Health, SCHEMA};
 use crate::api::http_server;
 use crate::control::commands::{self, CommandError, OperatorCommand};
-use crate::control::handle::{BackendRef, ControlHandle, View};
+use crate::control::handle::{BackendRef, ControlHandle, ControlView};
 use crate::control::progress::Progress;
 use crate::dataplane::inspect::Counters;
 use crate::model::ports::Listen;
@@ -229,7 +229,7 @@ impl AppState {
 }
 
 /// What the kernel has counted of a view's backends.
-pub(super) fn count(instance: &str, view: &View) -> Result<Counted> {
+pub(super) fn count(instance: &str, view: &ControlView) -> Result<Counted> {
     let counters = Counters::open(instance)?;
     let known = view.backends.iter().filter_map(|one| one.index);
     known.map(|index| Ok((index, counted(&counters, index)?))).collect()

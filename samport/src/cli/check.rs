@@ -11,7 +11,7 @@ use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_ne
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::types::{self, SCHEMA};
-use crate::diagnose::check::{Asked, Finding, Level, Limits, exit_of, gather, judge};
+use crate::diagnose::check::{Asked, Finding, Level, Limits, collect, evaluate, exit_of};
 use crate::discovery::Engine;
 use crate::model::ports::{PortRange, PortRanges, PortSpec};
 use crate::system::escape;
@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> Result<()> {
         hash_seed_file: args.hash_seed_file,
         sandbox: args.sandbox == SandboxName::On,
     };
-    let findings = judge(&gather(asked).await?);
+    let findings = evaluate(&collect(asked).await?);
     match args.output {
         Output::Json => print_json(&document(&findings))?,
         Output::Table => findings.iter().for_each(print),

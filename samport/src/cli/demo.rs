@@ -168,13 +168,13 @@ impl<'a> Demo<'a> {
             tally.add(&response.backend);
         }
         println!("{tally}\n");
-        self.judge(&tally, requests)?;
+        self.check_tally(&tally, requests)?;
         println!("every server saw the client's own address and port");
         Ok(())
     }
 
     /// Whether each share is as near to equal as chance keeps it 15,999 times of 16,000.
-    fn judge(&self, tally: &Tally, requests: u32) -> Result<()> {
+    fn check_tally(&self, tally: &Tally, requests: u32) -> Result<()> {
         let share = 1.0 / f64::from(u32::try_from(self.servers.len())?);
         let (expected, margin) = (f64::from(requests) * share, stats::four_sigma(requests, share));
         for server in &self.servers {

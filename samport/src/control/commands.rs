@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use samport_common::choose::Balance;
 
-use crate::control::handle::{BackendRef, BackendView, View};
+use crate::control::handle::{BackendRef, BackendView, ControlView};
 use crate::model::overrides::Overrides;
 use crate::model::ports::Listen;
 
@@ -60,7 +60,7 @@ impl Overrides {
     pub fn take(
         &mut self,
         order: &OperatorCommand,
-        view: &View,
+        view: &ControlView,
     ) -> Result<Vec<BackendRef>, CommandError> {
         let meant = match order {
             OperatorCommand::Drain(name) => {
@@ -192,7 +192,7 @@ fn is_container_id(id: &str) -> bool {
 ///
 /// # Errors
 /// When there is none.
-pub fn service_called(name: &str, view: &View) -> Result<Listen, CommandError> {
+pub fn service_called(name: &str, view: &ControlView) -> Result<Listen, CommandError> {
     let ports = view.services.keys().copied();
     let by_port = ports.clone().find(|one| one.brief() == name || one.to_string() == name);
     let called = view.backends.iter().filter(|one| one.service.as_deref() == Some(name));

@@ -245,7 +245,7 @@ impl ContainerStore {
                 container.learn(*view, located);
                 self.remember_network(&question.id);
                 self.warn_of_published(&question.id);
-                self.judge(question)
+                self.classify(question)
             }
             Outcome::Found(..) | Outcome::Gone => {
                 self.containers.remove(&question.id);
@@ -348,7 +348,7 @@ impl ContainerStore {
     }
 
     /// Tells the user what keeps a container out, and asks again if that may pass by itself.
-    fn judge(&mut self, mut question: Question) -> Option<Task> {
+    fn classify(&mut self, mut question: Question) -> Option<Task> {
         match self.offer_of(&question.id)? {
             Ok(offer) => {
                 for warning in offer.warnings {

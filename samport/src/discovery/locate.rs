@@ -93,7 +93,7 @@ async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> 
     let mut addresses = handle.address().get();
     addresses.message_mut().attributes.push(AddressAttribute::TargetNetNsId(theirs));
     let addresses = addresses.execute().try_collect::<Vec<AddressMessage>>().await;
-    let mut located = judge(&links, &addresses.context("list addresses")?, network, here);
+    let mut located = choose_link(&links, &addresses.context("list addresses")?, network, here);
     located.egress = egress(&links, routes_of(pid), here);
     if let Some(Site::Veth(place)) = &mut located.site {
         place.polls = netdev::takes_frames(place.ifindex).unwrap_or_else(|error| {
@@ -144,7 +144,7 @@ async fn known_number_of(handle: &Handle, pid: u32) -> Result<Option<i32>> {
 }
 
 /// The container's connection, from its links and addresses; `here` is the number of our namespace.
-fn judge(
+fn choose_link(
     links: &[LinkMessage],
     addresses: &[AddressMessage],
     network: Attachment,
@@ -269,7 +269,7 @@ mod tests {
     /// The container's own network is that of link 1, by its MAC.
     fn of(links: &[LinkMessage]) -> Located {
         let network = Attachment { mac: Some([2, 0, 0, 0, 0, 1]), ..Attachment::default() };
-        judge(links, &[address(1, 1), address(2, 2)], network, HERE)
+        choose_link(links, &[address(1, 1), address(2, 2)], network, HERE)
     }
 
     fn place(index: u32) -> Place {
@@ -292,7 +292,7 @@ mod tests {
     fn without_a_mac_the_link_is_found_by_its_address() {
         let network = Attachment { ipv4: Some([10, 0, 0, 2].into()), ..Attachment::default() };
         let links = [link(1, InfoKind::Veth, HERE), link(2, InfoKind::Veth, HERE)];
-        let found = judge(&links, &[address(1, 1), address(2, 2)], network, HERE);
+        let found = choose_link(&links, &[address(1, 1), address(2, 2)], network, HERE);
         assert_eq!(found, at(Site::Veth(place(2))));
     }
 
@@ -302,7 +302,7 @@ mod tests {
             let mut link = link(1, InfoKind::Veth, HERE);
             link.attributes.remove(missing);
             let network = Attachment { ipv4: Some([10, 0, 0, 1].into()), ..Attachment::default() };
-            let found = judge(&[link], &[address(1, 1)], network, HERE);
+            let found = choose_link(&[link], &[address(1, 1)], network, HERE);
             assert_eq!(found, Located::default(), "attribute {missing}");
         }
     }

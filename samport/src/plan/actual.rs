@@ -88,7 +88,7 @@ impl Actual {
     }
 
     /// The backends, and whether they take no new flows.
-    pub fn standing(&self) -> impl Iterator<Item = (&BackendKey, bool)> {
+    pub fn draining_by_backend(&self) -> impl Iterator<Item = (&BackendKey, bool)> {
         self.backends.iter().map(|(key, (_, marks))| (key, marks.life != Life::Serving))
     }
 

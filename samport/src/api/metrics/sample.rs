@@ -8,7 +8,7 @@ use samport_common::verdict::Verdict;
 
 use super::Source;
 use crate::api::types::ControlLoop;
-use crate::control::handle::{BackendView, View};
+use crate::control::handle::{BackendView, ControlView};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::model::State;
 
@@ -71,11 +71,11 @@ impl Sample {
             })
         };
         let verdicts = Verdict::ALL.iter().copied().zip(counters.verdicts.iter().copied());
-        let providers = source.providers.iter().map(|standing| Provider {
-            name: standing.provider(),
-            is_connected: standing.is_connected(),
-            events: standing.events(),
-            synced_ms: standing.synced_ms(),
+        let providers = source.providers.iter().map(|status| Provider {
+            name: status.provider(),
+            is_connected: status.is_connected(),
+            events: status.events(),
+            synced_ms: status.synced_ms(),
         });
         let view = source.control.view();
         Ok(Self {
@@ -90,7 +90,7 @@ impl Sample {
 }
 
 fn backends(
-    view: &View,
+    view: &ControlView,
     counted: impl Fn(u32) -> Result<Counted>,
 ) -> Result<BTreeMap<Who, Backend>> {
     let mut all: BTreeMap<Who, Backend> = BTreeMap::new();
@@ -165,13 +165,13 @@ mod tests {
 
     #[test]
     fn all_addresses_of_a_backend_are_one() {
-        let view = View {
+        let view = ControlView {
             backends: vec![
                 seated("web-1", "10.0.0.2:80", Some(10), State::Active),
                 seated("web-1", "[2001:db8::2]:80", Some(100), State::Draining),
                 seated("web-2", "10.0.0.3:80", None, State::Starting),
             ],
-            ..View::default()
+            ..ControlView::default()
         };
         let counted = |index: u32| {
             let index = u64::from(index);

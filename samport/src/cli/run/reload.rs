@@ -18,9 +18,9 @@ use crate::cli::provenance::{Effective, changed};
 use crate::cli::resolved::{self, Asked};
 use crate::control::reconcile::{LoopSettings, NewRules};
 use crate::discovery::{self, ProviderSettings};
-use crate::system::file_watch::Followed;
+use crate::system::file_watch::FileWatch;
 use crate::system::resyncs::Resyncs;
-use crate::system::service;
+use crate::system::sd_notify;
 
 /// How long a change may take until it counts as late: an engine that is away takes no terms.
 const TAKING_EFFECT: Duration = Duration::from_secs(5);
@@ -78,24 +78,24 @@ struct Source {
     path: PathBuf,
     /// The last text read, good or bad: what is bad is complained about once.
     text: Option<String>,
-    followed: Option<Followed>,
+    watch: Option<FileWatch>,
 }
 
 impl Source {
     /// The text is what was read: what has changed since then is new.
     async fn of(File { path, text, .. }: File, resyncs: &Resyncs) -> Self {
-        let followed = Followed::start(&path, resyncs).await;
-        if let Err(error) = &followed {
+        let watch = FileWatch::start(&path, resyncs).await;
+        if let Err(error) = &watch {
             tracing::warn!("{error:#}; changes of the configuration take effect on SIGHUP only");
         }
-        Self { path, text: Some(text), followed: followed.ok() }
+        Self { path, text: Some(text), watch: watch.ok() }
     }
 
     /// Waits until there is another text, or none any more.
     async fn changed(&mut self) {
         while !self.is_new() {
-            match &mut self.followed {
-                Some(followed) => followed.touched().await,
+            match &mut self.watch {
+                Some(watch) => watch.touched().await,
                 None => std::future::pending().await,
             }
         }
@@ -151,12 +151,12 @@ impl Reloader {
     }
 
     async fn reload(&mut self) {
-        service::reloading();
+        sd_notify::reloading();
         match self.try_reload().await {
             Ok(changes) => changes.say(),
             Err(error) => tracing::error!("{error:#}\nthe configuration stays as it was"),
         }
-        service::ready();
+        sd_notify::ready();
     }
 
     /// Nothing is done before everything is known to be good.

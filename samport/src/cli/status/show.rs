@@ -46,7 +46,7 @@ const MAPS: [Column<MapUse>; 3] = [
 
 /// An instance; `now` is the time since 1970.
 pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool) -> String {
-    let mut text = format!("{} ({})\n", instance.name, standing(instance, now));
+    let mut text = format!("{} ({})\n", instance.name, run_state(instance, now));
     if let Some(trouble) = progress::trouble(&instance.control_loop) {
         let _ = writeln!(text, "  {trouble}");
     }
@@ -104,7 +104,7 @@ fn indent(text: &mut String, lines: &str) {
     }
 }
 
-fn standing(instance: &Instance, now: Duration) -> String {
+fn run_state(instance: &Instance, now: Duration) -> String {
     if !instance.running {
         return "its process is gone, the kernel works on; `samport clean` removes it".to_owned();
     }

@@ -34,7 +34,7 @@ impl Default for Scene {
 
 impl Scene {
     fn admit(&mut self, candidates: &[Candidate]) -> Admission {
-        let terms = Terms {
+        let rules = AdmissionRules {
             ports: &self.ports,
             allow: &self.allow,
             max_backends: self.max_backends,
@@ -43,7 +43,7 @@ impl Scene {
             restricted: &self.restricted,
         };
         let served = |candidate: &Candidate| self.served.contains(&candidate.id);
-        let admission = admit(candidates, served, terms);
+        let admission = admit(candidates, served, rules);
         self.restricted.clone_from(&admission.restricted);
         // As if they were healthy.
         self.served = admission.candidates.iter().map(|one| one.id.clone()).collect();

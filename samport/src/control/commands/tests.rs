@@ -25,7 +25,7 @@ fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> BackendView {
 }
 
 /// `web-1` on two ports, `web-2` on one, a file's `plain`.
-fn view() -> View {
+fn view() -> ControlView {
     let backends = vec![
         seated("web-1", LONG_ID, "10.0.0.1:80", 80),
         seated("web-1", LONG_ID, "10.0.0.1:443", 443),
@@ -33,7 +33,7 @@ fn view() -> View {
         seated("plain", "plain", "10.0.0.3:80", 80),
     ];
     let services = [80, 443].map(|port| (Listen::tcp(port), Balance::Random)).into();
-    View { services, backends, left_out: 0 }
+    ControlView { services, backends, left_out: 0 }
 }
 
 fn candidate(one: &BackendView) -> Candidate {

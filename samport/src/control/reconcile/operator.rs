@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{LOOK_AGAIN, RETRY, Reconciler};
 use crate::control::commands::{self, CommandError, OperatorCommand};
 use crate::control::draining::{self, Ending};
-use crate::control::handle::{BackendRef, BackendView, Request, View};
+use crate::control::handle::{BackendRef, BackendView, ControlView, Request};
 use crate::model::groups::{self, Group};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
@@ -63,7 +63,7 @@ impl Reconciler {
 
     /// Takes those out that have drained.
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
-        let (orders, limit) = (&self.orders, self.job.rules.drain);
+        let (orders, limit) = (&self.orders, self.config.rules.drain);
         let ending = |candidate: &Candidate, share: &Share| {
             // Active and draining all the same: its weight, or its group's, is 0.
             let is_ordered = orders.drains(candidate) || share.state == State::Active;
@@ -119,7 +119,7 @@ impl Reconciler {
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
         let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
         let left_out = self.left_out.iter().map(|sentences| sentences.len() as u64).sum();
-        self.receiver.show(View { services: services.collect(), backends, left_out });
+        self.receiver.show(ControlView { services: services.collect(), backends, left_out });
     }
 
     fn state_of(&self, candidate: &Candidate, seat: &BackendRef, served: Option<&Share>) -> State {

@@ -43,7 +43,7 @@ pub struct Asked {
 ///
 /// # Errors
 /// An address of an engine that is none, or no netlink.
-pub async fn gather(asked: Asked) -> Result<Facts> {
+pub async fn collect(asked: Asked) -> Result<Facts> {
     let (netlink, _) = Netlink::connect(&Resyncs::default())?;
     let devices = netlink.devices().await?;
     let links = netlink.links().await?;

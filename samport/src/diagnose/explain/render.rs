@@ -147,7 +147,7 @@ fn goes(
     let of = |id: &u32| found.members.get(id);
     if let [(id, _)] = to {
         let Some(member) = of(id) else { return Vec::new() };
-        steps.push(format!("{}{}", member.name, standing(member, is_flow)));
+        steps.push(format!("{}{}", member.name, state_note(member, is_flow)));
         return vec![format!("  → {}", way(explanation, member))];
     }
     steps.push("one of".to_owned());
@@ -158,7 +158,7 @@ fn goes(
             "  {} ({:.1} %{next}){} → {}",
             member.name,
             share * 100.0,
-            standing(member, is_flow),
+            state_note(member, is_flow),
             way(explanation, member)
         ))
     };
@@ -170,7 +170,7 @@ fn goes(
 }
 
 /// What is special about a backend that gets the packet.
-fn standing(member: &Member, is_flow: bool) -> String {
+fn state_note(member: &Member, is_flow: bool) -> String {
     let drains = Life::from_byte(member.known.backend.life) == Life::Draining;
     match (drains || member.state != State::Active.name(), is_flow) {
         (false, _) => String::new(),

@@ -103,7 +103,7 @@ impl Scene {
         fs::write(&path, text).unwrap();
         let (change, terms) = watch::channel(terms());
         let resyncs = Resyncs::default();
-        let started = start(path, ports(&["80"]), terms, Standing::of("file"), &resyncs);
+        let started = start(path, ports(&["80"]), terms, ProviderStatus::of("file"), &resyncs);
         let snapshots = started.await.unwrap();
         Self { folder, change, snapshots }
     }
@@ -164,7 +164,8 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let begin = async |path: &Path| {
         let (_change, terms) = watch::channel(terms());
         let resyncs = Resyncs::default();
-        let started = start(path.to_owned(), ports(&["80"]), terms, Standing::of("file"), &resyncs);
+        let started =
+            start(path.to_owned(), ports(&["80"]), terms, ProviderStatus::of("file"), &resyncs);
         format!("{:#}", started.await.unwrap_err())
     };
     let error = begin(&path).await;

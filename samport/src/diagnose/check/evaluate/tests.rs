@@ -49,14 +49,14 @@ fn well() -> Facts {
 }
 
 fn lines(facts: &Facts) -> Vec<String> {
-    judge(facts).iter().map(ToString::to_string).collect()
+    evaluate(facts).iter().map(ToString::to_string).collect()
 }
 
 /// What is said about a machine that differs from a good one in one thing, all that is well left out.
 fn about(change: impl FnOnce(&mut Facts)) -> (Vec<String>, Option<Exit>) {
     let mut facts = well();
     change(&mut facts);
-    let findings = judge(&facts);
+    let findings = evaluate(&facts);
     let bad = findings.iter().filter(|finding| finding.level != Level::Good);
     (bad.map(ToString::to_string).collect(), exit_of(&findings))
 }

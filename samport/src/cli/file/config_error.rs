@@ -5,14 +5,14 @@ use std::ops::Range;
 
 /// Something that is wrong at some bytes of a text.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Fault {
+pub(super) struct ConfigError {
     /// Where, in bytes.
     pub(super) at: Range<usize>,
     /// What, and the way out.
     pub(super) what: String,
 }
 
-impl Fault {
+impl ConfigError {
     /// A fault there.
     pub(super) fn new(at: Range<usize>, what: impl Into<String>) -> Self {
         Self { at, what: what.into() }
@@ -71,7 +71,7 @@ mod tests {
     fn a_fault_is_shown_with_its_line_and_a_mark_under_it() {
         let text = "iface = \"eth0\"\nport = [\"80:x\"]\n";
         let begin = text.find("\"80:x\"").unwrap();
-        let shown = Fault::new(begin..begin + 6, "no port").shown(&"s.toml", text);
+        let shown = ConfigError::new(begin..begin + 6, "no port").shown(&"s.toml", text);
         let expected = "s.toml:2:9: no port\n 2 | port = [\"80:x\"]\n   |         ^^^^^^";
         assert_eq!(shown, expected);
     }

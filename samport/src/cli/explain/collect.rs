@@ -31,7 +31,7 @@ use crate::system::instance::{self, BackendRecord, FilterRecord, Record};
 use crate::system::resyncs::Resyncs;
 
 /// All there is to know for an answer; `iif` is the device the packet comes in by, if that is said.
-pub(super) async fn gather(
+pub(super) async fn collect(
     question: Question,
     iif: Option<&str>,
     names: &[String],
