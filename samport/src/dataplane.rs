@@ -4,7 +4,6 @@
 mod allowed;
 mod attach;
 mod batch;
-mod carry;
 pub mod clean;
 mod clock;
 mod events;
@@ -18,6 +17,7 @@ mod logs;
 pub mod map_reader;
 mod maps;
 pub mod memory;
+mod migrate;
 mod missing_pins;
 pub mod objects;
 pub mod pins;
@@ -49,10 +49,10 @@ use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::system::instance::{FilterRecord, Instance};
 
 pub(crate) use attach::device_name;
-pub(crate) use carry::layouts;
+pub(crate) use migrate::layouts;
 
 pub use attach::Hook;
-pub use events::{Ask, Events, Failing, Failure, Told};
+pub use events::{Ask, Events, Failing, Failure, RingEvent};
 pub use gc::Collector;
 pub use load::{DEFAULT_SERVICE_SHARE, Options, Timeouts};
 pub use logs::follow as follow_logs;

@@ -79,7 +79,7 @@ impl Client {
         understand(&self.ask(Method::PUT, path, body).await?.expect_good()?)
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer> {
+    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<HttpResponse> {
         let asked = tokio::time::timeout(ANSWER, self.exchange(method, path, body)).await;
         asked.unwrap_or_else(|_| {
             let message = format!("no answer on {} in time", self.socket.display());
@@ -87,7 +87,7 @@ impl Client {
         })
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer> {
+    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<HttpResponse> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|error| self.unreachable(error))?;
         let lost = || format!("samport at {} has hung up", self.socket.display());
@@ -105,7 +105,7 @@ impl Client {
         let (code, body) = (response.status(), response.into_body());
         let body = body.collect().await.exit(Exit::Unreachable, lost())?.to_bytes();
         connection.abort();
-        Ok(Answer { code, body })
+        Ok(HttpResponse { code, body })
     }
 
     fn unreachable(&self, error: io::Error) -> anyhow::Error {
@@ -124,12 +124,12 @@ impl Client {
 }
 
 /// An answer, good or bad.
-struct Answer {
+struct HttpResponse {
     code: StatusCode,
     body: Bytes,
 }
 
-impl Answer {
+impl HttpResponse {
     /// The body of a good one; what a bad one says as an error.
     fn expect_good(self) -> Result<Bytes> {
         if self.code.is_success() {

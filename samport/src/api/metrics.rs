@@ -28,7 +28,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// What every scrape is made from.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct MetricsSource {
     /// Name of the instance.
     pub instance: String,
     /// Its backends.
@@ -63,7 +63,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 impl Server {
     /// Serves `/metrics`.
-    pub fn start(listener: TcpListener, source: Source) -> Result<Self> {
+    pub fn start(listener: TcpListener, source: MetricsSource) -> Result<Self> {
         let listener = tokio::net::TcpListener::from_std(listener).context("watch --metrics")?;
         let routes = Router::new().route("/metrics", get(scrape)).with_state(Arc::new(source));
         Ok(Self(tokio::spawn(async move { match http_server::serve(listener, routes).await {} })))
@@ -83,7 +83,7 @@ impl Drop for Server {
     }
 }
 
-async fn scrape(State(source): State<Arc<Source>>) -> Response {
+async fn scrape(State(source): State<Arc<MetricsSource>>) -> Response {
     let written = spawn_blocking(move || text::of(Sample::take(&source)?)).await;
     match written.map_err(anyhow::Error::from).flatten() {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),

@@ -19,11 +19,11 @@ const FIRST_CLASS: usize = 4;
 type Pool = (Listen, bool);
 
 /// What is counted of backends, by the kernel's ids.
-pub type Counted = BTreeMap<u32, Counters>;
+pub type CountersByBackend = BTreeMap<u32, Counters>;
 
 /// The backends of a view.
 #[must_use]
-pub fn backends(view: &ControlView, counted: &Counted, now: Instant) -> Vec<Backend> {
+pub fn backends(view: &ControlView, counted: &CountersByBackend, now: Instant) -> Vec<Backend> {
     let counters = |one: &BackendView| one.index.and_then(|index| counted.get(&index).copied());
     let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
     let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
@@ -185,7 +185,7 @@ mod tests {
         ];
         all[0].drains_until = Some(now + Duration::from_secs(19));
         all[1].is_last = true;
-        let shown = backends(&view(all), &Counted::new(), now);
+        let shown = backends(&view(all), &CountersByBackend::new(), now);
         assert_eq!((shown[0].drain_left_ms, shown[0].share_expected), (Some(19_000), 0.0));
         assert_eq!((shown[1].drain_left_ms, shown[1].share_expected), (None, 1.0));
     }

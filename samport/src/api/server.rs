@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
-use super::report::{self, Counted};
+use super::report::{self, CountersByBackend};
 use super::socket::Socket;
 use super::types::{self, ErrorBody, Health, SCHEMA};
 use crate::api::http_server;
@@ -40,7 +40,7 @@ struct AppState {
     status: fn(&str) -> Result<types::Status>,
 }
 
-type Asked = State<Arc<AppState>>;
+type AppRef = State<Arc<AppState>>;
 
 impl Server {
     /// Serves an instance. `status` makes the document that `samport status` shows.
@@ -126,30 +126,30 @@ impl From<QueryRejection> for ApiError {
     }
 }
 
-async fn status(State(app): Asked) -> Result<Json<types::Status>, ApiError> {
+async fn status(State(app): AppRef) -> Result<Json<types::Status>, ApiError> {
     Ok(Json(aside(move || (app.status)(&app.instance)).await?))
 }
 
-async fn backends(State(app): Asked) -> Result<Json<types::Backends>, ApiError> {
+async fn backends(State(app): AppRef) -> Result<Json<types::Backends>, ApiError> {
     app.report(|_| true).await
 }
 
 async fn drain(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
 ) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Drain(name)).await
 }
 
 async fn undrain(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
 ) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Undrain(name)).await
 }
 
 async fn weight(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
     order: Result<Json<types::Weight>, JsonRejection>,
 ) -> Result<Json<types::Backends>, ApiError> {
@@ -158,7 +158,7 @@ async fn weight(
 }
 
 async fn balance(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
     order: Result<Json<types::Balance>, JsonRejection>,
 ) -> Result<Json<types::Backends>, ApiError> {
@@ -172,13 +172,13 @@ async fn balance(
 }
 
 async fn reset_allow(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
 ) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::ResetAllow(name)).await
 }
 
-async fn services(State(app): Asked) -> Json<types::Services> {
+async fn services(State(app): AppRef) -> Json<types::Services> {
     let view = app.control.view();
     let service = |(listen, balance): (&Listen, &Balance)| types::Service {
         service: listen.to_string(),
@@ -194,7 +194,7 @@ struct HealthQuestion {
 }
 
 async fn health(
-    State(app): Asked,
+    State(app): AppRef,
     question: Result<Query<HealthQuestion>, QueryRejection>,
 ) -> Result<(StatusCode, Json<Health>), ApiError> {
     let Query(HealthQuestion { healthy, service }) = question?;
@@ -229,7 +229,7 @@ impl AppState {
 }
 
 /// What the kernel has counted of a view's backends.
-pub(super) fn count(instance: &str, view: &ControlView) -> Result<Counted> {
+pub(super) fn count(instance: &str, view: &ControlView) -> Result<CountersByBackend> {
     let counters = Counters::open(instance)?;
     let known = view.backends.iter().filter_map(|one| one.index);
     known.map(|index| Ok((index, counted(&counters, index)?))).collect()

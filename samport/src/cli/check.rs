@@ -11,7 +11,7 @@ use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_ne
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
 use crate::api::types::{self, SCHEMA};
-use crate::diagnose::check::{Asked, Finding, Level, Limits, collect, evaluate, exit_of};
+use crate::diagnose::check::{CheckOptions, Finding, Level, Limits, collect, evaluate, exit_of};
 use crate::discovery::Engine;
 use crate::model::ports::{PortRange, PortRanges, PortSpec};
 use crate::system::escape;
@@ -63,7 +63,7 @@ pub async fn run(args: Args) -> Result<()> {
     } else {
         args.provider.iter().filter_map(|name| name.engine()).collect()
     };
-    let asked = Asked {
+    let asked = CheckOptions {
         interfaces: args.iface,
         ports: args.port,
         engines,

@@ -154,7 +154,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     }
     drop(loading);
     reconciler.start(&first).await?;
-    let source = metrics::Source {
+    let source = metrics::MetricsSource {
         instance: name.clone(),
         control: control.clone(),
         providers,

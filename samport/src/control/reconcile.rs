@@ -34,7 +34,7 @@ use crate::control::draining::Drains;
 use crate::control::handle::CommandReceiver;
 use crate::control::progress::{Progress, Watching};
 use crate::dataplane::{Dataplane, Events, XdpMode};
-use crate::discovery::health::Health;
+use crate::discovery::health::HealthChecks;
 use crate::model::allow::Networks;
 use crate::model::limits::Limits;
 use crate::model::overrides::Overrides;
@@ -142,7 +142,7 @@ pub struct Reconciler {
     orders: Overrides,
     drains: Drains,
     receiver: CommandReceiver,
-    health: Health,
+    health: HealthChecks,
     confirmations: Confirmations,
     /// Candidates that are not healthy yet, for the record.
     starting: Vec<BackendRecord>,
@@ -193,7 +193,7 @@ impl Reconciler {
             orders: Overrides::default(),
             drains: Drains::default(),
             receiver,
-            health: Health::default(),
+            health: HealthChecks::default(),
             confirmations: Confirmations::default(),
             starting: Vec::new(),
             complained: BTreeSet::new(),

@@ -15,7 +15,7 @@ use samport_common::layout::{Collected, Pressure, is_nearly_full, unusual};
 
 use super::batch::HashTable;
 use super::maps::MapCell;
-use super::recount::{Census, Count};
+use super::recount::{Count, Recount};
 use super::room::{Seen, Size, make_room};
 use super::{load, pins, settle};
 
@@ -42,7 +42,7 @@ pub struct Collector {
     unusual: Array<MapData, u32>,
     pressure: PerCpuArray<MapData, MapCell<Pressure>>,
     told: Array<MapData, MapCell<Collected>>,
-    census: Census,
+    recount: Recount,
     timeouts: Timeouts,
     pause: Duration,
     removed: u64,
@@ -87,7 +87,7 @@ impl Collector {
             pressure: PerCpuArray::try_from(Map::PerCpuArray(data("PRESSURE")?))
                 .context("PRESSURE")?,
             told,
-            census: Census::open(pins)?,
+            recount: Recount::open(pins)?,
             timeouts: timeouts.in_ticks(),
             pause: (timeouts.shortest() / 2).clamp(FASTEST, SLOWEST),
             removed: before.removed,
@@ -156,14 +156,14 @@ impl Collector {
         let now = now_tick();
         // Before the tables are read: what comes meanwhile must not look as if it had been seen.
         let inserted = self.inserts()?;
-        let mut count = self.census.begin()?;
+        let mut count = self.recount.begin()?;
         let of_overflow = Sweep { timeouts: &self.timeouts, now, size: None };
         let overflow4 = sweep(&self.overflow4, &of_overflow, &mut count)?;
         let overflow6 = sweep(&self.overflow6, &of_overflow, &mut count)?;
         let [size4, size6] = self.sizes.map(Some);
         let flows4 = sweep(&self.flows4, &Sweep { size: size4, ..of_overflow }, &mut count)?;
         let flows6 = sweep(&self.flows6, &Sweep { size: size6, ..of_overflow }, &mut count)?;
-        self.census.end(&count)?;
+        self.recount.end(&count)?;
         (self.left, self.inserted) = ([flows4.left, flows6.left], inserted);
         // Who waits for room in the table beside needs it, too.
         self.shared = [(&flows4, &overflow4), (&flows6, &overflow6)]

@@ -12,7 +12,7 @@ use super::batch::{HashTable, Values};
 use super::pins;
 
 /// The maps it takes.
-pub(super) struct Census {
+pub(super) struct Recount {
     backends: Values<Backend>,
     conditions: Values<Condition>,
     lost: Array<MapData, u64>,
@@ -23,14 +23,14 @@ pub(super) struct Census {
 
 /// What the kernel has counted: flows opened, and flows seen to end.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Counted {
+struct FlowCount {
     opened: u64,
     ended: u64,
 }
 
 /// Which counters of `HELD` a round has found to be how much.
 pub(super) struct Holding {
-    before: Vec<Counted>,
+    before: Vec<FlowCount>,
     found: Vec<u64>,
 }
 
@@ -38,12 +38,12 @@ pub(super) struct Holding {
 pub(super) struct Count {
     generations: Vec<u32>,
     /// What the kernel had counted before we began.
-    before: Vec<Counted>,
+    before: Vec<FlowCount>,
     found: Vec<u64>,
     holding: Holding,
 }
 
-impl Census {
+impl Recount {
     pub(super) fn open(pins: &pins::Folder) -> Result<Self> {
         let lost = Map::Array(pins::open(&pins.map("LOST"))?);
         Ok(Self {
@@ -105,15 +105,15 @@ impl Census {
         Ok(())
     }
 
-    fn held(&self) -> Result<Vec<Counted>> {
+    fn held(&self) -> Result<Vec<FlowCount>> {
         let held = self.held.read().context("read HELD")?;
-        Ok(held.iter().map(|&Held { opened, ended }| Counted { opened, ended }).collect())
+        Ok(held.iter().map(|&Held { opened, ended }| FlowCount { opened, ended }).collect())
     }
 
-    fn counted(&self) -> Result<Vec<Counted>> {
+    fn counted(&self) -> Result<Vec<FlowCount>> {
         let conditions = self.conditions.read().context("read CONDITIONS")?;
         let counted =
-            conditions.iter().map(|&Condition { opened, ended, .. }| Counted { opened, ended });
+            conditions.iter().map(|&Condition { opened, ended, .. }| FlowCount { opened, ended });
         Ok(counted.collect())
     }
 
@@ -157,7 +157,7 @@ impl Count {
 /// Each flow that opened meanwhile may be among those met or not, and so may each that ended. So what is
 /// said here is never more than what has really been lost, and no backend seems to have fewer flows than it
 /// has.
-fn corrected(lost: u64, before: Counted, after: Counted, found: u64) -> u64 {
+fn corrected(lost: u64, before: FlowCount, after: FlowCount, found: u64) -> u64 {
     let counted = before.opened.wrapping_sub(before.ended);
     let excess = counted.wrapping_sub(found).cast_signed();
     let meanwhile = |one: u64, other: u64| other.wrapping_sub(one).cast_signed().max(0);
@@ -171,8 +171,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const fn counted(opened: u64, ended: u64) -> Counted {
-        Counted { opened, ended }
+    const fn counted(opened: u64, ended: u64) -> FlowCount {
+        FlowCount { opened, ended }
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
     #[derive(Default)]
     struct Table {
         buckets: [u64; BUCKETS],
-        counted: Counted,
+        counted: FlowCount,
         unseen: u64,
     }
 

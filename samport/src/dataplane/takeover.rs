@@ -11,10 +11,11 @@ use samport_common::layout::{
 };
 
 use super::pins::{self, Link};
-use super::{Dataplane, Options, attach, backend_value, carry, load, seed};
+use super::{Dataplane, Options, attach, backend_value, load, migrate, seed};
 use crate::plan::table::Region;
 use crate::plan::{
-    Attributes, BackendId, BackendKey, Found, Frontend, IdManifest, Orphan, Owner, Policy, Role,
+    Attributes, BackendId, BackendKey, Frontend, IdManifest, KernelContents, Orphan, Owner, Policy,
+    Role,
 };
 use crate::system::instance::{FilterRecord, Instance, Record};
 
@@ -26,17 +27,17 @@ impl Dataplane {
     ///
     /// # Errors
     /// As [`open`](Self::open); and if what is in use has no room in the sizes wanted, or its maps are of no
-    /// [layout](carry::layouts) that can be taken over.
+    /// [layout](migrate::layouts) that can be taken over.
     pub fn take_over(instance: &Instance, options: Options, record: &Record) -> Result<Self> {
-        let layout = carry::Layout::of(record.layout)
+        let layout = migrate::Layout::of(record.layout)
             .with_context(|| format!("maps of layout {} cannot be taken over", record.layout))?;
         let mut pins = pins::Folder::create(instance)?;
         pins.keep_others();
         warn_of_another_seed(instance, &options)?;
-        let anew = carry::anew(options, &pins, layout)?;
+        let anew = migrate::anew(options, &pins, layout)?;
         let mut dataplane = Self::load(options, pins, &anew)?;
-        let context = carry::Context::of(record);
-        let mut copies = carry::Copies::open(&dataplane.pins, &anew, layout, context)?;
+        let context = migrate::Context::of(record);
+        let mut copies = migrate::Copies::open(&dataplane.pins, &anew, layout, context)?;
         copies.copy()?;
         dataplane.maps.find_shortcuts().context("find shortcuts")?;
         // What has come into the old maps while they were copied: just before the programs are exchanged, so that
@@ -153,7 +154,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn read_back(&self, ledger: &IdManifest) -> Result<Found> {
+    pub fn read_back(&self, ledger: &IdManifest) -> Result<KernelContents> {
         let backends = self.maps.all_backends().context("read BACKENDS")?;
         let mut known = BTreeMap::new();
         let mut indices = BTreeSet::new();
@@ -169,7 +170,7 @@ impl Dataplane {
         let orphans = orphans.map(|(index, one)| BackendId { index, generation: one.generation });
         let owners = self.maps.all_owners().context("read OWNERS4 and OWNERS6")?;
         let frontends = self.maps.all_frontends().context("read SERVICES4 and SERVICES6")?;
-        Ok(Found {
+        Ok(KernelContents {
             backends: known,
             orphans: orphans.collect(),
             generations: backends.iter().map(|backend| backend.generation).collect(),

@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::system::exit::Exit;
 
-pub use collect::{Asked, collect};
+pub use collect::{CheckOptions, collect};
 pub use evaluate::evaluate;
 pub use facts::Limits;
 

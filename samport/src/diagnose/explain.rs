@@ -47,14 +47,14 @@ pub enum Entry {
     /// When a process on this machine itself connects. Whether the hooks for that are there.
     Call(bool),
     /// At ingress of a device.
-    Device(Door),
+    Device(EntryDevice),
     /// At a device that has no program of samport, or nowhere at all.
     Nowhere(Option<String>),
 }
 
 /// A device with a program of samport at its ingress.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Door {
+pub struct EntryDevice {
     /// Its index.
     pub ifindex: u32,
     /// Its name.
@@ -67,7 +67,7 @@ pub struct Door {
     pub hook: String,
 }
 
-impl Door {
+impl EntryDevice {
     /// How replies get to clients whose packets come in here.
     const fn way(&self) -> ClientWay {
         if self.is_container && !self.is_outer {
@@ -118,7 +118,7 @@ pub struct Remembered {
 
 /// The service at the address that is dialled.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Found {
+pub struct DialledService {
     /// As the kernel has it.
     pub service: Service,
     /// Its port, as it was asked for.
@@ -157,7 +157,7 @@ pub struct Facts {
     /// What its source is validated by.
     pub source: SourceFacts,
     /// The service.
-    pub found: Option<Found>,
+    pub found: Option<DialledService>,
     /// What is served instead, in words.
     pub served: Vec<String>,
     /// The clock in ticks.
@@ -246,7 +246,12 @@ fn no_way_back(facts: &Facts, fate: &Fate) -> Vec<String> {
 }
 
 /// A packet at the ingress of a device.
-fn packet(facts: &Facts, found: &Found, door: &Door, remarks: &mut Remarks) -> (Fate, Option<u32>) {
+fn packet(
+    facts: &Facts,
+    found: &DialledService,
+    door: &EntryDevice,
+    remarks: &mut Remarks,
+) -> (Fate, Option<u32>) {
     let leaves = |verdict| (Fate::Leaves(verdict), None);
     if door.is_outer && !matches!(Scope::from_byte(found.service.scope), Scope::Everybody) {
         remarks
@@ -330,13 +335,13 @@ fn packet(facts: &Facts, found: &Found, door: &Door, remarks: &mut Remarks) -> (
 }
 
 /// Whether the next packet answers what was begun here. A segment is taken for one of the connection that was.
-const fn answers_outbound(found: &Found, protocol: Protocol, balance: Balance) -> bool {
+const fn answers_outbound(found: &DialledService, protocol: Protocol, balance: Balance) -> bool {
     found.is_begun_here
         && outbound::is_of_concern(protocol, balance.is_by_hash())
         && outbound::may_be_answer(protocol, Flags(Flags::ACK))
 }
 
-fn known(facts: &Facts, found: &Found, flow: &Remembered) -> conntrack::Known {
+fn known(facts: &Facts, found: &DialledService, flow: &Remembered) -> conntrack::Known {
     let backend_serves = found.members.get(&flow.backend).is_some_and(|member| {
         let backend = &member.known.backend;
         let life = Life::from_byte(backend.life);
@@ -360,8 +365,8 @@ const fn gone(protocol: Protocol) -> Verdict {
 /// A packet that opens a flow.
 fn new_flow(
     facts: &Facts,
-    found: &Found,
-    door: &Door,
+    found: &DialledService,
+    door: &EntryDevice,
     balance: Balance,
     unwanted: Option<u32>,
 ) -> (Fate, Option<u32>) {
@@ -425,7 +430,7 @@ impl Remembered {
 }
 
 /// How busy a backend is; one that is not known is avoided.
-fn load(found: &Found, id: u32) -> Load {
+fn load(found: &DialledService, id: u32) -> Load {
     let unknown = Load { open: u32::MAX, weight: 1 };
     found.members.get(&id).map_or(unknown, |member| member.known.load)
 }
@@ -435,7 +440,7 @@ fn fitness_by_suspicion(facts: &Facts, member: &Member) -> Fitness {
 }
 
 /// The backend that the client's address got not too long ago, if it takes new flows.
-fn recalled(found: &Found) -> Option<u32> {
+fn recalled(found: &DialledService) -> Option<u32> {
     let (id, generation, idle) = found.affinity?;
     let backend = &found.members.get(&id)?.known.backend;
     let serves = matches!(Life::from_byte(backend.life), Life::Serving);
@@ -443,7 +448,7 @@ fn recalled(found: &Found) -> Option<u32> {
         .then_some(id)
 }
 
-const fn nobody(facts: &Facts, found: &Found) -> Verdict {
+const fn nobody(facts: &Facts, found: &DialledService) -> Verdict {
     if found.service.flags & service::DROP != 0 {
         return Verdict::NoBackendDrop;
     }
@@ -455,7 +460,7 @@ const fn nobody(facts: &Facts, found: &Found) -> Verdict {
 
 /// A process on this machine that connects. To a service that goes by addresses the machine is one client,
 /// and one that goes by ports goes by sockets here.
-fn call(facts: &Facts, found: &Found) -> (Fate, Option<u32>) {
+fn call(facts: &Facts, found: &DialledService) -> (Fate, Option<u32>) {
     let fails_over = found.service.flags & service::FAILOVER != 0;
     let fitness = |id: u32| match found.members.get(&id) {
         Some(member) if local::takes(&member.known.backend) => {

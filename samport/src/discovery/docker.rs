@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ProviderSettings;
 use super::container::{ContainerView, Policy, ServedIn, offer};
-use super::container_store::{Answer, ContainerStore, Outcome, Question, Task};
+use super::container_store::{ContainerStore, InspectResult, Outcome, Question, Task};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events::{self, Notice};
 use super::inspect;
@@ -81,7 +81,7 @@ enum Message {
         session: u64,
         why: String,
     },
-    Answer(Answer),
+    Answer(InspectResult),
     DrainIsOver {
         id: String,
         number: u64,
@@ -105,7 +105,7 @@ pub(super) async fn start(
     let generation = terms.borrow().generation;
     let (inbox, messages) = mpsc::unbounded_channel();
     let (told, notices) = mpsc::channel(WAITING);
-    let told = Told { notices: told, is_full: Arc::default(), status: Arc::clone(&status) };
+    let told = NoticeSender { notices: told, is_full: Arc::default(), status: Arc::clone(&status) };
     let (snapshots, receiver) = watch::channel(Snapshot::default());
     let opened = Session::open(&endpoint, 1, &inbox, &told).await;
     let (session, running) = opened.map_err(|error| Unreachable::new(engine, &endpoint, &error))?;
@@ -161,7 +161,7 @@ impl Session {
         endpoint: &Endpoint,
         number: u64,
         inbox: &Inbox,
-        told: &Told,
+        told: &NoticeSender,
     ) -> Result<(Self, Vec<ContainerSummary>), Error> {
         let client = endpoint.client()?;
         in_time(client.ping()).await?;
@@ -180,14 +180,14 @@ pub(super) async fn in_time<T>(
 
 /// Where events go.
 #[derive(Clone)]
-struct Told {
+struct NoticeSender {
     notices: mpsc::Sender<Notice>,
     /// Whether there was no room for one.
     is_full: Arc<AtomicBool>,
     status: Arc<ProviderStatus>,
 }
 
-impl Told {
+impl NoticeSender {
     /// Hands an event on. The stream is read on in any case: the engine drops what nobody reads, and does not say so.
     fn hand_on(&self, event: EventMessage) {
         self.status.happened();
@@ -201,7 +201,7 @@ impl Told {
 }
 
 /// Hands on all events from now until the stream ends.
-async fn forward(client: Docker, session: u64, inbox: Inbox, told: Told) {
+async fn forward(client: Docker, session: u64, inbox: Inbox, told: NoticeSender) {
     // The engine answers before it has subscribed us; with `since` it also sends what happened
     // meanwhile.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -244,7 +244,7 @@ struct Watcher {
     inspections: Arc<Semaphore>,
     inbox: Inbox,
     messages: mpsc::UnboundedReceiver<Message>,
-    told: Told,
+    told: NoticeSender,
     notices: mpsc::Receiver<Notice>,
     listing: Listing,
     snapshots: watch::Sender<Snapshot>,
@@ -456,7 +456,7 @@ impl Watcher {
                 tokio::spawn(async move {
                     let _permit = permits.acquire().await;
                     let outcome = inspector.look(&question.id, question.served.as_ref()).await;
-                    let _ = inbox.send(Message::Answer(Answer { question, outcome }));
+                    let _ = inbox.send(Message::Answer(InspectResult { question, outcome }));
                 });
             }
         }

@@ -91,7 +91,7 @@ impl IdManifest {
 
 /// What the kernel's maps say.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Found {
+pub struct KernelContents {
     /// Backends of the ledger that serve, just as it says.
     pub backends: BTreeMap<BackendKey, (BackendId, Attributes)>,
     /// Numbers in use of which it does not know, or knows otherwise.
@@ -126,9 +126,9 @@ pub enum Orphan {
 impl Actual {
     /// Goes on from what was found in the kernel, and says what has to be undone.
     #[must_use]
-    pub fn adopt(ledger: &IdManifest, found: Found) -> (Self, Vec<Orphan>) {
-        let Found { backends, orphans, frontends, allowed, .. } = found;
-        let Found { generations, owners, ports, attached, devices, sources, .. } = found;
+    pub fn adopt(ledger: &IdManifest, found: KernelContents) -> (Self, Vec<Orphan>) {
+        let KernelContents { backends, orphans, frontends, allowed, .. } = found;
+        let KernelContents { generations, owners, ports, attached, devices, sources, .. } = found;
         let known = Self { devices, sources, generations, ..Self::with_room_for(0) };
         let mut actual = Self { owners, ports, attached, ..known };
         let by_id: BTreeMap<ServiceId, ServiceKey> =

@@ -80,12 +80,12 @@ fn networks_of_one_family_close_the_door_of_the_other() {
 
 /// What the kernel knows of who may be served.
 #[derive(Clone, Default)]
-struct Door {
+struct Admitted {
     restricted: BTreeMap<(IpAddr, Listen), (ServiceId, bool)>,
     allowed: BTreeSet<(ServiceId, IpNet)>,
 }
 
-impl Door {
+impl Admitted {
     fn apply(&mut self, change: &Change) {
         match change {
             Change::SetFrontend { addr, listen, to } => {
@@ -133,7 +133,7 @@ proptest! {
     /// not.
     #[test]
     fn nobody_is_locked_out_or_let_in_half_way(hints in hints()) {
-        let (mut actual, mut door) = (Actual::default(), Door::default());
+        let (mut actual, mut door) = (Actual::default(), Admitted::default());
         for desired in hints {
             let changes = plan(&desired, &mut actual).unwrap();
             let before = door.served();

@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::model::allow::Networks;
 use crate::model::groups::Group;
 use crate::model::ports::Listen;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 use crate::plan::table::{Recipe, Region};
 
 /// How packets get to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Route {
     /// Straight into the namespace behind a veth.
-    Peer(Place),
+    Peer(HostDevice),
     /// By the neighbour table.
     Neighbour {
         /// The device packets leave by.
@@ -32,7 +32,7 @@ pub enum Route {
     /// Through the host's stack.
     Stack,
     /// To a macvlan child of an interface clients come in by: the place's.
-    Child(Place),
+    Child(HostDevice),
 }
 
 impl Route {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use samport_common::layout::{DeviceSet, Scope};
 
 use super::*;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 
 const WEB: Listen = Listen::tcp(80);
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
@@ -17,7 +17,7 @@ fn wish(ports: &[(Listen, &[IpAddr])]) -> Desired {
         listen,
         id: "web-1".into(),
         endpoint: SocketAddr::from(([172, 17, 0, 2], 9090)),
-        route: Route::Peer(Place { ifindex: 9, mac: [9; 6], polls: false }),
+        route: Route::Peer(HostDevice { ifindex: 9, mac: [9; 6], polls: false }),
     };
     let share = Share {
         name: "web-1".into(),

@@ -9,7 +9,7 @@ use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
 use samport_common::source::Side;
 
 use super::*;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 17, 0, 1));
@@ -19,7 +19,7 @@ fn key(name: u8, listen: u16) -> BackendKey {
         listen: Listen::tcp(listen),
         id: format!("web-{name}"),
         endpoint: SocketAddr::from(([172, 17, 0, name], 9090)),
-        route: Route::Peer(Place { ifindex: u32::from(name), mac: [name; 6], polls: false }),
+        route: Route::Peer(HostDevice { ifindex: u32::from(name), mac: [name; 6], polls: false }),
     }
 }
 
@@ -141,7 +141,7 @@ fn a_backend_behind_another_veth_is_another_backend() {
     let mut actual = Actual::default();
     let before = key(1, 80);
     reach(&wish(&[(before.clone(), active(1))]), &mut actual);
-    let route = Route::Peer(Place { ifindex: 77, mac: [1; 6], polls: false });
+    let route = Route::Peer(HostDevice { ifindex: 77, mac: [1; 6], polls: false });
     let after = BackendKey { route, ..before.clone() };
     reach(&wish(&[(after.clone(), active(1))]), &mut actual);
     let ids: Vec<_> = actual.backends().map(|(key, id)| (key.clone(), id.index)).collect();
@@ -529,7 +529,7 @@ proptest! {
 
 #[test]
 fn a_macvlan_child_is_answered_for_at_its_parent_alone() {
-    let route = Route::Child(Place { ifindex: 2, mac: [1; 6], polls: false });
+    let route = Route::Child(HostDevice { ifindex: 2, mac: [1; 6], polls: false });
     let mut desired = wish(&[(BackendKey { route, ..key(1, 80) }, active(1))]);
     desired.interfaces = [2, 3].into();
     desired.bridges = [5].into();

@@ -8,7 +8,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
 use loom::thread;
 use samport::model::ports::Listen;
-use samport::model::{Place, State};
+use samport::model::{HostDevice, State};
 use samport::plan::table::{Region, Tables};
 use samport::plan::{Actual, BackendKey, Change, Desired, Route, Share, plan};
 use samport_common::flow::FlowWord;
@@ -18,7 +18,7 @@ use samport_models::kernel::{FRONTENDS, Kernel, Loader};
 /// The one service with one backend, which answers at a port of its own.
 fn wish(port: u16) -> Desired {
     let listen = Listen::tcp(80);
-    let place = Place { ifindex: port.into(), mac: [1; 6], polls: false };
+    let place = HostDevice { ifindex: port.into(), mac: [1; 6], polls: false };
     let key = BackendKey {
         listen,
         id: format!("web-{port}"),

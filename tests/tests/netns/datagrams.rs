@@ -188,7 +188,7 @@ fn datagrams_go_every_way() {
 
 /// Sends 10 MB in datagrams of 1,200 bytes to the mirrors, 16 on their way at a time, and compares
 /// what comes back.
-fn carry(builder: Builder) {
+fn transfer(builder: Builder) {
     let datagrams = Datagrams::start(builder, &[], Echo::mirror);
     for front in datagrams.served.fronts() {
         datagrams.on_client(|| {
@@ -220,13 +220,13 @@ fn numbered(number: u32) -> Vec<u8> {
 /// Case 18: tx offload off everywhere: 10 MB arrives intact, over UDP.
 #[test]
 fn ten_megabytes_of_datagrams_arrive_intact_with_checksums_computed_by_the_senders() {
-    carry(Lab::builder().backends(2).tx_offload_off());
+    transfer(Lab::builder().backends(2).tx_offload_off());
 }
 
 /// Case 18: the same with checksums left to devices.
 #[test]
 fn ten_megabytes_of_datagrams_arrive_intact() {
-    carry(Lab::builder().backends(2));
+    transfer(Lab::builder().backends(2));
 }
 
 /// Case 20: UDP_SEGMENT intact: 40 datagrams that the kernel carries as one, there and back.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use samport::dataplane::program_run::{Ran, Runner};
 use samport::dataplane::{Dataplane, Options};
-use samport::model::Place;
+use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
@@ -283,7 +283,7 @@ impl Bench {
 }
 
 fn key(index: u32, endpoint: SocketAddr, listen: u16) -> BackendKey {
-    let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index), polls: false });
+    let route = Route::Peer(HostDevice { ifindex: DEVICE, mac: mac(index), polls: false });
     BackendKey { listen: Listen::tcp(listen), id: format!("web-{index}"), endpoint, route }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use samport::model::Place;
+use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
@@ -40,7 +40,7 @@ impl Bench {
         let services = [(VIP, 4, 5, BACKENDS[0], 4), (VIP6, 5, 7, BACKENDS[2], 6)];
         for (vip, service, index, endpoint, base) in services {
             let (vip, endpoint) = (address(vip), address(endpoint));
-            let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index), polls: false });
+            let route = Route::Peer(HostDevice { ifindex: DEVICE, mac: mac(index), polls: false });
             let key = BackendKey { listen: LISTEN, id: format!("udp-{index}"), endpoint, route };
             let (source, id) = (key.source(), BackendId { index, generation: 1 });
             let number = ServiceId::new(service).unwrap();

@@ -17,7 +17,8 @@ use crate::api::types::Limits;
 use crate::dataplane::map_reader::Answers;
 use crate::dataplane::pins;
 use crate::diagnose::explain::{
-    Door, Entry, Facts, Found, Member, Question, Remembered, SourceDevice, SourceFacts,
+    DialledService, Entry, EntryDevice, Facts, Member, Question, Remembered, SourceDevice,
+    SourceFacts,
 };
 use crate::model::encode::wide;
 use crate::model::ports::Listen;
@@ -225,7 +226,7 @@ struct Doors<'a> {
 }
 
 impl Doors<'_> {
-    fn door(&self, ifindex: u32) -> Option<Door> {
+    fn door(&self, ifindex: u32) -> Option<EntryDevice> {
         let (device, is_container) = (self.devices.get(&ifindex)?, *self.attached.get(&ifindex)?);
         let is_outer = self.record.interfaces.contains(&device.name);
         let hook = match self.record.hook.split_once(", ") {
@@ -234,7 +235,7 @@ impl Doors<'_> {
             Some((tc, xdp)) => format!("{xdp}, then {tc}"),
             None => self.record.hook.clone(),
         };
-        Some(Door { ifindex, name: device.name.clone(), is_outer, is_container, hook })
+        Some(EntryDevice { ifindex, name: device.name.clone(), is_outer, is_container, hook })
     }
 }
 
@@ -269,7 +270,7 @@ impl Gathering<'_> {
     async fn source(
         &self,
         answers: &Answers,
-        door: &Door,
+        door: &EntryDevice,
         flow: Option<Remembered>,
     ) -> Result<SourceFacts> {
         let client = self.question.client.ip();
@@ -329,7 +330,7 @@ impl Gathering<'_> {
         Ok(served.into_iter().map(words).collect())
     }
 
-    fn found(&self, one: &Instance, service: Service) -> Result<Option<Found>> {
+    fn found(&self, one: &Instance, service: Service) -> Result<Option<DialledService>> {
         let (answers, record) = (&one.answers, &one.record);
         let Some(id) = ServiceId::new(service.id) else { return Ok(None) };
         let client = self.question.client;
@@ -375,7 +376,7 @@ impl Gathering<'_> {
             Some(name) => format!("{name} {listen}"),
             None => listen.to_string(),
         };
-        Ok(Some(Found {
+        Ok(Some(DialledService {
             service,
             listen,
             name,

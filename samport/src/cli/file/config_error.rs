@@ -20,7 +20,7 @@ impl ConfigError {
 
     /// The fault for people: file, line and column, what it is, and the line with a mark under it.
     pub(super) fn shown(&self, path: &dyn fmt::Display, text: &str) -> String {
-        let Place { line, column, words, width } = Place::of(&self.at, text);
+        let Position { line, column, words, width } = Position::of(&self.at, text);
         let what = self.what.trim_end();
         let number = line.to_string();
         let (margin, mark) = (" ".repeat(number.len()), "^".repeat(width));
@@ -31,7 +31,7 @@ impl ConfigError {
 
 /// A place in a text as people find it.
 #[derive(PartialEq, Eq, Debug)]
-struct Place<'a> {
+struct Position<'a> {
     /// From 1.
     line: usize,
     /// From 1, in characters.
@@ -42,7 +42,7 @@ struct Place<'a> {
     width: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Position<'a> {
     fn of(at: &Range<usize>, text: &'a str) -> Self {
         let begin = text.floor_char_boundary(at.start);
         let end = text.floor_char_boundary(at.end.max(begin));
@@ -89,9 +89,9 @@ mod tests {
             (text.len()..text.len(), 2, 2, 1),
             (99..999, 2, 2, 1),
         ] {
-            let place = Place::of(&at, text);
+            let place = Position::of(&at, text);
             assert_eq!((place.line, place.column, place.width), (line, column, width), "{at:?}");
         }
-        assert_eq!(Place::of(&(0..1), text).words, "a\u{e4} = 1");
+        assert_eq!(Position::of(&(0..1), text).words, "a\u{e4} = 1");
     }
 }

@@ -15,7 +15,7 @@ use super::reloadable::{Effect, effect};
 use crate::api::metrics;
 use crate::cli::file::File;
 use crate::cli::provenance::{Effective, changed};
-use crate::cli::resolved::{self, Asked};
+use crate::cli::resolved::{self, ResolvedConfig};
 use crate::control::reconcile::{LoopSettings, NewRules};
 use crate::discovery::{self, ProviderSettings};
 use crate::system::file_watch::FileWatch;
@@ -32,7 +32,7 @@ pub(super) struct ReloadHandles {
     /// The metrics' server, if there is one.
     pub(super) metrics: Option<metrics::Server>,
     /// What it serves.
-    pub(super) source: metrics::Source,
+    pub(super) source: metrics::MetricsSource,
 }
 
 impl ReloadHandles {
@@ -68,20 +68,20 @@ pub(super) struct Reloader {
     config: Config,
     /// Every key as it is in force: what waits for the next start is as it was at this one.
     effective: Vec<Effective>,
-    file: Option<Source>,
+    file: Option<ReloadSource>,
     hang_up: Signal,
     handles: ReloadHandles,
 }
 
 /// The file, followed.
-struct Source {
+struct ReloadSource {
     path: PathBuf,
     /// The last text read, good or bad: what is bad is complained about once.
     text: Option<String>,
     watch: Option<FileWatch>,
 }
 
-impl Source {
+impl ReloadSource {
     /// The text is what was read: what has changed since then is new.
     async fn of(File { path, text, .. }: File, resyncs: &Resyncs) -> Self {
         let watch = FileWatch::start(&path, resyncs).await;
@@ -113,13 +113,13 @@ impl Source {
 impl Reloader {
     /// For a run that was started with this.
     pub(super) async fn new(
-        asked: Asked,
+        asked: ResolvedConfig,
         config: Config,
         hang_up: Signal,
         handles: ReloadHandles,
     ) -> Self {
         let file = match asked.file {
-            Some(file) => Some(Source::of(file, handles.source.progress.resyncs()).await),
+            Some(file) => Some(ReloadSource::of(file, handles.source.progress.resyncs()).await),
             None => None,
         };
         Self { config, effective: asked.effective, file, hang_up, handles }

@@ -14,7 +14,7 @@ use crate::model::State;
 use crate::system::instance::{self, BackendRecord, Record, ServiceRecord};
 
 /// A backend and what the kernel has counted of it.
-struct Counted<'a> {
+struct CountedBackend<'a> {
     record: &'a BackendRecord,
     open: u64,
     stats: BackendStats,
@@ -64,21 +64,21 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
     })
 }
 
-fn count<'a>(counters: &Counters, record: &'a BackendRecord) -> Result<Counted<'a>> {
+fn count<'a>(counters: &Counters, record: &'a BackendRecord) -> Result<CountedBackend<'a>> {
     // 0 is none: it is not in the kernel yet.
     if record.id == 0 {
-        return Ok(Counted { record, open: 0, stats: BackendStats::default() });
+        return Ok(CountedBackend { record, open: 0, stats: BackendStats::default() });
     }
     let (open, stats) = (counters.open_flows(record.id)?, counters.backend(record.id)?);
-    Ok(Counted { record, open, stats })
+    Ok(CountedBackend { record, open, stats })
 }
 
 /// Services in the order of their ports.
-fn services(record: &Record, backends: &[Counted]) -> Vec<ServiceCount> {
+fn services(record: &Record, backends: &[CountedBackend]) -> Vec<ServiceCount> {
     record.services.iter().map(|service| service_count(service, backends)).collect()
 }
 
-fn service_count(service: &ServiceRecord, all: &[Counted]) -> ServiceCount {
+fn service_count(service: &ServiceRecord, all: &[CountedBackend]) -> ServiceCount {
     let ours = || all.iter().filter(|one| one.record.port == service.listen);
     // By its name, as its addresses are one backend: it is what its best address is.
     let mut states: BTreeMap<&str, State> = BTreeMap::new();
@@ -104,8 +104,8 @@ fn service_count(service: &ServiceRecord, all: &[Counted]) -> ServiceCount {
     }
 }
 
-fn backend(counted: &Counted) -> InstanceBackend {
-    let Counted { record, open, stats } = counted;
+fn backend(counted: &CountedBackend) -> InstanceBackend {
+    let CountedBackend { record, open, stats } = counted;
     InstanceBackend {
         name: record.name.clone(),
         port: record.port.to_string(),
@@ -166,7 +166,7 @@ mod tests {
             record("web-4", 80, State::Starting),
             record("db-1", 81, State::Active),
         ];
-        let counted = records.each_ref().map(|record| Counted {
+        let counted = records.each_ref().map(|record| CountedBackend {
             record,
             open: 2,
             stats: BackendStats { flows: 10, refused: 1, silent: 3, ..BackendStats::default() },

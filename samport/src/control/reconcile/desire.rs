@@ -12,7 +12,7 @@ use crate::control::admission;
 use crate::control::handle::BackendRef;
 use crate::model::allow;
 use crate::model::groups::Group;
-use crate::model::{Candidate, Site, Snapshot, State};
+use crate::model::{Candidate, Reach, Snapshot, State};
 use crate::net::frontends::is_link_local;
 use crate::net::netlink::{Device, Devices};
 use crate::net::port_conflicts;
@@ -128,7 +128,7 @@ impl Reconciler {
             }
             // Its container has just stopped, or started again: the engine's next word says which. No
             // other way leads there.
-            let has_gone = matches!(candidate.place, Some(Site::Veth(place))
+            let has_gone = matches!(candidate.place, Some(Reach::Veth(place))
                 if !devices.contains_key(&place.ifindex));
             if self.is_admitted(candidate, state) && !has_gone {
                 admitted.push((candidate, state));

@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use tokio::sync::{mpsc, watch};
 
 use super::Reconciler;
-use crate::dataplane::{Ask, Events, Failing, Failure, Told};
+use crate::dataplane::{Ask, Events, Failing, Failure, RingEvent};
 use crate::discovery::health::evidence::{self, Finding};
 use crate::plan::{BackendId, BackendKey};
 use crate::system::resyncs::Gap;
 
 /// What the kernel's programs tell next. Never, if they cannot be heard.
-pub(super) async fn next(events: &mut Option<Events>) -> Told {
+pub(super) async fn next(events: &mut Option<Events>) -> RingEvent {
     if let Some(ring) = events {
         match ring.next().await {
             Ok(told) => return told,
@@ -60,10 +60,10 @@ impl Confirmations {
 
 impl Reconciler {
     /// Hears what the kernel's programs tell. If some of it may be lost, every backend is checked.
-    pub(super) fn hear(&mut self, told: Told) {
+    pub(super) fn hear(&mut self, told: RingEvent) {
         match told {
-            Told::Failure(failure) => self.look_into(failure),
-            Told::Overrun => {
+            RingEvent::Failure(failure) => self.look_into(failure),
+            RingEvent::Overrun => {
                 self.progress.resyncs().count(Gap::KernelEvents);
                 self.health.check_all_now();
                 self.netlink.neighbours().doubt_all();

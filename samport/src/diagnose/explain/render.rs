@@ -6,7 +6,7 @@ use samport_common::conntrack::TICK_SHIFT;
 use samport_common::layout::{Life, Via};
 use samport_common::verdict::{Action, Verdict};
 
-use super::{Because, Entry, Explanation, Fate, Found, Member, Refused};
+use super::{Because, DialledService, Entry, Explanation, Fate, Member, Refused};
 use crate::api::types::{self, Explained, SCHEMA};
 use crate::model::State;
 
@@ -139,7 +139,7 @@ fn why(because: &Because) -> String {
 /// The lines below the first, which ends with who it is or that it is one of several.
 fn goes(
     explanation: &Explanation,
-    found: &Found,
+    found: &DialledService,
     to: &[(u32, f64)],
     steps: &mut Vec<String>,
 ) -> Vec<String> {

@@ -57,7 +57,7 @@ fn facts() -> Facts {
         flags: 0,
         pad: 0,
     };
-    let found = Found {
+    let found = DialledService {
         service,
         listen: Listen::tcp(80),
         name: "80/tcp".to_owned(),
@@ -88,8 +88,8 @@ fn facts() -> Facts {
     }
 }
 
-fn door(ifindex: u32, name: &str) -> Door {
-    Door {
+fn door(ifindex: u32, name: &str) -> EntryDevice {
+    EntryDevice {
         ifindex,
         name: name.to_owned(),
         is_outer: [ETH0, ETH1].contains(&ifindex),
@@ -124,7 +124,7 @@ fn source() -> SourceFacts {
 }
 
 /// The facts with something special about the service.
-fn with(change: impl FnOnce(&mut Found)) -> Facts {
+fn with(change: impl FnOnce(&mut DialledService)) -> Facts {
     let mut facts = facts();
     change(facts.found.as_mut().unwrap());
     facts
@@ -132,7 +132,7 @@ fn with(change: impl FnOnce(&mut Found)) -> Facts {
 
 #[test]
 fn a_backend_whose_answers_do_not_reach_outside_clients_is_named() {
-    let facts = |is_cut_off: bool, entry: Door| {
+    let facts = |is_cut_off: bool, entry: EntryDevice| {
         let mut facts = with(|found| {
             for member in found.members.values_mut() {
                 member.route_back = Some(!is_cut_off);
@@ -202,7 +202,7 @@ fn an_existing_flow_stays_with_its_backend() {
 
 #[test]
 fn an_existing_flow_stays_with_a_backend_that_drains_and_a_new_one_goes_elsewhere() {
-    let drains = |found: &mut Found| {
+    let drains = |found: &mut DialledService| {
         found.members.insert(2, member(2, Life::Draining, "draining"));
         found.slots = vec![1];
         found.others = vec![("web-2".to_owned(), "is draining".to_owned())];
@@ -239,12 +239,12 @@ fn a_flow_that_is_over_begins_anew() {
 
 #[test]
 fn a_flow_whose_backend_is_gone_is_reset() {
-    let gone = |found: &mut Found| {
+    let gone = |found: &mut DialledService| {
         found.members.insert(2, member(2, Life::Down, "down"));
         found.flow = Some(flow(2, State::Established, 0));
     };
     assert_leaves(with(gone), Verdict::GoneReset, &["its backend is gone → answered with a reset"]);
-    let reused = |found: &mut Found| {
+    let reused = |found: &mut DialledService| {
         found.members.get_mut(&2).unwrap().known.backend.generation = 4;
         found.flow = Some(flow(2, State::Established, 0));
     };
@@ -356,7 +356,7 @@ fn who_is_not_allowed_is_dropped_and_who_is_outside_is_not_served_inside() {
 
 #[test]
 fn without_a_backend_it_is_as_the_service_says() {
-    let empty = |found: &mut Found| found.slots = Vec::new();
+    let empty = |found: &mut DialledService| found.slots = Vec::new();
     assert_leaves(
         with(empty),
         Verdict::NoBackendReset,
@@ -431,7 +431,7 @@ fn the_document_has_every_candidate_with_its_share() {
 }
 
 /// A packet of this client that comes in so.
-fn from(client: &str, by: Door, route: Route) -> Facts {
+fn from(client: &str, by: EntryDevice, route: Route) -> Facts {
     let mut facts = facts();
     facts.question.client = SocketAddr::new(client.parse().unwrap(), 51_022);
     facts.entry = Entry::Device(by);
@@ -536,7 +536,7 @@ fn the_source_is_validated_last_before_a_flow_is_opened() {
 
 #[test]
 fn a_flow_is_taken_over_by_nobody_on_the_other_side() {
-    let on = |by: Door, route, way, side| {
+    let on = |by: EntryDevice, route, way, side| {
         let mut facts = from("203.0.113.9", by, route);
         let open = Remembered { way, side, ..flow(2, State::Established, 3) };
         facts.found.as_mut().unwrap().flow = Some(open);
@@ -570,7 +570,7 @@ fn a_flow_is_taken_over_by_nobody_on_the_other_side() {
 
 #[test]
 fn a_flow_that_moves_says_where_its_replies_go() {
-    let on = |by: Door, route, way, side| {
+    let on = |by: EntryDevice, route, way, side| {
         let mut facts = from("203.0.113.9", by, route);
         let open = Remembered { way, side, ..flow(2, State::Established, 3) };
         facts.found.as_mut().unwrap().flow = Some(open);

@@ -1,9 +1,9 @@
 use super::*;
-use crate::discovery::container::{Attachment, Health};
-use crate::model::check::{Config, Source};
-use crate::model::{Condition, Place, Site};
+use crate::discovery::container::{Attachment, ContainerHealth};
+use crate::model::check::{CheckOrigin, Config};
+use crate::model::{Condition, HostDevice, Reach};
 
-const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6], polls: false });
+const REACH: Reach = Reach::Veth(HostDevice { ifindex: 7, mac: [2; 6], polls: false });
 
 struct Scene(ContainerStore);
 
@@ -18,7 +18,7 @@ impl Scene {
         let policy = Policy {
             ports,
             filters: super::super::filter::Filters::default(),
-            health: Config { source: Source::None, ..Config::default() },
+            health: Config { source: CheckOrigin::None, ..Config::default() },
             label_ports: crate::model::ports::PortRanges::default(),
         };
         Self(ContainerStore::new(Arc::new(policy), served))
@@ -47,9 +47,9 @@ impl Scene {
     }
 
     fn answer(&mut self, question: Question, view: ContainerView) -> Option<Task> {
-        let located = Located { site: Some(SITE), ..Located::default() };
+        let located = Located { reach: Some(REACH), ..Located::default() };
         let outcome = Outcome::Found(Box::new(view), located);
-        self.0.answered(Answer { question, outcome })
+        self.0.answered(InspectResult { question, outcome })
     }
 
     fn shows(&self) -> String {
@@ -94,7 +94,7 @@ fn it_is_settled_when_all_that_were_listed_are_answered() {
     let (one, two) = (tasks.next().unwrap(), tasks.next().unwrap());
     scene.answer(two, view("2"));
     assert!(!scene.0.is_settled());
-    scene.0.answered(Answer { question: one, outcome: Outcome::Gone });
+    scene.0.answered(InspectResult { question: one, outcome: Outcome::Gone });
     assert!(scene.0.is_settled());
     assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked");
 }
@@ -107,7 +107,7 @@ fn a_container_that_starts_knows_when_and_where() {
     scene.answer(asked, view("1"));
     let candidate = &scene.0.candidates()[0];
     assert_eq!(candidate.started, Some(SystemTime::UNIX_EPOCH));
-    assert_eq!(candidate.place, Some(SITE));
+    assert_eq!(candidate.place, Some(REACH));
     assert_eq!(Scene::with(&["1"]).0.candidates()[0].started, None);
 }
 
@@ -315,11 +315,11 @@ fn health_counts_at_once_too() {
     let mut scene = Scene::new();
     scene.0.policy = Arc::new(Policy { health: Config::default(), ..(*scene.0.policy).clone() });
     let asked = question(scene.event("1", Event::Started).unwrap());
-    scene.answer(asked, ContainerView { health: Some(Health::Starting), ..view("1") });
+    scene.answer(asked, ContainerView { health: Some(ContainerHealth::Starting), ..view("1") });
     assert_eq!(scene.0.candidates()[0].condition, Condition::Starting);
-    scene.event("1", Event::HealthChanged(Some(Health::Healthy)));
+    scene.event("1", Event::HealthChanged(Some(ContainerHealth::Healthy)));
     assert_eq!(scene.0.candidates()[0].condition, Condition::Ready);
-    scene.event("1", Event::HealthChanged(Some(Health::Unhealthy)));
+    scene.event("1", Event::HealthChanged(Some(ContainerHealth::Unhealthy)));
     assert_eq!(scene.0.candidates()[0].condition, Condition::Unhealthy);
 }
 
@@ -477,7 +477,7 @@ fn a_question_that_fails_changes_nothing_and_is_asked_again() {
     let mut scene = Scene::with(&["1"]);
     let asked = question(scene.event("1", Event::Changed).unwrap());
     let outcome = Outcome::Failed("no route".into());
-    let task = scene.0.answered(Answer { question: asked.clone(), outcome }).unwrap();
+    let task = scene.0.answered(InspectResult { question: asked.clone(), outcome }).unwrap();
     assert_eq!(task, Task::AskAgain { question: asked.clone(), delay: AFTER_FAILURE });
     assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
     // Somebody else asks before that.

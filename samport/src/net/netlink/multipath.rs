@@ -88,7 +88,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Last {
-    answer: Option<Answer>,
+    answer: Option<ReadRoutes>,
     /// The list that is being read.
     running: Option<watch::Receiver<()>>,
     /// Whether somebody has given up waiting for it.
@@ -98,7 +98,7 @@ struct Last {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct ReadRoutes {
     next_hops: NextHops,
     /// How many changes the kernel had told of before.
     changes: u64,
@@ -106,7 +106,7 @@ struct Answer {
     keep_until: Instant,
 }
 
-impl Answer {
+impl ReadRoutes {
     /// One that was asked for at `began`, when there had been so many changes.
     fn of(next_hops: NextHops, changes: u64, began: Instant, now: Instant) -> Self {
         let took = now.saturating_duration_since(began);
@@ -162,7 +162,7 @@ impl NextHopList {
             last.running = None;
             match found {
                 Ok(found) => {
-                    last.answer = Some(Answer::of(found, changes, began, Instant::now()));
+                    last.answer = Some(ReadRoutes::of(found, changes, began, Instant::now()));
                     last.failure = None;
                 }
                 Err(error) => last.failure = Some(format!("{error:#}")),
@@ -298,9 +298,9 @@ mod tests {
     fn an_answer_is_kept_until_a_change_and_longer_if_it_took_long() {
         let began = Instant::now();
         let after = |milliseconds| began + Duration::from_millis(milliseconds);
-        let answer = Answer::of(NextHops::default(), 3, began, after(1));
+        let answer = ReadRoutes::of(NextHops::default(), 3, began, after(1));
         assert!(answer.is_fresh(3, after(100_000)) && !answer.is_fresh(4, after(2)));
-        let answer = Answer::of(NextHops::default(), 4, began, after(1_000));
+        let answer = ReadRoutes::of(NextHops::default(), 4, began, after(1_000));
         assert!(answer.is_fresh(9, after(50_000)) && !answer.is_fresh(9, after(51_001)));
     }
 

@@ -7,7 +7,7 @@ use super::*;
 /// The kernel's maps, as far as who takes over reads them.
 #[derive(Default)]
 struct Kernel {
-    found: Found,
+    found: KernelContents,
     serving: BTreeMap<u32, (BackendKey, BackendId, Attributes)>,
 }
 
@@ -51,7 +51,7 @@ impl Kernel {
     }
 
     /// As the maps are read with this ledger in hand.
-    fn read(&self, ledger: &IdManifest) -> Found {
+    fn read(&self, ledger: &IdManifest) -> KernelContents {
         let mut found = self.found.clone();
         found.generations.resize(64, 0);
         let named: BTreeSet<_> = ledger.backends().collect();
@@ -125,11 +125,11 @@ fn what_no_ledger_names_is_undone() {
     let id = BackendId { index: 3, generation: 9 };
     let service = ServiceId::new(5).unwrap();
     let net: IpNet = "10.0.0.0/8".parse().unwrap();
-    let found = Found {
+    let found = KernelContents {
         orphans: vec![id],
         allowed: [(service, net)].into(),
         generations: vec![0, 0, 0, 9],
-        ..Found::default()
+        ..KernelContents::default()
     };
     let (mut actual, orphans) = Actual::adopt(&IdManifest::default(), found);
     assert_eq!(orphans, [Orphan::Backend(id), Orphan::Allowed(service, net)]);

@@ -7,7 +7,7 @@ use samport::dataplane::program_run::harness::{Harness, Measured, Traffic};
 use samport::dataplane::program_run::{Runner, XdpRunner};
 use samport::dataplane::{Dataplane, Options};
 use samport::lab::Namespace;
-use samport::model::Place;
+use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
@@ -215,7 +215,7 @@ fn service() -> Result<ServiceId> {
 
 fn backend(index: u32) -> (BackendKey, samport::plan::Source) {
     let mac = [2, 0, 0, 0, 0, 1];
-    let route = Route::Peer(Place { ifindex: DEVICE, mac, polls: false });
+    let route = Route::Peer(HostDevice { ifindex: DEVICE, mac, polls: false });
     let id = format!("web-{index}");
     let key = BackendKey { listen: Listen::tcp(80), id, endpoint: endpoint(index), route };
     let source = key.source();

@@ -9,7 +9,7 @@ use crate::discovery::endpoint::Endpoint;
 use crate::discovery::{Engine, Seen};
 use crate::model::allow::Networks;
 use crate::model::test::candidate;
-use crate::model::{Egress, Place, Site};
+use crate::model::{Egress, HostDevice, Reach};
 use crate::net::netlink::LinkState;
 
 const ETH0: u32 = 2;
@@ -192,10 +192,10 @@ fn programs_of_others_are_named_and_our_own_are_not() {
 /// Case 87: a container whose answers reach no client outside of this machine.
 #[test]
 fn a_container_without_a_route_back_is_named_once() {
-    let place = Place { ifindex: 9, mac: [2; 6], polls: false };
+    let place = HostDevice { ifindex: 9, mac: [2; 6], polls: false };
     let of = |port: &str, leads_out| Candidate {
         listen: port.parse().unwrap(),
-        place: Some(Site::Veth(place)),
+        place: Some(Reach::Veth(place)),
         egress: Egress { leads_out: Some(leads_out), ..Egress::default() },
         ..candidate("web")
     };

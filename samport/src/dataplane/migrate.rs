@@ -23,14 +23,14 @@ use super::pins::{self, Folder};
 use super::seed;
 use crate::plan::Route;
 use crate::system::instance::Record;
-use copy::{Carry, Pair, array, array_by_cpu, hash, nothing};
+use copy::{MapCopy, Pair, array, array_by_cpu, hash, nothing};
 
 /// Opens an old map and the one that takes its place.
-type Open = fn(&Pair) -> Result<Box<dyn Carry>>;
+type Open = fn(&Pair) -> Result<Box<dyn MapCopy>>;
 
 /// What becomes of a map when a samport takes over.
 #[derive(Clone, Copy)]
-enum Carried {
+enum Migration {
     /// It goes on being used: keys and values mean the same.
     Kept,
     /// Another takes its place, and gets what it holds in this way.
@@ -43,7 +43,7 @@ enum Carried {
     OfRun,
 }
 
-type List = &'static [(&'static str, Carried)];
+type List = &'static [(&'static str, Migration)];
 
 /// The older layouts that can be taken over, each with its list.
 const OLDER: [(u32, List); 1] = [(3, &layout3::MAPS)];
@@ -62,39 +62,39 @@ impl Layout {
         older.map(|(_, list)| Self(Some(list)))
     }
 
-    fn carried(self, name: &str) -> Carried {
+    fn migration(self, name: &str) -> Migration {
         if load::OF_A_RUN.contains(&name) {
-            return Carried::OfRun;
+            return Migration::OfRun;
         }
         // Written anew, with what this run was given.
         if name == seed::MAP {
-            return Carried::Emptied;
+            return Migration::Emptied;
         }
         let listed = self.0.and_then(|list| list.iter().find(|(one, _)| *one == name));
-        listed.map_or(Carried::Kept, |(_, carried)| *carried)
+        listed.map_or(Migration::Kept, |(_, migration)| *migration)
     }
 
     /// What copies a map into one of another size, or of another layout.
     fn open(self, name: &str) -> Result<Open> {
-        Ok(match (self.carried(name), name) {
-            (Carried::Converted(open), _) => open,
+        Ok(match (self.migration(name), name) {
+            (Migration::Converted(open), _) => open,
             // Whoever fails now will fail again; and another size means that there were no local clients, or will
             // be none.
-            (Carried::Emptied | Carried::New | Carried::OfRun, _)
+            (Migration::Emptied | Migration::New | Migration::OfRun, _)
             | (
-                Carried::Kept,
+                Migration::Kept,
                 "EVIDENCE" | "SUSPECTS" | "LOCAL_PEERS" | "LOCAL_SENDERS" | "LOCAL_CHOICES",
             ) => nothing,
-            (Carried::Kept, "FLOWS4" | "OVERFLOW4") => hash::<FlowKey<[u8; 4]>, Flow>,
-            (Carried::Kept, "FLOWS6" | "OVERFLOW6") => hash::<FlowKey<[u8; 16]>, Flow>,
-            (Carried::Kept, "OWNERS4") => hash::<EndpointKey<[u8; 4]>, Owners>,
-            (Carried::Kept, "OWNERS6") => hash::<EndpointKey<[u8; 16]>, Owners>,
-            (Carried::Kept, "BACKENDS") => array::<Backend>,
-            (Carried::Kept, "CONDITIONS") => array::<Condition>,
-            (Carried::Kept, "LOST") => array::<u64>,
-            (Carried::Kept, "BACKEND_STATS") => array_by_cpu::<BackendStats>,
-            (Carried::Kept, "HANDSHAKES") => array_by_cpu::<Handshakes>,
-            (Carried::Kept, _) => bail!(
+            (Migration::Kept, "FLOWS4" | "OVERFLOW4") => hash::<FlowKey<[u8; 4]>, Flow>,
+            (Migration::Kept, "FLOWS6" | "OVERFLOW6") => hash::<FlowKey<[u8; 16]>, Flow>,
+            (Migration::Kept, "OWNERS4") => hash::<EndpointKey<[u8; 4]>, Owners>,
+            (Migration::Kept, "OWNERS6") => hash::<EndpointKey<[u8; 16]>, Owners>,
+            (Migration::Kept, "BACKENDS") => array::<Backend>,
+            (Migration::Kept, "CONDITIONS") => array::<Condition>,
+            (Migration::Kept, "LOST") => array::<u64>,
+            (Migration::Kept, "BACKEND_STATS") => array_by_cpu::<BackendStats>,
+            (Migration::Kept, "HANDSHAKES") => array_by_cpu::<Handshakes>,
+            (Migration::Kept, _) => bail!(
                 "map {name} is of another kind or size than this version makes, and there is no way to copy it"
             ),
         })
@@ -166,12 +166,12 @@ pub(super) fn anew(options: Options, pins: &Folder, layout: Layout) -> Result<Ve
     let sizes: BTreeMap<_, _> = load::sizes(options).into_iter().collect();
     let mut anew = Vec::new();
     for name in load::MAPS {
-        let is_anew = match layout.carried(name) {
-            Carried::OfRun => false,
-            Carried::Emptied => true,
-            Carried::New if !pins.map(name).exists() => true,
+        let is_anew = match layout.migration(name) {
+            Migration::OfRun => false,
+            Migration::Emptied => true,
+            Migration::New if !pins.map(name).exists() => true,
             // One that was converted before, by a samport that was killed in the middle, is as it should be.
-            Carried::New | Carried::Kept | Carried::Converted(_) => {
+            Migration::New | Migration::Kept | Migration::Converted(_) => {
                 let wanted = object
                     .maps
                     .get(name)
@@ -190,7 +190,7 @@ pub(super) fn anew(options: Options, pins: &Folder, layout: Layout) -> Result<Ve
 }
 
 /// Maps that are copied, each with the one it is copied into.
-pub(super) struct Copies(Vec<(&'static str, Box<dyn Carry>)>);
+pub(super) struct Copies(Vec<(&'static str, Box<dyn MapCopy>)>);
 
 impl Copies {
     /// Opens the pinned maps of these names, and this run's own.
@@ -219,7 +219,7 @@ impl Copies {
     /// Copies what they hold; the second time, what has changed since the first.
     pub(super) fn copy(&mut self) -> Result<()> {
         for (name, copy) in &mut self.0 {
-            let lost = copy.carry().with_context(|| format!("copy {name}"))?;
+            let lost = copy.migrate().with_context(|| format!("copy {name}"))?;
             if lost > 0 {
                 tracing::warn!("{lost} entries of {name} had no room in the new table");
             }

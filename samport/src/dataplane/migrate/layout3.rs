@@ -4,13 +4,13 @@ use samport_common::flow::{self, ClientWay, FlowKey, marks};
 use samport_common::layout::{self, DeviceSet, Via};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Carried::{self, Converted, Emptied, Kept, New, OfRun};
 use super::Context;
+use super::Migration::{self, Converted, Emptied, Kept, New, OfRun};
 use super::copy::{Convert, array, array_by_cpu, follow_word, hash};
 use crate::plan::Route;
 
 /// Every map, and what becomes of it.
-pub(super) const MAPS: [(&str, Carried); 58] = [
+pub(super) const MAPS: [(&str, Migration); 58] = [
     ("PORTS", Kept),
     ("SHORTCUTS", OfRun),
     ("SERVICES4", Kept),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// What the second map has for each key of the first: one walk through both, where a look-up for each key
 /// would compare it with a dozen others.
-pub(super) fn matched<'a, 'b, K: Ord, A, B>(
+pub(super) fn merge_join<'a, 'b, K: Ord, A, B>(
     all: &'a BTreeMap<K, A>,
     known: &'b BTreeMap<K, B>,
 ) -> impl Iterator<Item = (&'a K, &'a A, Option<&'b B>)> {
@@ -28,7 +28,7 @@ mod tests {
             known in prop::collection::btree_map(0u8..30, any::<u8>(), 0..20),
         ) {
             let expected = all.iter().map(|(key, value)| (key, value, known.get(key)));
-            prop_assert!(matched(&all, &known).eq(expected));
+            prop_assert!(merge_join(&all, &known).eq(expected));
         }
     }
 }

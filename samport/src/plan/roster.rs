@@ -32,7 +32,7 @@ struct Parts<'a> {
 }
 
 /// All wanted backends, by service.
-pub(super) struct Roll<'a> {
+pub(super) struct Roster<'a> {
     services: BTreeMap<ServiceKey, Parts<'a>>,
     /// Shares that are not the backend's own weight, because of groups.
     in_groups: BTreeMap<&'a BackendKey, u32>,
@@ -42,7 +42,7 @@ pub(super) struct Roll<'a> {
     hash_seed: Seed,
 }
 
-impl<'a> Roll<'a> {
+impl<'a> Roster<'a> {
     pub(super) fn of(desired: &'a Desired) -> Self {
         let mut entries: BTreeMap<ServiceKey, [Vec<Entry<'_>>; 2]> = BTreeMap::new();
         let mut service_at: BTreeMap<Source, ServiceKey> = BTreeMap::new();

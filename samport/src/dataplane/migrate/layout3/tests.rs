@@ -3,7 +3,7 @@ use samport_common::flow::FlowWord;
 use zerocopy::IntoBytes as _;
 
 use super::*;
-use crate::model::Place;
+use crate::model::HostDevice;
 use crate::system::instance::Record;
 
 /// An entry of `FLOWS4` as a samport of layout 3 had it in the kernel: the bytes of key and value.
@@ -21,7 +21,7 @@ const FLOW: [u8; 48] = [
 ];
 
 fn context() -> Context {
-    let place = Place { ifindex: 9, mac: [1; 6], polls: false };
+    let place = HostDevice { ifindex: 9, mac: [1; 6], polls: false };
     let neighbour = Route::Neighbour { ifindex: 5, answers_on: 12 };
     Context {
         routes: [(1, Route::Peer(place)), (2, neighbour), (3, Route::Stack)].into(),

@@ -30,7 +30,7 @@ fn by_name(maps: &str) -> BTreeMap<&str, &str> {
 /// What CONTRIBUTING.md has to say of a change of the maps.
 #[test]
 fn the_maps_are_those_that_are_written_down() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dataplane/carry/maps.txt");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dataplane/migrate/maps.txt");
     let present = format!("layout {LAYOUT_VERSION}\n{}", present());
     if std::env::var_os("SAMPORT_WRITE_REFERENCE").is_some() {
         std::fs::write(file, &present).unwrap();
@@ -52,7 +52,7 @@ fn every_map_is_in_the_list_of_every_older_layout() {
         assert_eq!(listed.len(), list.len(), "layout {version} has a map twice");
         for name in load::OF_A_RUN {
             let of_run = list.iter().find(|(one, _)| *one == name);
-            assert!(matches!(of_run, Some((_, Carried::OfRun))), "{name} in layout {version}");
+            assert!(matches!(of_run, Some((_, Migration::OfRun))), "{name} in layout {version}");
         }
     }
 }
@@ -61,16 +61,16 @@ fn every_map_is_in_the_list_of_every_older_layout() {
 fn what_becomes_of_a_map_fits_what_has_changed_of_it() {
     let present = present();
     let (old, new) = (by_name(LAYOUT_3), by_name(&present));
-    for (name, carried) in layout3::MAPS {
+    for (name, migration) in layout3::MAPS {
         let (old, new) = (old.get(name), new.get(name));
-        match carried {
-            Carried::Kept => assert_eq!(old, new, "{name} is another map now: it cannot be kept"),
-            Carried::New => assert_eq!(old, None, "{name} is not new"),
-            Carried::Converted(_) | Carried::Emptied => {
+        match migration {
+            Migration::Kept => assert_eq!(old, new, "{name} is another map now: it cannot be kept"),
+            Migration::New => assert_eq!(old, None, "{name} is not new"),
+            Migration::Converted(_) | Migration::Emptied => {
                 assert!(old.is_some(), "{name} is new");
                 assert_ne!(old, new, "{name} is the same: it can be kept");
             }
-            Carried::OfRun => {}
+            Migration::OfRun => {}
         }
     }
 }

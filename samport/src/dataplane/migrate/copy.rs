@@ -26,10 +26,10 @@ pub(super) struct Pair {
 }
 
 /// A map that is copied.
-pub(super) trait Carry {
+pub(super) trait MapCopy {
     /// Copies all that it holds; the second time, what has changed since the first. How many entries had no
     /// room.
-    fn carry(&mut self) -> Result<usize>;
+    fn migrate(&mut self) -> Result<usize>;
 }
 
 /// What a value becomes in a map of the present layout.
@@ -159,7 +159,7 @@ impl<Old: Copy> Before<Old> {
 }
 
 /// Copies a hash table.
-pub(super) fn hash<K, Old>(pair: &Pair) -> Result<Box<dyn Carry>>
+pub(super) fn hash<K, Old>(pair: &Pair) -> Result<Box<dyn MapCopy>>
 where
     K: FromBytes + IntoBytes + Immutable + Copy + 'static,
     Old: Convert<K> + 'static,
@@ -172,7 +172,7 @@ where
 }
 
 /// Copies an array.
-pub(super) fn array<Old>(pair: &Pair) -> Result<Box<dyn Carry>>
+pub(super) fn array<Old>(pair: &Pair) -> Result<Box<dyn MapCopy>>
 where
     Old: Convert<u32> + 'static,
     Old::New: 'static,
@@ -184,12 +184,12 @@ where
     Ok(Box::new(Entries::<u32, Old> { from, to, len, context, before }))
 }
 
-impl<K, Old> Carry for Entries<K, Old>
+impl<K, Old> MapCopy for Entries<K, Old>
 where
     K: FromBytes + IntoBytes + Immutable + Copy,
     Old: Convert<K>,
 {
-    fn carry(&mut self) -> Result<usize> {
+    fn migrate(&mut self) -> Result<usize> {
         let mut now = Vec::new();
         self.from.for_each(|key, value| now.push((*key, *value)))?;
         if let Some(len) = self.len {
@@ -243,7 +243,7 @@ struct ByCpu<V: 'static + IntoBytes + FromBytes + Immutable + Copy> {
 }
 
 /// Copies counters that each CPU has.
-pub(super) fn array_by_cpu<V>(pair: &Pair) -> Result<Box<dyn Carry>>
+pub(super) fn array_by_cpu<V>(pair: &Pair) -> Result<Box<dyn MapCopy>>
 where
     V: IntoBytes + FromBytes + Immutable + Copy + 'static,
 {
@@ -254,8 +254,8 @@ where
     Ok(Box::new(ByCpu::<V> { from: open(&pair.from)?, to: open(&pair.to)? }))
 }
 
-impl<V: IntoBytes + FromBytes + Immutable + Copy> Carry for ByCpu<V> {
-    fn carry(&mut self) -> Result<usize> {
+impl<V: IntoBytes + FromBytes + Immutable + Copy> MapCopy for ByCpu<V> {
+    fn migrate(&mut self) -> Result<usize> {
         for index in 0..self.from.len().min(self.to.len()) {
             self.to.set(index, self.from.get(&index, 0)?, 0)?;
         }
@@ -267,12 +267,12 @@ struct Nothing;
 
 /// Copies nothing.
 #[allow(clippy::unnecessary_wraps, reason = "one of several that may fail")]
-pub(super) fn nothing(_: &Pair) -> Result<Box<dyn Carry>> {
+pub(super) fn nothing(_: &Pair) -> Result<Box<dyn MapCopy>> {
     Ok(Box::new(Nothing))
 }
 
-impl Carry for Nothing {
-    fn carry(&mut self) -> Result<usize> {
+impl MapCopy for Nothing {
+    fn migrate(&mut self) -> Result<usize> {
         Ok(0)
     }
 }
