@@ -30,7 +30,7 @@ use crate::model::target::{Target, target};
 use crate::model::{Candidate, Condition, State};
 
 /// When the user is told that a backend that starts is still not healthy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The health of all candidates.
 pub struct HealthChecks {
@@ -240,7 +240,7 @@ impl Watch {
         let rhythm = &self.check.rhythm;
         let mut progress = Progress::at(phase);
         let mut pace = CheckInterval::new();
-        let mut patience = Some(Instant::now() + PATIENCE);
+        let mut deadline = Some(Instant::now() + TIMEOUT);
         let mut is_blind = false;
         loop {
             let failure = match ask::ask(endpoint, &self.check).await {
@@ -262,7 +262,7 @@ impl Watch {
                 self.tell(progress.phase(), failure);
             } else if let Some(why) = failure
                 && progress.phase() == Phase::Starting
-                && patience.take_if(|until| *until < Instant::now()).is_some()
+                && deadline.take_if(|until| *until < Instant::now()).is_some()
             {
                 tracing::warn!(
                     "{name} is not healthy on {endpoint} yet: {why}; it gets no traffic until it is"

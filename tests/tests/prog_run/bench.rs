@@ -17,7 +17,7 @@ use samport_tests::bpf::Map;
 use samport_tests::packet::Segment;
 use samport_tests::require_root;
 
-use crate::GO_ON;
+use crate::UNSPEC;
 
 pub const CLIENT: &str = "192.0.2.2:40000";
 pub const CLIENT6: &str = "[2001:db8::2]:40000";
@@ -256,7 +256,7 @@ impl Bench {
     pub fn expect_untouched(&mut self, program: &str, frame: &[u8], verdict: Verdict) {
         let (ran, counted) = self.run(program, frame);
         assert_eq!(counted, [verdict]);
-        assert_eq!(ran.action, GO_ON, "{}", verdict.name());
+        assert_eq!(ran.action, UNSPEC, "{}", verdict.name());
         assert_eq!(ran.bytes, frame, "{}", verdict.name());
     }
 

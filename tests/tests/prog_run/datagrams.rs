@@ -13,7 +13,7 @@ use samport_tests::frames::{IP, IPV4_LEN, IPV6_LEN, UDP_CHECKSUM, datagram, is_v
 use samport_tests::packet::Segment;
 
 use crate::bench::{BACKENDS, Bench, CLIENT, CLIENT6, DEVICE, VIP, VIP6, at_host, mac};
-use crate::{DROP, GO_ON, REDIRECT};
+use crate::{DROP, REDIRECT, UNSPEC};
 
 /// UDP port 80.
 const LISTEN: Listen = Listen::udp(80);
@@ -109,7 +109,7 @@ fn a_datagram_that_answers_comes_from_what_the_client_dialled() {
     for (program, verdict, action) in [
         ("samport_reverse", Verdict::Reply, REDIRECT),
         ("samport_device", Verdict::Reply, REDIRECT),
-        ("samport_egress", Verdict::ReplyStack, GO_ON),
+        ("samport_egress", Verdict::ReplyStack, UNSPEC),
     ] {
         let mut bench = Bench::with_datagrams();
         for (client, vip, backend, _) in FAMILIES.map(addressed) {

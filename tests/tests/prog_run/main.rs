@@ -17,7 +17,7 @@ use samport_common::verdict::Verdict;
 use samport_tests::packet::Segment;
 
 /// What a program tells the kernel when the packet is none of ours: go on (`TC_ACT_UNSPEC`).
-const GO_ON: i32 = -1;
+const UNSPEC: i32 = -1;
 /// Follow the redirect that a helper has prepared (`TC_ACT_REDIRECT`).
 const REDIRECT: i32 = 7;
 /// Discard (`TC_ACT_SHOT`).

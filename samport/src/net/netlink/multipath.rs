@@ -24,8 +24,8 @@ const QUICK: Duration = Duration::from_millis(20);
 const KEEP: u32 = 50;
 
 /// How long a newer list is waited for, and the first.
-const PATIENCE: Duration = Duration::from_millis(500);
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_millis(500);
+const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Room for what the kernel sends of a list at a time.
 const PART: usize = 64 * 1024;
@@ -126,23 +126,23 @@ impl NextHopList {
     /// # Errors
     /// If they have never been read.
     pub(super) async fn get(&self, changes: u64) -> Result<NextHops> {
-        let (mut running, patience) = {
+        let (mut running, limit) = {
             let mut last = self.last();
             let fresh = last.answer.as_ref().filter(|one| one.is_fresh(changes, Instant::now()));
             if let Some(fresh) = fresh {
                 return Ok(fresh.next_hops.clone());
             }
-            let patience = if last.answer.is_some() { PATIENCE } else { FIRST_PATIENCE };
-            (last.running.get_or_insert_with(|| self.begin(changes)).clone(), patience)
+            let limit = if last.answer.is_some() { TIMEOUT } else { FIRST_TIMEOUT };
+            (last.running.get_or_insert_with(|| self.begin(changes)).clone(), limit)
         };
         // It ends by being closed.
-        let is_late = timeout(patience, running.changed()).await.is_err();
+        let is_late = timeout(limit, running.changed()).await.is_err();
         let mut last = self.last();
         last.is_late = is_late && last.running.is_some();
         match (&last.answer, &last.failure) {
             (Some(answer), _) => Ok(answer.next_hops.clone()),
             (None, Some(failure)) => bail!("list routes: {failure}"),
-            (None, None) => bail!("list routes: no end within {patience:?}"),
+            (None, None) => bail!("list routes: no end within {limit:?}"),
         }
     }
 

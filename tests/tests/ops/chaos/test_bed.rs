@@ -14,7 +14,7 @@ use samport::dataplane::pins;
 use samport::lab::output_of;
 use samport_tests::bpf::detach_link;
 use samport_tests::daemon::Daemon;
-use samport_tests::fake_engine::{Container, FakeEngine, Manner};
+use samport_tests::fake_engine::{Behavior, Container, FakeEngine};
 use samport_tests::served::{LISTEN, TARGET, inode};
 use samport_tests::{HOST_V6, Lab, Namespace, Server, eventually, own_mounts};
 use tempfile::TempDir;
@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(300);
 const RESTART: Duration = Duration::from_millis(300);
 
 /// The lab, the engine, and samport. Fields are dropped in their order: samport before the lab.
-pub struct World {
+pub struct TestBed {
     daemon: Daemon,
     args: Vec<String>,
     /// samport was killed, and is not to be started yet.
@@ -58,7 +58,7 @@ pub struct World {
     folder: TempDir,
 }
 
-impl World {
+impl TestBed {
     /// samport serves each backend as a container of an engine, by IPv4 and IPv6.
     pub fn start(lab: Lab, hook: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ impl World {
         let args = vec!["--config".to_owned(), config.to_str().unwrap().to_owned()];
         let daemon = Daemon::start(&lab, &[&args[0], &args[1]]);
         let now = Instant::now();
-        let mut world = Self {
+        let mut test_bed = Self {
             daemon,
             args,
             is_killed: false,
@@ -100,10 +100,10 @@ impl World {
             windows: Vec::new(),
             folder,
         };
-        world.wait_until_settled();
-        world.attached = attached(world.lab.host());
-        assert!(!world.attached.is_empty());
-        world
+        test_bed.wait_until_settled();
+        test_bed.attached = attached(test_bed.lab.host());
+        assert!(!test_bed.attached.is_empty());
+        test_bed
     }
 
     /// Times are counted from now on.
@@ -121,9 +121,9 @@ impl World {
                 self.is_killed = true;
             }
             Fault::Freeze => self.signal(Signal::STOP),
-            Fault::Engine(manner) => {
+            Fault::Engine(behavior) => {
                 self.hinder(true);
-                self.engine.answer(manner);
+                self.engine.answer(behavior);
                 self.engine.end_events();
             }
             Fault::Front => self.ip(&["link", "set", "eth0", "down"]),
@@ -161,7 +161,7 @@ impl World {
             }
             Fault::Freeze => self.signal(Signal::CONT),
             Fault::Engine(_) => {
-                self.engine.answer(Manner::Well);
+                self.engine.answer(Behavior::Well);
                 self.hinder(false);
             }
             Fault::Front => {

@@ -8,7 +8,7 @@ use samport_common::wire::{ethernet, ipv6};
 
 /// What etherparse takes a packet for.
 #[derive(Debug)]
-pub enum Opinion {
+pub enum Reading {
     /// A whole TCP segment or UDP datagram, whose header is at this offset.
     Whole(Protocol, usize),
     Fragment,
@@ -16,7 +16,7 @@ pub enum Opinion {
 
 /// What etherparse takes the packet behind an Ethernet header for. It is stricter than we are, so that
 /// nothing is no opinion.
-pub fn opinion<P: Family>(frame: &[u8]) -> Option<Opinion> {
+pub fn read<P: Family>(frame: &[u8]) -> Option<Reading> {
     let packet = SlicedPacket::from_ip(frame.get(L3..)?).ok()?;
     let is_fragment = packet.is_ip_payload_fragmented();
     let headers = match packet.net? {
@@ -34,9 +34,9 @@ pub fn opinion<P: Family>(frame: &[u8]) -> Option<Opinion> {
         _ => return None,
     };
     match packet.transport {
-        _ if is_fragment => Some(Opinion::Fragment),
-        Some(TransportSlice::Tcp(_)) => Some(Opinion::Whole(Protocol::Tcp, L3 + headers)),
-        Some(TransportSlice::Udp(_)) => Some(Opinion::Whole(Protocol::Udp, L3 + headers)),
+        _ if is_fragment => Some(Reading::Fragment),
+        Some(TransportSlice::Tcp(_)) => Some(Reading::Whole(Protocol::Tcp, L3 + headers)),
+        Some(TransportSlice::Udp(_)) => Some(Reading::Whole(Protocol::Udp, L3 + headers)),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@ use super::kind::Kind;
 
 /// Who decides on the frames that come in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum Path {
     /// samport at tc.
     Tc,
     /// samport with native XDP in front of it.
@@ -17,7 +17,7 @@ pub enum Way {
     Generator,
 }
 
-impl Way {
+impl Path {
     /// In the order they are shown.
     pub const ALL: [Self; 5] =
         [Self::Tc, Self::Native, Self::Generic, Self::Nothing, Self::Generator];

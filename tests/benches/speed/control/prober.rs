@@ -12,7 +12,7 @@ use samport_tests::Namespace;
 /// Between two connections: how exact the figures are.
 const PAUSE: Duration = Duration::from_micros(200);
 /// Longest wait for a connection or an answer. One that is lost in between is not one that was refused.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A connection that was answered.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct Answered {
 }
 
 /// The client at work; it ends when dropped.
-pub struct Knocking {
+pub struct Prober {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -38,7 +38,7 @@ struct Shared {
     answered: Mutex<Vec<Answered>>,
 }
 
-impl Knocking {
+impl Prober {
     pub fn start(client: &Namespace, front: SocketAddr) -> Self {
         let shared = Arc::new(Shared::default());
         let work = Arc::clone(&shared);
@@ -82,7 +82,7 @@ impl Knocking {
     }
 }
 
-impl Drop for Knocking {
+impl Drop for Prober {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take()
@@ -95,8 +95,8 @@ impl Drop for Knocking {
 
 /// Who answers, if anybody does.
 fn ask(front: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&front, PATIENCE).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let mut stream = TcpStream::connect_timeout(&front, TIMEOUT).ok()?;
+    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;

@@ -17,7 +17,7 @@ struct Link {
 }
 
 /// All Markdown files of the checkout that people read.
-fn papers() -> Vec<PathBuf> {
+fn documents() -> Vec<PathBuf> {
     let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"];
     let top = top.map(|name| sh::root().join(name));
     let docs = WalkDir::new(sh::root().join("docs")).sort_by_file_name().into_iter().flatten();
@@ -86,7 +86,7 @@ fn trouble(from: &Path, link: &Link) -> Option<String> {
 #[test]
 fn every_link_of_a_document_leads_somewhere() {
     let mut troubles = Vec::new();
-    for path in papers() {
+    for path in documents() {
         let text = fs::read_to_string(&path).unwrap();
         for link in links(&text) {
             if let Some(trouble) = trouble(&path, &link) {
@@ -104,7 +104,7 @@ fn every_page_of_the_documentation_is_linked_from_the_readme() {
     let readme = fs::read_to_string(sh::root().join("README.md")).unwrap();
     let linked: BTreeSet<String> = links(&readme).into_iter().map(|link| link.target).collect();
     let folder = sh::root().join("docs");
-    let pages = papers().into_iter().filter(|path| path.parent() == Some(&folder));
+    let pages = documents().into_iter().filter(|path| path.parent() == Some(&folder));
     let pages = pages.map(|path| format!("docs/{}", path.file_name().unwrap().display()));
     let missing: Vec<_> = pages.filter(|page| !linked.contains(page)).collect();
     assert!(missing.is_empty(), "README.md does not link {missing:?}");

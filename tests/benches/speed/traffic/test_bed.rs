@@ -16,7 +16,7 @@ use super::{FRONT_PORT, rules};
 use crate::{Args, machine};
 
 /// Fields are dropped from first to last.
-pub struct Site<S> {
+pub struct TestBed<S> {
     pub running: Running,
     _servers: S,
     pub lab: Lab,
@@ -32,7 +32,7 @@ pub enum From {
 }
 
 /// What is measured over questions and answers.
-pub struct Asking {
+pub struct RequestOptions {
     pub from: From,
     pub backends: u8,
     pub at_once: usize,
@@ -40,7 +40,7 @@ pub struct Asking {
     pub time: Duration,
 }
 
-impl Asking {
+impl RequestOptions {
     /// As many at a time and for as long as the user wants.
     pub fn new(args: &Args, from: From, backends: u8, after: After) -> Self {
         let time = Duration::from_secs_f64(args.seconds());
@@ -70,7 +70,7 @@ impl Asking {
             // What starts on a host meets its rules however it goes on: they are the same for all.
             rules::docker_without_ports(&lab)?;
         }
-        let site = Site::new(lab, servers, contender)?;
+        let site = TestBed::new(lab, servers, contender)?;
         let mut target = site.running.target;
         let client = match self.from {
             From::Client => site.lab.client(),
@@ -91,7 +91,7 @@ impl Asking {
     }
 }
 
-impl<S> Site<S> {
+impl<S> TestBed<S> {
     pub fn new(lab: Lab, servers: S, contender: Contender) -> Result<Self> {
         let running = contender.set_up(&lab)?;
         Ok(Self { running, _servers: servers, lab })

@@ -13,14 +13,14 @@ use crate::load::Connection;
 
 /// A connection, and who has answered on it first.
 #[derive(Debug)]
-pub struct Kept {
+pub struct OpenConnection {
     /// The connection.
     pub connection: Connection,
     /// The backend's name.
     pub backend: String,
 }
 
-impl Kept {
+impl OpenConnection {
     /// That many connections from a namespace to each front, each asked on once; panics at the first failure.
     #[must_use]
     pub fn open(from: &Namespace, fronts: &[SocketAddr], each: usize) -> Vec<Self> {
@@ -64,20 +64,20 @@ impl Kept {
 
 /// Asks on connections all the time until it is stopped.
 #[derive(Debug)]
-pub struct Asking {
-    thread: JoinHandle<Vec<Kept>>,
+pub struct Requests {
+    thread: JoinHandle<Vec<OpenConnection>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Asking {
+impl Requests {
     /// Begins.
     #[must_use]
-    pub fn start(mut kept: Vec<Kept>) -> Self {
+    pub fn start(mut kept: Vec<OpenConnection>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             while !stopped.load(Relaxed) {
-                kept.iter_mut().for_each(Kept::check);
+                kept.iter_mut().for_each(OpenConnection::check);
             }
             kept
         });
@@ -86,7 +86,7 @@ impl Asking {
 
     /// Begins to ask on each connection once in so much time, one after the other.
     #[must_use]
-    pub fn each_within(mut kept: Vec<Kept>, time: Duration) -> Self {
+    pub fn each_within(mut kept: Vec<OpenConnection>, time: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let count = u32::try_from(kept.len()).expect("few connections");
@@ -109,7 +109,7 @@ impl Asking {
 
     /// The connections; panics if one of them was answered by another backend, or not at all.
     #[must_use]
-    pub fn stop(self) -> Vec<Kept> {
+    pub fn stop(self) -> Vec<OpenConnection> {
         self.stop.store(true, Relaxed);
         self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
