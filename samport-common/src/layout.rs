@@ -15,7 +15,7 @@ use crate::wire::protocol::Protocol;
 
 pub use clock::Clock;
 pub use devices::{DeviceInfo, DeviceSet, MAX_DEVICES, MAX_SOURCES, device};
-pub use ports::{PORT_WORDS, SHORTCUTS, Shortcut, Stands, port_bit};
+pub use ports::{CachedPort, PORT_WORDS, PortService, SHORTCUTS, port_bit};
 pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
 /// Version of every key and value layout together. A change to any of them raises it.
@@ -66,7 +66,7 @@ pub const TABLE_SLOTS: u32 = 1 << 20;
 pub const MAX_FRONTENDS: u32 = 4_096;
 /// Endpoints that backends answer from, for each family: those of new backends are there before those of
 /// old ones go.
-pub const MAX_OWNERS: u32 = 2 * MAX_BACKENDS;
+pub const MAX_REVERSE_NAT: u32 = 2 * MAX_BACKENDS;
 /// Services that may share one backend endpoint.
 pub const SHARED_BY: usize = 4;
 /// Datagrams in fragments that are remembered, for each family.
@@ -186,7 +186,7 @@ impl Scope {
     }
 }
 
-/// Value of `BACKENDS`: 72 bytes. All but `weight`, `life`, `shared` and `answers_on` never change while an
+/// Value of `BACKENDS`: 72 bytes. All but `weight`, `state`, `shared` and `answers_on` never change while an
 /// id is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -195,7 +195,7 @@ pub struct Backend {
     pub addr: [u8; 16],
     /// Port, network order.
     pub port: [u8; 2],
-    /// MAC of the container, for [`Via::Peer`] and [`Via::Child`].
+    /// MAC of the container, for [`ForwardMode::Peer`] and [`ForwardMode::Child`].
     pub mac: [u8; 6],
     /// Device to redirect to: the host's end of the veth, or the one the route names.
     pub ifindex: u32,
@@ -203,10 +203,10 @@ pub struct Backend {
     pub generation: u32,
     /// Its share relative to the others of its service.
     pub weight: u32,
-    /// A [`Life`].
-    pub life: u8,
-    /// A [`Via`].
-    pub via: u8,
+    /// A [`BackendState`].
+    pub state: u8,
+    /// A [`ForwardMode`].
+    pub forward_mode: u8,
     /// 1 if other services use the same endpoint: their flows must not be mixed up with ours.
     pub shared: u8,
     /// 1 if the container's side of its veth takes bare frames that XDP redirects.
@@ -233,7 +233,7 @@ pub const MAX_XDP_DEVICES: u32 = 256;
 /// Whether a backend may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Life {
+pub enum BackendState {
     /// The id is not in use. Must never be met in a table.
     Unset = 0,
     /// Serves: its flows go on. Whether new ones come is up to the table.
@@ -248,8 +248,8 @@ pub enum Life {
     Unhealthy = 4,
 }
 
-impl Life {
-    /// Total decoder: an unknown byte is [`Life::Unset`].
+impl BackendState {
+    /// Total decoder: an unknown byte is [`BackendState::Unset`].
     #[must_use]
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
@@ -283,7 +283,7 @@ impl Life {
 /// How a packet gets to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Via {
+pub enum ForwardMode {
     /// Routed by the host's stack, through its firewall.
     Stack = 0,
     /// Out of a device by the neighbour table.
@@ -294,8 +294,8 @@ pub enum Via {
     Child = 3,
 }
 
-impl Via {
-    /// Total decoder: an unknown byte is [`Via::Stack`].
+impl ForwardMode {
+    /// Total decoder: an unknown byte is [`ForwardMode::Stack`].
     #[must_use]
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
@@ -311,11 +311,11 @@ impl Via {
 /// Value of `OWNERS`: which services a backend's endpoint belongs to, 52 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Owners {
+pub struct ReverseNat {
     /// Number of entries in use.
     pub len: u32,
     /// The entries.
-    pub of: [Owner; SHARED_BY],
+    pub of: [ReverseNatEntry; SHARED_BY],
 }
 
 /// One service that uses a backend's endpoint.
@@ -323,7 +323,7 @@ pub struct Owners {
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Owner {
+pub struct ReverseNatEntry {
     /// The backend's id within that service.
     pub backend: u32,
     /// The generation of that id.
@@ -395,8 +395,8 @@ pub struct Draft {
     pub taken: u64,
     /// The [`FlowWord`](crate::flow::FlowWord) of the entry it takes the place of; 0 for none.
     pub judged: u64,
-    /// Where that entry is, or where it is to be stored: of [`place`].
-    pub place: u32,
+    /// Where that entry is, or where it is to be stored: of [`slot`].
+    pub slot: u32,
     /// The backend that keeps silent, or has refused; 0 for none.
     pub unwanted: u32,
     /// The [`Refusals`](crate::failover::Refusals) of a flow of datagrams.
@@ -404,9 +404,9 @@ pub struct Draft {
 }
 
 /// Places of flows.
-pub mod place {
+pub mod flow_slot {
     /// The bits that say in which lane it is.
-    pub const LANE: u32 = 3;
+    pub const PROBE_SLOT: u32 = 3;
     /// Added to a lane that holds another entry, which is over.
     pub const REPLACE: u32 = 4;
     /// In the table for those that find no room.
@@ -541,7 +541,7 @@ pub struct AllowedKey<A: Address> {
 /// Bits of `UNUSUAL`: what a look-up that finds nothing has to consider besides.
 pub mod unusual {
     /// A flow was stored outside of the first lane.
-    pub const LANES: u32 = 1;
+    pub const PROBE_SLOTS: u32 = 1;
     /// Flows were stored in the tables for those that find no room.
     pub const OVERFLOW: u32 = 2;
 }
@@ -556,7 +556,7 @@ const _: () = assert!(size_of::<Event>() == 16);
 const _: () = assert!(size_of::<Draft>() == 32);
 const _: () = assert!(HANDSHAKE_CLASSES.is_power_of_two());
 const _: () = assert!(size_of::<Handshakes>() == 136);
-const _: () = assert!(size_of::<Owners>() == 52);
+const _: () = assert!(size_of::<ReverseNat>() == 52);
 const _: () = assert!(size_of::<BackendStats>() == 72);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);

@@ -7,7 +7,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::failover;
-use crate::layout::{Backend, Life, Via};
+use crate::layout::{Backend, BackendState, ForwardMode};
 use crate::wire::protocol::Protocol;
 
 /// Connected sockets whose dialled address is remembered, until they are closed.
@@ -213,7 +213,8 @@ pub fn is_link_local(wide: &[u8; 16]) -> bool {
 #[must_use]
 #[inline(always)]
 pub const fn takes(backend: &Backend) -> bool {
-    Life::from_byte(backend.life).serves() && !matches!(Via::from_byte(backend.via), Via::Child)
+    BackendState::from_byte(backend.state).serves()
+        && !matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
 }
 
 /// Whether the next datagram goes to the backend that was chosen: it is still the same, and not unhealthy while others are
@@ -222,7 +223,7 @@ pub const fn takes(backend: &Backend) -> bool {
 #[inline(always)]
 pub const fn keeps(backend: &Backend, chosen: &Chosen) -> bool {
     takes(backend)
-        && Life::from_byte(backend.life).keeps(Protocol::Udp)
+        && BackendState::from_byte(backend.state).keeps(Protocol::Udp)
         && backend.generation == chosen.generation
 }
 
@@ -312,26 +313,27 @@ mod tests {
 
     #[test]
     fn a_backend_is_kept_in_one_life_only() {
-        let backend = |life: Life, generation| Backend {
+        let backend = |state: BackendState, generation| Backend {
             addr: [0; 16],
             port: [0; 2],
             mac: [0; 6],
             ifindex: 0,
             generation,
             weight: 1,
-            life: life as u8,
-            via: 0,
+            state: state as u8,
+            forward_mode: 0,
             shared: 0,
             takes_frames: 0,
             answers_on: DeviceSet::NONE,
         };
         let chosen = Chosen { backend: 1, generation: 7 };
-        assert!(keeps(&backend(Life::Serving, 7), &chosen));
-        assert!(!keeps(&backend(Life::Serving, 8), &chosen));
-        assert!(!keeps(&backend(Life::Down, 7), &chosen));
-        assert!(!keeps(&backend(Life::Unhealthy, 7), &chosen));
-        assert!(!takes(&backend(Life::Unset, 7)));
-        let child = Backend { via: Via::Child as u8, ..backend(Life::Serving, 7) };
+        assert!(keeps(&backend(BackendState::Serving, 7), &chosen));
+        assert!(!keeps(&backend(BackendState::Serving, 8), &chosen));
+        assert!(!keeps(&backend(BackendState::Down, 7), &chosen));
+        assert!(!keeps(&backend(BackendState::Unhealthy, 7), &chosen));
+        assert!(!takes(&backend(BackendState::Unset, 7)));
+        let child =
+            Backend { forward_mode: ForwardMode::Child as u8, ..backend(BackendState::Serving, 7) };
         assert!(!takes(&child), "this machine cannot reach its macvlan children");
     }
 }

@@ -120,13 +120,13 @@ pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>, from: Sender) -> Option
         skb.write(rewrite.l4_checksum_at, rewrite::updated(rewrite, field))?;
         if P::CHECKSUM.is_some() && matches!(from, Sender::Anybody) {
             // Two checksums have made up for the new address, where one would have.
-            skb.update_device_sum(0xffff ^ rewrite.ip.addr_difference);
+            skb.update_device_sum(0xffff ^ rewrite.ip.addr_csum_diff);
         }
         return Some(());
     }
     let flags = u64::from(rewrite.zero_is_none) << 16 | u64::from(P::CHECKSUM.is_none()) << 17;
     let differences =
-        u64::from(rewrite.ip.addr_difference) << 32 | u64::from(rewrite.port_difference);
+        u64::from(rewrite.ip.addr_csum_diff) << 32 | u64::from(rewrite.port_csum_diff);
     let ctx = skb.pointer_to_context();
     if settle(ctx, rewrite.l4_checksum_at as u64 | flags, differences, field) == 0 {
         None
@@ -210,7 +210,7 @@ pub fn apply_address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> 
     address(skb, change)?;
     if P::CHECKSUM.is_none() {
         // Nothing in this packet makes up for the new address.
-        skb.update_device_sum(change.addr_difference);
+        skb.update_device_sum(change.addr_csum_diff);
     }
     Some(())
 }
@@ -219,35 +219,35 @@ pub fn apply_address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> 
 /// ICMP's checksum.
 #[inline(always)]
 pub fn apply_quoted<P: Family>(skb: &Skb, quoted: &Rewrite<P>) -> Option<u16> {
-    let mut difference = quoted.ip.addr_difference + quoted.port_difference;
+    let mut csum_diff = quoted.ip.addr_csum_diff + quoted.port_csum_diff;
     if let Some(at) = quoted.ip.l3_checksum_at {
         let before: [u8; 2] = skb.read(at)?;
-        let after = checksum::update(before, quoted.ip.addr_difference);
-        difference += checksum::difference(&before, &after);
+        let after = checksum::update(before, quoted.ip.addr_csum_diff);
+        csum_diff += checksum::csum_diff(&before, &after);
     }
     address(skb, &quoted.ip)?;
     skb.write(quoted.port_at, quoted.port)?;
     // Cut off behind the ports, as RFC 792 allows: then there is nothing to update.
     if let Some(before) = skb.read::<2>(quoted.l4_checksum_at) {
         let after = rewrite::updated(quoted, before);
-        difference += checksum::difference(&before, &after);
+        csum_diff += checksum::csum_diff(&before, &after);
         skb.write(quoted.l4_checksum_at, after)?;
     }
-    Some(checksum::fold(difference))
+    Some(checksum::fold(csum_diff))
 }
 
 /// Applies the rest of it, with what the first part adds to the checksum.
 #[inline(always)]
-pub fn apply_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, difference: u32) -> Option<()> {
+pub fn apply_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, csum_diff: u32) -> Option<()> {
     address(skb, &rewrite.outer.bounded())?;
     let plain = Covers { pseudo_header: false, zero_is_none: false };
     if P::ICMP_COVERS_ADDRESSES {
         let of_address = Covers { pseudo_header: true, ..plain };
-        skb.update_l4_checksum(rewrite.checksum_at, rewrite.outer.addr_difference, of_address)?;
+        skb.update_l4_checksum(rewrite.checksum_at, rewrite.outer.addr_csum_diff, of_address)?;
         // Only ICMP over IPv6 covers the addresses.
-        skb.settle_device_sum(rewrite.outer.addr_difference);
+        skb.settle_device_sum(rewrite.outer.addr_csum_diff);
     }
-    skb.update_l4_checksum(rewrite.checksum_at, difference, plain)
+    skb.update_l4_checksum(rewrite.checksum_at, csum_diff, plain)
 }
 
 /// Writes an address, and the header checksum that covers it.
@@ -255,7 +255,7 @@ pub fn apply_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, difference: u
 fn address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> {
     if let Some(at) = change.l3_checksum_at {
         let field: [u8; 2] = skb.read(at)?;
-        skb.write(at, checksum::update(field, change.addr_difference))?;
+        skb.write(at, checksum::update(field, change.addr_csum_diff))?;
     }
     write_address(skb, change.addr_at, change.addr.as_bytes())
 }

@@ -1,7 +1,7 @@
 //! The last step: a rewritten packet leaves for a backend or a client.
 
-use samport_common::flow::ClientWay;
-use samport_common::layout::{Backend, Via};
+use samport_common::flow::ReplyPath;
+use samport_common::layout::{Backend, ForwardMode};
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 
@@ -18,23 +18,23 @@ pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
         // A priority, for a network card that the packet has left behind.
         skb.pop_vlan();
     }
-    match Via::from_byte(backend.via) {
+    match ForwardMode::from_byte(backend.forward_mode) {
         // The helper leaves the MAC alone, and a bridge inside of a container would drop it.
-        Via::Peer => match skb.write(ethernet::DESTINATION.start, backend.mac) {
+        ForwardMode::Peer => match skb.write(ethernet::DESTINATION.start, backend.mac) {
             Some(()) => Outcome {
                 verdict: Verdict::ForwardPeer,
                 redirect: skb::redirect_peer(skb, backend.ifindex),
             },
             None => Verdict::RewriteFailed.into(),
         },
-        Via::Neighbour if is_too_big(skb, backend) => Verdict::ForwardTooBig.into(),
-        Via::Neighbour => Outcome {
+        ForwardMode::Neighbour if is_too_big(skb, backend) => Verdict::ForwardTooBig.into(),
+        ForwardMode::Neighbour => Outcome {
             verdict: Verdict::ForwardNeighbour,
             redirect: skb::redirect_neigh(backend.ifindex),
         },
-        Via::Stack => Verdict::ForwardStack.into(),
+        ForwardMode::Stack => Verdict::ForwardStack.into(),
         // The macvlan handler comes after us and looks for the child by the MAC.
-        Via::Child => match skb.write(ethernet::DESTINATION.start, backend.mac) {
+        ForwardMode::Child => match skb.write(ethernet::DESTINATION.start, backend.mac) {
             Some(()) => Verdict::ForwardChild.into(),
             None => Verdict::RewriteFailed.into(),
         },
@@ -52,7 +52,8 @@ pub fn after_the_first(skb: &Skb, id: u32) -> Outcome {
 /// device takes it all the same.
 #[inline(always)]
 pub fn is_too_big(skb: &Skb, backend: &Backend) -> bool {
-    matches!(Via::from_byte(backend.via), Via::Neighbour) && !skb.fits(backend.ifindex)
+    matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Neighbour)
+        && !skb.fits(backend.ifindex)
 }
 
 #[inline(always)]
@@ -69,7 +70,7 @@ pub fn to_client(
     skb: &Skb,
     hook: Hook,
     backend: u32,
-    way: ClientWay,
+    reply_path: ReplyPath,
     mac: impl FnOnce() -> [u8; 6],
 ) -> Outcome {
     maps::count_backend(backend, |stats| {
@@ -79,15 +80,15 @@ pub fn to_client(
     if hook == Hook::Egress {
         return Verdict::ReplyStack.into();
     }
-    if way.is_container() {
+    if reply_path.is_container() {
         return match skb.write(ethernet::DESTINATION.start, mac()) {
             Some(()) => Outcome {
                 verdict: Verdict::Reply,
-                redirect: skb::redirect_peer(skb, way.ifindex()),
+                redirect: skb::redirect_peer(skb, reply_path.ifindex()),
             },
             None => Verdict::RewriteFailed.into(),
         };
     }
     skb.mark_reply();
-    Outcome { verdict: Verdict::Reply, redirect: skb::redirect_neigh(way.ifindex()) }
+    Outcome { verdict: Verdict::Reply, redirect: skb::redirect_neigh(reply_path.ifindex()) }
 }

@@ -5,9 +5,9 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Decision, Known, Openers, Sender, State};
 use samport_common::failover;
 use samport_common::family::Address;
-use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ReplyPath, ServiceId};
 use samport_common::layout::{
-    Backend, Life, Scope, Service, Stands, failure, program, service, unusual,
+    Backend, BackendState, PortService, Scope, Service, failure, program, service, unusual,
 };
 use samport_common::outbound;
 use samport_common::packet::{self, Packet, Special};
@@ -22,7 +22,7 @@ use crate::choice::{self, NewFlow, OpenError};
 use crate::context::{Context, Hook};
 use crate::deliver;
 use crate::flood;
-use crate::flows::{self, Entry, Place, Probe};
+use crate::flows::{self, FlowRef, FlowSlot, Probe};
 use crate::maps::{self, Insert, Tables};
 use crate::reverse;
 use crate::room;
@@ -173,7 +173,7 @@ pub fn choose<P: Tables, C: Context>(
     let judged = match follow::<P, C>(context, packet, own, &new_flow)? {
         Lookup::Forward(hit) => return Ok(hit),
         // The port may have a living flow in another lane: its backend must not get this one.
-        Lookup::Create(_) if own.is_some() && maps::unusual() & unusual::LANES != 0 => {
+        Lookup::Create(_) if own.is_some() && maps::unusual() & unusual::PROBE_SLOTS != 0 => {
             return Err(OpenError::SlowPath);
         }
         Lookup::Create(judged) => judged,
@@ -187,13 +187,13 @@ pub fn choose<P: Tables, C: Context>(
     if new_flow.protocol == Protocol::Tcp && flood::begins(new_flow.now_tick) {
         return Err(OpenError::SlowPath);
     }
-    let place = match own {
-        Some(entry) => Place::Entry(entry, judged),
-        None if room::has_room::<P>(new_flow.id) => Place::Lane(Lane::FIRST, Insert::New),
+    let slot = match own {
+        Some(entry) => FlowSlot::Existing(entry, judged),
+        None if room::has_room::<P>(new_flow.id) => FlowSlot::New(ProbeSlot::FIRST, Insert::New),
         None => return Err(OpenError::SlowPath),
     };
     new_flow.validate(context.source_marks::<P>(packet))?;
-    match choice::store::<P, C>(context, packet, place, &new_flow, chosen) {
+    match choice::store::<P, C>(context, packet, slot, &new_flow, chosen) {
         Err(Verdict::FlowInsertFailed) => Err(OpenError::SlowPath),
         result => Ok(result?.into()),
     }
@@ -212,13 +212,13 @@ pub fn fast_path<P: Tables, C: Context>(
     packet: &Packet<P::Addr>,
 ) -> Option<FastHit> {
     let service = match maps::listens::<P>(packet.protocol, packet.destination.port) {
-        Stands::For(service) => service,
-        Stands::ForNone | Stands::ForSeveral => return None,
+        PortService::One(service) => service,
+        PortService::None | PortService::Several => return None,
     };
-    let entry = flows::find_at_once::<P>(FlowKey::new(packet.source, service, Lane::FIRST))?;
+    let entry = flows::find_fast::<P>(FlowKey::new(packet.source, service, ProbeSlot::FIRST))?;
     let word = entry.word();
     if entry.vip::<P>() != packet.destination
-        || entry.way() != way_of(context, hook)
+        || entry.reply_path() != reply_path_of(context, hook)
         || !conntrack::goes_on(word.state(), packet.flags)
         || (hook != Hook::Container && !context.is_for_host())
     {
@@ -231,7 +231,7 @@ pub fn fast_path<P: Tables, C: Context>(
     {
         return None;
     }
-    let now_tick = flows::now_tick_at_once();
+    let now_tick = flows::now_tick_fast();
     // A datagram that comes too late begins another flow.
     if packet.protocol == Protocol::Udp && entry.is_over(word, now_tick) {
         return None;
@@ -265,7 +265,7 @@ fn send_hit<P: Tables>(
 #[inline(always)]
 fn pass<A: Address, C: Context>(
     context: &C,
-    entry: Entry,
+    entry: FlowRef,
     word: FlowWord,
     packet: &Packet<A>,
     now_tick: u32,
@@ -281,10 +281,10 @@ fn pass<A: Address, C: Context>(
 
 /// How replies get to who sends packets that come in here.
 #[inline(always)]
-pub fn way_of<C: Context>(context: &C, hook: Hook) -> ClientWay {
+pub fn reply_path_of<C: Context>(context: &C, hook: Hook) -> ReplyPath {
     match hook {
-        Hook::Container => ClientWay::into_container(context.ifindex()),
-        _ => ClientWay::out_of(context.ifindex()),
+        Hook::Container => ReplyPath::into_container(context.ifindex()),
+        _ => ReplyPath::out_of(context.ifindex()),
     }
 }
 
@@ -331,7 +331,7 @@ pub fn new_flow_of<A: Address, C: Context>(
         id,
         protocol,
         flags: packet.flags,
-        way: way_of(context, hook),
+        reply_path: reply_path_of(context, hook),
         marks: 0,
         now_tick: flows::now_tick(),
         attempt: context.attempt(),
@@ -376,7 +376,7 @@ pub enum Lookup {
 pub fn follow<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    own: Option<Entry>,
+    own: Option<FlowRef>,
     new_flow: &NewFlow,
 ) -> Result<Lookup, Verdict> {
     let (protocol, flags) = (new_flow.protocol, packet.flags);
@@ -400,11 +400,11 @@ pub fn follow<P: Tables, C: Context>(
         Decision::Stay => {}
     }
     // Before anything of the flow is changed by a packet that may be anybody's.
-    let way = entry.way();
-    let moved = if way == new_flow.way {
+    let reply_path = entry.reply_path();
+    let moved = if reply_path == new_flow.reply_path {
         Move::Stay
     } else {
-        Move::from_number(context.source_move::<P>(packet, way.to_bits(), entry.marks()))
+        Move::from_number(context.source_move::<P>(packet, reply_path.to_bits(), entry.marks()))
     };
     match moved {
         Move::Refuse => return Err(Verdict::SpoofedSource),
@@ -416,7 +416,7 @@ pub fn follow<P: Tables, C: Context>(
     }
     pass(context, entry, word, packet, new_flow.now_tick);
     if moved == Move::Follow {
-        entry.follow_to(new_flow.way, || context.read(ethernet::SOURCE.start));
+        entry.set_reply_path(new_flow.reply_path, || context.read(ethernet::SOURCE.start));
     }
     let is_silent = failover::is_silent_to_datagrams(word.state(), entry.age());
     Ok(Lookup::Forward(Followed { word, is_silent }))
@@ -430,7 +430,7 @@ pub fn answers_outbound<P: Tables, C: Context>(context: &C, packet: &Packet<P::A
 
 /// Whether the flow's client asks again because a refusal was held back.
 #[inline(always)]
-fn is_refused(entry: Entry, word: FlowWord, new_flow: &NewFlow) -> bool {
+fn is_refused(entry: FlowRef, word: FlowWord, new_flow: &NewFlow) -> bool {
     matches!(word.state(), State::Failed)
         && entry.idle_ticks(new_flow.now_tick) <= maps::timeout(State::Failed)
 }
@@ -439,7 +439,7 @@ fn is_refused(entry: Entry, word: FlowWord, new_flow: &NewFlow) -> bool {
 #[inline(always)]
 pub fn takes_packets(word: FlowWord) -> bool {
     maps::backend(word.backend()).is_some_and(|backend| {
-        Life::from_byte(backend.life).serves() && backend.generation == word.generation()
+        BackendState::from_byte(backend.state).serves() && backend.generation == word.generation()
     })
 }
 
@@ -451,7 +451,8 @@ pub fn serves(protocol: Protocol, word: FlowWord) -> bool {
 
 #[inline(always)]
 fn serves_in(protocol: Protocol, word: FlowWord, backend: &'static Backend) -> bool {
-    Life::from_byte(backend.life).keeps(protocol) && backend.generation == word.generation()
+    BackendState::from_byte(backend.state).keeps(protocol)
+        && backend.generation == word.generation()
 }
 
 /// Rewrites the packet for a backend and sends it off.

@@ -2,7 +2,7 @@
 
 use samport_common::conntrack::State;
 use samport_common::family::Family;
-use samport_common::flow::{ClientWay, FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented};
+use samport_common::flow::{FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented, ReplyPath};
 use samport_common::packet::{self, FragmentId, Packet, Part, Special};
 use samport_common::rewrite::{self, End};
 use samport_common::source::Side;
@@ -51,7 +51,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
         packet,
         reply.entry.pointer(),
         skb.came_in_by(hook),
-        exit.way().to_bits(),
+        exit.reply_path().to_bits(),
     );
     reverse::advance(skb, packet, &reply);
     if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
@@ -63,7 +63,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
 /// The new form of an address, or [`STAYS`].
 #[inline(always)]
 fn changed<P: Family>(changes: bool, addr: P::Addr) -> [u8; 16] {
-    if changes { P::widen(addr) } else { STAYS }
+    if changes { P::to_mapped(addr) } else { STAYS }
 }
 
 /// Remembers that a first fragment goes to a backend. If that fails, the later ones are orphans, and
@@ -73,8 +73,8 @@ pub fn remember_forward<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, 
     if matches!(packet.part, Part::First(_)) {
         let too_big =
             maps::backend(chosen).is_some_and(|backend| deliver::is_too_big(skb, backend));
-        let way = if too_big { Fragmented::BY_STACK } else { 0 };
-        remember_forward_apart::<P>(packet, chosen, skb.ifindex(), way);
+        let reply_path = if too_big { Fragmented::BY_STACK } else { 0 };
+        remember_forward_apart::<P>(packet, chosen, skb.ifindex(), reply_path);
     }
 }
 
@@ -83,7 +83,7 @@ fn remember_forward_apart<P: Tables>(
     packet: &'static Packet<P::Addr>,
     chosen: u32,
     came_in_by: u32,
-    way: u32,
+    reply_path: u32,
 ) -> i32 {
     let (Some(id), Some(backend), Some(draft)) =
         (packet::first_of::<P>(packet), maps::backend(chosen), maps::fragmented_draft())
@@ -92,11 +92,11 @@ fn remember_forward_apart<P: Tables>(
     };
     let to = maps::endpoint::<P>(backend).addr;
     draft.source = changed::<P>(to == packet.source.addr, packet.destination.addr);
-    draft.destination = P::widen(to);
+    draft.destination = P::to_mapped(to);
     draft.backend = chosen;
     draft.generation = backend.generation;
     draft.is_reply = 0;
-    draft.way = way;
+    draft.reply_path = reply_path;
     draft.seen_tick = flows::now_tick();
     draft.came_in_by = came_in_by;
     let _ = P::remember(&FragmentKey::new(&id), draft);
@@ -110,7 +110,7 @@ fn remember_reverse<P: Tables>(
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,
     came_in_by: u32,
-    way: u32,
+    reply_path: u32,
 ) -> i32 {
     let (Some(id), Some(draft), Some(reply)) = (
         packet::first_of::<P>(packet),
@@ -119,12 +119,12 @@ fn remember_reverse<P: Tables>(
     ) else {
         return 0;
     };
-    draft.source = P::widen(reply.entry.vip::<P>().addr);
+    draft.source = P::to_mapped(reply.entry.vip::<P>().addr);
     draft.destination = changed::<P>(reply.to_itself, packet.source.addr);
     draft.backend = reply.backend;
     draft.generation = 0;
     draft.is_reply = 1;
-    draft.way = way;
+    draft.reply_path = reply_path;
     draft.seen_tick = flows::now_tick();
     draft.mac = reply.entry.mac();
     draft.came_in_by = came_in_by;
@@ -183,25 +183,26 @@ fn send<P: Tables>(
     if !is_reply && !forward::takes_packets(word) {
         return Err(Verdict::BackendGone);
     }
-    let way = ClientWay::from_bits(first.way);
-    if is_reply && reverse::is_too_big(skb, hook, way.into()) {
+    let reply_path = ReplyPath::from_bits(first.reply_path);
+    if is_reply && reverse::is_too_big(skb, hook, reply_path.into()) {
         // On its way through the host's stack, which makes smaller ones of it.
         return Err(Verdict::ReplyTooBig);
     }
     if first.source != STAYS {
-        let plan = rewrite::plan_later::<P>(id, End::Source, P::narrow(&first.source));
+        let plan = rewrite::plan_later::<P>(id, End::Source, P::from_mapped(&first.source));
         apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
     if first.destination != STAYS {
-        let plan = rewrite::plan_later::<P>(id, End::Destination, P::narrow(&first.destination));
+        let plan =
+            rewrite::plan_later::<P>(id, End::Destination, P::from_mapped(&first.destination));
         apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
     if !is_reply {
         let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
-        if first.way == Fragmented::BY_STACK {
+        if first.reply_path == Fragmented::BY_STACK {
             return Ok(deliver::after_the_first(skb, first.backend));
         }
         return Ok(deliver::to_backend(skb, first.backend, backend));
     }
-    Ok(deliver::to_client(skb, hook, first.backend, way, || first.mac))
+    Ok(deliver::to_client(skb, hook, first.backend, reply_path, || first.mac))
 }

@@ -17,7 +17,7 @@ use crate::choice;
 use crate::context::{Context as _, Hook};
 use crate::deliver;
 use crate::exit;
-use crate::flows::{self, Entry};
+use crate::flows::{self, FlowRef};
 use crate::forward;
 use crate::maps::{self, Tables};
 use crate::reverse;
@@ -59,7 +59,7 @@ fn own_flow<P: Tables>(
     skb: &Skb,
     hook: Hook,
     error: &'static IcmpError<P::Addr>,
-) -> Result<Entry, Verdict> {
+) -> Result<FlowRef, Verdict> {
     if error.told != error.quoted.source.addr {
         return Err(Verdict::IcmpOther);
     }
@@ -70,12 +70,12 @@ fn own_flow<P: Tables>(
     if hook != Hook::Container && !skb.is_for_host() {
         return Err(Verdict::OtherHost);
     }
-    let entry = Entry::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)?;
+    let entry = FlowRef::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)?;
     // No router inside of the host is on the way to an outside client, nor the other way round; and only one
     // device leads to a client inside.
     let is_internal = source::side(skb, hook) == Side::Internal;
     if entry.is_internal() != is_internal
-        || (is_internal && entry.way() != forward::way_of(skb, hook))
+        || (is_internal && entry.reply_path() != forward::reply_path_of(skb, hook))
     {
         return Err(Verdict::SpoofedSource);
     }
@@ -154,7 +154,7 @@ fn note_unreachable<P: Tables>(
     error: &'static IcmpError<P::Addr>,
     flow: *mut Flow,
 ) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
+    let Some(entry) = FlowRef::new(flow) else { return 0 };
     let word = entry.word();
     if !failover::is_about_an_opening(word.state()) {
         return 0;
@@ -174,7 +174,7 @@ fn note_unreachable<P: Tables>(
 /// not refused it too, the client is to be told, and the next round begins: 0.
 #[inline(never)]
 fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
+    let Some(entry) = FlowRef::new(flow) else { return 0 };
     let word = entry.word();
     let refusals = Refusals::of(entry.sequences()).with(word.backend());
     let client = standing::client::<P>(error.quoted.source.addr);
@@ -205,8 +205,8 @@ fn translate<P: Tables>(
     flow: *mut Flow,
 ) -> bool {
     let ctx = skb.pointer_to_context();
-    let difference = translate_quoted::<P>(ctx, error, backend, flow);
-    difference >= 0 && translate_outer::<P>(ctx, error, difference, backend, flow) == 0
+    let csum_diff = translate_quoted::<P>(ctx, error, backend, flow);
+    csum_diff >= 0 && translate_outer::<P>(ctx, error, csum_diff, backend, flow) == 0
 }
 
 /// The part within the quoted packet: what it adds to ICMP's checksum, or -1 if it fails. A function
@@ -220,7 +220,7 @@ fn translate_quoted<P: Tables>(
 ) -> i32 {
     let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
     match apply::apply_quoted(&Skb::new(TcContext::new(ctx)), &plan.quoted.bounded()) {
-        Some(difference) => i32::from(difference),
+        Some(csum_diff) => i32::from(csum_diff),
         None => -1,
     }
 }
@@ -230,13 +230,13 @@ fn translate_quoted<P: Tables>(
 fn translate_outer<P: Tables>(
     ctx: *mut __sk_buff,
     error: &'static IcmpError<P::Addr>,
-    difference: i32,
+    csum_diff: i32,
     backend: u32,
     flow: *mut Flow,
 ) -> i32 {
     let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
-    let difference = difference.cast_unsigned();
-    match apply::apply_outer(&Skb::new(TcContext::new(ctx)), &plan, difference) {
+    let csum_diff = csum_diff.cast_unsigned();
+    match apply::apply_outer(&Skb::new(TcContext::new(ctx)), &plan, csum_diff) {
         Some(()) => 0,
         None => -1,
     }
@@ -248,7 +248,7 @@ fn plan<P: Tables>(
     backend: u32,
     flow: *mut Flow,
 ) -> Option<IcmpRewrite<P>> {
-    let (end, to) = match Entry::new(flow) {
+    let (end, to) = match FlowRef::new(flow) {
         Some(entry) => (End::Source, entry.vip::<P>()),
         None => (End::Destination, maps::endpoint::<P>(maps::backend(backend)?)),
     };

@@ -127,7 +127,7 @@ fn protocol(sock: &SockAddr) -> Protocol {
 fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<&'static Service> {
     let port = sock.port();
     let at = |addr: &[u8; 16]| {
-        let endpoint = Endpoint { addr: P::narrow(addr), port };
+        let endpoint = Endpoint { addr: P::from_mapped(addr), port };
         P::service(&EndpointKey::new(endpoint, protocol(sock).number()))
     };
     let own = at(dialled);
@@ -135,7 +135,11 @@ fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<&'static Servi
         return own;
     }
     let other = at(&local::stand_in(dialled)?)?;
-    if sock.is_listened_on(protocol(sock), V4::narrow(dialled), port) { None } else { Some(other) }
+    if sock.is_listened_on(protocol(sock), V4::from_mapped(dialled), port) {
+        None
+    } else {
+        Some(other)
+    }
 }
 
 /// The backend this socket's datagrams to this address go to, while it serves.
@@ -197,7 +201,7 @@ fn recall_id<P: Tables>(service: &Service) -> u32 {
 /// The address that stands for all the machine has.
 #[inline(always)]
 fn client<P: Tables>() -> P::Addr {
-    P::narrow(&local::CLIENT_ADDR)
+    P::from_mapped(&local::CLIENT_ADDR)
 }
 
 /// One that the service's way to choose leads to, or 0.

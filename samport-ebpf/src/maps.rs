@@ -16,11 +16,11 @@ use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
 };
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, DeviceInfo,
-    DeviceSet, EVENT_BYTES, Event, Evidence, HANDSHAKE_CLASSES, HELD_LEN, Handshakes, Held,
-    MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
-    MAX_OUTBOUND, MAX_OWNERS, MAX_SOURCES, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
-    RoomLimits, SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, Suspicion, TABLE_SLOTS,
+    AllowedKey, Backend, BackendStats, CachedPort, Clock, Collected, Condition, DEFAULT_FLOWS,
+    DeviceInfo, DeviceSet, EVENT_BYTES, Event, Evidence, HANDSHAKE_CLASSES, HELD_LEN, Handshakes,
+    Held, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
+    MAX_OUTBOUND, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, PORT_WORDS, PortService, Pressure,
+    ReverseNat, RoomLimits, SHORTCUTS as PORT_CACHE_LEN, Service, Suspicion, TABLE_SLOTS,
     XdpDevice, overflow_of, port_bit, program, unusual,
 };
 use samport_common::outbound::{Outbound, OutboundKey};
@@ -44,7 +44,7 @@ static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 /// What ports stand for: spares packets of open flows the look-up of their service.
 #[map]
-static SHORTCUTS: Array<Shortcut> = Array::with_max_entries(SHORTCUTS_LEN, 0);
+static SHORTCUTS: Array<CachedPort> = Array::with_max_entries(PORT_CACHE_LEN, 0);
 
 #[map]
 static SERVICES4: HashMap<EndpointKey<[u8; 4]>, Service> =
@@ -62,9 +62,11 @@ static TABLE: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
 static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 #[map]
-static OWNERS4: HashMap<EndpointKey<[u8; 4]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
+static OWNERS4: HashMap<EndpointKey<[u8; 4]>, ReverseNat> =
+    HashMap::with_max_entries(MAX_REVERSE_NAT, 0);
 #[map]
-static OWNERS6: HashMap<EndpointKey<[u8; 16]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
+static OWNERS6: HashMap<EndpointKey<[u8; 16]>, ReverseNat> =
+    HashMap::with_max_entries(MAX_REVERSE_NAT, 0);
 
 /// Flows. Nothing is ever driven out of these tables: who finds no room goes to the next two.
 #[map]
@@ -217,12 +219,12 @@ pub trait Tables: Family {
     /// The service at an address and port of the machine.
     fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service>;
     /// The services a backend answers for from this endpoint.
-    fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners>;
+    fn reverse_nat(key: &EndpointKey<Self::Addr>) -> Option<&'static ReverseNat>;
     /// A flow, to be changed in place through atomics and single words.
     fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// The same with the key in whole words: the kernel hashes it by words, and would have to wait for
     /// bytes that were just stored one by one.
-    fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow>;
+    fn flow_fast(key: FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// Stores a new flow. The error is the kernel's negative errno.
     fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32>;
     /// A flow for which there was no room, like [`Self::flow`].
@@ -257,7 +259,7 @@ pub trait Tables: Family {
     fn marks_of_frame(ctx: *mut xdp_md) -> u32;
     /// The number of what becomes of the packet that was kept in this run, which has come in by another device
     /// than its flow.
-    fn move_of(hook: Hook, way: u32, flow: u32, packet: u32) -> u32;
+    fn move_of(hook: Hook, reply_path: u32, flow: u32, packet: u32) -> u32;
     /// The address in the place that `struct bpf_fib_lookup` has for it.
     fn in_lookup(addr: Self::Addr) -> [u8; 16];
 }
@@ -289,7 +291,7 @@ fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
 }
 
 macro_rules! tables {
-    ($family:ty, $words:ty, $services:ident, $owners:ident, $flows:ident, $overflow:ident, $fragments:ident, $affinity:ident, $outbound:ident, $allowed:ident, $sources:ident, $marks_of_skb:path, $marks_of_frame:path, $outbound_of_skb:path, $outbound_of_frame:path, $move_of:path, $in_lookup:expr) => {
+    ($family:ty, $words:ty, $services:ident, $reverse_nat:ident, $flows:ident, $overflow:ident, $fragments:ident, $affinity:ident, $outbound:ident, $allowed:ident, $sources:ident, $marks_of_skb:path, $marks_of_frame:path, $outbound_of_skb:path, $outbound_of_frame:path, $move_of:path, $in_lookup:expr) => {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
@@ -301,9 +303,9 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners> {
+            fn reverse_nat(key: &EndpointKey<Self::Addr>) -> Option<&'static ReverseNat> {
                 // SAFETY: as in `service`. Of another endpoint's owners the packet is no reply.
-                unsafe { $owners.get(key) }
+                unsafe { $reverse_nat.get(key) }
             }
 
             #[inline(always)]
@@ -312,7 +314,7 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow> {
+            fn flow_fast(key: FlowKey<Self::Addr>) -> Option<*mut Flow> {
                 let words: $words = bytes::in_words(zerocopy::transmute!(key));
                 $flows.get_ptr_mut(zerocopy::transmute_ref!(&words))
             }
@@ -404,8 +406,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn move_of(hook: Hook, way: u32, flow: u32, packet: u32) -> u32 {
-                $move_of(hook as u32, way, flow, packet)
+            fn move_of(hook: Hook, reply_path: u32, flow: u32, packet: u32) -> u32 {
+                $move_of(hook as u32, reply_path, flow, packet)
             }
 
             #[inline(always)]
@@ -482,19 +484,19 @@ pub fn is_listened_on(protocol: Protocol, port: [u8; 2]) -> bool {
 
 /// The service of all frontends on a port (network order).
 #[inline(always)]
-pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> Stands {
+pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
     match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
-        Some(shortcut) => Stands::decode(P::of_two(shortcut.listens)),
-        None => Stands::ForSeveral,
+        Some(cached_port) => PortService::decode(P::of_two(cached_port.listens)),
+        None => PortService::Several,
     }
 }
 
 /// The service of all backends that answer from a port (network order).
 #[inline(always)]
-pub fn answers<P: Family>(protocol: Protocol, port: [u8; 2]) -> Stands {
+pub fn answers<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
     match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
-        Some(shortcut) => Stands::decode(P::of_two(shortcut.answers)),
-        None => Stands::ForSeveral,
+        Some(cached_port) => PortService::decode(P::of_two(cached_port.answers)),
+        None => PortService::Several,
     }
 }
 
@@ -515,7 +517,7 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
 pub fn endpoint<P: Family>(backend: &'static Backend) -> Endpoint<P::Addr> {
     // SAFETY: a value of `BACKENDS`.
     let addr = unsafe { bytes::load(backend.addr.as_ptr() as usize) };
-    Endpoint { addr: P::narrow(&addr), port: backend.port }
+    Endpoint { addr: P::from_mapped(&addr), port: backend.port }
 }
 
 /// The generation of the host's routes.

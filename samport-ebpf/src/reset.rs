@@ -56,7 +56,7 @@ fn turn_round<P: Tables>(
     skb.write(reset.hops_at, reset.hops)?;
     if let Some(at) = reset.l3_checksum_at {
         let field: [u8; 2] = skb.read(at)?;
-        skb.write(at, checksum::update(field, reset.l3_difference))?;
+        skb.write(at, checksum::update(field, reset.l3_csum_diff))?;
     }
     apply::write_address(skb, reset.source_at, reset.source.as_bytes())?;
     apply::write_address(skb, reset.destination_at, reset.destination.as_bytes())?;

@@ -5,10 +5,11 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Sender, State};
 use samport_common::failover::{self, Refusals};
 use samport_common::family::{Address, Family as _, V4};
-use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, ProbeSlot, ServiceId};
 use samport_common::frame::Frame as _;
 use samport_common::layout::{
-    Backend, DeviceInfo, DeviceSet, Life, Owners, Stands, Via, failure, program,
+    Backend, BackendState, DeviceInfo, DeviceSet, ForwardMode, PortService, ReverseNat, failure,
+    program,
 };
 use samport_common::packet::{self, Packet, Special};
 use samport_common::rewrite::{self, End};
@@ -23,7 +24,7 @@ use crate::choice;
 use crate::context::Hook;
 use crate::deliver;
 use crate::exit::{self, Exit};
-use crate::flows::{self, Entry};
+use crate::flows::{self, FlowRef};
 use crate::maps::{self, Tables};
 use crate::room;
 use crate::skb::{Ends, Skb};
@@ -63,23 +64,23 @@ fn dispatch_special(special: Special) -> Next {
 #[inline(always)]
 fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Next {
     let service = match maps::answers::<P>(packet.protocol, packet.source.port) {
-        Stands::For(service) => service,
-        Stands::ForSeveral => return Next::TailCall(program::ANSWER),
-        Stands::ForNone => return no_reply(hook, packet),
+        PortService::One(service) => service,
+        PortService::Several => return Next::TailCall(program::ANSWER),
+        PortService::None => return no_reply(hook, packet),
     };
-    let key = FlowKey::new(packet.destination, service, Lane::FIRST);
-    let Some(entry) = flows::find_at_once::<P>(key) else {
+    let key = FlowKey::new(packet.destination, service, ProbeSlot::FIRST);
+    let Some(entry) = flows::find_fast::<P>(key) else {
         return of_no_flow::<P>(hook, packet, service);
     };
     let Some(reply) = fast_path::<P>(skb, hook, packet, entry) else {
         return Next::TailCall(program::ANSWER);
     };
-    let exit = Exit::from(reply.entry.way());
+    let exit = Exit::from(reply.entry.reply_path());
     if is_too_big(skb, hook, exit) {
         return too_big::<P>(skb);
     }
     pass(skb, reply.entry, packet);
-    reply.entry.touch(flows::now_tick_at_once());
+    reply.entry.touch(flows::now_tick_fast());
     if restore::<P>(skb, packet, &reply, hook.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
@@ -92,19 +93,19 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
 #[inline(always)]
 pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Next {
     match maps::answers::<P>(packet.protocol, packet.source.port) {
-        Stands::ForNone => Verdict::NotOurs.into(),
-        Stands::For(service)
+        PortService::None => Verdict::NotOurs.into(),
+        PortService::One(service)
             if maps::unusual() == 0
-                && flows::find_at_once::<P>(FlowKey::new(
+                && flows::find_fast::<P>(FlowKey::new(
                     packet.destination,
                     service,
-                    Lane::FIRST,
+                    ProbeSlot::FIRST,
                 ))
                 .is_none() =>
         {
             Verdict::NotOurs.into()
         }
-        Stands::For(_) | Stands::ForSeveral => Next::TailCall(program::ANSWER),
+        PortService::One(_) | PortService::Several => Next::TailCall(program::ANSWER),
     }
 }
 
@@ -129,7 +130,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Next {
     }
     if !is_by_backend::<P>(skb, hook, &reply) {
         // What was too big at the veth is on its way to the stack, which tells the backend.
-        if hook == Hook::Bridge && !skb.fits(reply.entry.way().ifindex()) {
+        if hook == Hook::Bridge && !skb.fits(reply.entry.reply_path().ifindex()) {
             return Verdict::NotAReply.into();
         }
         return no_answer(hook);
@@ -167,8 +168,8 @@ fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>
 #[inline(always)]
 fn of_no_flow<P: Tables>(hook: Hook, packet: &Packet<P::Addr>, service: ServiceId) -> Next {
     let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
-    let key = FlowKey::new(itself, service, Lane::FIRST);
-    if maps::unusual() == 0 && flows::find_at_once::<P>(key).is_none() {
+    let key = FlowKey::new(itself, service, ProbeSlot::FIRST);
+    if maps::unusual() == 0 && flows::find_fast::<P>(key).is_none() {
         return no_reply(hook, packet);
     }
     Next::TailCall(program::ANSWER)
@@ -181,7 +182,7 @@ fn fast_path<P: Tables>(
     skb: &Skb,
     hook: Hook,
     packet: &Packet<P::Addr>,
-    entry: Entry,
+    entry: FlowRef,
 ) -> Option<Reply> {
     let word = entry.word();
     let backend = maps::backend(word.backend())?;
@@ -189,7 +190,7 @@ fn fast_path<P: Tables>(
         || !is_by_usual_device(skb, hook, backend)
         || backend.generation != word.generation()
         || (hook != Hook::Egress && !exit::is_settled(entry))
-        || !Life::from_byte(backend.life).serves()
+        || !BackendState::from_byte(backend.state).serves()
         || !conntrack::goes_on(word.state(), packet.flags)
     {
         return None;
@@ -211,7 +212,9 @@ pub fn is_late<P: Tables>(from: Endpoint<P::Addr>, reply: &Reply, word: FlowWord
 /// Whether a reply has come in by the device that its backend's replies usually come in by.
 #[inline(always)]
 fn is_by_usual_device(skb: &Skb, hook: Hook, backend: &'static Backend) -> bool {
-    if hook == Hook::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+    if hook == Hook::Egress
+        && matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
+    {
         // All children of a macvlan parent leave by it.
         return skb.read(ethernet::SOURCE.start) == Some(backend.mac);
     }
@@ -224,7 +227,9 @@ fn is_by_usual_device(skb: &Skb, hook: Hook, backend: &'static Backend) -> bool 
 pub fn is_by_backend<P: Tables>(skb: &Skb, hook: Hook, reply: &Reply) -> bool {
     let Some(backend) = maps::backend(reply.entry.word().backend()) else { return false };
     // All children of a macvlan parent leave by it. This one may have a veth too.
-    if hook == Hook::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+    if hook == Hook::Egress
+        && matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
+    {
         return is_by_usual_device(skb, hook, backend);
     }
     let came_in_by = skb.came_in_by(hook);
@@ -237,8 +242,10 @@ pub fn is_by_backend<P: Tables>(skb: &Skb, hook: Hook, reply: &Reply) -> bool {
 #[inline(always)]
 fn is_by_another_route<P: Tables>(hook: Hook, backend: &'static Backend, came_in_by: u32) -> bool {
     let [usual, ..] = backend.answers_on.ifindex;
-    if !matches!(Via::from_byte(backend.via), Via::Neighbour | Via::Stack)
-        || usual == DeviceSet::HOST
+    if !matches!(
+        ForwardMode::from_byte(backend.forward_mode),
+        ForwardMode::Neighbour | ForwardMode::Stack
+    ) || usual == DeviceSet::HOST
         || came_in_by == DeviceSet::HOST
         || maps::device(usual).is_some_and(DeviceInfo::is_internal)
     {
@@ -291,7 +298,7 @@ fn is_held_back<P: Tables>(
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,
 ) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
+    let Some(entry) = FlowRef::new(flow) else { return 0 };
     let skb = Skb::new(TcContext::new(ctx));
     let word = entry.word();
     if !failover::refuses(word.state(), &packet::segment(&skb, packet), entry.sequences()) {
@@ -322,7 +329,7 @@ fn is_held_back<P: Tables>(
 
 /// A reply's flow.
 pub struct Reply {
-    pub entry: Entry,
+    pub entry: FlowRef,
     pub backend: u32,
     /// Whether the backend has dialled itself: see `forward::send`.
     pub to_itself: bool,
@@ -341,7 +348,7 @@ pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
 /// Whether the client's side does not take a packet of this size.
 #[inline(always)]
 pub fn is_too_big(skb: &Skb, hook: Hook, exit: Exit) -> bool {
-    hook != Hook::Egress && !skb.fits(exit.way().ifindex())
+    hook != Hook::Egress && !skb.fits(exit.reply_path().ifindex())
 }
 
 /// What becomes of a reply that the client's side does not take: the host's stack, given it as it came, tells the
@@ -367,7 +374,7 @@ pub fn advance<A: Address>(skb: &Skb, packet: &Packet<A>, reply: &Reply) {
 
 /// Takes note of what a backend's packet says; the word before and the state after.
 #[inline(always)]
-fn pass<A: Address>(skb: &Skb, entry: Entry, packet: &Packet<A>) -> (FlowWord, State) {
+fn pass<A: Address>(skb: &Skb, entry: FlowRef, packet: &Packet<A>) -> (FlowWord, State) {
     let word = entry.word();
     if !conntrack::is_plain(word.state(), packet.flags, Sender::Backend) {
         return (word, entry.advance(word, &packet::segment(skb, packet), Sender::Backend));
@@ -426,7 +433,8 @@ fn restore_packed<P: Tables>(
 /// Sends the restored packet off.
 #[inline(always)]
 pub fn leave(skb: &Skb, hook: Hook, reply: &Reply, exit: Exit) -> Outcome {
-    let outcome = deliver::to_client(skb, hook, reply.backend, exit.way(), || reply.entry.mac());
+    let outcome =
+        deliver::to_client(skb, hook, reply.backend, exit.reply_path(), || reply.entry.mac());
     if exit.is_unresolved() { outcome.renamed(Verdict::ReplyUnresolved) } else { outcome }
 }
 
@@ -441,7 +449,7 @@ pub fn find_apart<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> 
 /// The reply whose flow's entry was found, unless it is null.
 #[inline(always)]
 pub fn found<P: Tables>(flow: *mut Flow, to: P::Addr) -> Option<Reply> {
-    let entry = Entry::new(flow)?;
+    let entry = FlowRef::new(flow)?;
     let to_itself = entry.vip::<P>().addr == to;
     Some(Reply { entry, backend: entry.word().backend(), to_itself })
 }
@@ -450,10 +458,11 @@ pub fn found<P: Tables>(flow: *mut Flow, to: P::Addr) -> Option<Reply> {
 #[inline(never)]
 fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, to_itself: u32) -> *mut Flow {
     let (source, client) = (packet.source, packet.destination);
-    let found = owners_of::<P>(packet.protocol, source).and_then(|owners| match to_itself {
-        0 => find_as::<P>(owners, client),
-        _ => find_to_itself::<P>(owners, source, client),
-    });
+    let found =
+        reverse_nat_of::<P>(packet.protocol, source).and_then(|reverse_nat| match to_itself {
+            0 => find_as::<P>(reverse_nat, client),
+            _ => find_to_itself::<P>(reverse_nat, source, client),
+        });
     match found {
         Some(entry) => entry.pointer(),
         None => core::ptr::null_mut(),
@@ -467,11 +476,11 @@ pub fn find<P: Tables>(
     source: Endpoint<P::Addr>,
     client: Endpoint<P::Addr>,
 ) -> Option<Reply> {
-    let owners = owners_of::<P>(protocol, source)?;
-    if let Some(entry) = find_as::<P>(owners, client) {
+    let reverse_nat = reverse_nat_of::<P>(protocol, source)?;
+    if let Some(entry) = find_as::<P>(reverse_nat, client) {
         return Some(Reply { entry, backend: entry.word().backend(), to_itself: false });
     }
-    let entry = find_to_itself::<P>(owners, source, client)?;
+    let entry = find_to_itself::<P>(reverse_nat, source, client)?;
     Some(Reply { entry, backend: entry.word().backend(), to_itself: true })
 }
 
@@ -479,32 +488,35 @@ pub fn find<P: Tables>(
 /// `forward::send`.
 #[inline(always)]
 fn find_to_itself<P: Tables>(
-    owners: &Owners,
+    reverse_nat: &ReverseNat,
     source: Endpoint<P::Addr>,
     client: Endpoint<P::Addr>,
-) -> Option<Entry> {
+) -> Option<FlowRef> {
     let itself = Endpoint { addr: source.addr, port: client.port };
-    find_as::<P>(owners, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
+    find_as::<P>(reverse_nat, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
 }
 
 /// The services a backend answers for from this endpoint.
 #[inline(always)]
-fn owners_of<P: Tables>(protocol: Protocol, source: Endpoint<P::Addr>) -> Option<&'static Owners> {
-    P::owners(&EndpointKey::new(source, protocol.number()))
+fn reverse_nat_of<P: Tables>(
+    protocol: Protocol,
+    source: Endpoint<P::Addr>,
+) -> Option<&'static ReverseNat> {
+    P::reverse_nat(&EndpointKey::new(source, protocol.number()))
 }
 
 /// The flow of this client with one of these backends.
 #[inline(always)]
-fn find_as<P: Tables>(owners: &Owners, client: Endpoint<P::Addr>) -> Option<Entry> {
-    let mut key = FlowKey::new(client, ServiceId::FIRST, Lane::FIRST);
+fn find_as<P: Tables>(reverse_nat: &ReverseNat, client: Endpoint<P::Addr>) -> Option<FlowRef> {
+    let mut key = FlowKey::new(client, ServiceId::FIRST, ProbeSlot::FIRST);
     // A plain loop: the iterator's try_fold is not inlined, and the verifier does not follow a None
     // that is returned through memory (docs/verifier.md).
-    for (index, owner) in (0u32..).zip(&owners.of) {
-        if index >= owners.len {
+    for (index, entry) in (0u32..).zip(&reverse_nat.of) {
+        if index >= reverse_nat.len {
             break;
         }
-        let Some(service) = ServiceId::new(owner.service) else { continue };
-        let (backend, generation) = (owner.backend, owner.generation);
+        let Some(service) = ServiceId::new(entry.service) else { continue };
+        let (backend, generation) = (entry.backend, entry.generation);
         let found = flows::find_by_backend::<P>(&mut key, service, backend, generation);
         if found.is_some() {
             return found;

@@ -9,8 +9,8 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::State;
 use samport_common::failover::{MAKES_WAY_AFTER, Refusals};
-use samport_common::flow::{EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Draft, place, program, unusual};
+use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ServiceId};
+use samport_common::layout::{Draft, flow_slot, program, unusual};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -20,7 +20,7 @@ use crate::apply;
 use crate::choice::{self, NewFlow, OpenError};
 use crate::context::Context as _;
 use crate::flood;
-use crate::flows::{self, Place, Taken};
+use crate::flows::{self, FlowSlot, Taken};
 use crate::forward::{self, Followed, Lookup};
 use crate::fragment;
 use crate::maps::{self, Insert, Tables};
@@ -197,21 +197,21 @@ fn lookup_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr
 fn lookup<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWord>, Verdict> {
     let new_flow = forward::classify::<P, _>(skb, skb.hook(), packet)?;
     let (client, vip) = (packet.source, packet.destination);
-    let lanes = flows::lookup_all_lanes::<P>(client, vip, new_flow.id, new_flow.now_tick);
-    let own = lanes.own;
+    let slots = flows::lookup_all_slots::<P>(client, vip, new_flow.id, new_flow.now_tick);
+    let own = slots.own;
     let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
-    draft.taken = lanes.taken.to_bits();
-    draft.place = lanes.place;
+    draft.taken = slots.taken.to_bits();
+    draft.slot = slots.slot;
     draft.judged = 0;
     draft.unwanted = 0;
     draft.refusals = 0;
     match forward::follow::<P, _>(skb, packet, own, &new_flow)? {
         Lookup::Forward(Followed { word, .. }) => {
-            if lanes.place == place::OVERFLOW
+            if slots.slot == flow_slot::OVERFLOW
                 && let Some(entry) = own
                 && !entry.word().state().is_unproven()
             {
-                let key = FlowKey::new(client, new_flow.id, Lane::FIRST);
+                let key = FlowKey::new(client, new_flow.id, ProbeSlot::FIRST);
                 room::promote::<P>(&key, new_flow.id, entry);
             }
             return Ok(Some(word));
@@ -276,8 +276,8 @@ fn open_drafted<P: Tables>(
     }
     let mut result = Err(Verdict::FlowInsertFailed);
     if matches!(stored, Stored::AsUsual) {
-        let place = place_of::<P>(packet, &new_flow, draft)?;
-        result = choice::store::<P, _>(skb, packet, place, &new_flow, chosen);
+        let slot = flow_slot_of::<P>(packet, &new_flow, draft)?;
+        result = choice::store::<P, _>(skb, packet, slot, &new_flow, chosen);
     }
     if matches!(result, Err(Verdict::FlowInsertFailed)) {
         if matches!(stored, Stored::AsUsual) {
@@ -297,25 +297,25 @@ fn open_drafted<P: Tables>(
 
 /// Where the flow is stored.
 #[inline(always)]
-fn place_of<P: Tables>(
+fn flow_slot_of<P: Tables>(
     packet: &Packet<P::Addr>,
     new_flow: &NewFlow,
     draft: &Draft,
-) -> Result<Place, Verdict> {
-    let lane = Lane::from_number((draft.place & place::LANE) as u8);
+) -> Result<FlowSlot, Verdict> {
+    let probe_slot = ProbeSlot::from_number((draft.slot & flow_slot::PROBE_SLOT) as u8);
     if draft.judged != 0 {
-        let entry = flows::find_again::<P>(packet, new_flow.id, draft.place);
+        let entry = flows::find_again::<P>(packet, new_flow.id, draft.slot);
         // Without it, it has made room meanwhile.
-        return Ok(entry.map_or(Place::Lane(lane, Insert::New), |entry| {
-            Place::Entry(entry, FlowWord::from_bits(draft.judged))
+        return Ok(entry.map_or(FlowSlot::New(probe_slot, Insert::New), |entry| {
+            FlowSlot::Existing(entry, FlowWord::from_bits(draft.judged))
         }));
     }
-    if draft.place == place::NONE {
+    if draft.slot == flow_slot::NONE {
         return Err(Verdict::FlowAmbiguous);
     }
-    if lane != Lane::FIRST {
-        maps::set_unusual(unusual::LANES);
+    if probe_slot != ProbeSlot::FIRST {
+        maps::set_unusual(unusual::PROBE_SLOTS);
     }
-    let how = if draft.place & place::REPLACE != 0 { Insert::Replace } else { Insert::New };
-    Ok(Place::Lane(lane, how))
+    let how = if draft.slot & flow_slot::REPLACE != 0 { Insert::Replace } else { Insert::New };
+    Ok(FlowSlot::New(probe_slot, how))
 }

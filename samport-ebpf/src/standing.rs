@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use samport_common::choose::Load;
-use samport_common::conntrack::{self, Counted, State};
+use samport_common::conntrack::{self, OpenChange, State};
 use samport_common::failover::{self, Call};
 use samport_common::flow::FlowWord;
 use samport_common::layout::{Backend, BackendStats, Condition, Event, event, failure};
@@ -35,10 +35,10 @@ pub fn opens(word: FlowWord) {
 /// Takes note of a flow whose word was exchanged for another with the same backend.
 #[inline(always)]
 pub fn moves(from: FlowWord, to: FlowWord) {
-    match conntrack::counted(from.state(), to.state()) {
-        Counted::Ended => count_ended(from),
-        Counted::Opened => count_opened(to),
-        Counted::Neither => {}
+    match conntrack::open_change(from.state(), to.state()) {
+        OpenChange::Ended => count_ended(from),
+        OpenChange::Opened => count_opened(to),
+        OpenChange::Neither => {}
     }
 }
 
@@ -160,7 +160,7 @@ pub fn is_suspect(id: u32, now_tick: u32) -> bool {
 /// What tells a client from others: see [`failover::fingerprint`].
 #[inline(always)]
 pub fn client<P: Tables>(addr: P::Addr) -> u32 {
-    failover::fingerprint(P::widen(addr))
+    failover::fingerprint(P::to_mapped(addr))
 }
 
 /// Whether a backend has failed a connection of this client lately.

@@ -8,7 +8,7 @@ use aya_ebpf::programs::XdpContext;
 use samport_common::checksum;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame;
-use samport_common::layout::{Backend, Via, XdpDevice};
+use samport_common::layout::{Backend, ForwardMode, XdpDevice};
 use samport_common::packet::{MAX_OFFSET, Packet};
 use samport_common::rewrite::{self, End, Rewrite};
 use samport_common::source::REFUSED;
@@ -123,7 +123,7 @@ fn told<P: Tables>(xdp: &Xdp, packet: &Packet<P::Addr>, verdict: Verdict, backen
 /// frame only if the container's side polls for it. See docs/xdp.md.
 #[inline(always)]
 fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
-    matches!(Via::from_byte(backend.via), Via::Peer)
+    matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Peer)
         && (device.generic != 0 || backend.takes_frames != 0)
 }
 
@@ -132,7 +132,7 @@ fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
 fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &'static Backend) -> Option<()> {
     if let Some(at) = rewrite.ip.l3_checksum_at {
         let field: [u8; 2] = xdp.read(at)?;
-        xdp.write(at, checksum::update(field, rewrite.ip.addr_difference))?;
+        xdp.write(at, checksum::update(field, rewrite.ip.addr_csum_diff))?;
     }
     match rewrite.ip.addr.as_bytes() {
         [a, b, c, d] => xdp.write(rewrite.ip.addr_at, [*a, *b, *c, *d])?,
@@ -213,9 +213,9 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
-    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, reply_path: u32, flow: u32) -> u32 {
         let packet = self.source_marks::<P>(packet);
-        P::move_of(Hook::Interface, way, flow, packet)
+        P::move_of(Hook::Interface, reply_path, flow, packet)
     }
 
     #[inline(always)]

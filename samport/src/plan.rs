@@ -24,7 +24,7 @@ use samport_common::outbound;
 
 use crate::model::ports::Listen;
 use crate::plan::table::{Placed, Recipe, Region, Tables};
-use change::Owners;
+use change::ReverseNatTable;
 use merge_join::merge_join;
 use room::Room;
 use roster::Roster;
@@ -32,8 +32,8 @@ use roster::Roster;
 pub use actual::{Actual, Attributes};
 pub use adopt::{IdManifest, KernelContents, Orphan};
 pub use change::{
-    BackendId, BackendKey, Change, Desired, Frontend, Owner, Policy, Role, Route, ServiceKey,
-    Share, Source,
+    BackendId, BackendKey, Change, Desired, Frontend, Policy, Role, Route, ServiceBackend,
+    ServiceKey, Share, Source,
 };
 
 /// The changes that lead from `actual` to `desired`, in the order they must be made.
@@ -51,15 +51,15 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     let roster = Roster::of(desired);
     let ids = plan_backends(desired, actual, &roster, &mut room, &mut changes);
-    let owners = owners_of(desired, actual, &ids)?;
+    let reverse_nat = reverse_nat_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
-    let moving: Vec<_> = merge_join(&owners, &actual.owners)
+    let moving: Vec<_> = merge_join(&reverse_nat, &actual.reverse_nat)
         .filter(|(_, new, old)| Some(*new) != *old)
         .map(|(source, new, old)| (*source, joined(new, old), new))
         .collect();
     for (source, between, _) in &moving {
-        if actual.owners.get(source) != Some(between) {
-            changes.push(Change::SetOwners { source: *source, owners: between.clone() });
+        if actual.reverse_nat.get(source) != Some(between) {
+            changes.push(Change::SetReverseNat { source: *source, reverse_nat: between.clone() });
         }
     }
     let wanted = attachments(desired);
@@ -106,7 +106,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
 
     for (source, between, new) in moving {
         if between != *new {
-            changes.push(Change::SetOwners { source, owners: new.clone() });
+            changes.push(Change::SetReverseNat { source, reverse_nat: new.clone() });
         }
     }
     for (key, (id, _), wanted) in merge_join(&actual.backends, &desired.backends) {
@@ -114,9 +114,9 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
             changes.push(Change::RetireBackend { key: key.clone(), id: *id });
         }
     }
-    for (source, _, wanted) in merge_join(&actual.owners, &owners) {
+    for (source, _, wanted) in merge_join(&actual.reverse_nat, &reverse_nat) {
         if wanted.is_none() {
-            changes.push(Change::RemoveOwners(*source));
+            changes.push(Change::RemoveReverseNat(*source));
         }
     }
     for (role, ifindex) in actual.attached.difference(&wanted) {
@@ -153,7 +153,7 @@ fn plan_backends<'a>(
         let wanted = Attributes {
             shared: roster.is_shared(key),
             weight,
-            life: roster.life_of(key, share),
+            state: roster.backend_state_of(key, share),
             answers_on: share.answers_on,
         };
         let id = match known {
@@ -184,20 +184,20 @@ fn plan_backends<'a>(
             }
         };
         ids.push((key, Some(id)));
-        let Attributes { shared, weight, life, answers_on } = wanted;
+        let Attributes { shared, weight, state, answers_on } = wanted;
         let key = key.clone();
-        changes.push(Change::SetBackend { key, id, shared, weight, life, answers_on });
+        changes.push(Change::SetBackend { key, id, shared, weight, state, answers_on });
     }
     ids
 }
 
 /// Which services and backends each socket answers for.
-fn owners_of(
+fn reverse_nat_of(
     desired: &Desired,
     actual: &Actual,
     ids: &[(&BackendKey, Option<BackendId>)],
-) -> Result<Owners> {
-    let mut owners = Owners::new();
+) -> Result<ReverseNatTable> {
+    let mut reverse_nat = ReverseNatTable::new();
     for (key, id) in ids {
         if !desired.frontends.contains_key(&key.listen) {
             let port = key.listen.brief();
@@ -206,20 +206,20 @@ fn owners_of(
         let (Some(installed), Some(id)) = (actual.services.get(&key.service()), id) else {
             continue;
         };
-        let of = owners.entry(key.source()).or_default();
+        let of = reverse_nat.entry(key.source()).or_default();
         of.push((installed.id, *id));
         if of.len() > SHARED_BY {
             bail!("{} serves more than {SHARED_BY} ports with one of its own", key.endpoint);
         }
     }
-    debug_assert!(owners.len() <= desired.backends.len());
-    Ok(owners)
+    debug_assert!(reverse_nat.len() <= desired.backends.len());
+    Ok(reverse_nat)
 }
 
 /// The owners of a socket while some come and some go: the new ones, and as many of the old ones
 /// as there is room for.
-fn joined(new: &[Owner], old: Option<&Vec<Owner>>) -> Vec<Owner> {
-    let leaving = old.into_iter().flatten().filter(|owner| !new.contains(owner));
+fn joined(new: &[ServiceBackend], old: Option<&Vec<ServiceBackend>>) -> Vec<ServiceBackend> {
+    let leaving = old.into_iter().flatten().filter(|entry| !new.contains(entry));
     new.iter().chain(leaving).take(SHARED_BY).copied().collect()
 }
 

@@ -10,7 +10,7 @@ use aya::maps::{Array, Map, MapData, PerCpuArray};
 use rustix::time::{ClockId, clock_gettime};
 use samport_common::conntrack::{TICK_SHIFT, Timeouts};
 use samport_common::family::Address;
-use samport_common::flow::{Flow, FlowKey, FlowWord, Lane};
+use samport_common::flow::{Flow, FlowKey, FlowWord, ProbeSlot};
 use samport_common::layout::{Collected, Pressure, is_nearly_full, unusual};
 
 use super::batch::HashTable;
@@ -183,7 +183,7 @@ impl Collector {
             self.forget(unusual::OVERFLOW)?;
         }
         if !flows4.lanes && !flows6.lanes {
-            self.forget(unusual::LANES)?;
+            self.forget(unusual::PROBE_SLOTS)?;
         }
         Ok(())
     }
@@ -198,7 +198,7 @@ impl Collector {
         self.unusual.set(0, bits & !bit, 0).context("write UNUSUAL")?;
         settle();
         let is_back = match bit {
-            unusual::LANES => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
+            unusual::PROBE_SLOTS => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
             _ => !is_empty(&self.overflow4)? || !is_empty(&self.overflow6)?,
         };
         if is_back {
@@ -253,7 +253,7 @@ fn sweep<A: Address>(table: &Table<A>, how: &Sweep<'_>, count: &mut Count) -> Re
     }
     for Met { key, word, .. } in stay.iter().filter(|met| met.word.to_bits() != 0) {
         round.left += 1;
-        round.lanes |= key.lane() != Lane::FIRST;
+        round.lanes |= key.probe_slot() != ProbeSlot::FIRST;
         round.services.insert(key.service().get());
         count.see(*word);
         if size.is_some() {
@@ -300,7 +300,9 @@ fn has_expired(flow: &Flow, timeouts: &Timeouts, now: u32) -> bool {
 
 fn has_lanes<A: Address>(table: &Table<A>) -> Result<bool> {
     let mut found = false;
-    table.for_each(|key, _| found |= key.lane() != Lane::FIRST).context("read a flow table")?;
+    table
+        .for_each(|key, _| found |= key.probe_slot() != ProbeSlot::FIRST)
+        .context("read a flow table")?;
     Ok(found)
 }
 
@@ -322,7 +324,7 @@ mod tests {
             let word = FlowWord::new(1, 1, state).to_bits();
             let flow = Flow {
                 word,
-                way: 1,
+                reply_path: 1,
                 seen_tick: 1_000,
                 vip: [0; 16],
                 port: [0; 2],

@@ -11,7 +11,7 @@ use samport_common::choose::{self, Load};
 use samport_common::conntrack::TICK_SHIFT;
 use samport_common::family::{Address, V4, V6};
 use samport_common::flow::{
-    Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, Lane, ServiceId,
+    Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, ProbeSlot, ServiceId,
 };
 use samport_common::layout::{
     Backend, Condition, DeviceInfo, DeviceSet, Evidence, Service, Slots, Suspicion,
@@ -143,9 +143,10 @@ impl Answers {
         service: ServiceId,
     ) -> Result<Vec<Flow>> {
         let table = self.table::<FlowKey<A>, Flow>(map)?;
-        let found = Lane::ALL.map(|lane| table.get(&FlowKey::new(client, service, lane)));
+        let found =
+            ProbeSlot::ALL.map(|probe_slot| table.get(&FlowKey::new(client, service, probe_slot)));
         let flood = self.table::<FlowKey<A>, Flow>(flood)?;
-        let flood = flood.get(&FlowKey::new(client, service, Lane::FIRST));
+        let flood = flood.get(&FlowKey::new(client, service, ProbeSlot::FIRST));
         Ok(found.into_iter().chain([flood]).flatten().collect())
     }
 

@@ -12,8 +12,8 @@ use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{
-    Backend, BackendStats, Condition, Evidence, Handshakes, Life, Owners, Service, Suspicion,
-    port_bit,
+    Backend, BackendState, BackendStats, Condition, Evidence, Handshakes, ReverseNat, Service,
+    Suspicion, port_bit,
 };
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -42,8 +42,8 @@ pub(super) struct Maps {
     services6: Hash<[u8; 16], Service>,
     table: Slots,
     backends: Array<MapData, MapCell<Backend>>,
-    owners4: Hash<[u8; 4], Owners>,
-    owners6: Hash<[u8; 16], Owners>,
+    reverse_nat4: Hash<[u8; 4], ReverseNat>,
+    reverse_nat6: Hash<[u8; 16], ReverseNat>,
     conditions: Array<MapData, MapCell<Condition>>,
     evidence: Array<MapData, MapCell<Evidence>>,
     suspects: Array<MapData, MapCell<Suspicion>>,
@@ -64,8 +64,8 @@ impl Maps {
             services6: typed(ebpf, "SERVICES6")?,
             table: Slots::of(ebpf.take_map("TABLE").context("the object has no map TABLE")?)?,
             backends: typed(ebpf, "BACKENDS")?,
-            owners4: typed(ebpf, "OWNERS4")?,
-            owners6: typed(ebpf, "OWNERS6")?,
+            reverse_nat4: typed(ebpf, "OWNERS4")?,
+            reverse_nat6: typed(ebpf, "OWNERS6")?,
             conditions: typed(ebpf, "CONDITIONS")?,
             evidence: typed(ebpf, "EVIDENCE")?,
             suspects: typed(ebpf, "SUSPECTS")?,
@@ -146,17 +146,22 @@ impl Maps {
     /// backend of this index begins.
     pub(super) fn retire_backend(&mut self, id: BackendId) -> Result<()> {
         let MapCell(before) = self.backends.get(&id.index, 0)?;
-        let after = Backend { life: Life::Down as u8, generation: id.next().generation, ..before };
+        let after =
+            Backend { state: BackendState::Down as u8, generation: id.next().generation, ..before };
         Ok(self.backends.set(id.index, MapCell(after), 0)?)
     }
 
     /// Says whose a backend's endpoint is; nobody's, with `None`.
-    pub(super) fn set_owners(&mut self, of: Source, owners: Option<&Owners>) -> Result<()> {
+    pub(super) fn set_reverse_nat(
+        &mut self,
+        of: Source,
+        reverse_nat: Option<&ReverseNat>,
+    ) -> Result<()> {
         let Source { endpoint, protocol } = of;
-        let (v4, v6, port) = (&mut self.owners4, &mut self.owners6, endpoint.port());
-        self.shortcuts.owners(of, owners, || match endpoint.ip() {
-            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), port, protocol), owners),
-            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), port, protocol), owners),
+        let (v4, v6, port) = (&mut self.reverse_nat4, &mut self.reverse_nat6, endpoint.port());
+        self.shortcuts.reverse_nat(of, reverse_nat, || match endpoint.ip() {
+            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), port, protocol), reverse_nat),
+            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), port, protocol), reverse_nat),
         })
     }
 
@@ -176,8 +181,8 @@ impl Maps {
 
     /// Makes the shortcuts that follow from what others have written.
     pub(super) fn find_shortcuts(&mut self) -> Result<()> {
-        for (of, owners) in self.all_owners()? {
-            self.shortcuts.owners(of, Some(&owners), || Ok(()))?;
+        for (of, reverse_nat) in self.all_reverse_nat()? {
+            self.shortcuts.reverse_nat(of, Some(&reverse_nat), || Ok(()))?;
         }
         for ((addr, on), to) in self.all_frontends()? {
             self.shortcuts.frontend(addr, on, Some(&to), || Ok(()))?;
@@ -200,8 +205,8 @@ impl Maps {
         self.backends.iter().map(|value| Ok(value?.0)).collect()
     }
 
-    pub(super) fn all_owners(&self) -> Result<Vec<(Source, Owners)>> {
-        let (v4, v6) = (entries(&self.owners4)?, entries(&self.owners6)?);
+    pub(super) fn all_reverse_nat(&self) -> Result<Vec<(Source, ReverseNat)>> {
+        let (v4, v6) = (entries(&self.reverse_nat4)?, entries(&self.reverse_nat6)?);
         let source = |(endpoint, protocol, value)| (Source { endpoint, protocol }, value);
         Ok(v4.into_iter().chain(v6).map(source).collect())
     }

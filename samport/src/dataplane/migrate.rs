@@ -14,7 +14,7 @@ use aya::maps::MapInfo;
 use aya_obj::generated::bpf_map_type;
 use samport_common::flow::{EndpointKey, Flow, FlowKey};
 use samport_common::layout::{
-    Backend, BackendStats, Condition, Handshakes, LAYOUT_VERSION, Owners,
+    Backend, BackendStats, Condition, Handshakes, LAYOUT_VERSION, ReverseNat,
 };
 
 use super::attach::device_index;
@@ -87,8 +87,8 @@ impl Layout {
             ) => nothing,
             (Migration::Kept, "FLOWS4" | "OVERFLOW4") => hash::<FlowKey<[u8; 4]>, Flow>,
             (Migration::Kept, "FLOWS6" | "OVERFLOW6") => hash::<FlowKey<[u8; 16]>, Flow>,
-            (Migration::Kept, "OWNERS4") => hash::<EndpointKey<[u8; 4]>, Owners>,
-            (Migration::Kept, "OWNERS6") => hash::<EndpointKey<[u8; 16]>, Owners>,
+            (Migration::Kept, "OWNERS4") => hash::<EndpointKey<[u8; 4]>, ReverseNat>,
+            (Migration::Kept, "OWNERS6") => hash::<EndpointKey<[u8; 16]>, ReverseNat>,
             (Migration::Kept, "BACKENDS") => array::<Backend>,
             (Migration::Kept, "CONDITIONS") => array::<Condition>,
             (Migration::Kept, "LOST") => array::<u64>,

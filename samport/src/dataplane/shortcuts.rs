@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use samport_common::flow::ServiceId;
-use samport_common::layout::{Owners, Service, Shortcut, Stands, port_bit, service};
+use samport_common::layout::{CachedPort, PortService, ReverseNat, Service, port_bit, service};
 use samport_common::wire::protocol::Protocol;
 
 use super::maps::MapCell;
@@ -74,28 +74,28 @@ impl<K: Ord> Uses<K> {
         }
     }
 
-    fn stands(&self, port: Port) -> Stands {
+    fn stands(&self, port: Port) -> PortService {
         let mut services = self.ports.get(&port).into_iter().flat_map(|used| used.counts.keys());
         match (services.next(), services.next()) {
-            (None, _) => Stands::ForNone,
+            (None, _) => PortService::None,
             (Some(Some(only)), None) => {
-                ServiceId::new(*only).map_or(Stands::ForSeveral, Stands::For)
+                ServiceId::new(*only).map_or(PortService::Several, PortService::One)
             }
-            (Some(_), _) => Stands::ForSeveral,
+            (Some(_), _) => PortService::Several,
         }
     }
 }
 
 /// The shortcuts, and what they are made of.
 pub(super) struct Shortcuts {
-    map: Array<MapData, MapCell<Shortcut>>,
+    map: Array<MapData, MapCell<CachedPort>>,
     listens: Uses<IpAddr>,
     answers: Uses<Source>,
 }
 
 impl Shortcuts {
     /// None yet.
-    pub(super) fn new(map: Array<MapData, MapCell<Shortcut>>) -> Self {
+    pub(super) fn new(map: Array<MapData, MapCell<CachedPort>>) -> Self {
         Self { map, listens: Uses::new(), answers: Uses::new() }
     }
 
@@ -116,15 +116,15 @@ impl Shortcuts {
     }
 
     /// A backend's endpoint is these services', or nobody's any more; `change` makes it so.
-    pub(super) fn owners(
+    pub(super) fn reverse_nat(
         &mut self,
         of: Source,
-        owners: Option<&Owners>,
+        reverse_nat: Option<&ReverseNat>,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let port = Port::new(of.protocol, of.endpoint.port(), of.endpoint.ip());
-        let owners = owners.into_iter().flat_map(|o| o.of.iter().take(o.len as usize));
-        let services = owners.map(|owner| Some(owner.service)).collect();
+        let reverse_nat = reverse_nat.into_iter().flat_map(|o| o.of.iter().take(o.len as usize));
+        let services = reverse_nat.map(|entry| Some(entry.service)).collect();
         let before = self.answers.stands(port);
         self.answers.set(port, of, services);
         let after = self.answers.stands(port);
@@ -134,15 +134,15 @@ impl Shortcuts {
     fn around(
         &mut self,
         port: Port,
-        before: Stands,
-        after: Stands,
-        which: impl Fn(&mut Shortcut) -> &mut [u16; 2],
+        before: PortService,
+        after: PortService,
+        which: impl Fn(&mut CachedPort) -> &mut [u16; 2],
         change: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let meanwhile = match (before, after) {
             (before, after) if before == after => return change(),
-            (_, Stands::ForNone) | (Stands::ForNone, _) => Stands::ForNone,
-            (_, _) => Stands::ForSeveral,
+            (_, PortService::None) | (PortService::None, _) => PortService::None,
+            (_, _) => PortService::Several,
         };
         if before != meanwhile {
             self.write(port, &which, meanwhile)?;
@@ -157,8 +157,8 @@ impl Shortcuts {
     fn write(
         &mut self,
         port: Port,
-        which: impl Fn(&mut Shortcut) -> &mut [u16; 2],
-        stands: Stands,
+        which: impl Fn(&mut CachedPort) -> &mut [u16; 2],
+        stands: PortService,
     ) -> Result<()> {
         let MapCell(mut shortcut) = self.map.get(&port.bit, 0).context("read SHORTCUTS")?;
         which(&mut shortcut)[usize::from(port.v6)] = stands.encode();
@@ -174,26 +174,26 @@ mod tests {
         Port::new(Protocol::Tcp, port, [192, 0, 2, 1].into())
     }
 
-    fn only(id: u16) -> Stands {
-        Stands::For(ServiceId::new(id).unwrap())
+    fn only(id: u16) -> PortService {
+        PortService::One(ServiceId::new(id).unwrap())
     }
 
     #[test]
     fn a_port_stands_for_a_service_while_it_is_the_only_one() {
         let mut uses = Uses::new();
-        assert_eq!(uses.stands(port(80)), Stands::ForNone);
+        assert_eq!(uses.stands(port(80)), PortService::None);
         uses.set(port(80), "a", vec![Some(0)]);
         uses.set(port(80), "b", vec![Some(0)]);
         assert_eq!(uses.stands(port(80)), only(0));
-        assert_eq!(uses.stands(port(81)), Stands::ForNone);
+        assert_eq!(uses.stands(port(81)), PortService::None);
         uses.set(port(80), "c", vec![Some(7)]);
-        assert_eq!(uses.stands(port(80)), Stands::ForSeveral);
+        assert_eq!(uses.stands(port(80)), PortService::Several);
         uses.set(port(80), "a", vec![]);
         uses.set(port(80), "b", vec![Some(7)]);
         assert_eq!(uses.stands(port(80)), only(7));
         uses.set(port(80), "b", vec![]);
         uses.set(port(80), "c", vec![]);
-        assert_eq!(uses.stands(port(80)), Stands::ForNone);
+        assert_eq!(uses.stands(port(80)), PortService::None);
         assert!(uses.ports.is_empty());
     }
 
@@ -202,11 +202,11 @@ mod tests {
         let mut uses = Uses::new();
         uses.set(port(80), "a", vec![Some(1)]);
         uses.set(port(80), "b", vec![None]);
-        assert_eq!(uses.stands(port(80)), Stands::ForSeveral);
+        assert_eq!(uses.stands(port(80)), PortService::Several);
         uses.set(port(80), "a", vec![]);
-        assert_eq!(uses.stands(port(80)), Stands::ForSeveral);
+        assert_eq!(uses.stands(port(80)), PortService::Several);
         uses.set(port(80), "b", vec![Some(1), Some(2)]);
-        assert_eq!(uses.stands(port(80)), Stands::ForSeveral, "one place of two services");
+        assert_eq!(uses.stands(port(80)), PortService::Several, "one place of two services");
     }
 
     #[test]
@@ -223,11 +223,11 @@ mod tests {
     #[test]
     fn what_a_map_holds_says_what_was_put_in() {
         for id in [0, 1, ServiceId::LIMIT - 1] {
-            assert_eq!(Stands::decode(only(id).encode()), only(id));
+            assert_eq!(PortService::decode(only(id).encode()), only(id));
         }
-        for stands in [Stands::ForNone, Stands::ForSeveral] {
-            assert_eq!(Stands::decode(stands.encode()), stands);
+        for stands in [PortService::None, PortService::Several] {
+            assert_eq!(PortService::decode(stands.encode()), stands);
         }
-        assert_eq!(Stands::decode(ServiceId::LIMIT + 1), Stands::ForSeveral);
+        assert_eq!(PortService::decode(ServiceId::LIMIT + 1), PortService::Several);
     }
 }

@@ -7,15 +7,15 @@ use anyhow::{Context as _, Result};
 use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
 use samport_common::layout::{
-    Backend, LAYOUT_VERSION, Life, Owners, Scope, Service, Slots, service,
+    Backend, BackendState, LAYOUT_VERSION, ReverseNat, Scope, Service, Slots, service,
 };
 
 use super::pins::{self, Link};
 use super::{Dataplane, Options, attach, backend_value, load, migrate, seed};
 use crate::plan::table::Region;
 use crate::plan::{
-    Attributes, BackendId, BackendKey, Frontend, IdManifest, KernelContents, Orphan, Owner, Policy,
-    Role,
+    Attributes, BackendId, BackendKey, Frontend, IdManifest, KernelContents, Orphan, Policy, Role,
+    ServiceBackend,
 };
 use crate::system::instance::{FilterRecord, Instance, Record};
 
@@ -165,16 +165,19 @@ impl Dataplane {
             }
         }
         let orphans = (0..).zip(&backends).filter(|(index, backend)| {
-            Life::from_byte(backend.life).serves() && !indices.contains(index)
+            BackendState::from_byte(backend.state).serves() && !indices.contains(index)
         });
         let orphans = orphans.map(|(index, one)| BackendId { index, generation: one.generation });
-        let owners = self.maps.all_owners().context("read OWNERS4 and OWNERS6")?;
+        let reverse_nat = self.maps.all_reverse_nat().context("read OWNERS4 and OWNERS6")?;
         let frontends = self.maps.all_frontends().context("read SERVICES4 and SERVICES6")?;
         Ok(KernelContents {
             backends: known,
             orphans: orphans.collect(),
             generations: backends.iter().map(|backend| backend.generation).collect(),
-            owners: owners.into_iter().map(|(from, of)| (from, owners_of(&of))).collect(),
+            reverse_nat: reverse_nat
+                .into_iter()
+                .map(|(from, of)| (from, reverse_nat_of(&of)))
+                .collect(),
             frontends: frontends
                 .into_iter()
                 .filter_map(|(place, value)| Some((place, frontend_of(value)?)))
@@ -217,24 +220,24 @@ fn warn_of_another_seed(instance: &Instance, options: &Options) -> Result<()> {
 
 /// What may change of a backend, if the kernel has just this one under this number, at work.
 fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Attributes> {
-    let life = Life::from_byte(found.life);
+    let state = BackendState::from_byte(found.state);
     let Backend { weight, shared, answers_on, .. } = *found;
     let expected = backend_value(key.endpoint, key.route, id);
-    let is_same = *found == Backend { weight, shared, answers_on, life: found.life, ..expected };
-    (is_same && life.serves()).then_some(Attributes {
+    let is_same = *found == Backend { weight, shared, answers_on, state: found.state, ..expected };
+    (is_same && state.serves()).then_some(Attributes {
         shared: shared != 0,
         weight,
-        life,
+        state,
         answers_on,
     })
 }
 
-fn owners_of(value: &Owners) -> Vec<Owner> {
-    let owners = value.of.iter().take(value.len as usize);
-    owners
-        .filter_map(|owner| {
-            let id = BackendId { index: owner.backend, generation: owner.generation };
-            Some((ServiceId::new(owner.service)?, id))
+fn reverse_nat_of(value: &ReverseNat) -> Vec<ServiceBackend> {
+    let reverse_nat = value.of.iter().take(value.len as usize);
+    reverse_nat
+        .filter_map(|entry| {
+            let id = BackendId { index: entry.backend, generation: entry.generation };
+            Some((ServiceId::new(entry.service)?, id))
         })
         .collect()
 }

@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use samport_common::choose::{Balance, Load};
 use samport_common::conntrack::{self, Decision, Openers, State, Timeouts};
 use samport_common::failover::{self, Refusals};
-use samport_common::flow::ClientWay;
-use samport_common::layout::{Life, Scope, Service, Via, service};
+use samport_common::flow::ReplyPath;
+use samport_common::layout::{BackendState, ForwardMode, Scope, Service, service};
 use samport_common::local;
 use samport_common::outbound;
 use samport_common::seed::Seed;
@@ -69,11 +69,11 @@ pub struct EntryDevice {
 
 impl EntryDevice {
     /// How replies get to clients whose packets come in here.
-    const fn way(&self) -> ClientWay {
+    const fn reply_path(&self) -> ReplyPath {
         if self.is_container && !self.is_outer {
-            ClientWay::into_container(self.ifindex)
+            ReplyPath::into_container(self.ifindex)
         } else {
-            ClientWay::out_of(self.ifindex)
+            ReplyPath::out_of(self.ifindex)
         }
     }
 }
@@ -107,7 +107,7 @@ pub struct Remembered {
     /// How long ago it was opened, in units of 1.024 µs.
     pub age: u32,
     /// How its replies get to its client.
-    pub way: ClientWay,
+    pub reply_path: ReplyPath,
     /// Whether nothing has said that its client's address is its own.
     pub is_unproven: bool,
     /// The backends that have refused its datagrams.
@@ -344,8 +344,8 @@ const fn answers_outbound(found: &DialledService, protocol: Protocol, balance: B
 fn known(facts: &Facts, found: &DialledService, flow: &Remembered) -> conntrack::Known {
     let backend_serves = found.members.get(&flow.backend).is_some_and(|member| {
         let backend = &member.known.backend;
-        let life = Life::from_byte(backend.life);
-        life.keeps(facts.question.protocol) && backend.generation == flow.generation
+        let state = BackendState::from_byte(backend.state);
+        state.keeps(facts.question.protocol) && backend.generation == flow.generation
     });
     let timeout = facts.timeouts.of(flow.state);
     conntrack::Known {
@@ -374,8 +374,8 @@ fn new_flow(
     let fitness = |id: u32| {
         let Some(member) = found.members.get(&id) else { return Fitness::Unfit };
         let backend = &member.known.backend;
-        let reachable = Life::from_byte(backend.life).serves()
-            && (!matches!(Via::from_byte(backend.via), Via::Child)
+        let reachable = BackendState::from_byte(backend.state).serves()
+            && (!matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
                 || backend.ifindex == door.ifindex);
         let is_unwanted = unwanted.is_some_and(|unwanted| {
             let has_failed = || member.known.evidence.has_failed(client, facts.now_tick);
@@ -443,7 +443,7 @@ fn fitness_by_suspicion(facts: &Facts, member: &Member) -> Fitness {
 fn recalled(found: &DialledService) -> Option<u32> {
     let (id, generation, idle) = found.affinity?;
     let backend = &found.members.get(&id)?.known.backend;
-    let serves = matches!(Life::from_byte(backend.life), Life::Serving);
+    let serves = matches!(BackendState::from_byte(backend.state), BackendState::Serving);
     (idle <= found.service.affinity_ticks && serves && backend.generation == generation)
         .then_some(id)
 }

@@ -13,7 +13,9 @@ use samport_common::layout::{DeviceInfo, DeviceSet};
 use serde::{Deserialize, Serialize};
 
 use super::actual::{Actual, Attributes, Installed};
-use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, Route, ServiceKey};
+use super::change::{
+    BackendId, BackendKey, Change, Frontend, ReverseNatTable, Role, Route, ServiceKey,
+};
 use crate::model::ports::Listen;
 use crate::plan::table::{Recipe, Region};
 
@@ -99,7 +101,7 @@ pub struct KernelContents {
     /// The generation of every number; as many as there is room for, and number 0.
     pub generations: Vec<u32>,
     /// Whose replies come from where.
-    pub owners: Owners,
+    pub reverse_nat: ReverseNatTable,
     /// What is served.
     pub frontends: BTreeMap<(IpAddr, Listen), Frontend>,
     /// Networks that are allowed.
@@ -128,9 +130,10 @@ impl Actual {
     #[must_use]
     pub fn adopt(ledger: &IdManifest, found: KernelContents) -> (Self, Vec<Orphan>) {
         let KernelContents { backends, orphans, frontends, allowed, .. } = found;
-        let KernelContents { generations, owners, ports, attached, devices, sources, .. } = found;
+        let KernelContents { generations, reverse_nat, ports, attached, devices, sources, .. } =
+            found;
         let known = Self { devices, sources, generations, ..Self::with_room_for(0) };
-        let mut actual = Self { owners, ports, attached, ..known };
+        let mut actual = Self { reverse_nat, ports, attached, ..known };
         let by_id: BTreeMap<ServiceId, ServiceKey> =
             ledger.services().map(|(key, id)| (id, key)).collect();
         for (id, key) in &by_id {

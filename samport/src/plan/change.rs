@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use samport_common::choose::Balance;
 use samport_common::flow::{FlowWord, ServiceId};
-use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceInfo, DeviceSet, Scope};
 use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
 use serde::{Deserialize, Serialize};
@@ -248,7 +248,7 @@ pub enum Change {
         /// Its share relative to the others.
         weight: u32,
         /// Whether it takes new flows, and keeps which.
-        life: Life,
+        state: BackendState,
         /// The devices its replies may come in by.
         answers_on: DeviceSet,
     },
@@ -261,11 +261,11 @@ pub enum Change {
     /// Forgets it: routes say so again.
     RemoveSource(IpAddr),
     /// Says whose replies come from a socket.
-    SetOwners {
+    SetReverseNat {
         /// The socket.
         source: Source,
         /// Its services and backend ids.
-        owners: Vec<Owner>,
+        reverse_nat: Vec<ServiceBackend>,
     },
     /// Attaches a program.
     Attach(Role, u32),
@@ -321,7 +321,7 @@ pub enum Change {
         listen: Listen,
     },
     /// Forgets the replies of a socket.
-    RemoveOwners(Source),
+    RemoveReverseNat(Source),
     /// Refuses a backend's flows from now on, and frees its id: the generation that the kernel then has is no
     /// backend's.
     RetireBackend {
@@ -371,9 +371,9 @@ impl Default for Policy {
 }
 
 /// A service and the id a backend has in it.
-pub type Owner = (ServiceId, BackendId);
+pub type ServiceBackend = (ServiceId, BackendId);
 /// Services and backends by the socket that answers for them.
-pub type Owners = BTreeMap<Source, Vec<Owner>>;
+pub type ReverseNatTable = BTreeMap<Source, Vec<ServiceBackend>>;
 
 /// Index into `BACKENDS` and how often it has been used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

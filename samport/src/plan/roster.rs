@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use samport_common::choose::Balance;
-use samport_common::layout::Life;
+use samport_common::layout::BackendState;
 use samport_common::seed::Seed;
 
 use super::change::{BackendId, BackendKey, Desired, ServiceKey, Share, Source};
@@ -65,15 +65,15 @@ impl<'a> Roster<'a> {
     }
 
     /// What the kernel is to know of a backend's life.
-    pub(super) fn life_of(&self, key: &BackendKey, share: &Share) -> Life {
+    pub(super) fn backend_state_of(&self, key: &BackendKey, share: &Share) -> BackendState {
         let has_others =
             || self.services.get(&key.service()).is_some_and(|parts| !parts.active.is_empty());
         if !share.drains() {
-            Life::Serving
+            BackendState::Serving
         } else if share.state == State::Unhealthy && has_others() {
-            Life::Unhealthy
+            BackendState::Unhealthy
         } else {
-            Life::Draining
+            BackendState::Draining
         }
     }
 

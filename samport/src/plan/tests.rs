@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceInfo, DeviceSet, Scope};
 use samport_common::source::Side;
 
 use super::*;
@@ -112,17 +112,17 @@ fn who_is_unhealthy_is_marked_while_others_take_new_flows() {
     let life_of_two = |wanted: &[(BackendKey, Share)]| {
         let mut actual = Actual::default();
         reach(&wish(wanted), &mut actual);
-        actual.backends[&key(2, 80)].1.life
+        actual.backends[&key(2, 80)].1.state
     };
     let second = (key(2, 80), unhealthy());
-    assert_eq!(life_of_two(&[(key(1, 80), active(1)), second.clone()]), Life::Unhealthy);
+    assert_eq!(life_of_two(&[(key(1, 80), active(1)), second.clone()]), BackendState::Unhealthy);
     for other in [unhealthy(), draining(), Share { weight: 0, ..active(1) }] {
-        assert_eq!(life_of_two(&[(key(1, 80), other), second.clone()]), Life::Draining);
+        assert_eq!(life_of_two(&[(key(1, 80), other), second.clone()]), BackendState::Draining);
     }
     // Another service's are no others.
-    assert_eq!(life_of_two(&[(key(1, 81), active(1)), second.clone()]), Life::Draining);
+    assert_eq!(life_of_two(&[(key(1, 81), active(1)), second.clone()]), BackendState::Draining);
     let drains = (key(2, 80), draining());
-    assert_eq!(life_of_two(&[(key(1, 80), active(1)), drains]), Life::Draining);
+    assert_eq!(life_of_two(&[(key(1, 80), active(1)), drains]), BackendState::Draining);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn an_endpoint_behind_two_ports_is_marked_as_shared() {
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     reach(&wish(&[(key(1, 80), active(1)), (key(1, 443), active(1))]), &mut actual);
     assert!(actual.backends.values().all(|(_, marks)| marks.shared));
-    assert_eq!(actual.owners[&key(1, 80).source()].len(), 2);
+    assert_eq!(actual.reverse_nat[&key(1, 80).source()].len(), 2);
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     assert!(actual.backends.values().all(|(_, marks)| !marks.shared));
 }
@@ -173,14 +173,14 @@ fn one_port_under_two_protocols_is_two_services_and_its_endpoint_two_sockets() {
     let ids: BTreeSet<_> = actual.frontends.values().map(|to| to.id).collect();
     assert_eq!(ids.len(), 2);
     assert!(actual.backends.values().all(|(_, marks)| !marks.shared));
-    assert!(actual.owners.values().all(|owners| owners.len() == 1));
-    assert_eq!(actual.owners.len(), 2);
+    assert!(actual.reverse_nat.values().all(|reverse_nat| reverse_nat.len() == 1));
+    assert_eq!(actual.reverse_nat.len(), 2);
 
     let changes = reach(&wish(&both[..1]), &mut actual);
     assert!(changes.contains(&Change::ClosePort(Listen::udp(53))));
     assert!(!changes.contains(&Change::ClosePort(Listen::tcp(53))));
     assert_eq!(served(&actual, VIP, Listen::udp(53)), None);
-    assert_eq!(actual.owners.len(), 1);
+    assert_eq!(actual.reverse_nat.len(), 1);
 }
 
 fn served(actual: &Actual, addr: IpAddr, listen: Listen) -> Option<Scope> {
@@ -295,7 +295,7 @@ fn a_backend_for_a_port_nobody_serves_is_an_error() {
 fn kind(change: &Change) -> &'static str {
     match change {
         Change::SetBackend { .. } => "set",
-        Change::SetOwners { .. } => "owners",
+        Change::SetReverseNat { .. } => "owners",
         Change::SetDevice(..) => "device",
         Change::RemoveDevice(_) => "forget device",
         Change::SetSource(..) => "source",
@@ -309,7 +309,7 @@ fn kind(change: &Change) -> &'static str {
         Change::OpenPort(_) => "open",
         Change::ClosePort(_) => "close",
         Change::RemoveFrontend { .. } => "remove",
-        Change::RemoveOwners(_) => "forget",
+        Change::RemoveReverseNat(_) => "forget",
         Change::RetireBackend { .. } => "retire",
         Change::Detach(..) => "detach",
     }
@@ -332,7 +332,7 @@ pub(super) struct Model {
     serving: BTreeMap<u32, BackendKey>,
     /// Generations of ids that a program may have seen in use that is still running, and will count for.
     retired: BTreeMap<u32, u32>,
-    owners: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
+    reverse_nat: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
     frontends: BTreeMap<(IpAddr, Listen), Region>,
     attached: BTreeSet<(Role, u32)>,
     devices: BTreeMap<u32, DeviceInfo>,
@@ -350,11 +350,11 @@ impl Model {
                 self.serving.remove(&id.index);
                 self.retired.insert(id.index, id.generation);
             }
-            Change::SetOwners { source, owners } => {
-                self.owners.insert(*source, owners.clone());
+            Change::SetReverseNat { source, reverse_nat } => {
+                self.reverse_nat.insert(*source, reverse_nat.clone());
             }
-            Change::RemoveOwners(source) => {
-                self.owners.remove(source);
+            Change::RemoveReverseNat(source) => {
+                self.reverse_nat.remove(source);
             }
             Change::WriteTable { region, slots, .. } => {
                 for live in self.frontends.values().filter(|live| live.len > 0) {
@@ -417,8 +417,8 @@ impl Model {
                 let backend = self.serving.get(&id).unwrap_or_else(|| panic!("id {id} is not set"));
                 let port = backend.listen.everywhere();
                 assert_eq!(port, *listen, "{backend:?} is in another port's table");
-                let owners = &self.owners[&backend.source()];
-                assert!(owners.iter().any(|(_, owner)| owner.index == id), "{backend:?}");
+                let reverse_nat = &self.reverse_nat[&backend.source()];
+                assert!(reverse_nat.iter().any(|(_, entry)| entry.index == id), "{backend:?}");
                 let Route::Peer(place) = backend.route else { panic!("only peers here") };
                 assert!(self.attached.contains(&(Role::Reverse, place.ifindex)), "{backend:?}");
             }

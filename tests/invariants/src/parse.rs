@@ -160,5 +160,5 @@ fn endpoints_are_theirs<P: Family>(frame: &[u8], packet: &Packet<P::Addr>) {
 
 fn stands_at<P: Family>(frame: &[u8], at: usize, address: P::Addr) -> bool {
     let len = size_of::<P::Addr>();
-    frame[at..at + len] == P::widen(address)[16 - len..]
+    frame[at..at + len] == P::to_mapped(address)[16 - len..]
 }

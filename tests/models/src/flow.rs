@@ -3,7 +3,7 @@
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicU32, AtomicU64};
 use samport_common::conntrack::{
-    self, Advance, Counted, Decision, Known, Openers, Segment, Sender, Sequences, State,
+    self, Advance, Decision, Known, OpenChange, Openers, Segment, Sender, Sequences, State,
 };
 use samport_common::flow::FlowWord;
 use samport_common::wire::protocol::Protocol;
@@ -48,10 +48,10 @@ impl Open {
     }
 
     fn moves(&self, from: FlowWord, to: FlowWord) {
-        match conntrack::counted(from.state(), to.state()) {
-            Counted::Opened => Self::add(&self.opened, to),
-            Counted::Ended => Self::add(&self.ended, from),
-            Counted::Neither => {}
+        match conntrack::open_change(from.state(), to.state()) {
+            OpenChange::Opened => Self::add(&self.opened, to),
+            OpenChange::Ended => Self::add(&self.ended, from),
+            OpenChange::Neither => {}
         }
     }
 

@@ -11,7 +11,7 @@ use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{BackendStats, DeviceSet, Evidence, Life, Scope};
+use samport_common::layout::{BackendState, BackendStats, DeviceSet, Evidence, Scope};
 use samport_common::verdict::Verdict;
 use samport_tests::bpf::Map;
 use samport_tests::packet::Segment;
@@ -130,12 +130,12 @@ impl Bench {
                 id,
                 shared,
                 weight: 1,
-                life: Life::Serving,
+                state: BackendState::Serving,
                 answers_on: DeviceSet::from_iter([DEVICE]),
             })
             .unwrap();
-        let owners = vec![(service(listen, endpoint.is_ipv6()), id)];
-        self.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
+        let reverse_nat = vec![(service(listen, endpoint.is_ipv6()), id)];
+        self.dataplane.apply(&Change::SetReverseNat { source, reverse_nat }).unwrap();
     }
 
     pub fn set_table(&mut self, port: u16, v6: bool, base: u32, slots: &[u32]) {

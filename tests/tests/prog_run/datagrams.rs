@@ -7,7 +7,7 @@ use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport_common::flow::ServiceId;
-use samport_common::layout::{DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceSet, Scope};
 use samport_common::verdict::Verdict;
 use samport_tests::frames::{IP, IPV4_LEN, IPV6_LEN, UDP_CHECKSUM, datagram, is_v6, to_mac};
 use samport_tests::packet::Segment;
@@ -61,10 +61,10 @@ impl Bench {
                     id,
                     shared: false,
                     weight: 1,
-                    life: Life::Serving,
+                    state: BackendState::Serving,
                     answers_on: DeviceSet::from_iter([DEVICE]),
                 },
-                Change::SetOwners { source, owners: vec![(number, id)] },
+                Change::SetReverseNat { source, reverse_nat: vec![(number, id)] },
                 Change::WriteTable {
                     service,
                     region,

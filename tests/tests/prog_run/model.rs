@@ -120,10 +120,10 @@ fn any_extensions(random: &mut Random, protocol: u8) -> (u8, Vec<u8>) {
 fn modelled<P: Family>(frame: &[u8], end: End, to: SocketAddr) -> Vec<u8> {
     let packet = packet::parse::<P, _>(frame).unwrap_or_else(|special| panic!("{special:?}"));
     let wide = match to.ip() {
-        IpAddr::V4(ip) => V4::widen(ip.octets()),
+        IpAddr::V4(ip) => V4::to_mapped(ip.octets()),
         IpAddr::V6(ip) => ip.octets(),
     };
-    let to = Endpoint { addr: P::narrow(&wide), port: to.port().to_be_bytes() };
+    let to = Endpoint { addr: P::from_mapped(&wide), port: to.port().to_be_bytes() };
     let mut frame = frame.to_vec();
     rewrite::apply(&mut frame, &rewrite::plan::<P>(&packet, end, to)).unwrap();
     frame

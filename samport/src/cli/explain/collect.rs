@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Result;
 use samport_common::conntrack::{Seconds, Sequences, Timeouts};
 use samport_common::failover::{MICRO_SHIFT, Refusals};
-use samport_common::flow::{ClientWay, Flow, FlowWord, ServiceId, marks};
-use samport_common::layout::{Life, Service, Slots, service};
+use samport_common::flow::{Flow, FlowWord, ReplyPath, ServiceId, marks};
+use samport_common::layout::{BackendState, Service, Slots, service};
 use samport_common::local;
 use samport_common::source::{Known, NextHop, Route, Side};
 use samport_common::wire::protocol::Protocol;
@@ -283,7 +283,7 @@ impl Gathering<'_> {
             Route::None | Route::Unknown => None,
         });
         let master = (device.master != 0).then_some(device.master);
-        let before = flow.map(|flow| flow.way.ifindex());
+        let before = flow.map(|flow| flow.reply_path.ifindex());
         let mut devices = BTreeMap::new();
         for ifindex in belongs_to.unwrap_or_default().iter().chain(via).chain(before).chain(master)
         {
@@ -365,7 +365,7 @@ impl Gathering<'_> {
         let mut members = BTreeMap::new();
         for id in ids {
             let known = answers.backend(id)?;
-            if Life::from_byte(known.backend.life) != Life::Unset {
+            if BackendState::from_byte(known.backend.state) != BackendState::Unset {
                 members.insert(id, self.member(id, known, record));
             }
         }
@@ -459,7 +459,7 @@ impl Gathering<'_> {
             state: word.state(),
             idle_ticks: now_tick.saturating_sub(flow.seen_tick),
             age: ((now_ns >> MICRO_SHIFT) as u32).wrapping_sub(flow.opened),
-            way: ClientWay::from_bits(flow.way),
+            reply_path: ReplyPath::from_bits(flow.reply_path),
             is_unproven: flow.flags & marks::UNPROVEN != 0,
             refusals,
             side: if flow.flags & marks::INTERNAL != 0 { Side::Internal } else { Side::External },

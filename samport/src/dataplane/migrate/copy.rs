@@ -9,7 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use samport_common::flow::Flow;
-use samport_common::layout::{Backend, Condition, Life, Owners};
+use samport_common::layout::{Backend, BackendState, Condition, ReverseNat};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Context;
@@ -79,7 +79,7 @@ pub(super) const fn follow_word(before: u64, now: u64, current: u64) -> bool {
     now != before && current == before
 }
 
-impl<K> Convert<K> for Owners {
+impl<K> Convert<K> for ReverseNat {
     type New = Self;
 
     fn convert(&self, _: &K, _: &Context) -> Self {
@@ -95,7 +95,7 @@ impl Convert<u32> for Backend {
     }
 
     fn is_in_use(&self) -> bool {
-        Life::from_byte(self.life).serves()
+        BackendState::from_byte(self.state).serves()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Layout 3, of the versions up to commit c9a0d7c, and what becomes of its maps. Nothing else refers to it.
 
-use samport_common::flow::{self, ClientWay, FlowKey, marks};
-use samport_common::layout::{self, DeviceSet, Via};
+use samport_common::flow::{self, FlowKey, ReplyPath, marks};
+use samport_common::layout::{self, DeviceSet, ForwardMode};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Context;
@@ -82,7 +82,7 @@ pub(super) const MAPS: [(&str, Migration); 58] = [
 #[repr(C)]
 pub(super) struct Flow {
     word: u64,
-    way: u32,
+    reply_path: u32,
     seen_tick: u32,
     vip: [u8; 16],
     port: [u8; 2],
@@ -97,13 +97,13 @@ impl<K> Convert<K> for Flow {
     const MAY_BE_LOST: bool = true;
 
     fn convert(&self, _: &K, context: &Context) -> flow::Flow {
-        let Self { word, way, seen_tick, vip, port, mac, opened, failed, flags } = *self;
-        let way_to = ClientWay::from_bits(way);
-        let is_outside = !way_to.is_container() && context.interfaces.contains(&way_to.ifindex());
+        let Self { word, reply_path, seen_tick, vip, port, mac, opened, failed, flags } = *self;
+        let path_to = ReplyPath::from_bits(reply_path);
+        let is_outside = !path_to.is_container() && context.interfaces.contains(&path_to.ifindex());
         let side = if is_outside { 0 } else { marks::INTERNAL };
         flow::Flow {
             word,
-            way,
+            reply_path,
             seen_tick,
             vip,
             port,
@@ -138,8 +138,8 @@ pub(super) struct Backend {
     ifindex: u32,
     generation: u32,
     weight: u32,
-    life: u8,
-    via: u8,
+    state: u8,
+    forward_mode: u8,
     shared: u8,
     takes_frames: u8,
 }
@@ -149,9 +149,13 @@ impl Convert<u32> for Backend {
 
     fn convert(&self, index: &u32, context: &Context) -> layout::Backend {
         let Self { addr, port, mac, ifindex, generation, .. } = *self;
-        let Self { weight, life, via, shared, takes_frames, .. } = *self;
-        let answers_on = if layout::Life::from_byte(life).serves() {
-            answers_on(Via::from_byte(via), ifindex, context.routes.get(index).copied())
+        let Self { weight, state, forward_mode, shared, takes_frames, .. } = *self;
+        let answers_on = if layout::BackendState::from_byte(state).serves() {
+            answers_on(
+                ForwardMode::from_byte(forward_mode),
+                ifindex,
+                context.routes.get(index).copied(),
+            )
         } else {
             DeviceSet::NONE
         };
@@ -162,8 +166,8 @@ impl Convert<u32> for Backend {
             ifindex,
             generation,
             weight,
-            life,
-            via,
+            state,
+            forward_mode,
             shared,
             takes_frames,
             answers_on,
@@ -171,19 +175,19 @@ impl Convert<u32> for Backend {
     }
 
     fn is_in_use(&self) -> bool {
-        layout::Life::from_byte(self.life).serves()
+        layout::BackendState::from_byte(self.state).serves()
     }
 }
 
 /// The devices that replies of a backend come in by, until the first plan says so.
-fn answers_on(via: Via, ifindex: u32, route: Option<Route>) -> DeviceSet {
-    match (via, route) {
+fn answers_on(forward_mode: ForwardMode, ifindex: u32, route: Option<Route>) -> DeviceSet {
+    match (forward_mode, route) {
         (_, Some(Route::Neighbour { answers_on, .. })) => DeviceSet::from_iter([answers_on]),
-        (Via::Peer, _) => DeviceSet::from_iter([ifindex]),
-        (Via::Child, _) => DeviceSet::from_iter([DeviceSet::HOST]),
+        (ForwardMode::Peer, _) => DeviceSet::from_iter([ifindex]),
+        (ForwardMode::Child, _) => DeviceSet::from_iter([DeviceSet::HOST]),
         // Not known without asking for routes. 0 as the first one lets replies of other machines come in by
         // any device, as they did; those of a server on the host itself come from there.
-        (Via::Neighbour | Via::Stack, _) => {
+        (ForwardMode::Neighbour | ForwardMode::Stack, _) => {
             DeviceSet { ifindex: [0, DeviceSet::HOST, 0, 0, 0, 0, 0, 0] }
         }
     }

@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use samport_common::conntrack::TICK_SHIFT;
-use samport_common::layout::{Life, Via};
+use samport_common::layout::{BackendState, ForwardMode};
 use samport_common::verdict::{Action, Verdict};
 
 use super::{Because, DialledService, Entry, Explanation, Fate, Member, Refused};
@@ -171,7 +171,7 @@ fn goes(
 
 /// What is special about a backend that gets the packet.
 fn state_note(member: &Member, is_flow: bool) -> String {
-    let drains = Life::from_byte(member.known.backend.life) == Life::Draining;
+    let drains = BackendState::from_byte(member.known.backend.state) == BackendState::Draining;
     match (drains || member.state != State::Active.name(), is_flow) {
         (false, _) => String::new(),
         (true, true) => format!(" ({}: it keeps its flows)", member.state),
@@ -187,13 +187,13 @@ fn way(explanation: &Explanation, member: &Member) -> String {
             "{destination} → the socket is connected there, by this machine's own stack"
         );
     }
-    let way = match Via::from_byte(member.known.backend.via) {
-        Via::Peer => format!("redirect to {device}, netfilter skipped"),
-        Via::Neighbour => {
+    let way = match ForwardMode::from_byte(member.known.backend.forward_mode) {
+        ForwardMode::Peer => format!("redirect to {device}, netfilter skipped"),
+        ForwardMode::Neighbour => {
             format!("redirect out of {device} by the neighbour table, netfilter skipped")
         }
-        Via::Child => format!("to the macvlan child of {device}, netfilter skipped"),
-        Via::Stack => "through this machine's own stack and its firewall".to_owned(),
+        ForwardMode::Child => format!("to the macvlan child of {device}, netfilter skipped"),
+        ForwardMode::Stack => "through this machine's own stack and its firewall".to_owned(),
     };
     format!("{destination} → {way}")
 }
@@ -316,13 +316,14 @@ fn backends(explanation: &Explanation) -> Vec<types::Way> {
     let is_call = matches!(explanation.facts.entry, Entry::Call(_));
     let one = |(id, share): &(u32, f64)| {
         let member = found.members.get(id)?;
-        let (via, verdict, skips_netfilter) = match Via::from_byte(member.known.backend.via) {
-            _ if is_call => ("socket", Verdict::LocalForward, false),
-            Via::Peer => ("peer", Verdict::ForwardPeer, true),
-            Via::Neighbour => ("neigh", Verdict::ForwardNeighbour, true),
-            Via::Child => ("macvlan", Verdict::ForwardChild, true),
-            Via::Stack => ("stack", Verdict::ForwardStack, false),
-        };
+        let (via, verdict, skips_netfilter) =
+            match ForwardMode::from_byte(member.known.backend.forward_mode) {
+                _ if is_call => ("socket", Verdict::LocalForward, false),
+                ForwardMode::Peer => ("peer", Verdict::ForwardPeer, true),
+                ForwardMode::Neighbour => ("neigh", Verdict::ForwardNeighbour, true),
+                ForwardMode::Child => ("macvlan", Verdict::ForwardChild, true),
+                ForwardMode::Stack => ("stack", Verdict::ForwardStack, false),
+            };
         Some(types::Way {
             name: member.name.clone(),
             address: address(member),

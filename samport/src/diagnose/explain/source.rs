@@ -124,7 +124,7 @@ fn validity_in<P: Family>(addr: P::Addr, facts: &Facts, door: &EntryDevice) -> V
 
 /// What becomes of the next packet of a flow, which may have come in by another device before.
 pub(super) fn moves(facts: &Facts, door: &EntryDevice, flow: &Remembered, flags: Flags) -> Move {
-    if flow.way == door.way() {
+    if flow.reply_path == door.reply_path() {
         return Move::Stay;
     }
     Detour {
@@ -134,8 +134,10 @@ pub(super) fn moves(facts: &Facts, door: &EntryDevice, flow: &Remembered, flags:
         is_link_local: is_link_local(facts.question.client.ip()),
         is_unproven: flow.is_unproven,
         opens: facts.question.protocol == Protocol::Udp || flags.opens(),
-        is_old_device_hooked: facts.source.side_of(flow.way.ifindex()).is_some(),
-        is_from_veth_to_bridge: flow.way.is_container() && !door.is_outer && !door.is_container,
+        is_old_device_hooked: facts.source.side_of(flow.reply_path.ifindex()).is_some(),
+        is_from_veth_to_bridge: flow.reply_path.is_container()
+            && !door.is_outer
+            && !door.is_container,
     }
     .decide()
 }
@@ -147,10 +149,10 @@ pub(super) fn note_of(
     flow: &Remembered,
     moved: Move,
 ) -> Option<String> {
-    let before = facts.source.name_of(flow.way.ifindex());
+    let before = facts.source.name_of(flow.reply_path.ifindex());
     match moved {
         Move::Follow => Some(format!("replies follow the flow from {before} to {}", door.name)),
-        Move::Stay if flow.way != door.way() => {
+        Move::Stay if flow.reply_path != door.reply_path() => {
             Some(format!("replies still leave by {before}, where the flow was opened"))
         }
         Move::Stay | Move::Refuse | Move::Reopen => None,
@@ -164,7 +166,7 @@ pub(super) fn refused(facts: &Facts, door: &EntryDevice) -> Refused {
 
 /// A packet of a flow that does not move here.
 pub(super) fn refused_by_flow(facts: &Facts, door: &EntryDevice, flow: &Remembered) -> Refused {
-    let before = facts.source.name_of(flow.way.ifindex());
+    let before = facts.source.name_of(flow.reply_path.ifindex());
     let why = match (flow.side, side(facts, door)) {
         (Side::External, Side::Internal) => {
             format!("the flow is an outside client's, which came in by {before}")

@@ -14,7 +14,7 @@ use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, Serv
 use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
 use samport_common::harness::Order;
-use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceInfo, DeviceSet, Scope};
 use samport_common::source::Side;
 use samport_tests::packet::Segment;
 
@@ -71,16 +71,16 @@ impl Bed {
         for index in 1..=backends {
             let (key, source) = backend(index);
             let id = BackendId { index, generation: 1 };
-            let owners = vec![(service()?, id)];
+            let reverse_nat = vec![(service()?, id)];
             dataplane.apply(&Change::SetBackend {
                 key,
                 id,
                 shared: false,
                 weight: 1,
-                life: Life::Serving,
+                state: BackendState::Serving,
                 answers_on: DeviceSet::from_iter([DEVICE]),
             })?;
-            dataplane.apply(&Change::SetOwners { source, owners })?;
+            dataplane.apply(&Change::SetReverseNat { source, reverse_nat })?;
         }
         let listen = Listen::tcp(80);
         // As many slots for each as the loader would make, as far as there are.

@@ -46,15 +46,15 @@ fn a_flow_keeps_all_it_had_and_waits_for_no_number() {
 #[test]
 fn the_side_of_a_client_follows_from_its_device() {
     let old: Flow = read(&FLOW);
-    let internal = |way: ClientWay| {
-        let new = Flow { way: way.to_bits(), ..old }.convert(&(), &context());
+    let internal = |reply_path: ReplyPath| {
+        let new = Flow { reply_path: reply_path.to_bits(), ..old }.convert(&(), &context());
         assert_eq!(new.flags & marks::FAILOVER, marks::FAILOVER);
         assert_eq!(new.flags & marks::UNPROVEN, 0);
         new.flags & marks::INTERNAL != 0
     };
-    assert!(!internal(ClientWay::out_of(2)));
-    assert!(internal(ClientWay::out_of(3)));
-    assert!(internal(ClientWay::into_container(2)));
+    assert!(!internal(ReplyPath::out_of(2)));
+    assert!(internal(ReplyPath::out_of(3)));
+    assert!(internal(ReplyPath::into_container(2)));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_flow_that_moved_on_meanwhile_follows_unless_ours_has_moved_on_too() {
     assert_eq!(follow(State::Established, State::Established, State::Finished), None);
 }
 
-fn backend(via: Via, life: layout::Life) -> Backend {
+fn backend(forward_mode: ForwardMode, state: layout::BackendState) -> Backend {
     Backend {
         addr: [3; 16],
         port: [0x23, 0x82],
@@ -81,8 +81,8 @@ fn backend(via: Via, life: layout::Life) -> Backend {
         ifindex: 9,
         generation: 7,
         weight: 2,
-        life: life as u8,
-        via: via as u8,
+        state: state as u8,
+        forward_mode: forward_mode as u8,
         shared: 1,
         takes_frames: 1,
     }
@@ -92,23 +92,25 @@ fn backend(via: Via, life: layout::Life) -> Backend {
 fn a_backend_keeps_all_it_had_and_its_replies_come_in_as_before() {
     let set = |devices: &[u32]| devices.iter().copied().collect::<DeviceSet>();
     let anywhere = DeviceSet { ifindex: [0, DeviceSet::HOST, 0, 0, 0, 0, 0, 0] };
-    for (index, via, expected) in [
-        (1, Via::Peer, set(&[9])),
-        (2, Via::Neighbour, set(&[12])),
-        (3, Via::Stack, anywhere),
-        (4, Via::Child, set(&[DeviceSet::HOST])),
+    for (index, forward_mode, expected) in [
+        (1, ForwardMode::Peer, set(&[9])),
+        (2, ForwardMode::Neighbour, set(&[12])),
+        (3, ForwardMode::Stack, anywhere),
+        (4, ForwardMode::Child, set(&[DeviceSet::HOST])),
         // Not in the record.
-        (5, Via::Peer, set(&[9])),
-        (6, Via::Neighbour, anywhere),
+        (5, ForwardMode::Peer, set(&[9])),
+        (6, ForwardMode::Neighbour, anywhere),
     ] {
-        let old = backend(via, layout::Life::Serving);
+        let old = backend(forward_mode, layout::BackendState::Serving);
         let new = old.convert(&index, &context());
-        assert_eq!(new.answers_on, expected, "{index} by {via:?}");
-        assert_eq!(new.as_bytes()[..40], *old.as_bytes(), "{index} by {via:?}");
+        assert_eq!(new.answers_on, expected, "{index} by {forward_mode:?}");
+        assert_eq!(new.as_bytes()[..40], *old.as_bytes(), "{index} by {forward_mode:?}");
     }
-    let gone = backend(Via::Peer, layout::Life::Down);
+    let gone = backend(ForwardMode::Peer, layout::BackendState::Down);
     assert_eq!(gone.convert(&1, &context()).answers_on, DeviceSet::NONE);
-    assert!(!gone.is_in_use() && backend(Via::Peer, layout::Life::Draining).is_in_use());
+    assert!(
+        !gone.is_in_use() && backend(ForwardMode::Peer, layout::BackendState::Draining).is_in_use()
+    );
 }
 
 #[test]
