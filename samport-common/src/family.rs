@@ -211,6 +211,6 @@ impl Family for V6 {
 
     #[inline(always)]
     fn is_link_local(addr: &[u8; 16]) -> bool {
-        crate::local::is_link_local(addr)
+        crate::sock_lb::is_link_local(addr)
     }
 }

@@ -16,13 +16,13 @@ const HOPS: u8 = 64;
 
 /// What the answer says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct ResetReply {
     sequence: u32,
     acknowledgement: u32,
     flags: u8,
 }
 
-impl Answer {
+impl ResetReply {
     /// The reset that answers a segment of no connection (RFC 9293, section 3.10.7.1). `None` for a
     /// reset, which nobody answers.
     #[must_use]
@@ -107,7 +107,7 @@ pub fn plan<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -
     let end = counted_from + usize::from(u16::from_be_bytes(old_length));
     let begin = l4 + usize::from(offset >> 4) * 4;
     // Read here once more: all of the packet's segment would take more of Linux 6.1's stack than there is.
-    let answer = Answer::to(&Segment {
+    let answer = ResetReply::to(&Segment {
         flags,
         sequence: u32::from_be_bytes([a, b, c, d]),
         acknowledgement: u32::from_be_bytes([e, f, g, h]),
@@ -172,16 +172,16 @@ mod tests {
     /// RFC 9293, section 3.10.7.1.
     #[test]
     fn the_numbers_are_those_of_a_closed_port() {
-        assert_eq!(Answer::to(&segment(Flags::RST)), None);
-        assert_eq!(Answer::to(&segment(Flags::RST | ACK)), None);
+        assert_eq!(ResetReply::to(&segment(Flags::RST)), None);
+        assert_eq!(ResetReply::to(&segment(Flags::RST | ACK)), None);
         let with = |sequence, acknowledgement, flags| {
-            Some(Answer { sequence, acknowledgement, flags: Flags::RST | flags })
+            Some(ResetReply { sequence, acknowledgement, flags: Flags::RST | flags })
         };
-        assert_eq!(Answer::to(&segment(ACK)), with(77, 0, 0));
-        assert_eq!(Answer::to(&segment(ACK | FIN)), with(77, 0, 0));
+        assert_eq!(ResetReply::to(&segment(ACK)), with(77, 0, 0));
+        assert_eq!(ResetReply::to(&segment(ACK | FIN)), with(77, 0, 0));
         let syn = Segment { payload: 0, ..segment(SYN) };
-        assert_eq!(Answer::to(&syn), with(0, 0, ACK));
-        assert_eq!(Answer::to(&segment(SYN | FIN)), with(0, 11, ACK));
+        assert_eq!(ResetReply::to(&syn), with(0, 0, ACK));
+        assert_eq!(ResetReply::to(&segment(SYN | FIN)), with(0, 11, ACK));
     }
 
     /// The change made to a frame as the kernel program makes it, checksums complete.

@@ -19,8 +19,8 @@ use crate::affinity;
 use crate::context::Context;
 use crate::flows::{self, FlowRef, FlowSlot, Taken};
 use crate::maps::{self, Tables};
+use crate::outlier;
 use crate::room;
-use crate::standing;
 
 /// What the kernel answers when a key is there already (errno-base.h).
 const EEXIST: i32 = 17;
@@ -78,7 +78,7 @@ impl NewFlow {
     #[allow(clippy::cast_possible_truncation, reason = "the lower half changes most")]
     fn word(&self, id: u32, backend: &'static Backend) -> FlowWord {
         let word = FlowWord::new(id, backend.generation, State::first(self.protocol, self.flags));
-        word.with_tag(standing::now_micros() as u16)
+        word.with_tag(outlier::now_micros() as u16)
     }
 
     #[inline(always)]
@@ -173,7 +173,7 @@ fn hash<P: Tables>(client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
 fn is_unwanted<P: Tables>(client: P::Addr, new_flow: &NewFlow, unwanted: u32, id: u32) -> bool {
     unwanted != 0
         && (id == unwanted
-            || standing::has_failed(id, standing::client::<P>(client), new_flow.now_tick))
+            || outlier::has_failed(id, outlier::client::<P>(client), new_flow.now_tick))
 }
 
 /// Whether a backend may get packets that come in here. One that was taken down since this table was
@@ -183,7 +183,7 @@ fn may_get(id: u32, backend: &'static Backend, new_flow: &NewFlow) -> bool {
     BackendState::from_byte(backend.state).serves()
         && (!matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
             || backend.ifindex == new_flow.reply_path.ifindex())
-        && (new_flow.is_out_of_retries() || !standing::is_suspect(id, new_flow.now_tick))
+        && (new_flow.is_out_of_retries() || !outlier::is_suspect(id, new_flow.now_tick))
 }
 
 /// The backend a service's way to choose leads to, for a client with this hash after this many failed selections.
@@ -222,7 +222,7 @@ fn pick_as_balanced(service: &Service, hash: u32, attempt: u32) -> Result<u32, V
         Balance::LeastConn => {
             let one = in_table(slots, random_slot(len).ok_or(no_backend(service))?)?;
             let other = in_table(slots, random_slot(len).ok_or(no_backend(service))?)?;
-            let (load, of_other) = (standing::load(one.0, one.1), standing::load(other.0, other.1));
+            let (load, of_other) = (outlier::load(one.0, one.1), outlier::load(other.0, other.1));
             return Ok(if of_other.is_lighter_than(load) { other.0 } else { one.0 });
         }
         Balance::RoundRobin => next_turn(service.id, len),
@@ -301,8 +301,8 @@ pub fn other(
             && id != this
             && fits(id, backend)
             && BackendState::from_byte(backend.state).serves()
-            && !standing::is_suspect(id, now_tick)
-            && !standing::has_failed(id, client, now_tick)
+            && !outlier::is_suspect(id, now_tick)
+            && !outlier::has_failed(id, client, now_tick)
         {
             return id;
         }
@@ -361,7 +361,7 @@ pub fn store<P: Tables, C: Context>(
                 flows::count_insert();
                 room::takes(new_flow.id, chosen);
             }
-            settle::<P>(packet, flows::find::<P>, &key, stored, chosen)
+            resolve_insert::<P>(packet, flows::find::<P>, &key, stored, chosen)
         }
     }
 }
@@ -377,7 +377,7 @@ pub fn store_beside<P: Tables, C: Context>(
     let key = FlowKey::new(packet.source, new_flow.id, ProbeSlot::FIRST);
     let mut flow = flow_value::<P, C>(context, packet, new_flow, chosen)?;
     let stored = room::store_beside::<P>(&key, &mut flow);
-    settle::<P>(packet, flows::find_overflow::<P>, &key, stored, chosen)
+    resolve_insert::<P>(packet, flows::find_overflow::<P>, &key, stored, chosen)
 }
 
 /// Takes over an entry whose connection is over.
@@ -409,7 +409,7 @@ fn reopen<C: Context>(
             let overflow = entry.marks() as u16 & marks::OVERFLOW;
             entry.begin(new_flow.flow_flags() | overflow, failed, first);
             entry.set_reply_path(new_flow.reply_path, || context.read(ethernet::SOURCE.start));
-            standing::ends(judged);
+            outlier::ends(judged);
             room::moves(entry, judged, chosen);
             count(chosen);
             chosen
@@ -422,7 +422,7 @@ fn reopen<C: Context>(
 #[inline(always)]
 fn count(chosen: FlowWord) {
     maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
-    standing::opens(chosen);
+    outlier::opens(chosen);
 }
 
 #[inline(always)]
@@ -441,7 +441,7 @@ fn flow_value<P: Tables, C: Context>(
         vip: P::to_mapped(vip.addr),
         port: vip.port,
         mac: context.read(ethernet::SOURCE.start).ok_or(Verdict::Truncated)?,
-        opened: standing::now_micros(),
+        opened: outlier::now_micros(),
         failed: 0,
         flags: new_flow.flow_flags(),
         acknowledged: first.acknowledged,
@@ -451,7 +451,7 @@ fn flow_value<P: Tables, C: Context>(
 
 /// What came of an insert.
 #[inline(always)]
-fn settle<P: Tables>(
+fn resolve_insert<P: Tables>(
     packet: &Packet<P::Addr>,
     find: impl FnOnce(&FlowKey<P::Addr>) -> Option<FlowRef>,
     key: &FlowKey<P::Addr>,
@@ -512,7 +512,7 @@ fn makes_way(entry: FlowRef, now_tick: u32) -> bool {
     if !entry.is_over(word, now_tick) || entry.exchange(word, closed).is_err() {
         return false;
     }
-    standing::moves(word, closed);
+    outlier::moves(word, closed);
     room::moves(entry, word, closed);
     true
 }

@@ -63,7 +63,7 @@ fn find<P: Tables>(ctx: *mut __sk_buff, client: &'static P::Addr, flow: *mut Flo
         // The kernel has decided that already. Fragments that follow are met earlier.
         return u64::from(ReplyPath::out_of(skb.ifindex()).to_bits());
     }
-    let Some(question) = maps::route_question() else { return NO_ROUTE };
+    let Some(question) = maps::scratch::route_question() else { return NO_ROUTE };
     if is_settled(entry) {
         return u64::from(reply_path.to_bits());
     }
@@ -89,7 +89,7 @@ pub fn is_settled(entry: FlowRef) -> bool {
     entry.reply_path().is_container() || entry.cached_exit().is_settled(maps::route_generation())
 }
 
-/// Asks the kernel [`maps::route_question`]; `reply_path` and `cached_exit` are the flow's.
+/// Asks the kernel [`maps::scratch::route_question`]; `reply_path` and `cached_exit` are the flow's.
 ///
 /// Exported, so that the verifier walks it by itself, once: docs/verifier.md.
 #[unsafe(no_mangle)]
@@ -134,7 +134,9 @@ pub extern "C" fn samport_exit(ctx: *mut __sk_buff, reply_path: u32, cached_exit
 fn look_up(skb: &Skb, ifindex: u32, flags: u32) -> (Route, bool) {
     /// `BPF_FIB_LKUP_RET_NO_NEIGH` of linux/bpf.h.
     const NO_NEIGHBOUR: i64 = 7;
-    let (Some(question), Some(cached_exit)) = (maps::fib_lookup(), maps::route_question()) else {
+    let (Some(question), Some(cached_exit)) =
+        (maps::scratch::fib_lookup(), maps::scratch::route_question())
+    else {
         return (Route::Unknown, false);
     };
     if ifindex == 0 {

@@ -14,10 +14,10 @@ use samport_common::packet::Packet;
 use samport_common::wire::tcp::Flags;
 
 use crate::atomic;
-use crate::bytes;
+use crate::load_store;
 use crate::maps::{self, Insert, Tables};
+use crate::outlier;
 use crate::room;
-use crate::standing;
 
 /// The clock in ticks. It wraps after 146 years.
 #[inline(always)]
@@ -226,7 +226,7 @@ impl FlowRef {
     pub fn age(self) -> u32 {
         // SAFETY: as in `touch`.
         let opened = unsafe { (&raw const (*self.pointer()).opened).read_volatile() };
-        standing::now_micros().wrapping_sub(opened)
+        outlier::now_micros().wrapping_sub(opened)
     }
 
     /// The backend that failed before this one; 0 for none.
@@ -264,7 +264,7 @@ impl FlowRef {
         let flow = self.pointer();
         // SAFETY: map memory as in `word`.
         unsafe {
-            (&raw mut (*flow).opened).write_volatile(standing::now_micros());
+            (&raw mut (*flow).opened).write_volatile(outlier::now_micros());
             (&raw mut (*flow).flags).write_volatile(flags);
             (&raw mut (*flow).failed).write_volatile(failed as u16);
         }
@@ -287,7 +287,7 @@ impl FlowRef {
         // address that this packet has dialled.
         let flow = unsafe { &*self.pointer() };
         // SAFETY: likewise.
-        let vip = unsafe { bytes::load(flow.vip.as_ptr() as usize) };
+        let vip = unsafe { load_store::load(flow.vip.as_ptr() as usize) };
         Endpoint { addr: P::from_mapped(&vip), port: flow.port }
     }
 }
@@ -329,7 +329,7 @@ pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers:
     }
     match entry.exchange(word, to) {
         Ok(()) => {
-            standing::moves(word, to);
+            outlier::moves(word, to);
             room::moves(entry, word, to);
             to.to_bits()
         }
@@ -511,7 +511,7 @@ pub fn close_unproven<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) {
             && entry.vip::<P>() != packet.destination
             && entry.exchange(word, closed).is_ok()
         {
-            standing::moves(word, closed);
+            outlier::moves(word, closed);
             room::moves(entry, word, closed);
         }
     }

@@ -17,24 +17,24 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 
-use crate::apply;
 use crate::choice::{self, NewFlow, OpenError};
 use crate::context::{Context, Hook};
-use crate::deliver;
 use crate::flood;
 use crate::flows::{self, FlowRef, FlowSlot, Probe};
 use crate::maps::{self, Insert, Tables};
+use crate::nat;
+use crate::outlier;
+use crate::redirect;
 use crate::reverse;
 use crate::room;
 use crate::skb::{Skb, Unserved};
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
 /// every packet. The others are [`choose_one`]'s, in a program of its own that is not in these ones' way.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
-    match apply::parse::<P, _>(skb) {
+    match nat::parse::<P, _>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, hook, &packet),
         Err(special) => dispatch_special(special),
     }
@@ -42,8 +42,8 @@ pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
 
 /// [`run`] with a parser that has a stack of its own: IPv6 needs it.
 #[inline(always)]
-pub fn run_wide<P: Tables>(skb: &Skb) -> Next {
-    match apply::parse_whole_apart::<P>(skb) {
+pub fn run_at_hook<P: Tables>(skb: &Skb) -> Next {
+    match nat::parse_whole_subprog::<P>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, skb.hook(), packet),
         Err(special) => dispatch_special(special),
     }
@@ -69,7 +69,7 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
 /// Finds the packet's backend and sends it there: one look-up, one selection.
 #[inline(always)]
 pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
-    let packet = match apply::parse_apart::<P>(skb) {
+    let packet = match nat::parse_subprog::<P>(skb) {
         Ok(packet) => packet,
         Err(special) => return dispatch_special(special),
     };
@@ -79,7 +79,7 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
             note_silence(chosen);
         }
         #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
-        return Next::Outcome(send_apart::<P>(skb, packet, chosen as u32));
+        return Next::Outcome(send_subprog::<P>(skb, packet, chosen as u32));
     }
     if chosen & SLOW_PATH != 0 {
         return Next::TailCall(program::SLOW_PATH);
@@ -103,7 +103,7 @@ fn note_silence(chosen: u64) {
     let id = chosen as u32;
     if let Some(backend) = maps::backend(id) {
         let word = FlowWord::new(id, backend.generation, State::Unanswered);
-        standing::ask_for_check(word.to_bits(), failure::SILENT, flows::now_tick());
+        outlier::ask_for_check(word.to_bits(), failure::SILENT, flows::now_tick());
     }
 }
 
@@ -127,13 +127,17 @@ pub fn give_up(skb: &Skb, verdict: Verdict) -> Next {
         Verdict::BackendGone => Unserved::BackendGone,
         other => return other.into(),
     };
-    skb.hand_over(why);
+    skb.set_unserved(why);
     Next::TailCall(program::RESET)
 }
 
 /// [`send`] in a function of its own.
 #[inline(always)]
-pub fn send_apart<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, backend: u32) -> Outcome {
+pub fn send_subprog<P: Tables>(
+    skb: &Skb,
+    packet: &'static Packet<P::Addr>,
+    backend: u32,
+) -> Outcome {
     Outcome::from_bits(send_packed::<P>(skb.pointer_to_context(), packet, backend))
 }
 
@@ -163,14 +167,14 @@ pub fn choose<P: Tables, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<P::Addr>,
-) -> Result<Followed, OpenError> {
+) -> Result<ExistingFlow, OpenError> {
     let mut new_flow = classify::<P, C>(context, hook, packet)?;
     let own = match flows::lookup::<P>(packet.source, packet.destination, new_flow.id) {
         Probe::Hit(entry) => Some(entry),
         Probe::Free => None,
         Probe::Collision => return Err(OpenError::SlowPath),
     };
-    let judged = match follow::<P, C>(context, packet, own, &new_flow)? {
+    let judged = match use_flow::<P, C>(context, packet, own, &new_flow)? {
         Lookup::Forward(hit) => return Ok(hit),
         // The port may have a living flow in another lane: its backend must not get this one.
         Lookup::Create(_) if own.is_some() && maps::unusual() & unusual::PROBE_SLOTS != 0 => {
@@ -252,13 +256,13 @@ fn send_hit<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
     hit: &FastHit,
-    from: apply::Sender,
+    from: nat::Sender,
 ) -> Outcome {
     let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(hit.backend));
-    if apply::apply(skb, &plan.bounded(), from).is_none() {
+    if nat::apply(skb, &plan.bounded(), from).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    deliver::to_backend(skb, hit.id, hit.backend)
+    redirect::to_backend(skb, hit.id, hit.backend)
 }
 
 /// Takes note of a client's packet in its flow.
@@ -345,14 +349,14 @@ pub fn may_dial(scope: Scope, hook: Hook) -> bool {
 }
 
 /// Where a packet goes.
-pub struct Followed {
+pub struct ExistingFlow {
     /// Its flow's word.
     pub word: FlowWord,
     /// Whether the backend should have answered its datagrams by now.
     pub is_silent: bool,
 }
 
-impl From<FlowWord> for Followed {
+impl From<FlowWord> for ExistingFlow {
     #[inline(always)]
     fn from(word: FlowWord) -> Self {
         Self { word, is_silent: false }
@@ -362,7 +366,7 @@ impl From<FlowWord> for Followed {
 /// What a packet does with its flow.
 pub enum Lookup {
     /// Goes on in it, to this backend.
-    Forward(Followed),
+    Forward(ExistingFlow),
     /// Opens it; over its entry, if what stands there is still this word, which was judged to be over.
     /// All zero without an entry, which is no flow's word: an option would be one more thing that the
     /// verifier does not know to go with another.
@@ -373,7 +377,7 @@ pub enum Lookup {
 
 /// Advances the packet's flow, or says that it opens one.
 #[inline(always)]
-pub fn follow<P: Tables, C: Context>(
+pub fn use_flow<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
     own: Option<FlowRef>,
@@ -419,7 +423,7 @@ pub fn follow<P: Tables, C: Context>(
         entry.set_reply_path(new_flow.reply_path, || context.read(ethernet::SOURCE.start));
     }
     let is_silent = failover::is_silent_to_datagrams(word.state(), entry.age());
-    Ok(Lookup::Forward(Followed { word, is_silent }))
+    Ok(Lookup::Forward(ExistingFlow { word, is_silent }))
 }
 
 /// Whether a packet that would open a flow answers what the host or a container has begun.
@@ -463,7 +467,7 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
     };
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(packet, End::Destination, to).bounded();
-    if apply::apply(skb, &plan, apply::Sender::Anybody).is_none() {
+    if nat::apply(skb, &plan, nat::Sender::Anybody).is_none() {
         return Verdict::RewriteFailed.into();
     }
     if to.addr == packet.source.addr {
@@ -478,9 +482,9 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
             port: packet.source.port,
         };
         let plan = rewrite::plan::<P>(packet, End::Source, disguised).bounded().after_another();
-        if apply::apply(skb, &plan, apply::Sender::Anybody).is_none() {
+        if nat::apply(skb, &plan, nat::Sender::Anybody).is_none() {
             return Verdict::RewriteFailed.into();
         }
     }
-    deliver::to_backend(skb, id, backend)
+    redirect::to_backend(skb, id, backend)
 }

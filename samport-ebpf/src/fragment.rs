@@ -8,13 +8,13 @@ use samport_common::rewrite::{self, End};
 use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
-use crate::apply;
 use crate::context::{Context as _, Hook};
-use crate::deliver;
 use crate::exit;
 use crate::flows;
 use crate::forward;
 use crate::maps::{self, Tables};
+use crate::nat;
+use crate::redirect;
 use crate::reverse;
 use crate::skb::Skb;
 use crate::source;
@@ -27,12 +27,12 @@ const STAYS: [u8; 16] = [0; 16];
 #[inline(always)]
 pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     let hook = skb.hook();
-    let packet = match apply::parse_apart::<P>(skb) {
+    let packet = match nat::parse_subprog::<P>(skb) {
         Ok(packet) => packet,
         Err(Special::Leave(verdict)) => return verdict.into(),
         Err(Special::Icmp | Special::First | Special::Later) => return Verdict::Malformed.into(),
     };
-    let found = reverse::find_apart::<P>(packet);
+    let found = reverse::find_subprog::<P>(packet);
     let Some(reply) = found else {
         return reverse::no_reply(hook, packet);
     };
@@ -54,7 +54,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
         exit.reply_path().to_bits(),
     );
     reverse::advance(skb, packet, &reply);
-    if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
+    if reverse::restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(reverse::leave(skb, hook, &reply, exit))
@@ -72,7 +72,7 @@ fn changed<P: Family>(changes: bool, addr: P::Addr) -> [u8; 16] {
 pub fn remember_forward<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, chosen: u32) {
     if matches!(packet.part, Part::First(_)) {
         let too_big =
-            maps::backend(chosen).is_some_and(|backend| deliver::is_too_big(skb, backend));
+            maps::backend(chosen).is_some_and(|backend| redirect::is_too_big(skb, backend));
         let reply_path = if too_big { Fragmented::BY_STACK } else { 0 };
         remember_forward_apart::<P>(packet, chosen, skb.ifindex(), reply_path);
     }
@@ -86,7 +86,7 @@ fn remember_forward_apart<P: Tables>(
     reply_path: u32,
 ) -> i32 {
     let (Some(id), Some(backend), Some(draft)) =
-        (packet::first_of::<P>(packet), maps::backend(chosen), maps::fragmented_draft())
+        (packet::first_of::<P>(packet), maps::backend(chosen), maps::scratch::fragment_draft())
     else {
         return 0;
     };
@@ -114,7 +114,7 @@ fn remember_reverse<P: Tables>(
 ) -> i32 {
     let (Some(id), Some(draft), Some(reply)) = (
         packet::first_of::<P>(packet),
-        maps::fragmented_draft(),
+        maps::scratch::fragment_draft(),
         reverse::found::<P>(flow, packet.destination.addr),
     ) else {
         return 0;
@@ -134,7 +134,7 @@ fn remember_reverse<P: Tables>(
 
 /// Sends a later fragment after the first, whichever way that went.
 #[inline(always)]
-pub fn follow<P: Tables>(skb: &Skb) -> Next {
+pub fn later<P: Tables>(skb: &Skb) -> Next {
     skb.pull_headers();
     let id = match packet::parse_later::<P, _>(skb) {
         Ok(id) => id,
@@ -190,19 +190,19 @@ fn send<P: Tables>(
     }
     if first.source != STAYS {
         let plan = rewrite::plan_later::<P>(id, End::Source, P::from_mapped(&first.source));
-        apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
+        nat::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
     if first.destination != STAYS {
         let plan =
             rewrite::plan_later::<P>(id, End::Destination, P::from_mapped(&first.destination));
-        apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
+        nat::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
     if !is_reply {
         let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
         if first.reply_path == Fragmented::BY_STACK {
-            return Ok(deliver::after_the_first(skb, first.backend));
+            return Ok(redirect::after_the_first(skb, first.backend));
         }
-        return Ok(deliver::to_backend(skb, first.backend, backend));
+        return Ok(redirect::to_backend(skb, first.backend, backend));
     }
-    Ok(deliver::to_client(skb, hook, first.backend, reply_path, || first.mac))
+    Ok(redirect::to_client(skb, hook, first.backend, reply_path, || first.mac))
 }

@@ -12,26 +12,26 @@ use samport_common::rewrite::{self, End, IcmpRewrite};
 use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
-use crate::apply::{self, apart};
 use crate::choice;
 use crate::context::{Context as _, Hook};
-use crate::deliver;
 use crate::exit;
 use crate::flows::{self, FlowRef};
 use crate::forward;
 use crate::maps::{self, Tables};
+use crate::nat::{self, packed};
+use crate::outlier;
+use crate::redirect;
 use crate::reverse;
 use crate::room;
 use crate::skb::Skb;
 use crate::source;
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// An error about a reply, for the backend that has sent it.
 #[inline(always)]
 pub fn forward<P: Tables>(skb: &Skb) -> Next {
     match to_backend::<P>(skb, skb.hook()) {
-        Ok(outcome) => Next::Outcome(outcome.renamed(Verdict::IcmpForward)),
+        Ok(outcome) => Next::Outcome(outcome.with_verdict(Verdict::IcmpForward)),
         Err(verdict) => verdict.into(),
     }
 }
@@ -49,7 +49,7 @@ fn to_backend<P: Tables>(skb: &Skb, hook: Hook) -> Result<Outcome, Verdict> {
         return Err(Verdict::RewriteFailed);
     }
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
-    Ok(deliver::to_backend(skb, id, backend))
+    Ok(redirect::to_backend(skb, id, backend))
 }
 
 /// The flow whose reply is quoted. The quoted packet went the other way: its source is what the
@@ -142,7 +142,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(reverse::leave(skb, hook, &reply, exit).renamed(Verdict::IcmpReply))
+    Next::Outcome(reverse::leave(skb, hook, &reply, exit).with_verdict(Verdict::IcmpReply))
 }
 
 /// Takes note of an error that says that a client's packet has not reached the backend, which is nothing that other
@@ -162,7 +162,7 @@ fn note_unreachable<P: Tables>(
     let kind = Skb::new(TcContext::new(ctx)).read(error.icmp);
     if kind.is_some_and(|[kind, code]| P::is_icmp_unreachable(kind, code)) {
         maps::count_backend(word.backend(), |stats| stats.unreachable += 1);
-        standing::ask_for_check(word.to_bits(), failure::UNREACHABLE, flows::now_tick());
+        outlier::ask_for_check(word.to_bits(), failure::UNREACHABLE, flows::now_tick());
         if failover::is_datagrams(word.state()) && entry.fails_over() {
             return leave_backend::<P>(error, flow);
         }
@@ -177,7 +177,7 @@ fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow)
     let Some(entry) = FlowRef::new(flow) else { return 0 };
     let word = entry.word();
     let refusals = Refusals::of(entry.sequences()).with(word.backend());
-    let client = standing::client::<P>(error.quoted.source.addr);
+    let client = outlier::client::<P>(error.quoted.source.addr);
     let service = EndpointKey::new(entry.vip::<P>(), error.quoted.protocol.number());
     let has_other = P::service(&service).is_some_and(|service| {
         choice::has_other(service, word.backend(), refusals, client, flows::now_tick())
@@ -191,7 +191,7 @@ fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow)
     if entry.exchange(word, failed).is_err() {
         return 0;
     }
-    standing::moves(word, failed);
+    outlier::moves(word, failed);
     room::moves(entry, word, failed);
     1
 }
@@ -219,7 +219,7 @@ fn translate_quoted<P: Tables>(
     flow: *mut Flow,
 ) -> i32 {
     let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
-    match apply::apply_quoted(&Skb::new(TcContext::new(ctx)), &plan.quoted.bounded()) {
+    match nat::apply_quoted(&Skb::new(TcContext::new(ctx)), &plan.quoted.bounded()) {
         Some(csum_diff) => i32::from(csum_diff),
         None => -1,
     }
@@ -236,7 +236,7 @@ fn translate_outer<P: Tables>(
 ) -> i32 {
     let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
     let csum_diff = csum_diff.cast_unsigned();
-    match apply::apply_outer(&Skb::new(TcContext::new(ctx)), &plan, csum_diff) {
+    match nat::rewrite_outer(&Skb::new(TcContext::new(ctx)), &plan, csum_diff) {
         Some(()) => 0,
         None => -1,
     }
@@ -270,7 +270,7 @@ fn find_flow<P: Tables>(error: &'static IcmpError<P::Addr>) -> *mut Flow {
 fn parse<P: Tables>(skb: &Skb) -> Result<&'static IcmpError<P::Addr>, Verdict> {
     let number = parse_and_keep::<P>(skb.pointer_to_context());
     // SAFETY: it is of such an error.
-    match unsafe { apart::result(number) } {
+    match unsafe { packed::result(number) } {
         Ok(error) => Ok(error),
         Err(Special::Leave(verdict)) => Err(verdict),
         Err(Special::Icmp | Special::First | Special::Later) => Err(Verdict::IcmpOther),
@@ -282,5 +282,5 @@ fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     // Errors are rare: better always than a second try, which the stack would pay for.
     skb.pull_headers();
-    apart::number(packet::parse_error::<P, _>(&skb).map_err(Special::Leave))
+    packed::number(packet::parse_error::<P, _>(&skb).map_err(Special::Leave))
 }

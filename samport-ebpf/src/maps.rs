@@ -1,7 +1,7 @@
 //! Every map, with typed accessors. Keys and values are `samport-common`'s; sizes that are flags are
 //! set by the loader before the maps are made.
 
-mod rooms;
+pub mod scratch;
 pub mod sockets;
 pub mod traces;
 
@@ -29,13 +29,11 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::atomic;
-use crate::bytes;
 use crate::context::Hook;
+use crate::load_store;
 use crate::outbound;
 use crate::skb::Skb;
 use crate::source;
-
-pub use rooms::{draft, fib_lookup, forget, fragmented_draft, keep, kept, route_question};
 
 /// One bit for each port that any service listens on: nearly all traffic that is not ours is
 /// dismissed by it.
@@ -315,7 +313,7 @@ macro_rules! tables {
 
             #[inline(always)]
             fn flow_fast(key: FlowKey<Self::Addr>) -> Option<*mut Flow> {
-                let words: $words = bytes::in_words(zerocopy::transmute!(key));
+                let words: $words = load_store::in_words(zerocopy::transmute!(key));
                 $flows.get_ptr_mut(zerocopy::transmute_ref!(&words))
             }
 
@@ -516,7 +514,7 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
 #[inline(always)]
 pub fn endpoint<P: Family>(backend: &'static Backend) -> Endpoint<P::Addr> {
     // SAFETY: a value of `BACKENDS`.
-    let addr = unsafe { bytes::load(backend.addr.as_ptr() as usize) };
+    let addr = unsafe { load_store::load(backend.addr.as_ptr() as usize) };
     Endpoint { addr: P::from_mapped(&addr), port: backend.port }
 }
 
@@ -708,7 +706,7 @@ pub fn count_handshake(id: u32, class: usize, took: u32) {
 
 /// Tells the loader. With a full ring it is not told; its next look at the counters says the same.
 #[inline(always)]
-pub fn tell(event: &Event) {
+pub fn emit(event: &Event) {
     let _ = EVENTS.output::<Event>(event, 0);
 }
 

@@ -19,23 +19,23 @@ use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::tcp;
 
-use crate::apply;
 use crate::choice;
 use crate::context::Hook;
-use crate::deliver;
 use crate::exit::{self, Exit};
 use crate::flows::{self, FlowRef};
 use crate::maps::{self, Tables};
+use crate::nat;
+use crate::outlier;
+use crate::redirect;
 use crate::room;
 use crate::skb::{Ends, Skb};
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// Restores a reply of an open flow and sends it to the client: nearly all are of that kind. A
 /// container's other traffic is dismissed by its source port.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
-    match apply::parse::<P, _>(skb) {
+    match nat::parse::<P, _>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, hook, &packet),
         Err(special) => dispatch_special(special),
     }
@@ -43,8 +43,8 @@ pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
 
 /// [`run`] with a parser that has a stack of its own: IPv6 needs it.
 #[inline(always)]
-pub fn run_wide<P: Tables>(skb: &Skb) -> Next {
-    match apply::parse_whole_apart::<P>(skb) {
+pub fn run_at_hook<P: Tables>(skb: &Skb) -> Next {
+    match nat::parse_whole_subprog::<P>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, skb.hook(), packet),
         Err(special) => dispatch_special(special),
     }
@@ -112,12 +112,12 @@ pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Next {
 /// [`run`] for whatever is otherwise in any way: in a program of its own, not in the others' way.
 #[inline(always)]
 pub fn answer<P: Tables>(skb: &Skb) -> Next {
-    let Ok(packet) = apply::parse_apart::<P>(skb) else {
+    let Ok(packet) = nat::parse_subprog::<P>(skb) else {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
     };
     let hook = skb.hook();
-    let Some(reply) = find_apart::<P>(packet) else {
+    let Some(reply) = find_subprog::<P>(packet) else {
         return no_reply(hook, packet);
     };
     // Its own address looks like the host's to it, whose clients may use the same port.
@@ -150,7 +150,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Next {
         return too_big::<P>(skb);
     }
     advance(skb, packet, &reply);
-    if restore_apart::<P>(skb, packet, &reply).is_none() {
+    if restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(leave(skb, hook, &reply, exit))
@@ -270,11 +270,11 @@ pub fn no_answer(hook: Hook) -> Next {
 /// A backend that refuses a connection: its client is not told while there is another to try.
 #[inline(always)]
 pub fn refused<P: Tables>(skb: &Skb) -> Next {
-    let Ok(packet) = apply::parse_apart::<P>(skb) else {
+    let Ok(packet) = nat::parse_subprog::<P>(skb) else {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
     };
-    let Some(reply) = find_apart::<P>(packet) else {
+    let Some(reply) = find_subprog::<P>(packet) else {
         return Verdict::NotAReply.into();
     };
     if is_held_back::<P>(skb.pointer_to_context(), packet, reply.entry.pointer()) != 0 {
@@ -285,7 +285,7 @@ pub fn refused<P: Tables>(skb: &Skb) -> Next {
         Err(verdict) => return verdict.into(),
     };
     advance(skb, packet, &reply);
-    if restore_apart::<P>(skb, packet, &reply).is_none() {
+    if restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(leave(skb, skb.hook(), &reply, exit))
@@ -308,7 +308,7 @@ fn is_held_back<P: Tables>(
     if !entry.fails_over() {
         return 0;
     }
-    let (now_tick, client) = (flows::now_tick(), standing::client::<P>(packet.destination.addr));
+    let (now_tick, client) = (flows::now_tick(), outlier::client::<P>(packet.destination.addr));
     let service = EndpointKey::new(entry.vip::<P>(), packet.protocol.number());
     let has_other = P::service(&service).is_some_and(|service| {
         let nobody = Refusals::default();
@@ -316,13 +316,13 @@ fn is_held_back<P: Tables>(
     });
     let failed = word.with_state(State::Failed);
     if has_other && entry.exchange(word, failed).is_ok() {
-        standing::moves(word, failed);
+        outlier::moves(word, failed);
         room::moves(entry, word, failed);
         // Evidence when the client asks again: only its SYN says what it has asked for.
-        standing::ask_for_check(word.to_bits(), failure::REFUSED, now_tick);
+        outlier::ask_for_check(word.to_bits(), failure::REFUSED, now_tick);
         1
     } else {
-        standing::add_evidence(word.to_bits(), client, failure::REFUSED, now_tick);
+        outlier::add_evidence(word.to_bits(), client, failure::REFUSED, now_tick);
         0
     }
 }
@@ -367,7 +367,7 @@ pub fn too_big<P: Tables>(skb: &Skb) -> Next {
 pub fn advance<A: Address>(skb: &Skb, packet: &Packet<A>, reply: &Reply) {
     let (before, state) = pass(skb, reply.entry, packet);
     if matches!((before.state(), state), (State::SynSent, State::SynReceived)) {
-        standing::accepts(before, reply.entry.age());
+        outlier::accepts(before, reply.entry.age());
     }
     reply.entry.touch(flows::now_tick());
 }
@@ -393,21 +393,21 @@ pub fn restore<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
     reply: &Reply,
-    from: apply::Sender,
+    from: nat::Sender,
 ) -> Option<()> {
     let plan = rewrite::plan::<P>(packet, End::Source, reply.entry.vip::<P>()).bounded();
-    apply::apply(skb, &plan, from)?;
+    nat::apply(skb, &plan, from)?;
     if reply.to_itself {
         let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
         let plan = rewrite::plan::<P>(packet, End::Destination, itself).bounded();
-        apply::apply(skb, &plan.after_another(), from)?;
+        nat::apply(skb, &plan.after_another(), from)?;
     }
     Some(())
 }
 
 /// [`restore`] in a function of its own.
 #[inline(always)]
-pub fn restore_apart<P: Tables>(
+pub fn restore_subprog<P: Tables>(
     skb: &Skb,
     packet: &'static Packet<P::Addr>,
     reply: &Reply,
@@ -425,7 +425,7 @@ fn restore_packed<P: Tables>(
 ) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     match found::<P>(flow, packet.destination.addr) {
-        Some(reply) if restore::<P>(&skb, packet, &reply, apply::Sender::Anybody).is_some() => 1,
+        Some(reply) if restore::<P>(&skb, packet, &reply, nat::Sender::Anybody).is_some() => 1,
         _ => 0,
     }
 }
@@ -434,14 +434,14 @@ fn restore_packed<P: Tables>(
 #[inline(always)]
 pub fn leave(skb: &Skb, hook: Hook, reply: &Reply, exit: Exit) -> Outcome {
     let outcome =
-        deliver::to_client(skb, hook, reply.backend, exit.reply_path(), || reply.entry.mac());
-    if exit.is_unresolved() { outcome.renamed(Verdict::ReplyUnresolved) } else { outcome }
+        redirect::to_client(skb, hook, reply.backend, exit.reply_path(), || reply.entry.mac());
+    if exit.is_unresolved() { outcome.with_verdict(Verdict::ReplyUnresolved) } else { outcome }
 }
 
 /// [`find`] as functions of their own, with a stack of their own: for programs that have not enough.
 /// `packet` goes from backend to client.
 #[inline(always)]
-pub fn find_apart<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> {
+pub fn find_subprog<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> {
     let to = packet.destination.addr;
     found::<P>(find_flow::<P>(packet, 0), to).or_else(|| found::<P>(find_flow::<P>(packet, 1), to))
 }

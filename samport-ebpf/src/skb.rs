@@ -17,8 +17,8 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, ipv4};
 
-use crate::bytes;
 use crate::context::{Context, Hook};
+use crate::load_store;
 use crate::maps::{self, Tables};
 use crate::source::FibLookup;
 use crate::trace;
@@ -86,7 +86,7 @@ impl Skb {
 
     /// Tells the program that tells of the packet what has become of it.
     #[inline(always)]
-    pub fn hand_over_end(&self, verdict: Verdict, action: i32) {
+    pub fn set_trace_end(&self, verdict: Verdict, action: i32) {
         // SAFETY: as in `set_hook`.
         unsafe {
             (*self.0.skb.skb).cb[2] = verdict as u32;
@@ -94,9 +94,9 @@ impl Skb {
         }
     }
 
-    /// What [`Self::hand_over_end`] was given: the verdict's number, and the action.
+    /// What [`Self::set_trace_end`] was given: the verdict's number, and the action.
     #[inline(always)]
-    pub fn handed_over_end(&self) -> (u32, i32) {
+    pub fn trace_end(&self) -> (u32, i32) {
         // SAFETY: as in `set_hook`.
         unsafe { ((*self.0.skb.skb).cb[2], (*self.0.skb.skb).cb[4].cast_signed()) }
     }
@@ -117,14 +117,14 @@ impl Skb {
 
     /// Tells the program that is called why nobody is there for the packet.
     #[inline(always)]
-    pub fn hand_over(&self, why: Unserved) {
+    pub fn set_unserved(&self, why: Unserved) {
         // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[2] = why as u32 };
     }
 
     /// What the program that called us has handed over.
     #[inline(always)]
-    pub fn handed_over(&self) -> Unserved {
+    pub fn unserved(&self) -> Unserved {
         // SAFETY: as in `set_hook`.
         match unsafe { (*self.0.skb.skb).cb[2] } {
             0 => Unserved::NoBackend,
@@ -203,7 +203,7 @@ impl Skb {
     /// Makes the sum a device has computed over the packet agree with what was changed outside of
     /// the transport header. Only for such a sum (`CHECKSUM_COMPLETE`); nothing happens to others.
     #[inline(always)]
-    pub fn update_device_sum(&self, csum_diff: u32) {
+    pub fn update_device_csum(&self, csum_diff: u32) {
         // SAFETY: the context is valid. The error says that there is no such sum.
         let _ = unsafe { bpf_csum_update(self.0.skb.skb, csum_diff) };
     }
@@ -212,8 +212,8 @@ impl Skb {
     /// covered by a header checksum, as it is in IPv4, and has taken the difference out of that sum,
     /// where address and transport checksum had already made up for each other.
     #[inline(always)]
-    pub fn settle_device_sum(&self, addr_csum_diff: u32) {
-        self.update_device_sum(addr_csum_diff);
+    pub fn fix_device_csum(&self, addr_csum_diff: u32) {
+        self.update_device_csum(addr_csum_diff);
     }
 
     /// Overwrites the bytes at `offset`; `None` if the frame ends before.
@@ -221,7 +221,7 @@ impl Skb {
     pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is inside the packet, checked by `pointer`.
-        unsafe { bytes::store(at, bytes) };
+        unsafe { load_store::store(at, bytes) };
         Some(())
     }
 
@@ -229,7 +229,7 @@ impl Skb {
     /// ones' complement sum. Only the kernel knows whether the checksum is complete or still to be
     /// finished by the device.
     #[inline(always)]
-    pub fn update_l4_checksum(&self, offset: usize, csum_diff: u32, of: Covers) -> Option<()> {
+    pub fn update_l4_csum(&self, offset: usize, csum_diff: u32, of: Covers) -> Option<()> {
         let offset = u32::try_from(offset).ok()?;
         let pseudo = if of.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
         let zero = if of.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
@@ -346,12 +346,12 @@ impl Frame for Skb {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is below data_end, checked by `pointer`.
-        Some(unsafe { bytes::load(at) })
+        Some(unsafe { load_store::load(at) })
     }
 
     #[inline(always)]
     fn reconsider(&self, offset: usize) -> usize {
-        maps::forget(offset)
+        maps::scratch::opaque(offset)
     }
 }
 

@@ -67,7 +67,7 @@ macro_rules! global {
         pub extern "C" fn $name(ctx: *mut $ctx) -> u32 {
             let (context, hook) = $context(ctx);
             // SAFETY: the caller has kept such a packet.
-            let packet = unsafe { maps::kept::<Packet<<$family as Family>::Addr>>() };
+            let packet = unsafe { maps::scratch::get::<Packet<<$family as Family>::Addr>>() };
             let Some(packet) = packet else { return source::REFUSED };
             let side = side(&context, hook);
             validity::<$family, _>(&context, hook, packet).marks(side)
@@ -80,7 +80,7 @@ macro_rules! global {
         #[inline(never)]
         pub extern "C" fn $name(hook: u32, reply_path: u32, flow: u32, packet: u32) -> u32 {
             // SAFETY: as above.
-            let kept = unsafe { maps::kept::<Packet<<$family as Family>::Addr>>() };
+            let kept = unsafe { maps::scratch::get::<Packet<<$family as Family>::Addr>>() };
             let Some(kept) = kept else { return Move::Refuse as u32 };
             let (hook, reply_path) = (Hook::from_number(hook), ReplyPath::from_bits(reply_path));
             moves::<$family>(hook, kept, reply_path, flow, packet) as u32
@@ -211,7 +211,7 @@ fn route_back<P: Tables, C: Context>(
     device: DeviceInfo,
     from: From,
 ) -> Route {
-    let Some(question) = maps::fib_lookup() else { return Route::Unknown };
+    let Some(question) = maps::scratch::fib_lookup() else { return Route::Unknown };
     if device.lookup_ifindex == 0 {
         return Route::Unknown;
     }

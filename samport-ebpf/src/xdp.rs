@@ -17,12 +17,12 @@ use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 use zerocopy::IntoBytes as _;
 
-use crate::apply;
-use crate::bytes;
 use crate::choice::OpenError;
 use crate::context::{Context, Hook};
 use crate::forward;
+use crate::load_store;
 use crate::maps::{self, Tables};
+use crate::nat;
 use crate::skb::{self, Ends};
 use crate::source::FibLookup;
 use crate::trace;
@@ -58,7 +58,7 @@ pub fn run(ctx: XdpContext) -> u32 {
 /// The verdict, or `None` for what others are to look at.
 #[inline(always)]
 fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
-    let packet = apply::parse::<P, _>(&xdp).ok()?;
+    let packet = nat::parse::<P, _>(&xdp).ok()?;
     if !maps::is_listened_on(packet.protocol, packet.destination.port) {
         return None;
     }
@@ -161,7 +161,7 @@ impl Xdp {
     fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is inside the packet, checked by `pointer`.
-        unsafe { bytes::store(at, bytes) };
+        unsafe { load_store::store(at, bytes) };
         Some(())
     }
 
@@ -180,12 +180,12 @@ impl Frame for Xdp {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is below data_end, checked by `pointer`.
-        Some(unsafe { bytes::load(at) })
+        Some(unsafe { load_store::load(at) })
     }
 
     #[inline(always)]
     fn reconsider(&self, offset: usize) -> usize {
-        maps::forget(offset)
+        maps::scratch::opaque(offset)
     }
 }
 
@@ -209,7 +209,7 @@ impl Context for Xdp {
 
     #[inline(always)]
     fn source_marks<P: Tables>(&self, packet: &Packet<P::Addr>) -> u32 {
-        if maps::keep(*packet) { P::marks_of_frame(self.ctx.ctx) } else { REFUSED }
+        if maps::scratch::put(*packet) { P::marks_of_frame(self.ctx.ctx) } else { REFUSED }
     }
 
     #[inline(always)]
@@ -220,7 +220,7 @@ impl Context for Xdp {
 
     #[inline(always)]
     fn answers_outbound<P: Tables>(&self, packet: &Packet<P::Addr>) -> bool {
-        maps::keep(*packet) && P::answers_outbound_of_frame(self.ctx.ctx) != 0
+        maps::scratch::put(*packet) && P::answers_outbound_of_frame(self.ctx.ctx) != 0
     }
 
     #[inline(always)]

@@ -12,7 +12,6 @@ mod gc;
 mod hooks;
 pub mod inspect;
 mod load;
-mod local;
 mod logs;
 pub mod map_reader;
 mod maps;
@@ -27,6 +26,7 @@ mod recount;
 mod room;
 mod seed;
 mod shortcuts;
+mod sock_lb;
 mod sources;
 mod syscall;
 mod takeover;
@@ -67,7 +67,7 @@ pub use xdp::XdpMode;
 pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
-    local: Option<local::Local>,
+    local: Option<sock_lb::Local>,
     shields: Option<xdp::XdpLinks>,
     maps: maps::Maps,
     pinned_maps: missing_pins::Maps,
@@ -117,7 +117,7 @@ impl Dataplane {
 
     fn serve_local_clients(&mut self, options: Options) {
         if options.local {
-            self.local = local::attach_if_possible(&mut self.ebpf, &self.pins);
+            self.local = sock_lb::attach_if_possible(&mut self.ebpf, &self.pins);
         }
     }
 

@@ -52,7 +52,7 @@ pub fn traced() -> Option<&'static mut Traced> {
 
 /// Tells who watches.
 #[inline(always)]
-pub fn hand_over(traced: &Traced) {
+pub fn set_unserved(traced: &Traced) {
     if TRACES.output::<Traced>(traced, 0).is_err() {
         count_untold();
     }

@@ -13,7 +13,7 @@ use samport_common::seed::Seed;
 use super::attach::Hook;
 use super::maps::MapCell;
 use super::xdp::XdpMode;
-use super::{clock, local, pins, seed};
+use super::{clock, pins, seed, sock_lb};
 use crate::system::exit::{Coded as _, Exit, coded};
 
 /// Percent of a table of flows that one service may hold when others need room.
@@ -290,7 +290,7 @@ pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
 
 /// The number of the network namespace whose clients count as local: 0, which is none's, unless we can tell.
 fn cookie(options: Options) -> u64 {
-    if options.local { local::netns_cookie().unwrap_or_default() } else { 0 }
+    if options.local { sock_lb::netns_cookie().unwrap_or_default() } else { 0 }
 }
 
 /// Loads all programs that see packets, with all maps pinned, and fills the tail-call table. A map that is pinned

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
 use samport_common::flow::{FlowWord, ServiceId};
 use samport_common::layout::{Backend, Condition, HELD_LEN, Held, UNPROVEN, held_by};
-use samport_common::local::{Connected, Dialled};
+use samport_common::sock_lb::{Connected, Dialled};
 
 use super::batch::{HashTable, Values};
 use super::pins;

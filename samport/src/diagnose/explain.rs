@@ -13,9 +13,9 @@ use samport_common::conntrack::{self, Decision, Openers, State, Timeouts};
 use samport_common::failover::{self, Refusals};
 use samport_common::flow::ReplyPath;
 use samport_common::layout::{BackendState, ForwardMode, Scope, Service, service};
-use samport_common::local;
 use samport_common::outbound;
 use samport_common::seed::Seed;
+use samport_common::sock_lb;
 use samport_common::source::{Move, Side};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -417,7 +417,7 @@ fn new_flow(
 /// What tells the client from others as evidence.
 fn fingerprint(facts: &Facts) -> u32 {
     if matches!(facts.entry, Entry::Call(_)) {
-        return local::CLIENT;
+        return sock_lb::CLIENT;
     }
     failover::fingerprint(wide(facts.question.client.ip()))
 }
@@ -463,8 +463,8 @@ const fn nobody(facts: &Facts, found: &DialledService) -> Verdict {
 fn call(facts: &Facts, found: &DialledService) -> (Fate, Option<u32>) {
     let fails_over = found.service.flags & service::FAILOVER != 0;
     let fitness = |id: u32| match found.members.get(&id) {
-        Some(member) if local::takes(&member.known.backend) => {
-            let has_failed = member.known.evidence.has_failed(local::CLIENT, facts.now_tick);
+        Some(member) if sock_lb::takes(&member.known.backend) => {
+            let has_failed = member.known.evidence.has_failed(sock_lb::CLIENT, facts.now_tick);
             if fails_over && has_failed {
                 Fitness::Suspect
             } else {

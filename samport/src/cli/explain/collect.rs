@@ -8,7 +8,7 @@ use samport_common::conntrack::{Seconds, Sequences, Timeouts};
 use samport_common::failover::{MICRO_SHIFT, Refusals};
 use samport_common::flow::{Flow, FlowWord, ReplyPath, ServiceId, marks};
 use samport_common::layout::{BackendState, Service, Slots, service};
-use samport_common::local;
+use samport_common::sock_lb;
 use samport_common::source::{Known, NextHop, Route, Side};
 use samport_common::wire::protocol::Protocol;
 
@@ -169,7 +169,7 @@ fn destination(dialled: SocketAddr) -> SocketAddr {
 /// What is looked up for an address that nobody serves or listens on itself.
 fn stand_in(dialled: SocketAddr, protocol: Protocol) -> Option<SocketAddr> {
     let IpAddr::V4(_) = dialled.ip() else { return None };
-    local::stand_in(&wide(dialled.ip()))?;
+    sock_lb::stand_in(&wide(dialled.ip()))?;
     let other = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), dialled.port());
     (!port_conflicts::is_listened_on(dialled, protocol)).then_some(other)
 }

@@ -8,7 +8,7 @@ use samport_common::packet::MAX_OFFSET;
 
 use crate::source::FibLookup;
 
-/// A word for [`forget`].
+/// A word for [`opaque`].
 #[map]
 static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
@@ -20,10 +20,10 @@ static FRAGMENTED: PerCpuArray<Fragmented> = PerCpuArray::with_max_entries(1, 0)
 #[map]
 static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 
-/// Room for [`keep`].
-type Room = [u64; 16];
+/// Room for [`put`].
+type PacketCell = [u64; 16];
 #[map]
-static KEPT: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
+static KEPT: PerCpuArray<PacketCell> = PerCpuArray::with_max_entries(1, 0);
 
 /// A question to the kernel's routing table.
 #[map]
@@ -32,7 +32,7 @@ static FIB_LOOKUP: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(2, 0);
 /// This CPU's [`FibLookup`].
 #[inline(always)]
 pub fn fib_lookup() -> Option<&'static mut FibLookup> {
-    // SAFETY: as in `fragmented_draft`.
+    // SAFETY: as in `fragment_draft`.
     FIB_LOOKUP.get_ptr_mut(0).map(|question| unsafe { &mut *question })
 }
 
@@ -45,37 +45,37 @@ pub fn route_question() -> Option<&'static mut FibLookup> {
 
 /// This CPU's room for a [`Fragmented`].
 #[inline(always)]
-pub fn fragmented_draft() -> Option<&'static mut Fragmented> {
+pub fn fragment_draft() -> Option<&'static mut Fragmented> {
     // SAFETY: this CPU's own copy, and a program is not interrupted by itself.
     FRAGMENTED.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
 /// This CPU's [`Draft`].
 #[inline(always)]
-pub fn draft() -> Option<&'static mut Draft> {
-    // SAFETY: as in `fragmented_draft`.
+pub fn flow_draft() -> Option<&'static mut Draft> {
+    // SAFETY: as in `fragment_draft`.
     DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
 /// Puts a value where it does not take from the 512 bytes of stack. There is room for one a run.
 /// False if the kernel has no such room, which does not happen.
 #[inline(always)]
-pub fn keep<T: Copy>(value: T) -> bool {
-    const { assert!(size_of::<T>() <= size_of::<Room>() && align_of::<T>() <= 8) };
-    let Some(room) = KEPT.get_ptr_mut(0) else { return false };
+pub fn put<T: Copy>(value: T) -> bool {
+    const { assert!(size_of::<T>() <= size_of::<PacketCell>() && align_of::<T>() <= 8) };
+    let Some(cell) = KEPT.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own memory, large enough and aligned.
-    unsafe { room.cast::<T>().write(value) };
+    unsafe { cell.cast::<T>().write(value) };
     true
 }
 
-/// What [`keep`] has put there.
+/// What [`put`] has put there.
 ///
 /// # Safety
 /// In this run, a value of this type was kept.
 #[inline(always)]
-pub unsafe fn kept<T: Copy>() -> Option<&'static T> {
+pub unsafe fn get<T: Copy>() -> Option<&'static T> {
     // SAFETY: the caller's promise; nobody writes there any more in this run.
-    KEPT.get_ptr(0).map(|room| unsafe { &*room.cast::<T>() })
+    KEPT.get_ptr(0).map(|cell| unsafe { &*cell.cast::<T>() })
 }
 
 /// Gives the number back, but makes the verifier forget what it knows of it.
@@ -88,7 +88,7 @@ pub unsafe fn kept<T: Copy>() -> Option<&'static T> {
 /// number that was put on the stack before it, but not what a mask says of it.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the kernel's usize is 64 bits wide")]
-pub fn forget(offset: usize) -> usize {
+pub fn opaque(offset: usize) -> usize {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return MAX_OFFSET };
     // SAFETY: this CPU's own word; volatile, or the compiler would remember what the verifier
     // should forget.

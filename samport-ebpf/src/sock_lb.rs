@@ -7,7 +7,7 @@ use samport_common::choose::{self, Balance};
 use samport_common::family::{Family as _, V4, V6};
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{Backend, Service, failure, service};
-use samport_common::local::{self, Chosen, Connected, Dialled, Outcome, SocketKey};
+use samport_common::sock_lb::{self, Chosen, Connected, Dialled, Outcome, SocketKey};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
@@ -15,9 +15,9 @@ use crate::affinity;
 use crate::choice;
 use crate::flows;
 use crate::maps::{self, Tables, sockets};
+use crate::outlier;
 use crate::sock_ops::{Progress, SockOps};
 use crate::sockaddr::{Closed, SockAddr, SockFamily};
-use crate::standing;
 
 /// Selections until a backend serves that this machine can reach and that has not failed lately. One that does not serve is in a table for a
 /// moment only, while that is being replaced; macvlan children stay in it.
@@ -27,54 +27,54 @@ const WALK: u32 = 64;
 
 /// Which system call is on its way.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Call {
+pub enum Syscall {
     /// `connect`, of stream and datagram sockets.
     Connect,
     /// `sendmsg` and `sendto` that name an address, of datagram sockets.
-    Send,
+    Sendmsg,
 }
 
 /// Sends a socket to a backend, if it dials a service. `None` if it does not: that is none of our
 /// business and counted nowhere.
 #[inline(always)]
-pub fn dial<H: SockFamily>(sock: &SockAddr, call: Call) -> Option<Verdict> {
+pub fn translate<H: SockFamily>(sock: &SockAddr, syscall: Syscall) -> Option<Verdict> {
     if !sock.is_of_this_machine() {
         return None;
     }
     if !is_ours(sock.protocol()) {
         return None;
     }
-    if call == Call::Connect {
+    if syscall == Syscall::Connect {
         // Datagram sockets may connect several times, and others after they have failed.
         forget(sock.cookie());
     }
-    let dialled = local::destination(H::addr(sock));
-    if local::is_ipv4(&dialled) {
-        dial_service::<H, V4>(sock, call, dialled)
+    let dialled = sock_lb::destination(H::addr(sock));
+    if sock_lb::is_ipv4(&dialled) {
+        translate_service::<H, V4>(sock, syscall, dialled)
     } else {
-        dial_service::<H, V6>(sock, call, dialled)
+        translate_service::<H, V6>(sock, syscall, dialled)
     }
 }
 
 #[inline(always)]
-fn dial_service<H: SockFamily, P: Tables>(
+fn translate_service<H: SockFamily, P: Tables>(
     sock: &SockAddr,
-    call: Call,
+    syscall: Syscall,
     dialled: [u8; 16],
 ) -> Option<Verdict> {
     let port = sock.port();
     let service = find::<P>(sock, &dialled)?;
-    let (source, tied) = match call {
-        Call::Connect => (H::source(sock), false),
-        Call::Send => (H::datagram_source(sock), local::is_link_local(&dialled)),
+    let (source, tied) = match syscall {
+        Syscall::Connect => (H::source(sock), false),
+        Syscall::Sendmsg => (H::datagram_source(sock), sock_lb::is_link_local(&dialled)),
     };
-    if tied || local::stays_here(&source, sock.device()) {
+    if tied || sock_lb::stays_here(&source, sock.device()) {
         return Some(Verdict::LocalBoundElsewhere);
     }
     let dialled_key = SocketKey::new(sock.cookie(), dialled, port);
-    let recalled = match call {
-        Call::Connect => None,
-        Call::Send => recall(&dialled_key),
+    let recalled = match syscall {
+        Syscall::Connect => None,
+        Syscall::Sendmsg => recall(&dialled_key),
     };
     let (chosen, backend) = match recalled {
         Some(same) => same,
@@ -91,19 +91,19 @@ fn dial_service<H: SockFamily, P: Tables>(
         },
     };
     let peer = Dialled { addr: dialled, port, pad: [0; 2], chosen };
-    let remembered = match call {
-        Call::Connect => {
+    let remembered = match syscall {
+        Syscall::Connect => {
             let Backend { addr, port, .. } = *backend;
             let connected = Connected { dialled: peer, addr, port, pad: [0; 2] };
             sockets::remember_local_peer(dialled_key.cookie, &connected)
         }
-        Call::Send => {
+        Syscall::Sendmsg => {
             let peer_key = SocketKey { addr: backend.addr, port: backend.port, ..dialled_key };
             is_remembered(&peer_key, &peer) || sockets::remember_local_sender(&peer_key, &peer)
         }
     };
-    if remembered && call == Call::Connect {
-        standing::opens_socket(&chosen);
+    if remembered && syscall == Syscall::Connect {
+        outlier::opens_socket(&chosen);
     }
     H::set(sock, &backend.addr, backend.port);
     Some(if remembered { Verdict::LocalForward } else { Verdict::LocalUnremembered })
@@ -134,7 +134,7 @@ fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<&'static Servi
     if own.is_some() {
         return own;
     }
-    let other = at(&local::stand_in(dialled)?)?;
+    let other = at(&sock_lb::stand_in(dialled)?)?;
     if sock.is_listened_on(protocol(sock), V4::from_mapped(dialled), port) {
         None
     } else {
@@ -147,7 +147,7 @@ fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<&'static Servi
 fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
     let chosen = sockets::local_choice(key)?;
     let backend = maps::backend(chosen.backend)?;
-    if local::keeps(backend, &chosen) { Some((chosen, backend)) } else { None }
+    if sock_lb::keeps(backend, &chosen) { Some((chosen, backend)) } else { None }
 }
 
 /// A backend for a new connection of this socket.
@@ -193,7 +193,7 @@ pub extern "C" fn samport_choose_local(service: *const Service, cookie: u64, is_
 fn recall_id<P: Tables>(service: &Service) -> u32 {
     let now_tick = flows::now_tick();
     match affinity::recall::<P>(client::<P>(), service, now_tick) {
-        Some((id, backend)) if local::takes(backend) && !standing::is_suspect(id, now_tick) => id,
+        Some((id, backend)) if sock_lb::takes(backend) && !outlier::is_suspect(id, now_tick) => id,
         _ => 0,
     }
 }
@@ -201,7 +201,7 @@ fn recall_id<P: Tables>(service: &Service) -> u32 {
 /// The address that stands for all the machine has.
 #[inline(always)]
 fn client<P: Tables>() -> P::Addr {
-    P::from_mapped(&local::CLIENT_ADDR)
+    P::from_mapped(&sock_lb::CLIENT_ADDR)
 }
 
 /// One that the service's way to choose leads to, or 0.
@@ -211,8 +211,8 @@ fn select_id(service: &Service, cookie: u64) -> u32 {
     let hash = hash_of_socket(service, cookie);
     for attempt in 0..ATTEMPTS {
         if let Ok((id, backend)) = choice::pick(service, hash, attempt)
-            && local::takes(backend)
-            && !standing::is_suspect(id, now_tick)
+            && sock_lb::takes(backend)
+            && !outlier::is_suspect(id, now_tick)
         {
             return id;
         }
@@ -227,9 +227,9 @@ fn select_id(service: &Service, cookie: u64) -> u32 {
         // By division: after a comparison the verifier would follow both ways, at each step.
         if let Some(slot) = (first + step).checked_rem(slots.len)
             && let Ok((id, backend)) = choice::in_table(slots, slot)
-            && local::takes(backend)
+            && sock_lb::takes(backend)
         {
-            if !standing::is_suspect(id, now_tick) {
+            if !outlier::is_suspect(id, now_tick) {
                 return id;
             }
             suspect = id;
@@ -242,10 +242,11 @@ fn select_id(service: &Service, cookie: u64) -> u32 {
 #[inline(never)]
 fn instead_of(service: &Service, id: u32) -> u32 {
     let now_tick = flows::now_tick();
-    if !standing::has_failed(id, local::CLIENT, now_tick) {
+    if !outlier::has_failed(id, sock_lb::CLIENT, now_tick) {
         return id;
     }
-    match choice::other(service.slots, id, local::CLIENT, now_tick, |_, one| local::takes(one)) {
+    match choice::other(service.slots, id, sock_lb::CLIENT, now_tick, |_, one| sock_lb::takes(one))
+    {
         0 => id,
         other => other,
     }
@@ -272,7 +273,7 @@ fn is_remembered(key: &SocketKey, peer: &Dialled) -> bool {
 
 /// What the kernel is about to name.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Named {
+pub enum Restored {
     /// The other end of a connection.
     Peer,
     /// The sender of a datagram.
@@ -282,14 +283,14 @@ pub enum Named {
 /// Names what a socket dialled where the kernel names its backend. `None` for every other socket and
 /// every other sender.
 #[inline(always)]
-pub fn restore<H: SockFamily>(sock: &SockAddr, named: Named) -> Option<Verdict> {
+pub fn restore<H: SockFamily>(sock: &SockAddr, which: Restored) -> Option<Verdict> {
     if !sock.is_of_this_machine() {
         return None;
     }
     let key = SocketKey::new(sock.cookie(), H::addr(sock), sock.port());
-    let dialled = match named {
-        Named::Peer => peer(&key)?,
-        Named::Sender => match sockets::local_sender(&key) {
+    let dialled = match which {
+        Restored::Peer => peer(&key)?,
+        Restored::Sender => match sockets::local_sender(&key) {
             Some(dialled) => dialled,
             // The sender is the other end.
             None if sock.is_connected() => peer(&key)?,
@@ -323,7 +324,7 @@ fn forget(cookie: u64) {
     let Dialled { addr, port, chosen, .. } = connected.dialled;
     // Its state and its close may come at once, on two CPUs.
     if sockets::forget_local_peer(cookie) {
-        standing::closes_socket(&chosen);
+        outlier::closes_socket(&chosen);
         // Of datagram sockets only, but harmless for others.
         sockets::forget_local_choice(&SocketKey::new(cookie, addr, port));
     }
@@ -332,7 +333,7 @@ fn forget(cookie: u64) {
 /// Follows a TCP socket of this machine that was sent to a backend: of a connection that fails the socket may stay
 /// open for long.
 #[inline(always)]
-pub fn follow(sock: &SockOps) {
+pub fn track(sock: &SockOps) {
     match sock.progress() {
         Progress::Connects => {
             if sockets::local_peer(sock.cookie()).is_some() {
@@ -346,8 +347,8 @@ pub fn follow(sock: &SockOps) {
             {
                 let Dialled { chosen, .. } = connected.dialled;
                 match outcome {
-                    Outcome::Accepted => standing::accepts_socket(&chosen),
-                    _ => standing::fails_socket(&chosen, failure::REFUSED, true),
+                    Outcome::Accepted => outlier::accepts_socket(&chosen),
+                    _ => outlier::fails_socket(&chosen, failure::REFUSED, true),
                 }
             }
             if outcome.is_over() {
@@ -357,7 +358,7 @@ pub fn follow(sock: &SockOps) {
         Progress::Unanswered { before } => {
             if let Some(connected) = sockets::local_peer(sock.cookie()) {
                 let Dialled { chosen, .. } = connected.dialled;
-                standing::fails_socket(&chosen, failure::SILENT, before == 0);
+                outlier::fails_socket(&chosen, failure::SILENT, before == 0);
             }
         }
         Progress::Other => {}

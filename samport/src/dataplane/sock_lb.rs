@@ -13,7 +13,7 @@ use aya::maps::{HashMap, MapData};
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, ProgramError, SockOps};
 use rustix::net::{AddressFamily, SocketType};
-use samport_common::local::{Chosen, Connected};
+use samport_common::sock_lb::{Chosen, Connected};
 
 use super::attach::{self, Attachment};
 use super::hooks;

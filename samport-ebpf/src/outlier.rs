@@ -5,11 +5,11 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use samport_common::choose::Load;
 use samport_common::conntrack::{self, OpenChange, State};
-use samport_common::failover::{self, Call};
+use samport_common::failover::{self, CheckRequest};
 use samport_common::flow::FlowWord;
 use samport_common::layout::{Backend, BackendStats, Condition, Event, event, failure};
-use samport_common::local::{self, Chosen};
 use samport_common::packet::Packet;
+use samport_common::sock_lb::{self, Chosen};
 
 use crate::atomic;
 use crate::flows;
@@ -73,7 +73,7 @@ pub fn fails_socket(chosen: &Chosen, what: u32, is_first: bool) {
         sockets::count_failure_in_call(chosen.backend, what);
     }
     let word = FlowWord::new(chosen.backend, chosen.generation, State::SynSent).to_bits();
-    add_evidence(word, local::CLIENT, what, flows::now_tick());
+    add_evidence(word, sock_lb::CLIENT, what, flows::now_tick());
 }
 
 /// Takes note of such a socket whose connection its backend has accepted. It has come by the machine's own stack, so it
@@ -86,7 +86,7 @@ pub fn accepts_socket(chosen: &Chosen) {
         // SAFETY: as in `add`. Of two CPUs at once one may not be counted.
         unsafe {
             let known = evidence.read_volatile();
-            let left = known.without(local::CLIENT).clients;
+            let left = known.without(sock_lb::CLIENT).clients;
             if left != known.clients {
                 (&raw mut (*evidence).clients).write_volatile(left);
             }
@@ -219,7 +219,7 @@ pub fn add_evidence(word: u64, client: u32, what: u32, now_tick: u32) -> u32 {
         evidence.write_volatile(after);
         call
     };
-    tell(word, call, what);
+    emit(word, call, what);
     0
 }
 
@@ -234,19 +234,19 @@ pub fn ask_for_check(word: u64, what: u32, now_tick: u32) -> u32 {
         (&raw mut (*evidence).check_tick).write_volatile(after.check_tick);
         call
     };
-    tell(word, call, what);
+    emit(word, call, what);
     0
 }
 
 #[inline(always)]
-fn tell(word: u64, call: Call, failure: u32) {
+fn emit(word: u64, call: CheckRequest, failure: u32) {
     let kind = match call {
-        Call::None => return,
-        Call::Check => event::CHECK,
-        Call::Confirm => event::CONFIRM,
+        CheckRequest::None => return,
+        CheckRequest::Check => event::CHECK,
+        CheckRequest::Confirm => event::CONFIRM,
     };
     let word = FlowWord::from_bits(word);
-    maps::tell(&Event { kind, backend: word.backend(), generation: word.generation(), failure });
+    maps::emit(&Event { kind, backend: word.backend(), generation: word.generation(), failure });
 }
 
 /// Takes note of a connection that a backend has accepted, this long after it was opened: what has failed

@@ -24,7 +24,7 @@ pub fn parse<P: Family, C: Context>(context: &C) -> Result<Packet<P::Addr>, Spec
         result => result?,
     };
     if packet.l4 != packet.l3 + P::HEADER_LEN {
-        packet.l4 = maps::forget(packet.l4);
+        packet.l4 = maps::scratch::opaque(packet.l4);
     }
     Ok(packet)
 }
@@ -35,13 +35,13 @@ pub fn parse<P: Family, C: Context>(context: &C) -> Result<Packet<P::Addr>, Spec
 /// For programs that would not have enough stack for everything, or that the verifier would walk once
 /// for each way through the parser. A kept enum would not do: in the variants with less in them the
 /// rest is never written, and the verifier does not let that be copied.
-pub mod apart {
+pub mod packed {
     use samport_common::packet::Special;
     use samport_common::verdict::Verdict;
 
     use crate::maps;
 
-    const KEPT: u32 = 0x100;
+    const PACKET_STORED: u32 = 0x100;
     const ICMP: u32 = 0x200;
     const FIRST: u32 = 0x300;
     const LATER: u32 = 0x400;
@@ -50,7 +50,7 @@ pub mod apart {
     #[inline(always)]
     pub fn number<T: Copy>(parsed: Result<T, Special>) -> u32 {
         match parsed {
-            Ok(packet) if maps::keep(packet) => KEPT,
+            Ok(packet) if maps::scratch::put(packet) => PACKET_STORED,
             Ok(_) => Verdict::RewriteFailed as u32,
             Err(Special::Leave(verdict)) => verdict as u32,
             Err(Special::Icmp) => ICMP,
@@ -67,7 +67,9 @@ pub mod apart {
     pub unsafe fn result<T: Copy>(number: u32) -> Result<&'static T, Special> {
         match number {
             // SAFETY: the caller's promise.
-            KEPT => unsafe { maps::kept() }.ok_or(Special::Leave(Verdict::RewriteFailed)),
+            PACKET_STORED => {
+                unsafe { maps::scratch::get() }.ok_or(Special::Leave(Verdict::RewriteFailed))
+            }
             ICMP => Err(Special::Icmp),
             FIRST => Err(Special::First),
             LATER => Err(Special::Later),
@@ -80,23 +82,23 @@ pub mod apart {
 
 /// Parses a whole packet or a first fragment in a function of its own.
 #[inline(always)]
-pub fn parse_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Special> {
+pub fn parse_subprog<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Special> {
     let number = parse_and_keep::<P>(skb.pointer_to_context());
     // SAFETY: it is of such a packet.
-    unsafe { apart::result::<Packet<P::Addr>>(number) }
+    unsafe { packed::result::<Packet<P::Addr>>(number) }
 }
 
 /// [`parse`] in a function of its own.
 #[inline(always)]
-pub fn parse_whole_apart<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Special> {
+pub fn parse_whole_subprog<P: Family>(skb: &Skb) -> Result<&'static Packet<P::Addr>, Special> {
     let number = parse_whole_and_keep::<P>(skb.pointer_to_context());
     // SAFETY: it is of such a packet.
-    unsafe { apart::result::<Packet<P::Addr>>(number) }
+    unsafe { packed::result::<Packet<P::Addr>>(number) }
 }
 
 #[inline(never)]
 fn parse_whole_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
-    apart::number(parse::<P, _>(&Skb::new(TcContext::new(ctx))))
+    packed::number(parse::<P, _>(&Skb::new(TcContext::new(ctx))))
 }
 
 #[inline(never)]
@@ -104,13 +106,13 @@ fn parse_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     // These packets are rare: better always than a second try, which the stack would pay for.
     skb.pull_headers();
-    apart::number(packet::parse_first::<P, _>(&skb))
+    packed::number(packet::parse_first::<P, _>(&skb))
 }
 
 /// Applies a rewrite. `None` if the packet is shorter than its plan or the kernel refuses.
 ///
 /// Everything is written directly, but for a transport checksum that may have to be finished still, by
-/// a device or by offload further on: that is for [`settle`].
+/// a device or by offload further on: that is for [`fix_l4_csum`].
 #[inline(always)]
 pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>, from: Sender) -> Option<()> {
     address(skb, &rewrite.ip)?;
@@ -120,7 +122,7 @@ pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>, from: Sender) -> Option
         skb.write(rewrite.l4_checksum_at, rewrite::updated(rewrite, field))?;
         if P::CHECKSUM.is_some() && matches!(from, Sender::Anybody) {
             // Two checksums have made up for the new address, where one would have.
-            skb.update_device_sum(0xffff ^ rewrite.ip.addr_csum_diff);
+            skb.update_device_csum(0xffff ^ rewrite.ip.addr_csum_diff);
         }
         return Some(());
     }
@@ -128,7 +130,7 @@ pub fn apply<P: Family>(skb: &Skb, rewrite: &Rewrite<P>, from: Sender) -> Option
     let differences =
         u64::from(rewrite.ip.addr_csum_diff) << 32 | u64::from(rewrite.port_csum_diff);
     let ctx = skb.pointer_to_context();
-    if settle(ctx, rewrite.l4_checksum_at as u64 | flags, differences, field) == 0 {
+    if fix_l4_csum(ctx, rewrite.l4_checksum_at as u64 | flags, differences, field) == 0 {
         None
     } else {
         Some(())
@@ -159,28 +161,28 @@ impl From<Hook> for Sender {
 /// rest together, and is called once: what it does for the port says what is to be done for the address.
 #[inline(never)]
 #[allow(clippy::cast_possible_truncation, reason = "the lower parts are what is wanted")]
-fn settle(ctx: *mut __sk_buff, what: u64, differences: u64, before: [u8; 2]) -> u32 {
+fn fix_l4_csum(ctx: *mut __sk_buff, what: u64, differences: u64, before: [u8; 2]) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let (of_address, of_port) = ((differences >> 32) as u32, differences as u32);
     let (zero_is_none, is_v6) = (what & 1 << 16 != 0, what & 1 << 17 != 0);
     let at = what as usize & MAX_OFFSET;
-    let settled = if zero_is_none && before == [0; 2] {
+    let fixed = if zero_is_none && before == [0; 2] {
         Some(())
     } else if of_port == 0 {
         let covers = Covers { pseudo_header: true, zero_is_none };
-        let updated = skb.update_l4_checksum(at, of_address, covers);
+        let updated = skb.update_l4_csum(at, of_address, covers);
         if is_v6 {
-            skb.settle_device_sum(of_address);
+            skb.fix_device_csum(of_address);
         }
         updated
     } else {
-        settle_by_port(&skb, at, zero_is_none, is_v6, of_address, of_port, before)
+        fix_l4_csum_by_port(&skb, at, zero_is_none, is_v6, of_address, of_port, before)
     };
-    u32::from(settled.is_some())
+    u32::from(fixed.is_some())
 }
 
 #[inline(always)]
-fn settle_by_port(
+fn fix_l4_csum_by_port(
     skb: &Skb,
     at: usize,
     zero_is_none: bool,
@@ -190,7 +192,7 @@ fn settle_by_port(
     before: [u8; 2],
 ) -> Option<()> {
     let covers = Covers { pseudo_header: false, zero_is_none };
-    skb.update_l4_checksum(at, of_port, covers)?;
+    skb.update_l4_csum(at, of_port, covers)?;
     let field = skb.read(at)?;
     if field == before {
         return skb.write(at, checksum::update_unfinished(field, of_address));
@@ -199,7 +201,7 @@ fn settle_by_port(
     let has_two_forms = zero_is_none && finished == [0; 2];
     skb.write(at, if has_two_forms { [0xff; 2] } else { finished })?;
     if !is_v6 {
-        skb.update_device_sum(0xffff ^ of_address);
+        skb.update_device_csum(0xffff ^ of_address);
     }
     Some(())
 }
@@ -210,7 +212,7 @@ pub fn apply_address<P: Family>(skb: &Skb, change: &Readdress<P>) -> Option<()> 
     address(skb, change)?;
     if P::CHECKSUM.is_none() {
         // Nothing in this packet makes up for the new address.
-        skb.update_device_sum(change.addr_csum_diff);
+        skb.update_device_csum(change.addr_csum_diff);
     }
     Some(())
 }
@@ -238,16 +240,16 @@ pub fn apply_quoted<P: Family>(skb: &Skb, quoted: &Rewrite<P>) -> Option<u16> {
 
 /// Applies the rest of it, with what the first part adds to the checksum.
 #[inline(always)]
-pub fn apply_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, csum_diff: u32) -> Option<()> {
+pub fn rewrite_outer<P: Family>(skb: &Skb, rewrite: &IcmpRewrite<P>, csum_diff: u32) -> Option<()> {
     address(skb, &rewrite.outer.bounded())?;
     let plain = Covers { pseudo_header: false, zero_is_none: false };
     if P::ICMP_COVERS_ADDRESSES {
         let of_address = Covers { pseudo_header: true, ..plain };
-        skb.update_l4_checksum(rewrite.checksum_at, rewrite.outer.addr_csum_diff, of_address)?;
+        skb.update_l4_csum(rewrite.checksum_at, rewrite.outer.addr_csum_diff, of_address)?;
         // Only ICMP over IPv6 covers the addresses.
-        skb.settle_device_sum(rewrite.outer.addr_csum_diff);
+        skb.fix_device_csum(rewrite.outer.addr_csum_diff);
     }
-    skb.update_l4_checksum(rewrite.checksum_at, csum_diff, plain)
+    skb.update_l4_csum(rewrite.checksum_at, csum_diff, plain)
 }
 
 /// Writes an address, and the header checksum that covers it.
