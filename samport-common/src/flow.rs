@@ -42,6 +42,19 @@ impl<A: Address> EndpointKey<A> {
     pub const fn new(endpoint: Endpoint<A>, protocol: u8) -> Self {
         Self { endpoint, protocol, pad: 0 }
     }
+
+    /// Its 16-bit words, combined by exclusive or, and never 0: what a value of `SERVICES` says of its key. Keys that differ
+    /// in one word differ in it.
+    #[must_use]
+    #[inline(always)]
+    pub fn fold(&self) -> u16 {
+        let mut fold = 0;
+        for word in self.as_bytes().chunks_exact(4) {
+            fold ^= u32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
+        }
+        let [low, high, ..] = (fold ^ fold >> 16).to_ne_bytes();
+        u16::from_ne_bytes([low, high]).max(1)
+    }
 }
 
 /// Number of the service as the kernel knows it: one per port, protocol and family. Below
@@ -423,6 +436,23 @@ const _: () = assert!(crate::layout::MAX_BACKENDS <= FlowWord::MAX_BACKEND);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever reads another frontend's value knows by the fold that it is not the one it has looked for.
+    #[test]
+    fn keys_that_differ_in_one_word_have_another_fold() {
+        let key = |addr: [u8; 4], port: u16, protocol| {
+            EndpointKey::new(Endpoint { addr, port: port.to_be_bytes() }, protocol)
+        };
+        let fold = key([192, 0, 2, 1], 80, 6).fold();
+        assert_ne!(fold, key([192, 0, 2, 1], 81, 6).fold());
+        assert_ne!(fold, key([192, 0, 2, 1], 80, 17).fold());
+        assert_ne!(fold, key([192, 0, 2, 2], 80, 6).fold());
+        assert_ne!(fold, key([192, 1, 2, 1], 80, 6).fold());
+        // Never the one that says nothing.
+        assert_ne!(key([0; 4], 0, 0).fold(), 0);
+        let key6 = |last| EndpointKey::new(Endpoint { addr: [last; 16], port: [0, 80] }, 6).fold();
+        assert_eq!(key6(0), key6(7), "equal words cancel each other");
+    }
 
     #[test]
     fn a_flow_word_gives_back_what_was_put_in() {

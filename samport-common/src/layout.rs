@@ -103,7 +103,8 @@ pub const fn bytes_per_flow(address_len: u64) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Service {
-    /// A [`Slots`]: one word, so that nobody reads the base of one table and the length of another.
+    /// A [`Slots`]: one word, so that nobody reads the base of one table and the length of another, and the first, so that
+    /// it is the first to be another frontend's.
     pub slots: u64,
     /// Seconds, in ticks, for which a client's address stays with its backend; 0 for not at all.
     pub affinity_ticks: u32,
@@ -134,26 +135,44 @@ pub mod service {
 /// Where in `TABLE` a service's slots are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Slots {
-    /// The first one.
+    /// The first one. Less than 2^24.
     pub base: u32,
-    /// How many there are; 0 while the service has no backend.
+    /// How many there are; 0 while the service has no backend. Less than 2^24.
     pub len: u32,
+    /// [`EndpointKey::fold`](crate::flow::EndpointKey::fold) of the frontend; 0 if that is not said. The kernel may use the
+    /// memory of a value for the next frontend at once: by this a program knows that it is still the value it has found.
+    pub key_fold: u16,
 }
+
+const _: () = assert!(TABLE_SLOTS < 1 << 24);
 
 impl Slots {
     /// As a map holds it.
     #[must_use]
     #[inline(always)]
     pub const fn to_bits(self) -> u64 {
-        (self.base as u64) << 32 | self.len as u64
+        let [low, high] = self.key_fold.to_le_bytes();
+        (high as u64) << 56 | (self.base as u64) << 32 | (low as u64) << 24 | self.len as u64
     }
 
     /// As a map holds it.
     #[must_use]
     #[inline(always)]
-    #[allow(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    #[allow(clippy::cast_possible_truncation, reason = "24 and 16 bits")]
     pub const fn from_bits(bits: u64) -> Self {
-        Self { base: (bits >> 32) as u32, len: bits as u32 }
+        const MASK: u64 = (1 << 24) - 1;
+        Self {
+            base: (bits >> 32 & MASK) as u32,
+            len: (bits & MASK) as u32,
+            key_fold: (bits >> 48 & 0xff00 | bits >> 24 & 0xff) as u16,
+        }
+    }
+
+    /// Whether the value may be that of the frontend with this [fold](crate::flow::EndpointKey::fold).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of(self, key_fold: u16) -> bool {
+        self.key_fold == key_fold || self.key_fold == 0
     }
 
     /// The index in `TABLE` of one of them.
@@ -560,3 +579,29 @@ const _: () = assert!(size_of::<ReverseNat>() == 52);
 const _: () = assert!(size_of::<BackendStats>() == 72);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_one_word_which_older_versions_wrote_without_the_fold() {
+        let most = (1 << 24) - 1;
+        for (base, len, key_fold) in [
+            (0, 0, 0),
+            (most, 0, 0),
+            (0, most, 0),
+            (0, 0, u16::MAX),
+            (0x0012_3456, 0x0065_4321, 0xabcd),
+        ] {
+            let slots = Slots { base, len, key_fold };
+            assert_eq!(Slots::from_bits(slots.to_bits()), slots);
+            assert_eq!(
+                Slots::from_bits(u64::from(base) << 32 | u64::from(len)),
+                Slots { key_fold: 0, ..slots }
+            );
+        }
+        let of = |key_fold| Slots { base: 1, len: 2, key_fold };
+        assert!(of(7).is_of(7) && of(0).is_of(7) && !of(8).is_of(7));
+    }
+}

@@ -29,6 +29,8 @@ const EEXIST: i32 = 17;
 pub struct NewFlow {
     pub service: &'static Service,
     pub id: ServiceId,
+    /// [`EndpointKey::fold`] of what the packet was sent to.
+    pub key_fold: u16,
     pub protocol: Protocol,
     pub flags: Flags,
     pub reply_path: ReplyPath,
@@ -46,12 +48,10 @@ impl NewFlow {
         Balance::from_byte(self.service.balance)
     }
 
-    /// Whether `service` is still the one that was found: the kernel may use its element for another frontend at once,
-    /// when the loader has written this one anew.
+    /// Whether `service` is still the one that was found.
     #[inline(always)]
     fn is_still_of_service(&self) -> bool {
-        // SAFETY: a value of a map, whose memory is never freed; an aligned number.
-        unsafe { (&raw const self.service.id).read_volatile() == self.id.get() }
+        is_still_of(self.service, self.key_fold)
     }
 
     /// Whether a backend that fails is exchanged for another.
@@ -86,6 +86,14 @@ impl NewFlow {
     fn flow_flags(&self) -> u16 {
         self.marks as u16 | if self.fails_over() { marks::FAILOVER } else { 0 }
     }
+}
+
+/// Whether a value of `SERVICES` is still that of a key: the kernel may use its memory for another frontend at once, when the
+/// loader has written this one again. If it is, so was all that was read of it before: where the table is comes first in a
+/// value, and is written first.
+#[inline(always)]
+pub fn is_still_of(service: &Service, key_fold: u16) -> bool {
+    slots_of(service).is_of(key_fold)
 }
 
 /// Why a flow cannot be opened where it was tried.

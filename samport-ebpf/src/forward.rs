@@ -333,6 +333,7 @@ pub fn new_flow_of<A: Address, C: Context>(
     Ok(NewFlow {
         service,
         id,
+        key_fold: EndpointKey::new(packet.destination, protocol.number()).fold(),
         protocol,
         flags: packet.flags,
         reply_path: reply_path_of(context, hook),

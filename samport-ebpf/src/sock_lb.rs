@@ -63,7 +63,7 @@ fn translate_service<H: SockFamily, P: Tables>(
     dialled: [u8; 16],
 ) -> Option<Verdict> {
     let port = sock.port();
-    let service = find::<P>(sock, &dialled)?;
+    let found = find::<P>(sock, &dialled)?;
     let (source, tied) = match syscall {
         Syscall::Connect => (H::source(sock), false),
         Syscall::Sendmsg => (H::datagram_source(sock), sock_lb::is_link_local(&dialled)),
@@ -78,7 +78,7 @@ fn translate_service<H: SockFamily, P: Tables>(
     };
     let (chosen, backend) = match recalled {
         Some(same) => same,
-        None => match select::<P>(service, dialled_key.cookie) {
+        None => match select::<P>(&found, dialled_key.cookie) {
             Some(new) => {
                 sockets::count_flow_in_call(new.0.backend);
                 // A connected datagram socket may also name the address once more.
@@ -122,13 +122,20 @@ fn protocol(sock: &SockAddr) -> Protocol {
     if sock.protocol() == u32::from(Protocol::Udp.number()) { Protocol::Udp } else { Protocol::Tcp }
 }
 
+/// A value of `SERVICES`, with what tells whether it is still the one that was found.
+struct Found {
+    service: &'static Service,
+    key_fold: u16,
+}
+
 /// The service that a socket dials.
 #[inline(always)]
-fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<&'static Service> {
+fn find<P: Tables>(sock: &SockAddr, dialled: &[u8; 16]) -> Option<Found> {
     let port = sock.port();
     let at = |addr: &[u8; 16]| {
         let endpoint = Endpoint { addr: P::from_mapped(addr), port };
-        P::service(&EndpointKey::new(endpoint, protocol(sock).number()))
+        let key = EndpointKey::new(endpoint, protocol(sock).number());
+        P::service(&key).map(|service| Found { service, key_fold: key.fold() })
     };
     let own = at(dialled);
     if own.is_some() {
@@ -152,9 +159,10 @@ fn recall(key: &SocketKey) -> Option<(Chosen, &'static Backend)> {
 
 /// A backend for a new connection of this socket.
 #[inline(always)]
-fn select<P: Tables>(service: &'static Service, cookie: u64) -> Option<(Chosen, &'static Backend)> {
+fn select<P: Tables>(found: &Found, cookie: u64) -> Option<(Chosen, &'static Backend)> {
+    let service = found.service;
     let id = samport_choose_local(service, cookie, u32::from(P::HEADER_LEN == V6::HEADER_LEN));
-    if id == 0 {
+    if id == 0 || !choice::is_still_of(service, found.key_fold) {
         return None;
     }
     let backend = maps::backend(id)?;

@@ -317,7 +317,7 @@ fn service_value(to: Frontend) -> Service {
     let Policy { balance, affinity, failover, drop } = to.policy;
     let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
     Service {
-        slots: Slots { base: to.region.base, len: to.region.len }.to_bits(),
+        slots: Slots { base: to.region.base, len: to.region.len, key_fold: 0 }.to_bits(),
         affinity_ticks: conntrack::Timeouts::ticks(affinity),
         id: to.id.get(),
         scope: to.scope as u8,

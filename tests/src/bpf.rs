@@ -16,6 +16,7 @@ use samport::lab::Namespace;
 // Numbers of linux/bpf.h.
 const BPF_MAP_CREATE: i64 = 0;
 const BPF_MAP_LOOKUP_ELEM: i64 = 1;
+const BPF_MAP_UPDATE_ELEM: i64 = 2;
 const BPF_MAP_DELETE_ELEM: i64 = 3;
 const BPF_MAP_GET_NEXT_KEY: i64 = 4;
 const BPF_PROG_LOAD: i64 = 5;
@@ -221,6 +222,21 @@ impl Map {
             last = Some(key);
         }
         Ok(values)
+    }
+
+    /// Writes each value again as `change` leaves it.
+    pub fn change(&self, change: impl Fn(&mut [u8])) -> io::Result<()> {
+        let mut last = None;
+        while let Some(key) = self.key_after(last.as_deref())? {
+            let mut value = vec![0_u8; self.value_len];
+            let mut attr = self.attr(&key);
+            put(&mut attr, 16, &(value.as_mut_ptr() as u64).to_ne_bytes());
+            bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+            change(&mut value);
+            bpf(BPF_MAP_UPDATE_ELEM, &mut attr)?;
+            last = Some(key);
+        }
+        Ok(())
     }
 
     /// Deletes everything in a hash table; how many entries there were.

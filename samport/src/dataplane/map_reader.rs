@@ -102,7 +102,7 @@ impl Answers {
 
     /// The backends in the slots of a service's table.
     pub fn slots(&self, service: &Service) -> Result<Vec<u32>> {
-        let Slots { base, len } = Slots::from_bits(service.slots);
+        let Slots { base, len, .. } = Slots::from_bits(service.slots);
         let table: Array<MapData, u32> = array(&self.instance, "TABLE")?;
         let slots = (base..base.saturating_add(len)).map(|slot| table.get(&slot, 0));
         slots.collect::<Result<_, _>>().context("read TABLE")

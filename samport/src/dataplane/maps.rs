@@ -12,8 +12,8 @@ use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{
-    Backend, BackendState, BackendStats, Condition, Evidence, Handshakes, ReverseNat, Service,
-    Suspicion, port_bit,
+    self, Backend, BackendState, BackendStats, Condition, Evidence, Handshakes, ReverseNat,
+    Service, Suspicion, port_bit,
 };
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -174,8 +174,8 @@ impl Maps {
     ) -> Result<()> {
         let (v4, v6) = (&mut self.services4, &mut self.services6);
         self.shortcuts.frontend(addr, on, to, || match addr {
-            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), on.port, on.protocol), to),
-            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), on.port, on.protocol), to),
+            IpAddr::V4(ip) => put_frontend(v4, key(ip.octets(), on.port, on.protocol), to),
+            IpAddr::V6(ip) => put_frontend(v6, key(ip.octets(), on.port, on.protocol), to),
         })
     }
 
@@ -305,6 +305,20 @@ pub(super) fn if_there(removed: Result<(), MapError>) -> Result<()> {
         }
         result => Ok(result?),
     }
+}
+
+/// Writes the value of a frontend, which says of which key it is, or removes it.
+fn put_frontend<A: Address>(
+    map: &mut Hash<A, Service>,
+    at: Key<A>,
+    to: Option<&Service>,
+) -> Result<()> {
+    let complete = to.map(|value| {
+        let slots = layout::Slots::from_bits(value.slots);
+        let slots = layout::Slots { key_fold: at.0.fold(), ..slots };
+        Service { slots: slots.to_bits(), ..*value }
+    });
+    put_or_drop(map, at, complete.as_ref())
 }
 
 const fn key<A: Address>(addr: A, port: u16, protocol: Protocol) -> Key<A> {

@@ -244,7 +244,7 @@ fn reverse_nat_of(value: &ReverseNat) -> Vec<ServiceBackend> {
 
 fn frontend_of(value: Service) -> Option<Frontend> {
     let is = |bit: u32| value.flags & bit != 0;
-    let Slots { base, len } = Slots::from_bits(value.slots);
+    let Slots { base, len, .. } = Slots::from_bits(value.slots);
     Some(Frontend {
         id: ServiceId::new(value.id)?,
         region: Region { base, len },

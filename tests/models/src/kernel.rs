@@ -10,7 +10,7 @@ use samport_common::flow::FlowWord;
 use samport_common::layout::{BackendState, Slots};
 use samport_common::wire::protocol::Protocol;
 
-/// Frontends of the model's one service.
+/// Frontends of the model's services.
 pub const FRONTENDS: usize = 2;
 const SLOTS: usize = 4;
 const BACKENDS: usize = 3;
@@ -24,12 +24,19 @@ struct Backend {
     state: AtomicU32,
 }
 
+/// A value of `SERVICES`, in the order of its bytes.
+#[derive(Default, Debug)]
+pub struct Element {
+    slots: AtomicU64,
+    service: AtomicU32,
+}
+
 /// The maps. Frontends lead to elements: the kernel writes a new value into an element that is free and then leads the
 /// frontend there, and the element before is free for the next frontend at once.
 #[derive(Debug)]
 pub struct Kernel {
     frontends: [AtomicUsize; FRONTENDS],
-    elements: [AtomicU64; FRONTENDS + 1],
+    elements: [Element; FRONTENDS + 1],
     table: [AtomicU32; SLOTS],
     backends: [Backend; BACKENDS],
     /// Held by every program that runs: what a grace period waits for.
@@ -40,7 +47,7 @@ impl Default for Kernel {
     fn default() -> Self {
         Self {
             frontends: [0, 1].map(AtomicUsize::new),
-            elements: [0; FRONTENDS + 1].map(AtomicU64::new),
+            elements: Default::default(),
             table: [0; SLOTS].map(AtomicU32::new),
             backends: Default::default(),
             running: RwLock::new(()),
@@ -55,15 +62,21 @@ impl Kernel {
         program(self)
     }
 
-    /// Where a frontend's table is.
-    pub fn element(&self, frontend: usize) -> &AtomicU64 {
+    /// The value of a frontend.
+    pub fn element(&self, frontend: usize) -> &Element {
         &self.elements[self.frontends[frontend].load(Acquire)]
     }
 
     /// Where the table is that an element names: `choice::slots_of`.
     #[must_use]
-    pub fn slots(element: &AtomicU64) -> Slots {
-        Slots::from_bits(element.load(Acquire))
+    pub fn slots(element: &Element) -> Slots {
+        Slots::from_bits(element.slots.load(Acquire))
+    }
+
+    /// The id of the service whose value an element is.
+    #[must_use]
+    pub fn service(element: &Element) -> u32 {
+        element.service.load(Acquire)
     }
 
     /// The backend that a number leads to: `choice::random_backend`.
@@ -124,9 +137,11 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Leads a frontend to a table.
-    pub fn set_frontend(&mut self, frontend: usize, slots: Slots) {
-        self.kernel.elements[self.spare].store(slots.to_bits(), Release);
+    /// Leads a frontend of a service to a table.
+    pub fn set_frontend(&mut self, frontend: usize, service: u32, slots: Slots) {
+        let element = &self.kernel.elements[self.spare];
+        element.slots.store(slots.to_bits(), Release);
+        element.service.store(service, Release);
         self.spare = self.kernel.frontends[frontend].swap(self.spare, AcqRel);
     }
 
@@ -150,8 +165,8 @@ impl<'a> Loader<'a> {
             }
             Change::WriteTable { region, slots, .. } => self.write_table(region.base, slots),
             Change::SetFrontend { to, .. } => {
-                let slots = Slots { base: to.region.base, len: to.region.len };
-                (0..FRONTENDS).for_each(|frontend| self.set_frontend(frontend, slots));
+                let slots = Slots { base: to.region.base, len: to.region.len, key_fold: 1 };
+                (0..FRONTENDS).for_each(|frontend| self.set_frontend(frontend, 0, slots));
             }
             Change::Settle => self.settle(),
             _ => {}

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc as StdArc;
 
 use loom::sync::Arc;
-use loom::sync::atomic::AtomicU64;
 use loom::thread;
 use samport::model::ports::Listen;
 use samport::model::{HostDevice, State};
@@ -13,7 +12,7 @@ use samport::plan::table::{Region, Tables};
 use samport::plan::{Actual, BackendKey, Change, Desired, Route, Share, plan};
 use samport_common::flow::FlowWord;
 use samport_common::layout::{DeviceSet, Scope, Slots, TABLE_SLOTS};
-use samport_models::kernel::{FRONTENDS, Kernel, Loader};
+use samport_models::kernel::{Element, FRONTENDS, Kernel, Loader};
 
 /// The one service with one backend, which answers at a port of its own.
 fn wish(port: u16) -> Desired {
@@ -161,11 +160,11 @@ fn regions() -> Vec<Region> {
 }
 
 fn slots_of(region: Region) -> Slots {
-    Slots { base: region.base, len: region.len }
+    Slots { base: region.base, len: region.len, key_fold: 1 }
 }
 
 /// A program's choice: the table it has read of, and the ids it has found in its first and its last slot.
-fn choose(kernel: &Kernel, element: &AtomicU64, without: Without) -> (Slots, [u32; 2]) {
+fn choose(kernel: &Kernel, element: &Element, without: Without) -> (Slots, [u32; 2]) {
     let slots = Kernel::slots(element);
     let read = match without {
         Without::OneRead => Slots { base: Kernel::slots(element).base, ..slots },
@@ -188,7 +187,7 @@ fn tables_change(without: Without) {
             if without != Without::WholeTable {
                 loader.write_table(region.base, &ids);
             }
-            (0..FRONTENDS).for_each(|front| loader.set_frontend(front, slots_of(region)));
+            (0..FRONTENDS).for_each(|front| loader.set_frontend(front, 0, slots_of(region)));
             if without == Without::WholeTable {
                 loader.write_table(region.base, &ids);
             }
@@ -232,4 +231,54 @@ fn with_two_reads_a_program_chooses_beyond_a_tables_end() {
 #[should_panic(expected = "half a table")]
 fn with_a_frontend_before_its_table_a_program_reads_what_is_not_written() {
     tables_change(Without::WholeTable);
+}
+
+/// Two services with one frontend each, whose values are written again while a program chooses by the first one's. The
+/// program compares the key that the value is of, or the service that it has read before it chose.
+fn values_are_exchanged(compares_key: bool) {
+    samport_models::run(move || {
+        let kernel = Arc::new(Kernel::default());
+        let mut loader = Loader::new(&kernel, true);
+        // The table of each service is one slot, with one backend.
+        loader.write_table(0, &[0, 1]);
+        let slots = [0, 1].map(|base| Slots { base, len: 1, key_fold: 80 + u16::from(base == 1) });
+        let mut write = || {
+            loader.set_frontend(0, 0, slots[0]);
+            loader.set_frontend(1, 1, slots[1]);
+        };
+        write();
+        let cpu = {
+            let kernel = kernel.clone();
+            thread::spawn(move || {
+                kernel.run(|kernel| {
+                    let element = kernel.element(0);
+                    let service = Kernel::service(element);
+                    let id = kernel.select(Kernel::slots(element), 0);
+                    let is_same = if compares_key {
+                        Kernel::slots(element).is_of(80)
+                    } else {
+                        Kernel::service(element) == service
+                    };
+                    if is_same {
+                        assert_eq!((id, service), (Some(0), 0), "the other service's");
+                    }
+                });
+            })
+        };
+        // The value before of each is the memory of the next one's.
+        write();
+        cpu.join().unwrap();
+    });
+}
+
+/// Whoever has read another frontend's value, or parts of it, does not choose by it.
+#[test]
+fn a_choice_is_made_by_the_value_of_its_own_frontend() {
+    values_are_exchanged(true);
+}
+
+#[test]
+#[should_panic(expected = "the other service's")]
+fn by_the_service_alone_a_value_that_was_complete_before_is_taken() {
+    values_are_exchanged(false);
 }

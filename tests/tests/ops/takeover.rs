@@ -6,12 +6,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use samport::dataplane::pins;
 use samport::system::instance;
-use samport_tests::TIMEOUT;
+use samport_common::layout::Slots;
+use samport_tests::bpf::Map;
 use samport_tests::daemon::{Daemon, clean, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{Served, inode, text};
 use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
+use samport_tests::{TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::lab;
@@ -229,6 +232,44 @@ fn backends_that_went_and_came_meanwhile_are_noticed() {
     for front in served.fronts() {
         let tally = ask(&served.lab, front, 40);
         assert_eq!((tally.of("web-1"), tally.total()), (0, 40), "{tally}");
+    }
+}
+
+/// Values of frontends that do not say which key they are of, as versions before wrote them, work, and the first plan
+/// writes them again.
+#[test]
+fn frontends_of_versions_before_are_completed() {
+    let _undisturbed = undisturbed();
+    let mut served = Served::start(lab(3), &[]);
+    let instance = instance_of(&served);
+    let maps = ["SERVICES4", "SERVICES6"].map(|map| pins::map_of(&instance, map));
+    let maps = maps.map(|pin| Map::open(&pin).expect("open a map of frontends"));
+    let slots_of = |value: &[u8]| {
+        let (bits, _) = value.split_first_chunk().expect("a word");
+        Slots::from_bits(u64::from_ne_bytes(*bits))
+    };
+    let folds = || {
+        let values = maps.iter().flat_map(|map| map.values().expect("read the frontends"));
+        values.map(|value| slots_of(&value).key_fold).collect::<Vec<_>>()
+    };
+    let before = folds();
+    assert!(before.len() > 1 && !before.contains(&0), "{before:?}");
+    served.daemon.kill9();
+    for map in &maps {
+        let forget = |value: &mut [u8]| {
+            let slots = Slots { key_fold: 0, ..slots_of(value) };
+            value[..8].copy_from_slice(&slots.to_bits().to_ne_bytes());
+        };
+        map.change(forget).expect("write the frontends");
+    }
+    assert!(folds().iter().all(|fold| *fold == 0), "not forgotten");
+    for front in served.fronts() {
+        assert_eq!(ask(&served.lab, front, 20).total(), 20, "without a key");
+    }
+    let served = taken_over(served, &samport_binary(), &[]);
+    eventually("the first plan writes them again", || (folds() == before).then_some(()));
+    for front in served.fronts() {
+        assert_eq!(ask(&served.lab, front, 20).total(), 20, "with a key");
     }
 }
 
