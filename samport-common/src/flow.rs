@@ -1,7 +1,7 @@
 //! What identifies a flow and what is remembered of it.
 //!
 //! One entry serves both directions. The client's packet finds it by (client, service); the reply
-//! finds the service by its own source in `OWNERS`, and then the same entry by the same key.
+//! finds the service by its own source in `REV_NAT`, and then the same entry by the same key.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -21,7 +21,7 @@ pub struct Endpoint<A: Address> {
     pub port: [u8; 2],
 }
 
-/// Key of `SERVICES` (what a client dials) and of `OWNERS` (what a backend answers from).
+/// Key of `SERVICES` (what a client dials) and of `REV_NAT` (what a backend answers from).
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]

@@ -15,7 +15,7 @@ use crate::wire::protocol::Protocol;
 
 pub use clock::Clock;
 pub use devices::{DeviceInfo, DeviceSet, MAX_DEVICES, MAX_SOURCES, device};
-pub use ports::{CachedPort, PORT_WORDS, PortService, SHORTCUTS, port_bit};
+pub use ports::{CachedPort, PORT_CACHE_LEN, PORT_WORDS, PortService, port_bit};
 pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
 /// Version of every key and value layout together. A change to any of them raises it.
@@ -327,7 +327,7 @@ impl ForwardMode {
     }
 }
 
-/// Value of `OWNERS`: which services a backend's endpoint belongs to, 52 bytes.
+/// Value of `REV_NAT`: which services a backend's endpoint belongs to, 52 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ReverseNat {
@@ -353,15 +353,15 @@ pub struct ReverseNatEntry {
     pub pad: u16,
 }
 
-/// Value of `CONDITIONS`, by backend id: how busy a backend is, shared by all CPUs. 24 bytes.
+/// Value of `BACKEND_LOAD`, by backend id: how busy a backend is, shared by all CPUs. 24 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Condition {
+pub struct BackendLoad {
     /// Flows opened in this generation.
     pub opened: u64,
-    /// Flows seen to end. Flows that expire or make room are not; the loader counts those in `LOST`.
+    /// Flows seen to end. Flows that expire or make room are not; the loader counts those in `OPEN_CORRECTION`.
     pub ended: u64,
     /// Zero. In layout 3 a value had 16 bytes, of which two numbers are no such counters: a size of its own tells
     /// whoever takes over which of the two it is.
@@ -403,13 +403,13 @@ pub struct Suspicion {
     pub refuted: u32,
 }
 
-/// Value of `DRAFT`, for each CPU: what one program has found out about a flow for the next, which is to
+/// Value of `SCRATCH_FLOW`, for each CPU: what one program has found out about a flow for the next, which is to
 /// open it. 24 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Draft {
+pub struct FlowDraft {
     /// Backends it must not get, 16 bits each.
     pub taken: u64,
     /// The [`FlowWord`](crate::flow::FlowWord) of the entry it takes the place of; 0 for none.
@@ -512,12 +512,12 @@ pub struct BackendStats {
     pub for_one_peer: u64,
 }
 
-/// Value of `PRESSURE`, for each CPU: 16 bytes.
+/// Value of `SYN_RATE`, for each CPU: 16 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Pressure {
+pub struct SynRate {
     /// Entries made in the flow tables.
     pub inserts: u64,
     /// When `unanswered` was last halved, in ticks.
@@ -526,12 +526,12 @@ pub struct Pressure {
     pub unanswered: u32,
 }
 
-/// Value of `COLLECTED`, written by the loader: 40 bytes.
+/// Value of `GC_STATS`, written by the loader: 40 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Collected {
+pub struct GcStats {
     /// Flows that were over and have been taken out of the tables.
     pub removed: u64,
     /// Flows in the table for IPv4 after the last round.
@@ -557,22 +557,22 @@ pub struct AllowedKey<A: Address> {
     pub addr: A,
 }
 
-/// Bits of `UNUSUAL`: what a look-up that finds nothing has to consider besides.
-pub mod unusual {
+/// Bits of `FLOW_HINTS`: what a look-up that finds nothing has to consider besides.
+pub mod flow_hint {
     /// A flow was stored outside of the first lane.
     pub const PROBE_SLOTS: u32 = 1;
     /// Flows were stored in the tables for those that find no room.
     pub const OVERFLOW: u32 = 2;
 }
 
-const _: () = assert!(size_of::<Pressure>() == 16);
+const _: () = assert!(size_of::<SynRate>() == 16);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Backend>() == 72);
-const _: () = assert!(size_of::<Condition>() == 24);
+const _: () = assert!(size_of::<BackendLoad>() == 24);
 const _: () = assert!(size_of::<Evidence>() == 24);
 const _: () = assert!(size_of::<Suspicion>() == 16);
 const _: () = assert!(size_of::<Event>() == 16);
-const _: () = assert!(size_of::<Draft>() == 32);
+const _: () = assert!(size_of::<FlowDraft>() == 32);
 const _: () = assert!(HANDSHAKE_CLASSES.is_power_of_two());
 const _: () = assert!(size_of::<Handshakes>() == 136);
 const _: () = assert!(size_of::<ReverseNat>() == 52);

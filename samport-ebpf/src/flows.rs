@@ -8,7 +8,7 @@ use samport_common::exit::CachedExit;
 use samport_common::flow::{
     Endpoint, Flow, FlowKey, FlowWord, ProbeSlot, ReplyPath, ServiceId, marks,
 };
-use samport_common::layout::{MAX_BACKENDS, flow_slot, unusual};
+use samport_common::layout::{MAX_BACKENDS, flow_hint, flow_slot};
 use samport_common::packet::Packet;
 
 use samport_common::wire::tcp::Flags;
@@ -343,8 +343,8 @@ pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers:
 /// Counts an entry made in the flow tables.
 #[inline(always)]
 pub fn count_insert() {
-    if let Some(pressure) = maps::pressure() {
-        pressure.inserts += 1;
+    if let Some(syn_rate) = maps::syn_rate() {
+        syn_rate.inserts += 1;
     }
 }
 
@@ -397,7 +397,7 @@ pub fn lookup<P: Tables>(
 ) -> Probe {
     match find::<P>(&FlowKey::new(client, service, ProbeSlot::FIRST)) {
         Some(entry) if entry.vip::<P>() == vip => Probe::Hit(entry),
-        None if maps::unusual() == 0 => Probe::Free,
+        None if maps::flow_hints() == 0 => Probe::Free,
         Some(_) | None => Probe::Collision,
     }
 }
@@ -566,14 +566,14 @@ pub fn find_by_backend<P: Tables>(
             return Some(entry);
         }
         if probe_slot == ProbeSlot::FIRST {
-            let unusual = maps::unusual();
-            if unusual & unusual::OVERFLOW != 0
+            let flow_hints = maps::flow_hints();
+            if flow_hints & flow_hint::OVERFLOW != 0
                 && let Some(entry) = find_overflow::<P>(key)
                 && is_with(entry, backend, generation)
             {
                 return Some(entry);
             }
-            if unusual & unusual::PROBE_SLOTS == 0 {
+            if flow_hints & flow_hint::PROBE_SLOTS == 0 {
                 return None;
             }
         }

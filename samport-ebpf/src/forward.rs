@@ -7,7 +7,7 @@ use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ReplyPath, ServiceId};
 use samport_common::layout::{
-    Backend, BackendState, PortService, Scope, Service, failure, program, service, unusual,
+    Backend, BackendState, PortService, Scope, Service, failure, flow_hint, program, service,
 };
 use samport_common::outbound;
 use samport_common::packet::{self, Packet, Special};
@@ -177,7 +177,7 @@ pub fn choose<P: Tables, C: Context>(
     let judged = match use_flow::<P, C>(context, packet, own, &new_flow)? {
         Lookup::Forward(hit) => return Ok(hit),
         // The port may have a living flow in another lane: its backend must not get this one.
-        Lookup::Create(_) if own.is_some() && maps::unusual() & unusual::PROBE_SLOTS != 0 => {
+        Lookup::Create(_) if own.is_some() && maps::flow_hints() & flow_hint::PROBE_SLOTS != 0 => {
             return Err(OpenError::SlowPath);
         }
         Lookup::Create(judged) => judged,

@@ -16,12 +16,12 @@ use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
 };
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, CachedPort, Clock, Collected, Condition, DEFAULT_FLOWS,
-    DeviceInfo, DeviceSet, EVENT_BYTES, Event, Evidence, HANDSHAKE_CLASSES, HELD_LEN, Handshakes,
+    AllowedKey, Backend, BackendLoad, BackendStats, CachedPort, Clock, DEFAULT_FLOWS, DeviceInfo,
+    DeviceSet, EVENT_BYTES, Event, Evidence, GcStats, HANDSHAKE_CLASSES, HELD_LEN, Handshakes,
     Held, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
-    MAX_OUTBOUND, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, PORT_WORDS, PortService, Pressure,
-    ReverseNat, RoomLimits, SHORTCUTS as PORT_CACHE_LEN, Service, Suspicion, TABLE_SLOTS,
-    XdpDevice, overflow_of, port_bit, program, unusual,
+    MAX_OUTBOUND, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, PORT_CACHE_LEN, PORT_WORDS,
+    PortService, ReverseNat, RoomLimits, Service, Suspicion, SynRate, TABLE_SLOTS, XdpDevice,
+    flow_hint, overflow_of, port_bit, program,
 };
 use samport_common::outbound::{Outbound, OutboundKey};
 use samport_common::seed::Seed;
@@ -42,7 +42,7 @@ static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 /// What ports stand for: spares packets of open flows the look-up of their service.
 #[map]
-static SHORTCUTS: Array<CachedPort> = Array::with_max_entries(PORT_CACHE_LEN, 0);
+static PORT_CACHE: Array<CachedPort> = Array::with_max_entries(PORT_CACHE_LEN, 0);
 
 #[map]
 static SERVICES4: HashMap<EndpointKey<[u8; 4]>, Service> =
@@ -60,10 +60,10 @@ static TABLE: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
 static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 #[map]
-static OWNERS4: HashMap<EndpointKey<[u8; 4]>, ReverseNat> =
+static REV_NAT4: HashMap<EndpointKey<[u8; 4]>, ReverseNat> =
     HashMap::with_max_entries(MAX_REVERSE_NAT, 0);
 #[map]
-static OWNERS6: HashMap<EndpointKey<[u8; 16]>, ReverseNat> =
+static REV_NAT6: HashMap<EndpointKey<[u8; 16]>, ReverseNat> =
     HashMap::with_max_entries(MAX_REVERSE_NAT, 0);
 
 /// Flows. Nothing is ever driven out of these tables: who finds no room goes to the next two.
@@ -119,15 +119,15 @@ static OUTBOUND6: LruHashMap<OutboundKey<[u8; 16]>, Outbound> =
 
 /// Whose turn it is, by service id.
 #[map]
-static CURSORS: Array<u64> = Array::with_max_entries(ServiceId::LIMIT as u32, 0);
+static RR_COUNTERS: Array<u64> = Array::with_max_entries(ServiceId::LIMIT as u32, 0);
 
 /// How busy backends are.
 #[map]
-static CONDITIONS: Array<Condition> = Array::with_max_entries(MAX_BACKENDS, 0);
+static BACKEND_LOAD: Array<BackendLoad> = Array::with_max_entries(MAX_BACKENDS, 0);
 
-/// Flows that `CONDITIONS` counts as open though they have expired or made room. Written by the loader.
+/// Flows that `BACKEND_LOAD` counts as open though they have expired or made room. Written by the loader.
 #[map]
-static LOST: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+static OPEN_CORRECTION: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 /// Connections that have failed since the last one a backend took.
 #[map]
@@ -150,21 +150,21 @@ static ALLOWED4: LpmTrie<AllowedKey<[u8; 4]>, u8> = LpmTrie::with_max_entries(MA
 #[map]
 static ALLOWED6: LpmTrie<AllowedKey<[u8; 16]>, u8> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
 
-/// Bits of `samport_common::layout::unusual`. Until the first is set, a missing first lane means
+/// Bits of `samport_common::layout::flow_hints`. Until the first is set, a missing first lane means
 /// that there is no flow.
 #[map]
-static UNUSUAL: Array<u32> = Array::with_max_entries(1, 0);
+static FLOW_HINTS: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The generation of the host's routes: `samport_common::exit`. Raised by the loader.
 #[map]
 static ROUTES: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
-static PRESSURE: PerCpuArray<Pressure> = PerCpuArray::with_max_entries(1, 0);
+static SYN_RATE: PerCpuArray<SynRate> = PerCpuArray::with_max_entries(1, 0);
 
 /// What the loader's collector has done, for whoever asks. No program reads it.
 #[map]
-static COLLECTED: Array<Collected> = Array::with_max_entries(1, 0);
+static GC_STATS: Array<GcStats> = Array::with_max_entries(1, 0);
 
 /// When flows count as closed. Set by the loader.
 #[unsafe(no_mangle)]
@@ -420,7 +420,7 @@ tables!(
     V4,
     [u32; 2],
     SERVICES4,
-    OWNERS4,
+    REV_NAT4,
     FLOWS4,
     OVERFLOW4,
     FRAGMENTS4,
@@ -439,7 +439,7 @@ tables!(
     V6,
     [u32; 5],
     SERVICES6,
-    OWNERS6,
+    REV_NAT6,
     FLOWS6,
     OVERFLOW6,
     FRAGMENTS6,
@@ -483,7 +483,7 @@ pub fn is_listened_on(protocol: Protocol, port: [u8; 2]) -> bool {
 /// The service of all frontends on a port (network order).
 #[inline(always)]
 pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
-    match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
+    match PORT_CACHE.get(port_bit(protocol, u16::from_be_bytes(port))) {
         Some(cached_port) => PortService::decode(P::of_two(cached_port.listens)),
         None => PortService::Several,
     }
@@ -492,7 +492,7 @@ pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
 /// The service of all backends that answer from a port (network order).
 #[inline(always)]
 pub fn answers<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
-    match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
+    match PORT_CACHE.get(port_bit(protocol, u16::from_be_bytes(port))) {
         Some(cached_port) => PortService::decode(P::of_two(cached_port.answers)),
         None => PortService::Several,
     }
@@ -525,16 +525,16 @@ pub fn route_generation() -> Generation {
     Generation(ROUTES.get(0).copied().unwrap_or(0) as u16)
 }
 
-/// What a look-up that finds nothing has to consider besides: bits of [`unusual`].
+/// What a look-up that finds nothing has to consider besides: bits of [`flow_hints`].
 #[inline(always)]
-pub fn unusual() -> u32 {
-    UNUSUAL.get(0).copied().unwrap_or(0)
+pub fn flow_hints() -> u32 {
+    FLOW_HINTS.get(0).copied().unwrap_or(0)
 }
 
-/// Sets a bit of [`unusual`].
+/// Sets a bit of [`flow_hints`].
 #[inline(always)]
-pub fn set_unusual(bit: u32) {
-    if let Some(bits) = UNUSUAL.get_ptr_mut(0) {
+pub fn set_flow_hint(bit: u32) {
+    if let Some(bits) = FLOW_HINTS.get_ptr_mut(0) {
         // SAFETY: an aligned word of an array that is never freed. Of two CPUs that set different
         // bits at once one may lose; its next packet of the kind sets it again.
         unsafe { bits.write_volatile(bits.read_volatile() | bit) };
@@ -544,7 +544,7 @@ pub fn set_unusual(bit: u32) {
 /// Whether the tables for flows that find no room hold anything.
 #[inline(always)]
 pub fn has_overflow() -> bool {
-    unusual() & unusual::OVERFLOW != 0
+    flow_hints() & flow_hint::OVERFLOW != 0
 }
 
 /// Entries of the tables of flows under an index of `HELD`.
@@ -626,9 +626,9 @@ pub fn set_clock(jiffies: u64, now_ns: u64) {
 
 /// This CPU's pressure counters.
 #[inline(always)]
-pub fn pressure() -> Option<&'static mut Pressure> {
+pub fn syn_rate() -> Option<&'static mut SynRate> {
     // SAFETY: this CPU's own copy, and a program is not interrupted by itself.
-    PRESSURE.get_ptr_mut(0).map(|pressure| unsafe { &mut *pressure })
+    SYN_RATE.get_ptr_mut(0).map(|syn_rate| unsafe { &mut *syn_rate })
 }
 
 /// Counts a packet's verdict.
@@ -652,9 +652,9 @@ pub fn count_backend(id: u32, change: impl FnOnce(&mut BackendStats)) {
 /// The number of a service's turn, counted over all CPUs.
 #[inline(always)]
 pub fn next_turn(service: u16) -> u64 {
-    let Some(cursor) = CURSORS.get_ptr_mut(u32::from(service)) else { return 0 };
+    let Some(counter) = RR_COUNTERS.get_ptr_mut(u32::from(service)) else { return 0 };
     // SAFETY: an aligned word of an array that is never freed.
-    unsafe { atomic::fetch_add(cursor, 1) }
+    unsafe { atomic::fetch_add(counter, 1) }
 }
 
 /// What choices by hash are keyed by.
@@ -665,8 +665,8 @@ pub fn hash_seed() -> Seed {
 
 /// What is known of a backend; words of it change at any time.
 #[inline(always)]
-pub fn condition(id: u32) -> Option<*mut Condition> {
-    CONDITIONS.get_ptr_mut(id)
+pub fn backend_load(id: u32) -> Option<*mut BackendLoad> {
+    BACKEND_LOAD.get_ptr_mut(id)
 }
 
 /// The connections that a backend has failed lately; words of it change at any time.
@@ -683,8 +683,8 @@ pub fn suspicion(id: u32) -> Option<*mut Suspicion> {
 
 /// Flows of a backend that are counted as open and are not.
 #[inline(always)]
-pub fn lost(id: u32) -> u64 {
-    LOST.get(id).copied().unwrap_or(0)
+pub fn open_correction(id: u32) -> u64 {
+    OPEN_CORRECTION.get(id).copied().unwrap_or(0)
 }
 
 /// Counts a handshake, by its class and length in units of 1.024 µs.

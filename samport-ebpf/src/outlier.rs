@@ -7,7 +7,7 @@ use samport_common::choose::Load;
 use samport_common::conntrack::{self, OpenChange, State};
 use samport_common::failover::{self, CheckRequest};
 use samport_common::flow::FlowWord;
-use samport_common::layout::{Backend, BackendStats, Condition, Event, event, failure};
+use samport_common::layout::{Backend, BackendLoad, BackendStats, Event, event, failure};
 use samport_common::packet::Packet;
 use samport_common::sock_lb::{self, Chosen};
 
@@ -105,25 +105,25 @@ fn count_ended(word: FlowWord) {
 }
 
 #[inline(always)]
-fn opened(of: *mut Condition) -> *mut u64 {
+fn opened(of: *mut BackendLoad) -> *mut u64 {
     // SAFETY: inside the value of an array that is never freed.
     unsafe { &raw mut (*of).opened }
 }
 
 #[inline(always)]
-fn ended(of: *mut Condition) -> *mut u64 {
+fn ended(of: *mut BackendLoad) -> *mut u64 {
     // SAFETY: as in `opened`.
     unsafe { &raw mut (*of).ended }
 }
 
 /// Adds one to a counter of a backend, unless its id is another's by now.
 #[inline(always)]
-fn add(id: u32, generation: u32, counter: impl FnOnce(*mut Condition) -> *mut u64) {
-    if let Some(condition) = maps::condition(id)
+fn add(id: u32, generation: u32, counter: impl FnOnce(*mut BackendLoad) -> *mut u64) {
+    if let Some(backend_load) = maps::backend_load(id)
         && is_the_same(id, generation)
     {
         // SAFETY: an aligned word of an array that is never freed.
-        unsafe { atomic::add(counter(condition), 1) };
+        unsafe { atomic::add(counter(backend_load), 1) };
     }
 }
 
@@ -136,14 +136,14 @@ fn is_the_same(id: u32, generation: u32) -> bool {
 /// How busy a backend is.
 #[inline(always)]
 pub fn load(id: u32, backend: &'static Backend) -> Load {
-    let open = match maps::condition(id) {
+    let open = match maps::backend_load(id) {
         // SAFETY: as in `add`.
-        Some(condition) => unsafe {
-            atomic::load(opened(condition)).wrapping_sub(atomic::load(ended(condition)))
+        Some(backend_load) => unsafe {
+            atomic::load(opened(backend_load)).wrapping_sub(atomic::load(ended(backend_load)))
         },
         None => 0,
     };
-    let open = open.wrapping_sub(maps::lost(id)).cast_signed();
+    let open = open.wrapping_sub(maps::open_correction(id)).cast_signed();
     // Negative for a moment, when a flow ends before its opening has been counted.
     Load { open: u32::try_from(open.max(0)).unwrap_or(u32::MAX), weight: backend.weight }
 }

@@ -95,7 +95,7 @@ pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Next {
     match maps::answers::<P>(packet.protocol, packet.source.port) {
         PortService::None => Verdict::NotOurs.into(),
         PortService::One(service)
-            if maps::unusual() == 0
+            if maps::flow_hints() == 0
                 && flows::find_fast::<P>(FlowKey::new(
                     packet.destination,
                     service,
@@ -169,7 +169,7 @@ fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>
 fn of_no_flow<P: Tables>(hook: Hook, packet: &Packet<P::Addr>, service: ServiceId) -> Next {
     let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
     let key = FlowKey::new(itself, service, ProbeSlot::FIRST);
-    if maps::unusual() == 0 && flows::find_fast::<P>(key).is_none() {
+    if maps::flow_hints() == 0 && flows::find_fast::<P>(key).is_none() {
         return no_reply(hook, packet);
     }
     Next::TailCall(program::ANSWER)

@@ -4,7 +4,7 @@
 //! the oldest make way, until its client is proven and there is room.
 
 use samport_common::flow::{Flow, FlowKey, FlowWord, ServiceId, marks};
-use samport_common::layout::{UNPROVEN, held_by, unusual};
+use samport_common::layout::{UNPROVEN, flow_hint, held_by};
 
 use crate::flows::{self, FlowRef};
 use crate::maps::{self, Insert, Tables};
@@ -54,7 +54,7 @@ pub fn moves(entry: FlowRef, from: FlowWord, to: FlowWord) {
 #[inline(always)]
 pub fn store_beside<P: Tables>(key: &FlowKey<P::Addr>, flow: &mut Flow) -> Result<(), i32> {
     if !maps::has_overflow() {
-        maps::set_unusual(unusual::OVERFLOW);
+        maps::set_flow_hint(flow_hint::OVERFLOW);
     }
     flow.flags |= marks::OVERFLOW;
     P::insert_overflow(key, flow)

@@ -10,7 +10,7 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::State;
 use samport_common::failover::{MAKES_WAY_AFTER, Refusals};
 use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ServiceId};
-use samport_common::layout::{Draft, flow_slot, program, unusual};
+use samport_common::layout::{FlowDraft, flow_hint, flow_slot, program};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -192,7 +192,7 @@ fn lookup_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr
     answer.to_bits()
 }
 
-/// The word of the packet's flow, or `None` if it is to be opened as the [`Draft`] says.
+/// The word of the packet's flow, or `None` if it is to be opened as the [`FlowDraft`] says.
 #[inline(always)]
 fn lookup<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWord>, Verdict> {
     let new_flow = forward::classify::<P, _>(skb, skb.hook(), packet)?;
@@ -300,7 +300,7 @@ fn open_drafted<P: Tables>(
 fn flow_slot_of<P: Tables>(
     packet: &Packet<P::Addr>,
     new_flow: &NewFlow,
-    draft: &Draft,
+    draft: &FlowDraft,
 ) -> Result<FlowSlot, Verdict> {
     let probe_slot = ProbeSlot::from_number((draft.slot & flow_slot::PROBE_SLOT) as u8);
     if draft.judged != 0 {
@@ -314,7 +314,7 @@ fn flow_slot_of<P: Tables>(
         return Err(Verdict::FlowAmbiguous);
     }
     if probe_slot != ProbeSlot::FIRST {
-        maps::set_unusual(unusual::PROBE_SLOTS);
+        maps::set_flow_hint(flow_hint::PROBE_SLOTS);
     }
     let how = if draft.slot & flow_slot::REPLACE != 0 { Insert::Replace } else { Insert::New };
     Ok(FlowSlot::New(probe_slot, how))

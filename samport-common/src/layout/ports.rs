@@ -19,7 +19,7 @@ pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
     base + port as u32
 }
 
-/// Value of `SHORTCUTS`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
+/// Value of `PORT_CACHE`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -67,7 +67,7 @@ impl PortService {
     }
 }
 
-/// Entries of `SHORTCUTS`.
-pub const SHORTCUTS: u32 = 2 * 65_536;
+/// Entries of `PORT_CACHE`.
+pub const PORT_CACHE_LEN: u32 = 2 * 65_536;
 
 const _: () = assert!(size_of::<CachedPort>() == 8);

@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use samport_common::conntrack::{TICK_SHIFT, Timeouts};
 use samport_common::family::Address;
 use samport_common::flow::{Flow, FlowKey, FlowWord, ProbeSlot};
-use samport_common::layout::{Collected, Pressure, is_nearly_full, unusual};
+use samport_common::layout::{GcStats, SynRate, flow_hint, is_nearly_full};
 
 use super::batch::HashTable;
 use super::maps::MapCell;
@@ -39,9 +39,9 @@ pub struct Collector {
     inserted: u64,
     /// Whether several services had flows of a family then: only others need room.
     shared: [bool; 2],
-    unusual: Array<MapData, u32>,
-    pressure: PerCpuArray<MapData, MapCell<Pressure>>,
-    told: Array<MapData, MapCell<Collected>>,
+    flow_hints: Array<MapData, u32>,
+    syn_rate: PerCpuArray<MapData, MapCell<SynRate>>,
+    told: Array<MapData, MapCell<GcStats>>,
     recount: Recount,
     timeouts: Timeouts,
     pause: Duration,
@@ -68,10 +68,10 @@ impl Collector {
     pub(super) fn open(pins: &pins::Folder, options: &load::Options) -> Result<Self> {
         let timeouts = &options.timeouts;
         let data = |name: &str| pins::open(&pins.map(name));
-        let told: Array<_, MapCell<Collected>> =
-            Array::try_from(Map::Array(data("COLLECTED")?)).context("COLLECTED")?;
+        let told: Array<_, MapCell<GcStats>> =
+            Array::try_from(Map::Array(data("GC_STATS")?)).context("GC_STATS")?;
         // Another samport may have counted before us.
-        let MapCell(before) = told.get(&0, 0).context("read COLLECTED")?;
+        let MapCell(before) = told.get(&0, 0).context("read GC_STATS")?;
         Ok(Self {
             flows4: HashTable::open(&pins.map("FLOWS4"))?,
             flows6: HashTable::open(&pins.map("FLOWS6"))?,
@@ -83,9 +83,9 @@ impl Collector {
             left: [before.left4, before.left6],
             inserted: 0,
             shared: [false; 2],
-            unusual: Array::try_from(Map::Array(data("UNUSUAL")?)).context("UNUSUAL")?,
-            pressure: PerCpuArray::try_from(Map::PerCpuArray(data("PRESSURE")?))
-                .context("PRESSURE")?,
+            flow_hints: Array::try_from(Map::Array(data("FLOW_HINTS")?)).context("FLOW_HINTS")?,
+            syn_rate: PerCpuArray::try_from(Map::PerCpuArray(data("SYN_RATE")?))
+                .context("SYN_RATE")?,
             told,
             recount: Recount::open(pins)?,
             timeouts: timeouts.in_ticks(),
@@ -148,8 +148,8 @@ impl Collector {
 
     /// Entries made in both tables, ever.
     fn inserts(&self) -> Result<u64> {
-        let pressure = self.pressure.get(&0, 0).context("read PRESSURE")?;
-        Ok(pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum())
+        let syn_rate = self.syn_rate.get(&0, 0).context("read SYN_RATE")?;
+        Ok(syn_rate.iter().map(|MapCell(cpu)| cpu.inserts).sum())
     }
 
     fn round(&mut self) -> Result<()> {
@@ -171,19 +171,19 @@ impl Collector {
         self.tell_nearly_full(self.are_nearly_full(self.left))?;
         self.removed += flows4.removed + flows6.removed;
         self.evicted += flows4.evicted + flows6.evicted;
-        let told = Collected {
+        let told = GcStats {
             removed: self.removed,
             left4: flows4.left,
             left6: flows6.left,
             evicted: self.evicted,
             overflow: overflow4.left + overflow6.left,
         };
-        self.told.set(0, MapCell(told), 0).context("write COLLECTED")?;
+        self.told.set(0, MapCell(told), 0).context("write GC_STATS")?;
         if overflow4.left + overflow6.left == 0 {
-            self.forget(unusual::OVERFLOW)?;
+            self.forget(flow_hint::OVERFLOW)?;
         }
         if !flows4.lanes && !flows6.lanes {
-            self.forget(unusual::PROBE_SLOTS)?;
+            self.forget(flow_hint::PROBE_SLOTS)?;
         }
         Ok(())
     }
@@ -191,19 +191,19 @@ impl Collector {
     /// Clears a bit that makes look-ups long, if what it stands for is really gone: a program that
     /// was just about to store such a flow has ended when we look again.
     fn forget(&mut self, bit: u32) -> Result<()> {
-        let bits = self.unusual.get(&0, 0).context("read UNUSUAL")?;
+        let bits = self.flow_hints.get(&0, 0).context("read FLOW_HINTS")?;
         if bits & bit == 0 {
             return Ok(());
         }
-        self.unusual.set(0, bits & !bit, 0).context("write UNUSUAL")?;
+        self.flow_hints.set(0, bits & !bit, 0).context("write FLOW_HINTS")?;
         settle();
         let is_back = match bit {
-            unusual::PROBE_SLOTS => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
+            flow_hint::PROBE_SLOTS => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
             _ => !is_empty(&self.overflow4)? || !is_empty(&self.overflow6)?,
         };
         if is_back {
-            let bits = self.unusual.get(&0, 0).context("read UNUSUAL")?;
-            self.unusual.set(0, bits | bit, 0).context("write UNUSUAL")?;
+            let bits = self.flow_hints.get(&0, 0).context("read FLOW_HINTS")?;
+            self.flow_hints.set(0, bits | bit, 0).context("write FLOW_HINTS")?;
         }
         Ok(())
     }

@@ -182,15 +182,15 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 /// Every map of the object.
 pub(super) const MAPS: [&str; 58] = [
     "PORTS",
-    "SHORTCUTS",
+    "PORT_CACHE",
     "SERVICES4",
     "SERVICES6",
     "ALLOWED4",
     "ALLOWED6",
     "TABLE",
     "BACKENDS",
-    "OWNERS4",
-    "OWNERS6",
+    "REV_NAT4",
+    "REV_NAT6",
     "FLOWS4",
     "FLOWS6",
     "OVERFLOW4",
@@ -200,24 +200,24 @@ pub(super) const MAPS: [&str; 58] = [
     "NEARLY_FULL",
     "FRAGMENTS4",
     "FRAGMENTS6",
-    "FRAGMENTED",
-    "KEPT",
-    "DRAFT",
+    "SCRATCH_FRAG",
+    "SCRATCH_PACKET",
+    "SCRATCH_FLOW",
     "ROUTES",
-    "UNUSUAL",
-    "PRESSURE",
-    "COLLECTED",
+    "FLOW_HINTS",
+    "SYN_RATE",
+    "GC_STATS",
     seed::MAP,
     "CLOCK",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",
-    "SCRATCH",
+    "SCRATCH_WORD",
     "XDP_DEVICES",
     "DEVICES",
     "SOURCES4",
     "SOURCES6",
-    "FIB_LOOKUP",
+    "SCRATCH_FIB",
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
     "LOCAL_CHOICES",
@@ -225,27 +225,34 @@ pub(super) const MAPS: [&str; 58] = [
     "AFFINITY6",
     "OUTBOUND4",
     "OUTBOUND6",
-    "CURSORS",
-    "CONDITIONS",
+    "RR_COUNTERS",
+    "BACKEND_LOAD",
     "EVIDENCE",
     "SUSPECTS",
-    "LOST",
+    "OPEN_CORRECTION",
     "HANDSHAKES",
     "EVENTS",
     "TRACE_WATCH",
     "TRACES",
     "TRACE_LOST",
-    "TRACE_KEPT",
-    "TRACE_DRAFT",
+    "TRACE_PACKET",
+    "TRACE_RECORD",
     "TRACERS",
     "AYA_LOGS",
 ];
 
 /// Arrays by backend id.
-const BY_BACKEND: [&str; 7] =
-    ["BACKENDS", "BACKEND_STATS", "CONDITIONS", "EVIDENCE", "HANDSHAKES", "LOST", "SUSPECTS"];
+const BY_BACKEND: [&str; 7] = [
+    "BACKENDS",
+    "BACKEND_STATS",
+    "BACKEND_LOAD",
+    "EVIDENCE",
+    "HANDSHAKES",
+    "OPEN_CORRECTION",
+    "SUSPECTS",
+];
 /// Hash tables by where backends answer: there are new ones before the old ones go.
-const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
+const BY_ENDPOINT: [&str; 2] = ["REV_NAT4", "REV_NAT6"];
 
 /// What is known of sockets of this machine.
 const OF_LOCAL_CLIENTS: [&str; 3] = ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"];
@@ -260,13 +267,13 @@ const NO_ROOM: u32 = 16;
 /// run that takes over makes its own, as other programs may use them in other ways.
 pub(super) const OF_A_RUN: [&str; 10] = [
     "PROGRAMS",
-    "SHORTCUTS",
+    "PORT_CACHE",
     "CLOCK",
-    "SCRATCH",
-    "KEPT",
-    "DRAFT",
-    "FRAGMENTED",
-    "FIB_LOOKUP",
+    "SCRATCH_WORD",
+    "SCRATCH_PACKET",
+    "SCRATCH_FLOW",
+    "SCRATCH_FRAG",
+    "SCRATCH_FIB",
     "EVENTS",
     "AYA_LOGS",
 ];
@@ -311,7 +318,8 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
     }
     for name in MAPS {
         let is_own = OF_A_RUN.contains(&name) || anew.contains(&name);
-        loader.map_pin_path(name, if is_own { pins.map_of_run(name) } else { pins.map(name) });
+        loader
+            .map_pin_path(name, if is_own { pins.map_of_run(name) } else { pins.map_in_use(name) });
     }
     let timeouts = MapCell(options.timeouts.in_ticks());
     let flood_limit = options.syn_flood.unwrap_or_else(|| default_syn_flood(options.flows));

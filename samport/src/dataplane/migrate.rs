@@ -14,7 +14,7 @@ use aya::maps::MapInfo;
 use aya_obj::generated::bpf_map_type;
 use samport_common::flow::{EndpointKey, Flow, FlowKey};
 use samport_common::layout::{
-    Backend, BackendStats, Condition, Handshakes, LAYOUT_VERSION, ReverseNat,
+    Backend, BackendLoad, BackendStats, Handshakes, LAYOUT_VERSION, ReverseNat,
 };
 
 use super::attach::device_index;
@@ -45,12 +45,15 @@ enum Migration {
 
 type List = &'static [(&'static str, Migration)];
 
-/// The older layouts that can be taken over, each with its list.
-const OLDER: [(u32, List); 1] = [(3, &layout3::MAPS)];
+/// Maps that had other names: the old name and the present one.
+type Renamed = &'static [(&'static str, &'static str)];
+
+/// The older layouts that can be taken over, each with its list and the names its maps had.
+const OLDER: [(u32, List, Renamed); 1] = [(3, &layout3::MAPS, &layout3::RENAMED)];
 
 /// The layout of the maps that are taken over.
 #[derive(Clone, Copy)]
-pub(super) struct Layout(Option<List>);
+pub(super) struct Layout(Option<(List, Renamed)>);
 
 impl Layout {
     /// The layout with this number, if it can be taken over.
@@ -58,8 +61,13 @@ impl Layout {
         if version == LAYOUT_VERSION {
             return Some(Self(None));
         }
-        let older = OLDER.iter().find(|(older, _)| *older == version);
-        older.map(|(_, list)| Self(Some(list)))
+        let older = OLDER.iter().find(|(older, ..)| *older == version);
+        older.map(|(_, list, renamed)| Self(Some((list, renamed))))
+    }
+
+    /// The maps that had other names: the old name and the present one.
+    pub(super) fn renamed(self) -> Renamed {
+        self.0.map_or(&[], |(_, renamed)| renamed)
     }
 
     fn migration(self, name: &str) -> Migration {
@@ -70,7 +78,7 @@ impl Layout {
         if name == seed::MAP {
             return Migration::Emptied;
         }
-        let listed = self.0.and_then(|list| list.iter().find(|(one, _)| *one == name));
+        let listed = self.0.and_then(|(list, _)| list.iter().find(|(one, _)| *one == name));
         listed.map_or(Migration::Kept, |(_, migration)| *migration)
     }
 
@@ -87,11 +95,11 @@ impl Layout {
             ) => nothing,
             (Migration::Kept, "FLOWS4" | "OVERFLOW4") => hash::<FlowKey<[u8; 4]>, Flow>,
             (Migration::Kept, "FLOWS6" | "OVERFLOW6") => hash::<FlowKey<[u8; 16]>, Flow>,
-            (Migration::Kept, "OWNERS4") => hash::<EndpointKey<[u8; 4]>, ReverseNat>,
-            (Migration::Kept, "OWNERS6") => hash::<EndpointKey<[u8; 16]>, ReverseNat>,
+            (Migration::Kept, "REV_NAT4") => hash::<EndpointKey<[u8; 4]>, ReverseNat>,
+            (Migration::Kept, "REV_NAT6") => hash::<EndpointKey<[u8; 16]>, ReverseNat>,
             (Migration::Kept, "BACKENDS") => array::<Backend>,
-            (Migration::Kept, "CONDITIONS") => array::<Condition>,
-            (Migration::Kept, "LOST") => array::<u64>,
+            (Migration::Kept, "BACKEND_LOAD") => array::<BackendLoad>,
+            (Migration::Kept, "OPEN_CORRECTION") => array::<u64>,
             (Migration::Kept, "BACKEND_STATS") => array_by_cpu::<BackendStats>,
             (Migration::Kept, "HANDSHAKES") => array_by_cpu::<Handshakes>,
             (Migration::Kept, _) => bail!(
@@ -103,7 +111,7 @@ impl Layout {
 
 /// Numbers of the layouts whose maps can be taken over.
 pub(crate) fn layouts() -> BTreeSet<u32> {
-    OLDER.iter().map(|(version, _)| *version).chain([LAYOUT_VERSION]).collect()
+    OLDER.iter().map(|(version, ..)| *version).chain([LAYOUT_VERSION]).collect()
 }
 
 /// What conversions need to know beside the maps.
@@ -169,7 +177,7 @@ pub(super) fn anew(options: Options, pins: &Folder, layout: Layout) -> Result<Ve
         let is_anew = match layout.migration(name) {
             Migration::OfRun => false,
             Migration::Emptied => true,
-            Migration::New if !pins.map(name).exists() => true,
+            Migration::New if !pins.map_in_use(name).exists() => true,
             // One that was converted before, by a samport that was killed in the middle, is as it should be.
             Migration::New | Migration::Kept | Migration::Converted(_) => {
                 let wanted = object
@@ -177,7 +185,7 @@ pub(super) fn anew(options: Options, pins: &Folder, layout: Layout) -> Result<Ve
                     .get(name)
                     .with_context(|| format!("the object has no map {name}"))?;
                 let wanted = Shape::wanted(wanted, sizes.get(name).copied());
-                let pinned = pins::open(&pins.map(name))?;
+                let pinned = pins::open(&pins.map_in_use(name))?;
                 let info = pinned.info().with_context(|| format!("ask about {name}"))?;
                 Shape::of(&info)? != wanted
             }
@@ -203,7 +211,7 @@ impl Copies {
         let context = Rc::new(context);
         let open = |name: &&'static str| {
             let pair = Pair {
-                from: pins.map(name),
+                from: pins.map_in_use(name),
                 to: pins.map_of_run(name),
                 context: Rc::clone(&context),
             };

@@ -33,13 +33,14 @@ impl Dataplane {
             .with_context(|| format!("maps of layout {} cannot be taken over", record.layout))?;
         let mut pins = pins::Folder::create(instance)?;
         pins.keep_others();
+        pins.set_renamed(layout.renamed());
         warn_of_another_seed(instance, &options)?;
         let anew = migrate::anew(options, &pins, layout)?;
         let mut dataplane = Self::load(options, pins, &anew)?;
         let context = migrate::Context::of(record);
         let mut copies = migrate::Copies::open(&dataplane.pins, &anew, layout, context)?;
         copies.copy()?;
-        dataplane.maps.find_shortcuts().context("find shortcuts")?;
+        dataplane.maps.fill_port_cache().context("find shortcuts")?;
         // What has come into the old maps while they were copied: just before the programs are exchanged, so that
         // little is left to come, and just after.
         copies.copy()?;
@@ -53,6 +54,7 @@ impl Dataplane {
         for name in &anew {
             dataplane.pins.replace_map(name)?;
         }
+        dataplane.pins.rename_maps()?;
         dataplane.pins.remove_maps_but(&load::MAPS)?;
         // Whoever takes over from us finds our layout, even if that is in this moment.
         let filters = dataplane.filters();
@@ -168,7 +170,7 @@ impl Dataplane {
             BackendState::from_byte(backend.state).serves() && !indices.contains(index)
         });
         let orphans = orphans.map(|(index, one)| BackendId { index, generation: one.generation });
-        let reverse_nat = self.maps.all_reverse_nat().context("read OWNERS4 and OWNERS6")?;
+        let reverse_nat = self.maps.all_reverse_nat().context("read REV_NAT4 and REV_NAT6")?;
         let frontends = self.maps.all_frontends().context("read SERVICES4 and SERVICES6")?;
         Ok(KernelContents {
             backends: known,

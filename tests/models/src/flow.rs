@@ -21,7 +21,7 @@ pub enum Without {
     NumbersFirst,
 }
 
-/// Open flows as they are counted, by backend: `CONDITIONS`.
+/// Open flows as they are counted, by backend: `BACKEND_LOAD`.
 #[derive(Default, Debug)]
 pub struct Open {
     opened: [AtomicU64; 3],

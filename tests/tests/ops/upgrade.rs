@@ -251,7 +251,7 @@ fn an_upgrade_that_fails_has_changed_nothing() {
     kept.assert_answered("after a pin that is missing");
 
     exchange();
-    assert_said(&refusal(&released.served, &udp), 1, &["CONDITIONS", "another layout"]);
+    assert_said(&refusal(&released.served, &udp), 1, &["BACKEND_LOAD", "another layout"]);
     exchange();
     kept.assert_answered("after a pin of another map");
 

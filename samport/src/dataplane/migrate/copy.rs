@@ -9,7 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use samport_common::flow::Flow;
-use samport_common::layout::{Backend, BackendState, Condition, ReverseNat};
+use samport_common::layout::{Backend, BackendLoad, BackendState, ReverseNat};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Context;
@@ -99,7 +99,7 @@ impl Convert<u32> for Backend {
     }
 }
 
-impl Convert<u32> for Condition {
+impl Convert<u32> for BackendLoad {
     type New = Self;
 
     fn convert(&self, _: &u32, _: &Context) -> Self {

@@ -12,15 +12,15 @@ use crate::plan::Route;
 /// Every map, and what becomes of it.
 pub(super) const MAPS: [(&str, Migration); 58] = [
     ("PORTS", Kept),
-    ("SHORTCUTS", OfRun),
+    ("PORT_CACHE", OfRun),
     ("SERVICES4", Kept),
     ("SERVICES6", Kept),
     ("ALLOWED4", Kept),
     ("ALLOWED6", Kept),
     ("TABLE", Kept),
     ("BACKENDS", Converted(array::<Backend>)),
-    ("OWNERS4", Kept),
-    ("OWNERS6", Kept),
+    ("REV_NAT4", Kept),
+    ("REV_NAT6", Kept),
     ("FLOWS4", Converted(hash::<FlowKey<[u8; 4]>, Flow>)),
     ("FLOWS6", Converted(hash::<FlowKey<[u8; 16]>, Flow>)),
     // In place of FLOOD4 and FLOOD6, which held what clients of a flood of SYNs had begun and not gone on with.
@@ -32,26 +32,26 @@ pub(super) const MAPS: [(&str, Migration); 58] = [
     // Of a datagram that is on its way in this moment: its sender, if it matters to him, sends it again.
     ("FRAGMENTS4", Emptied),
     ("FRAGMENTS6", Emptied),
-    ("FRAGMENTED", OfRun),
-    ("KEPT", OfRun),
-    ("DRAFT", OfRun),
+    ("SCRATCH_FRAG", OfRun),
+    ("SCRATCH_PACKET", OfRun),
+    ("SCRATCH_FLOW", OfRun),
     ("ROUTES", New),
-    ("UNUSUAL", Kept),
-    ("PRESSURE", Kept),
+    ("FLOW_HINTS", Kept),
+    ("SYN_RATE", Kept),
     // Counters of what has left the tables: they begin again.
-    ("COLLECTED", Emptied),
+    ("GC_STATS", Emptied),
     ("CLOCK", OfRun),
     // There are more of them now; the old ones have kept their numbers.
     ("VERDICTS", Converted(array_by_cpu::<u64>)),
     // Counters likewise.
     ("BACKEND_STATS", Emptied),
     ("PROGRAMS", OfRun),
-    ("SCRATCH", OfRun),
+    ("SCRATCH_WORD", OfRun),
     ("XDP_DEVICES", Kept),
     ("DEVICES", New),
     ("SOURCES4", New),
     ("SOURCES6", New),
-    ("FIB_LOOKUP", OfRun),
+    ("SCRATCH_FIB", OfRun),
     // By cookie now. Sockets that were connected before are told who they really talk to.
     ("LOCAL_PEERS", Emptied),
     ("LOCAL_SENDERS", Kept),
@@ -60,9 +60,9 @@ pub(super) const MAPS: [(&str, Migration); 58] = [
     ("AFFINITY6", Kept),
     ("OUTBOUND4", New),
     ("OUTBOUND6", New),
-    ("CURSORS", Kept),
-    ("CONDITIONS", Converted(array::<Condition>)),
-    ("LOST", Kept),
+    ("RR_COUNTERS", Kept),
+    ("BACKEND_LOAD", Converted(array::<BackendLoad>)),
+    ("OPEN_CORRECTION", Kept),
     ("EVIDENCE", New),
     ("SUSPECTS", New),
     ("HASH_SEED", New),
@@ -71,10 +71,24 @@ pub(super) const MAPS: [(&str, Migration); 58] = [
     ("TRACE_WATCH", Kept),
     ("TRACES", Kept),
     ("TRACE_LOST", Kept),
-    ("TRACE_KEPT", Kept),
-    ("TRACE_DRAFT", Kept),
+    ("TRACE_PACKET", Kept),
+    ("TRACE_RECORD", Kept),
     ("TRACERS", Kept),
     ("AYA_LOGS", OfRun),
+];
+
+/// The maps that go on being used, or are converted, under another name: the old name and the present one.
+pub(super) const RENAMED: [(&str, &str); 10] = [
+    ("OWNERS4", "REV_NAT4"),
+    ("OWNERS6", "REV_NAT6"),
+    ("UNUSUAL", "FLOW_HINTS"),
+    ("PRESSURE", "SYN_RATE"),
+    ("CURSORS", "RR_COUNTERS"),
+    ("COLLECTED", "GC_STATS"),
+    ("CONDITIONS", "BACKEND_LOAD"),
+    ("LOST", "OPEN_CORRECTION"),
+    ("TRACE_KEPT", "TRACE_PACKET"),
+    ("TRACE_DRAFT", "TRACE_RECORD"),
 ];
 
 /// Value of `FLOWS4`, `FLOWS6`, `FLOOD4` and `FLOOD6`.
@@ -193,33 +207,33 @@ fn answers_on(forward_mode: ForwardMode, ifindex: u32, route: Option<Route>) -> 
     }
 }
 
-/// Value of `CONDITIONS`.
+/// Value of `CONDITIONS`, which is `BACKEND_LOAD` now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-pub(super) struct Condition {
+pub(super) struct BackendLoad {
     /// Flows opened less flows seen to end; below zero for a moment.
     open: u64,
     /// Who was avoided for how long, by the word of one client.
     suspicion: [u32; 2],
 }
 
-impl Convert<u32> for Condition {
-    type New = layout::Condition;
+impl Convert<u32> for BackendLoad {
+    type New = layout::BackendLoad;
 
-    fn convert(&self, _: &u32, _: &Context) -> layout::Condition {
+    fn convert(&self, _: &u32, _: &Context) -> layout::BackendLoad {
         let (opened, ended) = parts(self.open.cast_signed());
-        layout::Condition { opened, ended, pad: 0 }
+        layout::BackendLoad { opened, ended, pad: 0 }
     }
 
     fn follow(
         &self,
         before: &Self,
-        current: &layout::Condition,
+        current: &layout::BackendLoad,
         _: &u32,
         _: &Context,
-    ) -> Option<layout::Condition> {
+    ) -> Option<layout::BackendLoad> {
         let (opened, ended) = parts(self.open.wrapping_sub(before.open).cast_signed());
-        Some(layout::Condition {
+        Some(layout::BackendLoad {
             opened: current.opened.wrapping_add(opened),
             ended: current.ended.wrapping_add(ended),
             pad: 0,
@@ -234,7 +248,7 @@ const fn parts(open: i64) -> (u64, u64) {
 
 const _: () = assert!(size_of::<Flow>() == 48);
 const _: () = assert!(size_of::<Backend>() == 40);
-const _: () = assert!(size_of::<Condition>() == 16);
+const _: () = assert!(size_of::<BackendLoad>() == 16);
 
 #[cfg(test)]
 mod tests;

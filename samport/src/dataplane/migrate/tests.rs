@@ -46,10 +46,12 @@ fn the_maps_are_those_that_are_written_down() {
 fn every_map_is_in_the_list_of_every_older_layout() {
     let maps: BTreeSet<_> = load::MAPS.into_iter().collect();
     assert_eq!(maps, by_name(&present()).into_keys().collect());
-    for (version, list) in OLDER {
+    for (version, list, renamed) in OLDER {
         let listed: BTreeSet<_> = list.iter().map(|(name, _)| *name).collect();
         assert_eq!(listed, maps, "layout {version}");
         assert_eq!(listed.len(), list.len(), "layout {version} has a map twice");
+        let unknown: Vec<_> = renamed.iter().filter(|(_, name)| !maps.contains(name)).collect();
+        assert!(unknown.is_empty(), "layout {version}: {unknown:?}");
         for name in load::OF_A_RUN {
             let of_run = list.iter().find(|(one, _)| *one == name);
             assert!(matches!(of_run, Some((_, Migration::OfRun))), "{name} in layout {version}");
@@ -61,8 +63,14 @@ fn every_map_is_in_the_list_of_every_older_layout() {
 fn what_becomes_of_a_map_fits_what_has_changed_of_it() {
     let present = present();
     let (old, new) = (by_name(LAYOUT_3), by_name(&present));
+    for (before, name) in layout3::RENAMED {
+        assert!(old.contains_key(before) && !old.contains_key(name), "{before} was {name}");
+        assert!(new.contains_key(name) && !new.contains_key(before), "{before} is {name}");
+    }
     for (name, migration) in layout3::MAPS {
-        let (old, new) = (old.get(name), new.get(name));
+        let renamed = layout3::RENAMED.iter().find(|(_, new)| *new == name);
+        let before = renamed.map_or(name, |(before, _)| before);
+        let (old, new) = (old.get(before), new.get(name));
         match migration {
             Migration::Kept => assert_eq!(old, new, "{name} is another map now: it cannot be kept"),
             Migration::New => assert_eq!(old, None, "{name} is not new"),

@@ -46,7 +46,7 @@ pub fn state(namespace: &Namespace, instance: &str, status: &Value) -> Result<St
         values.sort();
         state.insert(format!("{map}: {values:x?}"));
     }
-    for map in ["OWNERS4", "OWNERS6", "ALLOWED4", "ALLOWED6"] {
+    for map in ["REV_NAT4", "REV_NAT6", "ALLOWED4", "ALLOWED6"] {
         let values = Map::open(&pins::map_of(instance, map)).and_then(|map| map.values())?;
         state.insert(format!("{map}: {} entries", values.len()));
     }

@@ -115,8 +115,8 @@ fn a_backend_keeps_all_it_had_and_its_replies_come_in_as_before() {
 
 #[test]
 fn the_count_of_open_flows_stays_the_same_whatever_happens_meanwhile() {
-    let condition = |open: i64| Condition { open: open.cast_unsigned(), suspicion: [5, 2] };
-    let open = |of: layout::Condition| of.opened.wrapping_sub(of.ended).cast_signed();
+    let condition = |open: i64| BackendLoad { open: open.cast_unsigned(), suspicion: [5, 2] };
+    let open = |of: layout::BackendLoad| of.opened.wrapping_sub(of.ended).cast_signed();
     for (before, now) in [(3, 3), (3, 8), (8, 3), (-1, 2), (2, -1)] {
         let mut new = condition(before).convert(&1, &Context::default());
         assert_eq!(open(new), before);

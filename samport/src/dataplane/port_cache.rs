@@ -1,6 +1,6 @@
 //! What ports stand for: what spares the programs a look-up for each packet of an open flow.
 //!
-//! All of it follows from `SERVICES` and `OWNERS`, and is never more than these say: whatever a port no
+//! All of it follows from `SERVICES` and `REV_NAT`, and is never more than these say: whatever a port no
 //! longer stands for is taken away before they change, and what it stands for anew is said after.
 
 use std::collections::{BTreeMap, HashMap};
@@ -87,13 +87,13 @@ impl<K: Ord> Uses<K> {
 }
 
 /// The shortcuts, and what they are made of.
-pub(super) struct Shortcuts {
+pub(super) struct PortCache {
     map: Array<MapData, MapCell<CachedPort>>,
     listens: Uses<IpAddr>,
     answers: Uses<Source>,
 }
 
-impl Shortcuts {
+impl PortCache {
     /// None yet.
     pub(super) fn new(map: Array<MapData, MapCell<CachedPort>>) -> Self {
         Self { map, listens: Uses::new(), answers: Uses::new() }
@@ -112,7 +112,7 @@ impl Shortcuts {
         let before = self.listens.stands(port);
         self.listens.set(port, addr, service.into_iter().collect());
         let after = self.listens.stands(port);
-        self.around(port, before, after, |shortcut| &mut shortcut.listens, change)
+        self.around(port, before, after, |cached_port| &mut cached_port.listens, change)
     }
 
     /// A backend's endpoint is these services', or nobody's any more; `change` makes it so.
@@ -128,7 +128,7 @@ impl Shortcuts {
         let before = self.answers.stands(port);
         self.answers.set(port, of, services);
         let after = self.answers.stands(port);
-        self.around(port, before, after, |shortcut| &mut shortcut.answers, change)
+        self.around(port, before, after, |cached_port| &mut cached_port.answers, change)
     }
 
     fn around(
@@ -160,9 +160,9 @@ impl Shortcuts {
         which: impl Fn(&mut CachedPort) -> &mut [u16; 2],
         stands: PortService,
     ) -> Result<()> {
-        let MapCell(mut shortcut) = self.map.get(&port.bit, 0).context("read SHORTCUTS")?;
-        which(&mut shortcut)[usize::from(port.v6)] = stands.encode();
-        self.map.set(port.bit, MapCell(shortcut), 0).context("write SHORTCUTS")
+        let MapCell(mut cached_port) = self.map.get(&port.bit, 0).context("read PORT_CACHE")?;
+        which(&mut cached_port)[usize::from(port.v6)] = stands.encode();
+        self.map.set(port.bit, MapCell(cached_port), 0).context("write PORT_CACHE")
     }
 }
 
