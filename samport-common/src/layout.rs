@@ -27,8 +27,8 @@ pub mod program {
     pub const SLOW_PATH: u32 = 0;
     /// `samport_icmp`: forward, ICMP errors.
     pub const ICMP: u32 = 1;
-    /// `samport_inside`: forward, for what a container sends that is no reply.
-    pub const INSIDE: u32 = 2;
+    /// `samport_hairpin`: forward, for what a container sends that is no reply.
+    pub const HAIRPIN: u32 = 2;
     /// `samport_reverse_first`: reverse, first fragments.
     pub const REVERSE_FIRST: u32 = 3;
     /// `samport_reverse_icmp`: reverse, ICMP errors.
@@ -188,19 +188,19 @@ impl Slots {
 #[repr(u8)]
 pub enum Scope {
     /// Everybody: an address of an interface that is served.
-    Everybody = 0,
+    External = 0,
     /// Only the host itself and its containers: any other address of the host.
-    Inside = 1,
+    Internal = 1,
 }
 
 impl Scope {
-    /// Total decoder: an unknown byte is [`Scope::Inside`], the narrower one.
+    /// Total decoder: an unknown byte is [`Scope::Internal`], the narrower one.
     #[must_use]
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
         match byte {
-            0 => Self::Everybody,
-            _ => Self::Inside,
+            0 => Self::External,
+            _ => Self::Internal,
         }
     }
 }

@@ -346,7 +346,7 @@ pub fn new_flow_of<A: Address, C: Context>(
 /// Whether a frontend of this scope serves packets that come in here.
 #[inline(always)]
 pub fn may_dial(scope: Scope, hook: Hook) -> bool {
-    matches!(scope, Scope::Everybody) || hook != Hook::Interface
+    matches!(scope, Scope::External) || hook != Hook::Interface
 }
 
 /// Where a packet goes.

@@ -240,7 +240,7 @@ pub fn samport_bridge(ctx: TcContext) -> i32 {
 
 /// Client to backend, for what a backend's container sends that is no reply. By tail call.
 #[classifier]
-pub fn samport_inside(ctx: TcContext) -> i32 {
+pub fn samport_hairpin(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     run!(skb, "inside", forward::run, Hook::Container, program::FORWARD6)
 }
@@ -298,7 +298,7 @@ pub fn samport_icmp(ctx: TcContext) -> i32 {
 }
 
 /// Backend to client, at ingress of the host's side of a backend's veth; what is no reply goes on
-/// in `samport_inside`.
+/// in `samport_hairpin`.
 #[classifier]
 pub fn samport_reverse(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);

@@ -339,7 +339,7 @@ pub struct Reply {
 #[inline(always)]
 pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
     if hook == Hook::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
-        Next::TailCall(program::INSIDE)
+        Next::TailCall(program::HAIRPIN)
     } else {
         Verdict::NotAReply.into()
     }

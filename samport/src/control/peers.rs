@@ -45,7 +45,7 @@ impl Peers {
     pub fn owns(&self, listen: Listen, addr: IpAddr, scope: Scope, devices: &Devices) -> bool {
         self.0.values().any(|record| {
             record.ports.contains(&listen.at(addr))
-                || scope == Scope::Inside
+                || scope == Scope::Internal
                     && record.ports.contains(&listen)
                     && is_on(&record.interfaces, addr, devices)
         })
@@ -94,12 +94,12 @@ mod tests {
         let given = Listen::tcp(443).at(addr("10.1.0.1"));
         let others = peers(&[("b", &[WEB, given], &[])]);
         let owns = |listen, on, scope| others.owns(listen, addr(on), scope, &devices);
-        assert!(owns(WEB, "10.0.0.1", Scope::Inside));
-        assert!(!owns(WEB, "10.0.0.1", Scope::Everybody), "both have the address outside");
-        assert!(!owns(WEB, "10.1.0.1", Scope::Inside));
-        assert!(!owns(Listen::udp(80), "10.0.0.1", Scope::Inside));
-        assert!(owns(Listen::tcp(443), "10.1.0.1", Scope::Inside));
-        assert!(owns(Listen::tcp(443), "10.1.0.1", Scope::Everybody));
-        assert!(!owns(Listen::tcp(443), "10.0.0.1", Scope::Inside));
+        assert!(owns(WEB, "10.0.0.1", Scope::Internal));
+        assert!(!owns(WEB, "10.0.0.1", Scope::External), "both have the address outside");
+        assert!(!owns(WEB, "10.1.0.1", Scope::Internal));
+        assert!(!owns(Listen::udp(80), "10.0.0.1", Scope::Internal));
+        assert!(owns(Listen::tcp(443), "10.1.0.1", Scope::Internal));
+        assert!(owns(Listen::tcp(443), "10.1.0.1", Scope::External));
+        assert!(!owns(Listen::tcp(443), "10.0.0.1", Scope::Internal));
     }
 }

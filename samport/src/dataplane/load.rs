@@ -140,7 +140,7 @@ pub(super) static OBJECT: &[u8] =
 pub(super) const PROGRAMS: [&str; 21] = [
     "samport_forward",
     "samport_bridge",
-    "samport_inside",
+    "samport_hairpin",
     "samport_forward6",
     "samport_choose",
     "samport_slow_path",
@@ -169,7 +169,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
     (program::ICMP, "samport_icmp"),
     (program::REVERSE_FIRST, "samport_reverse_first"),
     (program::REVERSE_ICMP, "samport_reverse_icmp"),
-    (program::INSIDE, "samport_inside"),
+    (program::HAIRPIN, "samport_hairpin"),
     (program::LATER, "samport_later"),
     (program::RESET, "samport_reset"),
     (program::REFUSED, "samport_refused"),

@@ -253,7 +253,7 @@ fn packet(
     remarks: &mut Remarks,
 ) -> (Fate, Option<u32>) {
     let leaves = |verdict| (Fate::Leaves(verdict), None);
-    if door.is_outer && !matches!(Scope::from_byte(found.service.scope), Scope::Everybody) {
+    if door.is_outer && !matches!(Scope::from_byte(found.service.scope), Scope::External) {
         remarks
             .notes
             .push("served only to clients on this machine and in its containers".to_owned());

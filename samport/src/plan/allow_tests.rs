@@ -18,7 +18,7 @@ fn networks(list: &[&str]) -> Networks {
 /// Ports on an address of each family, and who may use them; everybody, if nobody is named.
 fn wish(ports: &[(Listen, Networks)]) -> Desired {
     let on: BTreeMap<IpAddr, Scope> = ["203.0.113.1", "2001:db8:1::1"]
-        .map(|addr| (addr.parse().unwrap(), Scope::Everybody))
+        .map(|addr| (addr.parse().unwrap(), Scope::External))
         .into();
     Desired {
         frontends: ports.iter().map(|(listen, _)| (*listen, on.clone())).collect(),

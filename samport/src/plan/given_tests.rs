@@ -29,7 +29,7 @@ fn wish(ports: &[(Listen, &[IpAddr])]) -> Desired {
         route_back: None,
     };
     let everybody =
-        |on: &[IpAddr]| on.iter().map(|addr| (*addr, Scope::Everybody)).collect::<BTreeMap<_, _>>();
+        |on: &[IpAddr]| on.iter().map(|addr| (*addr, Scope::External)).collect::<BTreeMap<_, _>>();
     Desired {
         frontends: ports.iter().map(|(listen, on)| (*listen, everybody(on))).collect(),
         backends: ports.iter().map(|(listen, _)| (backend(*listen), share.clone())).collect(),

@@ -47,7 +47,7 @@ fn wish(backends: &[(BackendKey, Share)]) -> Desired {
     let listens: BTreeSet<Listen> = backends.iter().map(|(key, _)| key.listen).collect();
     let on = |listen: &Listen| {
         let given_away = listen.addr.is_none() && listens.contains(&listen.at(VIP));
-        (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::Everybody))))
+        (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::External))))
     };
     Desired {
         frontends: listens.iter().map(on).collect(),
@@ -168,7 +168,7 @@ fn one_port_under_two_protocols_is_two_services_and_its_endpoint_two_sockets() {
     let changes = reach(&wish(&both), &mut actual);
     for listen in [Listen::tcp(53), Listen::udp(53)] {
         assert!(changes.contains(&Change::OpenPort(listen)));
-        assert_eq!(served(&actual, VIP, listen), Some(Scope::Everybody));
+        assert_eq!(served(&actual, VIP, listen), Some(Scope::External));
     }
     let ids: BTreeSet<_> = actual.frontends.values().map(|to| to.id).collect();
     assert_eq!(ids.len(), 2);
@@ -199,12 +199,12 @@ fn an_address_that_moves_to_an_interface_is_everybodys_in_one_step_and_back() {
             None => on.remove(&OTHER),
         };
         let changes = reach(&desired, actual);
-        assert_eq!(served(actual, VIP, listen), Some(Scope::Everybody));
+        assert_eq!(served(actual, VIP, listen), Some(Scope::External));
         assert_eq!(served(actual, OTHER, listen), scope);
         changes
     };
-    serve_other(Some(Scope::Inside), &mut actual);
-    for scope in [Scope::Everybody, Scope::Inside] {
+    serve_other(Some(Scope::Internal), &mut actual);
+    for scope in [Scope::External, Scope::Internal] {
         let changes = serve_other(Some(scope), &mut actual);
         let [Change::SetFrontend { addr: OTHER, to, .. }] = &changes[..] else {
             panic!("more than one step: {changes:?}")
@@ -221,7 +221,7 @@ fn where_there_is_no_room_for_both_the_old_address_goes_before_the_new_one_comes
     let mut desired = wish(&[(key(1, 80), active(1))]);
     reach(&desired, &mut actual);
     let on = desired.frontends.get_mut(&Listen::tcp(80)).unwrap();
-    *on = BTreeMap::from([(OTHER, Scope::Everybody)]);
+    *on = BTreeMap::from([(OTHER, Scope::External)]);
     let kinds: Vec<_> = reach(&desired, &mut actual).iter().map(kind).collect();
     assert_eq!(kinds, ["remove", "frontend"]);
 }

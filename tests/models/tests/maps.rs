@@ -34,7 +34,7 @@ fn wish(port: u16) -> Desired {
         route_back: None,
     };
     Desired {
-        frontends: [(listen, [([192, 0, 2, 1].into(), Scope::Everybody)].into())].into(),
+        frontends: [(listen, [([192, 0, 2, 1].into(), Scope::External)].into())].into(),
         backends: [(key, share)].into(),
         ..Desired::default()
     }

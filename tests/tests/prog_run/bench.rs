@@ -162,7 +162,7 @@ impl Bench {
         let to = Frontend {
             id: service(vip.port(), vip.is_ipv6()),
             region: Region { base: 0, len: 2 },
-            scope: Scope::Everybody,
+            scope: Scope::External,
             restricted: true,
             shared: false,
             policy: Policy::default(),
@@ -207,7 +207,7 @@ impl Bench {
         let to = Frontend {
             id,
             region: Region { base, len },
-            scope: Scope::Everybody,
+            scope: Scope::External,
             restricted: false,
             shared: false,
             policy,

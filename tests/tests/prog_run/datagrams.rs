@@ -46,7 +46,7 @@ impl Bench {
             let number = ServiceId::new(service).unwrap();
             let service = ServiceKey { listen: LISTEN, v6: vip.is_ipv6() };
             let region = Region { base, len: 2 };
-            let scope = Scope::Everybody;
+            let scope = Scope::External;
             let to = Frontend {
                 id: number,
                 region,

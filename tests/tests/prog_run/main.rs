@@ -92,7 +92,7 @@ fn programs_stay_below_their_instruction_ceilings() {
     const CEILINGS: [(&str, u32); 21] = [
         ("samport_forward", 15_000),
         ("samport_bridge", 15_000),
-        ("samport_inside", 15_000),
+        ("samport_hairpin", 15_000),
         ("samport_forward6", 40_000),
         ("samport_choose", 65_000),
         ("samport_slow_path", 130_000),

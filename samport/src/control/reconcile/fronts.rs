@@ -26,7 +26,7 @@ impl Reconciler {
             on.retain(|addr, scope| {
                 let is_left = self.left_alone.contains(&(*listen, *addr))
                     || peers.owns(*listen, *addr, *scope, devices)
-                    || (self.yielded.contains(listen) && *scope == Scope::Inside);
+                    || (self.yielded.contains(listen) && *scope == Scope::Internal);
                 !is_left
             });
         }

@@ -52,7 +52,7 @@ fn facts() -> Facts {
         slots: 2,
         affinity_ticks: 0,
         id: 1,
-        scope: Scope::Everybody as u8,
+        scope: Scope::External as u8,
         balance: Balance::Random as u8,
         flags: 0,
         pad: 0,
@@ -347,9 +347,9 @@ fn who_is_not_allowed_is_dropped_and_who_is_outside_is_not_served_inside() {
     let not_allowed = with(|found| found.allowed = false);
     let words = ["203.0.113.9 is in none of its networks → dropped (not-allowed)"];
     assert_leaves(not_allowed, Verdict::NotAllowed, &words);
-    let inside = with(|found| found.service.scope = Scope::Inside as u8);
+    let inside = with(|found| found.service.scope = Scope::Internal as u8);
     assert_leaves(inside, Verdict::NotOurs, &["clients on this machine and in its containers"]);
-    let mut bridge = with(|found| found.service.scope = Scope::Inside as u8);
+    let mut bridge = with(|found| found.service.scope = Scope::Internal as u8);
     (bridge.entry, bridge.source.routes) = (Entry::Device(door(BR0, "br0")), [via(BR0); 2]);
     assert_goes(bridge, &["web-1", "web-2"], &[]);
 }
@@ -385,7 +385,7 @@ fn what_is_not_served_says_what_is() {
 fn the_machine_itself_connects_to_a_backend() {
     let mut here = with(|found| {
         found.allowed = false;
-        found.service.scope = Scope::Inside as u8;
+        found.service.scope = Scope::Internal as u8;
         found.members.get_mut(&2).unwrap().known.backend.forward_mode = ForwardMode::Child as u8;
     });
     here.entry = Entry::Call(true);

@@ -138,7 +138,7 @@ const WEB: Listen = Listen::tcp(80);
 fn desired(size: u32, balance: Balance) -> Desired {
     let front: IpAddr = Ipv4Addr::new(192, 0, 2, 1).into();
     Desired {
-        frontends: BTreeMap::from([(WEB, BTreeMap::from([(front, Scope::Everybody)]))]),
+        frontends: BTreeMap::from([(WEB, BTreeMap::from([(front, Scope::External)]))]),
         policies: BTreeMap::from([(WEB, Policy { balance, ..Policy::default() })]),
         backends: (0..size).map(backend).collect(),
         ..Desired::default()

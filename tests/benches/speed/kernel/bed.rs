@@ -156,7 +156,7 @@ fn set_frontend(dataplane: &mut Dataplane, region: Region, restricted: bool) -> 
     let to = Frontend {
         id: service()?,
         region,
-        scope: Scope::Everybody,
+        scope: Scope::External,
         restricted,
         shared: false,
         policy: Policy::default(),
