@@ -37,13 +37,13 @@ pub fn backends(view: &ControlView, counted: &CountersByBackend, now: Instant) -
     let report = |(one, share): (&BackendView, u32)| {
         let counters = counters(one);
         Backend {
-            service: one.seat.listen.to_string(),
+            service: one.backend_ref.listen.to_string(),
             service_name: one.service.clone(),
             group: one.group.as_ref().map(|group| group.name.clone()),
             group_weight: one.group.as_ref().map(|group| group.weight),
             name: one.name.clone(),
-            id: one.seat.id.clone(),
-            address: one.seat.endpoint.to_string(),
+            id: one.backend_ref.id.clone(),
+            address: one.backend_ref.endpoint.to_string(),
             state: one.state.name().to_owned(),
             weight: one.weight,
             via: one.via.clone(),
@@ -59,7 +59,7 @@ pub fn backends(view: &ControlView, counted: &CountersByBackend, now: Instant) -
 }
 
 fn pool(one: &BackendView) -> Pool {
-    (one.seat.listen, one.seat.endpoint.is_ipv6())
+    (one.backend_ref.listen, one.backend_ref.endpoint.is_ipv6())
 }
 
 /// What each backend counts when new flows are shared out, relative to the others of its pool.
@@ -120,7 +120,8 @@ pub fn health(
 ) -> Health {
     let of = |listen: Listen| {
         let active = view.backends.iter().filter(|one| one.state == State::Active);
-        let ids = active.filter(|one| one.seat.listen == listen).map(|one| &one.seat.id);
+        let ids =
+            active.filter(|one| one.backend_ref.listen == listen).map(|one| &one.backend_ref.id);
         ids.collect::<BTreeSet<_>>().len()
     };
     let healthy = match service {
@@ -140,7 +141,7 @@ mod tests {
     fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> BackendView {
         let endpoint = endpoint.parse().unwrap();
         BackendView {
-            seat: BackendRef { listen: Listen::tcp(80), id: id.into(), endpoint },
+            backend_ref: BackendRef { listen: Listen::tcp(80), id: id.into(), endpoint },
             name: id.into(),
             service: None,
             group: None,

@@ -208,7 +208,7 @@ async fn health(
 impl AppState {
     async fn carry_out(&self, order: OperatorCommand) -> Result<Json<types::Backends>, ApiError> {
         let about = self.control.order(order).await?;
-        self.report(|seat| about.contains(seat)).await
+        self.report(|backend_ref| about.contains(backend_ref)).await
     }
 
     async fn report(
@@ -221,8 +221,9 @@ impl AppState {
             aside(move || count(&instance, &view)).await?
         };
         let all = report::backends(&view, &counted, Instant::now());
-        let seats = view.backends.iter().map(|one| is_meant(&one.seat));
-        let backends = all.into_iter().zip(seats).filter_map(|(one, meant)| meant.then_some(one));
+        let backend_refs = view.backends.iter().map(|one| is_meant(&one.backend_ref));
+        let backends =
+            all.into_iter().zip(backend_refs).filter_map(|(one, meant)| meant.then_some(one));
         let backends = backends.collect();
         Ok(Json(types::Backends { schema: SCHEMA, instance, running: true, backends }))
     }

@@ -1,4 +1,4 @@
-//! The operator's seat: what is known of every backend, served or not, and the way of an order from the
+//! The control handle: what is known of every backend, served or not, and the way of an order from the
 //! control socket into the reconcile loop and of its answer back.
 
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl From<&BackendKey> for BackendRef {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BackendView {
     /// Which one.
-    pub seat: BackendRef,
+    pub backend_ref: BackendRef,
     /// Name of its container.
     pub name: String,
     /// What its service is called, if it is called something.
@@ -95,7 +95,7 @@ impl ControlView {
         let seated = |backend: &crate::system::instance::BackendRecord| {
             let endpoint = backend.endpoint.parse().ok()?;
             Some(BackendView {
-                seat: BackendRef { listen: backend.port, id: String::new(), endpoint },
+                backend_ref: BackendRef { listen: backend.port, id: String::new(), endpoint },
                 name: backend.name.clone(),
                 service: service(backend.port),
                 group: None,

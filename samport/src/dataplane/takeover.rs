@@ -152,7 +152,7 @@ impl Dataplane {
             .try_for_each(|link| self.pins.remove_link(link))
     }
 
-    /// What the maps say, and where programs sit.
+    /// What the maps say, and where programs are attached.
     ///
     /// # Errors
     /// If a map cannot be read.

@@ -1,8 +1,8 @@
 //! What would become of a packet, and why: by the same functions the kernel's programs decide by. Pure; what
 //! it goes by is gathered elsewhere.
 
-mod draw;
 mod render;
+mod select;
 mod source;
 
 use std::collections::BTreeMap;
@@ -24,10 +24,10 @@ use samport_common::wire::tcp::Flags;
 use crate::dataplane::map_reader::Known;
 use crate::model::encode::wide;
 use crate::model::ports::Listen;
-use draw::{Drawing, Drawn};
+use select::{Selected, Selection};
 
-pub use draw::Fitness;
 pub use render::{document, lines};
+pub use select::Fitness;
 pub use source::{Refused, SourceDevice, SourceFacts};
 
 /// Whose packet it is, and where it goes.
@@ -401,9 +401,9 @@ fn new_flow(
     let hash =
         |seed: &Seed| crate::dataplane::map_reader::hash(seed, facts.question.client, with_port);
     let hash = facts.hash_seed.as_ref().map(hash);
-    let drawing = Drawing { balance, slots: &found.slots, hash, first, turn: found.turn };
-    match draw::draw(&drawing, fitness, |id| load(found, id)) {
-        Some(Drawn { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
+    let selection = Selection { balance, slots: &found.slots, hash, first, turn: found.turn };
+    match select::select(&selection, fitness, |id| load(found, id)) {
+        Some(Selected { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
         // A silent backend is better than none.
         None if unwanted.is_some() => {
             let shares = unwanted.map(|id| (id, 1.0)).into_iter().collect();
@@ -480,9 +480,9 @@ fn call(facts: &Facts, found: &DialledService) -> (Fate, Option<u32>) {
     }
     let balance = Balance::from_byte(found.service.balance);
     let hash = (balance == Balance::SourceHash).then_some(0);
-    let drawing = Drawing { balance, slots: &found.slots, hash, first: 0, turn: found.turn };
-    match draw::draw(&drawing, fitness, |id| load(found, id)) {
-        Some(Drawn { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
+    let selection = Selection { balance, slots: &found.slots, hash, first: 0, turn: found.turn };
+    match select::select(&selection, fitness, |id| load(found, id)) {
+        Some(Selected { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
         None => (Fate::Leaves(Verdict::LocalNoBackend), None),
     }
 }

@@ -108,7 +108,7 @@ pub struct KernelContents {
     pub allowed: BTreeSet<(ServiceId, IpNet)>,
     /// Ports that are looked at.
     pub ports: BTreeSet<Listen>,
-    /// Programs that sit on devices.
+    /// Programs that are attached to devices.
     pub attached: BTreeSet<(Role, u32)>,
     /// What the programs know of devices.
     pub devices: BTreeMap<u32, DeviceInfo>,

@@ -182,7 +182,7 @@ pub struct Desired {
     pub own: BTreeSet<IpAddr>,
 }
 
-/// Where a program sits.
+/// Where a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Forward, at ingress of an interface clients come in by.

@@ -96,7 +96,7 @@ fn backends(
     let mut all: BTreeMap<Who, BackendSample> = BTreeMap::new();
     for one in &view.backends {
         let counted = one.index.map(&counted).transpose()?;
-        let who = Who { service: one.seat.listen.to_string(), backend: one.name.clone() };
+        let who = Who { service: one.backend_ref.listen.to_string(), backend: one.name.clone() };
         all.entry(who).or_default().take_in(one, counted);
     }
     Ok(all)
@@ -144,7 +144,7 @@ mod tests {
     fn seated(name: &str, endpoint: &str, index: Option<u32>, state: State) -> BackendView {
         let endpoint = endpoint.parse().unwrap();
         BackendView {
-            seat: BackendRef { listen: Listen::tcp(80), id: name.into(), endpoint },
+            backend_ref: BackendRef { listen: Listen::tcp(80), id: name.into(), endpoint },
             name: name.into(),
             service: None,
             group: None,

@@ -43,7 +43,7 @@ impl Fixture {
         desired.backends.into_values().map(|share| share.name).collect()
     }
 
-    fn seat() -> BackendRef {
+    fn backend_ref() -> BackendRef {
         BackendRef::from(&candidate(1))
     }
 }
@@ -66,11 +66,11 @@ const DRAINS: [State; 2] = [State::Draining, State::Active];
 fn who_drains_goes_down_when_its_time_is_over() {
     let mut fixture = Fixture::new();
     assert_eq!(fixture.after(Duration::ZERO, &DRAINS), ["web-1", "web-2"]);
-    assert_eq!(fixture.drains.until(&Fixture::seat()), Some(fixture.begin + LIMIT));
+    assert_eq!(fixture.drains.until(&Fixture::backend_ref()), Some(fixture.begin + LIMIT));
     assert_eq!(fixture.after(LIMIT / 2, &DRAINS), ["web-1", "web-2"]);
     assert!(fixture.drains.any());
     assert_eq!(fixture.after(LIMIT, &DRAINS), ["web-2"]);
-    assert!(!fixture.drains.any() && fixture.drains.down().contains_key(&Fixture::seat()));
+    assert!(!fixture.drains.any() && fixture.drains.down().contains_key(&Fixture::backend_ref()));
     // And stays so, whatever time it is given.
     assert_eq!(fixture.after(LIMIT + LOOK, &DRAINS), ["web-2"]);
 }
@@ -93,7 +93,7 @@ fn its_provider_ends_a_drain_of_its_own() {
     for time in [Duration::ZERO, LIMIT, 100 * LIMIT] {
         assert_eq!(fixture.after(time, &DRAINS).len(), 2);
     }
-    assert_eq!(fixture.drains.until(&Fixture::seat()), None);
+    assert_eq!(fixture.drains.until(&Fixture::backend_ref()), None);
     fixture.open = Some(0);
     assert_eq!(fixture.after(101 * LIMIT, &DRAINS), ["web-2"]);
 }
@@ -117,7 +117,7 @@ fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
     for time in [Duration::ZERO, LIMIT, 2 * LIMIT] {
         assert_eq!(fixture.after(time, &all).len(), 2);
         assert!(!fixture.drains.any(), "nothing to wait for");
-        assert_eq!(fixture.drains.until(&Fixture::seat()), None);
+        assert_eq!(fixture.drains.until(&Fixture::backend_ref()), None);
     }
     // Not even one that has no time at all.
     fixture.ending = Ending::EmptyOrAfter(Duration::ZERO);

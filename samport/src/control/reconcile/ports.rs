@@ -51,7 +51,7 @@ fn served(view: &ControlView) -> Vec<Listen> {
     let is_own = |listen: &Listen| {
         view.backends.iter().any(|one| {
             let is_on_host = one.via.as_deref() == Some("stack");
-            is_on_host && one.seat.endpoint.port() == listen.port
+            is_on_host && one.backend_ref.endpoint.port() == listen.port
         })
     };
     view.services.keys().filter(|listen| !is_own(listen)).copied().collect()

@@ -11,7 +11,7 @@ use crate::system::instance::{BackendRecord, ServiceRecord};
 pub(super) fn service_records(desired: &Desired, view: &ControlView) -> Vec<ServiceRecord> {
     let record = |listen| {
         let policy = desired.policies.get(listen).copied().unwrap_or_default();
-        let mut named = view.backends.iter().filter(|one| one.seat.listen == *listen);
+        let mut named = view.backends.iter().filter(|one| one.backend_ref.listen == *listen);
         ServiceRecord {
             listen: *listen,
             name: named.find_map(|one| one.service.clone()),

@@ -6,7 +6,7 @@ use samport_common::choose::{self, Balance, Load};
 use samport_common::failover::MAX_RETRIES;
 
 /// Draws for one packet, at most: the kernel's limit of tail calls, less the two that lead there.
-const DRAWS: u32 = 31;
+const ATTEMPTS: u32 = 31;
 /// Backends up to which those with fewer connections are compared one by one.
 const MOST_COMPARED: usize = 1_024;
 
@@ -23,7 +23,7 @@ pub enum Fitness {
 
 /// A draw that is to be made.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Drawing<'a> {
+pub(super) struct Selection<'a> {
     pub(super) balance: Balance,
     /// The service's table.
     pub(super) slots: &'a [u32],
@@ -37,7 +37,7 @@ pub(super) struct Drawing<'a> {
 
 /// What comes of it.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct Drawn {
+pub(super) struct Selected {
     /// Who may get the flow, and how probable that is; one alone is certain.
     pub(super) shares: Vec<(u32, f64)>,
     /// Whose turn is next.
@@ -45,24 +45,24 @@ pub(super) struct Drawn {
 }
 
 /// Who gets the flow. None if nobody can.
-pub(super) fn draw(
-    drawing: &Drawing,
+pub(super) fn select(
+    selection: &Selection,
     fitness: impl Fn(u32) -> Fitness,
     load: impl Fn(u32) -> Load,
-) -> Option<Drawn> {
-    if let (true, Some(hash)) = (drawing.balance.is_by_hash(), drawing.hash) {
-        let one = by_hash(drawing, hash, &fitness)?;
-        return Some(Drawn { shares: vec![(one, 1.0)], next: None });
+) -> Option<Selected> {
+    if let (true, Some(hash)) = (selection.balance.is_by_hash(), selection.hash) {
+        let one = by_hash(selection, hash, &fitness)?;
+        return Some(Selected { shares: vec![(one, 1.0)], next: None });
     }
     let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
-    for id in drawing.slots {
+    for id in selection.slots {
         *counts.entry(*id).or_default() += 1;
     }
     let best = counts.keys().map(|id| fitness(*id)).max().filter(|best| *best > Fitness::Unfit)?;
-    let next = (drawing.balance == Balance::RoundRobin)
-        .then(|| whose_turn(drawing, |id| fitness(id) == best))
+    let next = (selection.balance == Balance::RoundRobin)
+        .then(|| whose_turn(selection, |id| fitness(id) == best))
         .flatten();
-    let mut shares = match drawing.balance {
+    let mut shares = match selection.balance {
         Balance::LeastConn if counts.len() <= MOST_COMPARED => of_two(&counts, load),
         _ => counts.iter().map(|(id, count)| (*id, parts(*count))).collect(),
     };
@@ -71,15 +71,15 @@ pub(super) fn draw(
     for (_, share) in &mut shares {
         *share /= whole;
     }
-    Some(Drawn { shares, next })
+    Some(Selected { shares, next })
 }
 
 /// The backend that a client's hash leads to: where it may not go, another hash of it leads on.
-fn by_hash(drawing: &Drawing, hash: u32, fitness: impl Fn(u32) -> Fitness) -> Option<u32> {
-    let len = u32::try_from(drawing.slots.len()).ok()?;
-    (drawing.first..DRAWS).find_map(|attempt| {
+fn by_hash(selection: &Selection, hash: u32, fitness: impl Fn(u32) -> Fitness) -> Option<u32> {
+    let len = u32::try_from(selection.slots.len()).ok()?;
+    (selection.first..ATTEMPTS).find_map(|attempt| {
         let slot = choose::slot(choose::rehash(hash, attempt), len)?;
-        let id = *drawing.slots.get(slot as usize)?;
+        let id = *selection.slots.get(slot as usize)?;
         let takes = match fitness(id) {
             Fitness::Fit => true,
             Fitness::Suspect => attempt >= MAX_RETRIES,
@@ -89,10 +89,10 @@ fn by_hash(drawing: &Drawing, hash: u32, fitness: impl Fn(u32) -> Fitness) -> Op
     })
 }
 
-fn whose_turn(drawing: &Drawing, may: impl Fn(u32) -> bool) -> Option<u32> {
-    let len = drawing.slots.len();
-    let first = usize::try_from(drawing.turn.checked_rem(len as u64)?).ok()?;
-    drawing.slots.iter().cycle().skip(first).take(len).copied().find(|id| may(*id))
+fn whose_turn(selection: &Selection, may: impl Fn(u32) -> bool) -> Option<u32> {
+    let len = selection.slots.len();
+    let first = usize::try_from(selection.turn.checked_rem(len as u64)?).ok()?;
+    selection.slots.iter().cycle().skip(first).take(len).copied().find(|id| may(*id))
 }
 
 /// How probable it is for each to be the better one of two that are drawn.
@@ -118,8 +118,8 @@ const fn parts(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn drawing(balance: Balance, slots: &[u32]) -> Drawing<'_> {
-        Drawing { balance, slots, hash: Some(0x8000_0000), first: 0, turn: 0 }
+    fn selection(balance: Balance, slots: &[u32]) -> Selection<'_> {
+        Selection { balance, slots, hash: Some(0x8000_0000), first: 0, turn: 0 }
     }
 
     fn idle(_: u32) -> Load {
@@ -128,29 +128,30 @@ mod tests {
 
     #[test]
     fn who_is_drawn_has_its_part_of_the_slots() {
-        let drawn = draw(&drawing(Balance::Random, &[1, 1, 1, 2]), |_| Fitness::Fit, idle).unwrap();
-        assert_eq!(drawn.shares, [(1, 0.75), (2, 0.25)]);
+        let selected =
+            select(&selection(Balance::Random, &[1, 1, 1, 2]), |_| Fitness::Fit, idle).unwrap();
+        assert_eq!(selected.shares, [(1, 0.75), (2, 0.25)]);
     }
 
     #[test]
     fn the_part_of_who_may_not_falls_to_the_others() {
         let of =
             |id: u32| [Fitness::Unfit, Fitness::Fit, Fitness::Suspect, Fitness::Fit][id as usize];
-        let drawn = draw(&drawing(Balance::Random, &[0, 1, 1, 1, 2, 3]), of, idle).unwrap();
-        assert_eq!(drawn.shares, [(1, 0.75), (3, 0.25)]);
-        let suspects = draw(&drawing(Balance::Random, &[0, 2]), of, idle).unwrap();
+        let selected = select(&selection(Balance::Random, &[0, 1, 1, 1, 2, 3]), of, idle).unwrap();
+        assert_eq!(selected.shares, [(1, 0.75), (3, 0.25)]);
+        let suspects = select(&selection(Balance::Random, &[0, 2]), of, idle).unwrap();
         assert_eq!(suspects.shares, [(2, 1.0)], "better than nobody");
-        assert_eq!(draw(&drawing(Balance::Random, &[0]), of, idle), None);
-        assert_eq!(draw(&drawing(Balance::Random, &[]), of, idle), None);
+        assert_eq!(select(&selection(Balance::Random, &[0]), of, idle), None);
+        assert_eq!(select(&selection(Balance::Random, &[]), of, idle), None);
     }
 
     #[test]
     fn a_hash_leads_to_one_and_on_to_another_if_that_may_not() {
         let slots: Vec<u32> = (0..100).collect();
-        let one = draw(&drawing(Balance::Maglev, &slots), |_| Fitness::Fit, idle).unwrap();
+        let one = select(&selection(Balance::Maglev, &slots), |_| Fitness::Fit, idle).unwrap();
         assert_eq!(one.shares, [(50, 1.0)], "the middle of all hashes is in the middle slot");
         let but = |id| if id == 50 { Fitness::Unfit } else { Fitness::Fit };
-        let other = draw(&drawing(Balance::Maglev, &slots), but, idle).unwrap();
+        let other = select(&selection(Balance::Maglev, &slots), but, idle).unwrap();
         let rehashed = choose::slot(choose::rehash(0x8000_0000, 1), 100).unwrap();
         assert_eq!(other.shares, [(rehashed, 1.0)]);
     }
@@ -158,17 +159,17 @@ mod tests {
     #[test]
     fn who_has_failed_is_taken_when_patience_is_lost() {
         let slots = [7];
-        let drawn = draw(&drawing(Balance::SourceHash, &slots), |_| Fitness::Suspect, idle);
-        assert_eq!(drawn.unwrap().shares, [(7, 1.0)]);
-        assert_eq!(draw(&drawing(Balance::SourceHash, &slots), |_| Fitness::Unfit, idle), None);
+        let selected = select(&selection(Balance::SourceHash, &slots), |_| Fitness::Suspect, idle);
+        assert_eq!(selected.unwrap().shares, [(7, 1.0)]);
+        assert_eq!(select(&selection(Balance::SourceHash, &slots), |_| Fitness::Unfit, idle), None);
     }
 
     #[test]
     fn turns_say_who_is_next() {
         let slots = [1, 2, 3];
-        let turn = |turn| Drawing { turn, ..drawing(Balance::RoundRobin, &slots) };
+        let turn = |turn| Selection { turn, ..selection(Balance::RoundRobin, &slots) };
         let fit = |_| Fitness::Fit;
-        let next = |at, fitness: fn(u32) -> Fitness| draw(&turn(at), fitness, idle).unwrap().next;
+        let next = |at, fitness: fn(u32) -> Fitness| select(&turn(at), fitness, idle).unwrap().next;
         assert_eq!((next(0, fit), next(4, fit), next(5, fit)), (Some(1), Some(2), Some(3)));
         let not_2 = |id| if id == 2 { Fitness::Unfit } else { Fitness::Fit };
         assert_eq!(next(4, not_2), Some(3));
@@ -177,9 +178,11 @@ mod tests {
     #[test]
     fn of_two_that_are_drawn_the_less_busy_one_is_better() {
         let load = |id| Load { open: id, weight: 1 };
-        let drawn = draw(&drawing(Balance::LeastConn, &[1, 2]), |_| Fitness::Fit, load).unwrap();
-        assert_eq!(drawn.shares, [(1, 0.75), (2, 0.25)], "2 only if it is drawn twice");
-        let drawn = draw(&drawing(Balance::LeastConn, &[1, 2]), |_| Fitness::Fit, idle).unwrap();
-        assert_eq!(drawn.shares, [(1, 0.5), (2, 0.5)]);
+        let selected =
+            select(&selection(Balance::LeastConn, &[1, 2]), |_| Fitness::Fit, load).unwrap();
+        assert_eq!(selected.shares, [(1, 0.75), (2, 0.25)], "2 only if it is drawn twice");
+        let selected =
+            select(&selection(Balance::LeastConn, &[1, 2]), |_| Fitness::Fit, idle).unwrap();
+        assert_eq!(selected.shares, [(1, 0.5), (2, 0.5)]);
     }
 }
