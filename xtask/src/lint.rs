@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Bpf, Level};
-use crate::sh;
+use crate::{old_names, sh};
 
 /// Check the formatting and what crates may be used (deny.toml), and run clippy, for the host and for the kernel's target
 #[derive(clap::Args)]
@@ -32,7 +32,8 @@ pub fn run(bpf: &Bpf) -> Result<Vec<anyhow::Error>> {
     let failure = |(name, mut command): (&str, Command)| {
         sh::run(&mut command).with_context(|| format!("lint: {name}")).err()
     };
-    Ok(checks.into_iter().filter_map(failure).collect())
+    let old_names = old_names::check().context("lint: names that are gone").err();
+    Ok(old_names.into_iter().chain(checks.into_iter().filter_map(failure)).collect())
 }
 
 fn formatting() -> Command {

@@ -16,6 +16,7 @@ mod fuzz;
 #[cfg(test)]
 mod layers;
 mod lint;
+mod old_names;
 mod package;
 mod pictures;
 mod prebuilt;
