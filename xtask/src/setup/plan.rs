@@ -122,7 +122,7 @@ impl Plan {
                     self.packages.extend(packages.into_iter().map(|name| (name, PURPOSE)));
                 }
                 bpf::ToolchainSource::AddSource(nightly) => {
-                    self.steps.push(Step::AddSource(nightly))
+                    self.steps.push(Step::AddSource(nightly));
                 }
                 bpf::ToolchainSource::Nightly => self.steps.push(Step::Nightly),
             }
