@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability};
 use nix::unistd::{Gid, Uid, User as Account, getgrouplist};
-use rustix::fs::Mode;
+use rustix::fs::{Access, Mode};
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread;
 
@@ -75,6 +76,23 @@ impl User {
             );
             self.groups.push(gid);
         }
+    }
+
+    /// To be called as the user: whether it may connect to a socket. One that is not there yet may be made for it.
+    ///
+    /// # Errors
+    /// [`Exit::Privileges`] if it may not, with the ways out.
+    pub fn require_access_to(&self, socket: &Path) -> Result<()> {
+        let error = match rustix::fs::access(socket, Access::WRITE_OK) {
+            Err(error @ (Errno::ACCESS | Errno::PERM)) => error,
+            Ok(()) | Err(_) => return Ok(()),
+        };
+        let (name, socket) = (&self.name, socket.display());
+        let message = format!(
+            "user {name} cannot connect to {socket}: {error}; give a group of its own to the socket (SocketGroup= of its systemd unit), use \
+             a socket proxy, or take out --user (key user)"
+        );
+        Err(coded(Exit::Privileges, message))
     }
 
     /// Gives the user folders that all instances share, and what is in them: at an upgrade they are root's.

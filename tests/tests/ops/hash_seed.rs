@@ -51,8 +51,9 @@ fn without_a_word_it_is_kept_in_var_lib_for_its_owner_alone() {
 fn where_that_is_read_only_it_is_in_run_and_a_line_says_so() {
     let lab = lab(1);
     let _servers = lab.serve(80).unwrap();
-    // All of /run: a folder of it that others may remove is no good place to mount something.
-    let mounts = "mount -t tmpfs -o ro none /var/lib && mount -t tmpfs none /run";
+    // All of /run: a folder of it that others may remove is no good place to mount something. And pins that nobody sees
+    // whose /run does not say that they are in use: `samport clean` of another test would remove them.
+    let mounts = "mount -t tmpfs -o ro none /var/lib && mount -t tmpfs none /run && mount -t bpf none /sys/fs/bpf";
     let daemon = with_mounts(&lab, mounts);
     let line = daemon.wait_for_line(NOT_KEPT, TIMEOUT).text;
     for part in [USUAL, "Read-only file system", "--hash-seed-file"] {

@@ -132,6 +132,9 @@ fn a_backend_without_a_bridge_keeps_its_way_while_its_link_is_down() {
             assert_peers(&lab, "started with the link down");
         }
         set(&lab, "alt0", "up");
+        // Whoever makes the route again needs a moment for it.
+        thread::sleep(A_WHILE);
+        assert_peers(&lab, "with the link up, and no route yet");
         host.ip(&lead).unwrap();
         assert_eq!(kept.get("/").unwrap().backend, "web-1", "killed: {is_killed}");
         thread::sleep(A_WHILE);

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use samport_tests::daemon::{Daemon, HASH_SEED_FILE, samport_binary};
 use samport_tests::load::ask;
 use samport_tests::served::TARGET;
-use samport_tests::traces::{alone, assert_traces, traces};
-use samport_tests::{Lab, eventually};
+use samport_tests::traces::{assert_traces, traces};
+use samport_tests::{Lab, eventually, own_mounts};
 
 use crate::lab;
 use crate::service::{as_the_unit, unit};
@@ -90,6 +90,14 @@ fn ours() -> BTreeSet<PathBuf> {
     found
 }
 
+/// The number of a user of this machine.
+fn uid_of(name: &str) -> Option<u32> {
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let mut fields = users.lines().map(|line| line.split(':'));
+    let mut found = fields.find(|fields| fields.clone().next() == Some(name))?;
+    found.nth(2)?.parse().ok()
+}
+
 /// The unit's own command line, with its own capabilities.
 fn start(lab: &Lab) -> Daemon {
     let wrapper = as_the_unit();
@@ -104,14 +112,19 @@ fn start(lab: &Lab) -> Daemon {
 /// Case 85.
 #[test]
 fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
+    // Its user has the folders that all instances of a machine share; and removing the package cleans up after killed ones.
+    own_mounts::run(works_until_nothing_stays);
+}
+
+fn works_until_nothing_stays() {
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = [1, 2].map(|revision| make(folder.path(), revision));
-    // Removing the package cleans up after killed ones, everywhere.
-    let _alone = alone();
     assert_eq!(version(), None, "samport is installed on this machine: the test would remove it");
     let lab = lab(1);
     let _servers = lab.serve(TARGET).unwrap();
     let (before, files) = (traces(lab.host()), ours());
+    // As systemd mounts it.
+    fs::set_permissions("/sys/fs/bpf", fs::Permissions::from_mode(0o700)).unwrap();
 
     let installed = Installed;
     let said = dpkg(&["--install", first.to_str().unwrap()]);
@@ -121,6 +134,7 @@ fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
         "/usr/bin/samport",
         UNIT,
         CONFIGURATION,
+        "/usr/lib/sysusers.d/samport.conf",
         "/usr/share/man/man1/samport.1.gz",
         "/usr/share/man/man1/samport-run.1.gz",
         "/usr/share/bash-completion/completions/samport",
@@ -139,11 +153,13 @@ fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
 
     let backend = lab.backends()[0].v4(TARGET);
     let mine = format!(
-        "iface = [\"eth0\"]\nport = [\"80:9090\"]\nprovider = [\"static\"]\n\n[[backend]]\naddress = \"{backend}\"\n"
+        "user = \"samport\"\niface = [\"eth0\"]\nport = [\"80:9090\"]\nprovider = [\"static\"]\n\n[[backend]]\naddress = \"{backend}\"\n"
     );
     fs::write(CONFIGURATION, &mine).unwrap();
     let daemon = start(&lab);
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
+    let process = fs::metadata(format!("/proc/{}", daemon.pid())).unwrap();
+    assert_eq!(uid_of("samport"), Some(process.uid()), "the package's user");
     dpkg(&["--install", second.to_str().unwrap()]);
     assert!(version().unwrap().contains("-2 "), "{:?}", version());
     assert_eq!(fs::read_to_string(CONFIGURATION).unwrap(), mine);
@@ -163,6 +179,9 @@ fn the_package_works_from_its_installation_to_its_purge_and_nothing_stays() {
     assert_eq!(version(), None);
     drop(installed);
     assert!(!Path::new(STATE).exists());
+    assert_eq!(uid_of("samport"), None, "the package's user");
+    let bpffs = fs::metadata("/sys/fs/bpf").unwrap();
+    assert_eq!((bpffs.mode() & 0o777, bpffs.gid()), (0o700, 0));
     assert_eq!(ours(), files);
     assert_traces(lab.host(), &before);
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -153,4 +154,25 @@ fn a_user_that_is_none_is_named() {
     let lab = lab(1);
     let args = ["run", "-i", "eth0", "-p", "80", "--backend", "172.30.0.10", "--user", "no-such"];
     crate::ended(lab.host(), &args).assert(2, &["\"no-such\"", "adduser", "--user"]);
+}
+
+/// An engine whose socket is root's alone, as Podman's: said at the start, and nothing is attached.
+#[test]
+fn a_socket_that_the_user_may_not_open_is_named_with_the_ways_out() {
+    let (lab, mounts) = (lab(1), Mounts::new());
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = folder.path().join("podman.sock");
+    let _engine = UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o660)).unwrap();
+    let endpoint = format!("unix://{}", socket.display());
+    let args = ["run", "-i", "eth0", "-p", "80", "--provider", "podman", "--endpoint", &endpoint];
+    let refused = mounts.samport(&lab, &[&args[..], &["--user", USER]].concat());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(5), "{said}");
+    let named = socket.display().to_string();
+    for word in [&named, "user daemon", "SocketGroup=", "--user"] {
+        assert!(said.contains(word), "no {word} in {said}");
+    }
+    assert_eq!(mounts.owners("/sys/fs/bpf/samport"), BTreeSet::from([(UID, 0o700)]), "a pin");
 }

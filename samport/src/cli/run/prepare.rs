@@ -71,9 +71,11 @@ fn go_on_as(name: &str, config: &Config) -> Result<SeedFile> {
     let mut user = User::named(name)?;
     user::require()?;
     privileges::require()?;
+    let mut sockets = Vec::new();
     for provider in &config.providers {
         if let Some(socket) = provider.socket()? {
             user.join_group_of(&socket);
+            sockets.push(socket);
         }
     }
     pins::ensure_mounted()?;
@@ -85,6 +87,7 @@ fn go_on_as(name: &str, config: &Config) -> Result<SeedFile> {
     }
     let hash_seed = hash_seed::open(config.hash_seed_file.as_deref())?;
     user.become_it()?;
+    sockets.iter().try_for_each(|socket| user.require_access_to(socket))?;
     Ok(hash_seed)
 }
 

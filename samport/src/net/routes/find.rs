@@ -14,6 +14,18 @@ use crate::plan::Route;
 /// with the link, and what is left may be the default route. Longer than a link flaps and than samport takes to start.
 pub(super) const HOLD: Duration = Duration::from_mins(1);
 
+/// The same where the veth is up: whoever takes the route away and makes it again, as after a link has come back, needs a
+/// moment for it.
+pub(super) const HOLD_UP: Duration = Duration::from_secs(5);
+
+/// Why a backend stays behind a veth although the kernel's route leads elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Held {
+    /// Since when, or since the link has gone down or come back.
+    since: Instant,
+    is_up: bool,
+}
+
 /// A route, and what it was found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct FoundRoute {
@@ -24,8 +36,8 @@ pub(super) struct FoundRoute {
     pub(super) place: Option<HostDevice>,
     /// How many changes the kernel had told of then.
     pub(super) at: u64,
-    /// Since when it is there only because its link is down.
-    pub(super) held: Option<Instant>,
+    /// Set if the kernel's route leads elsewhere.
+    pub(super) held: Option<Held>,
 }
 
 /// What has come of looking for a backend.
@@ -65,7 +77,7 @@ impl Question {
             match is_elsewhere.await {
                 Ok(false) => return Outcome::Found(FoundRoute { at, held: None, ..known }),
                 Ok(true) => {
-                    if let Some(held) = known.held_since(Instant::now(), &network.devices) {
+                    if let Some(held) = known.held(Instant::now(), &network.devices) {
                         let now = find(addr, reach, network, at).await;
                         // It may be behind another veth all the same.
                         let other = now.ok().filter(|now| matches!(now.route, Route::Peer(_)));
@@ -111,13 +123,15 @@ impl FoundRoute {
         Ok(now.is_some_and(|now| (now.ifindex, now.mac) != (before.ifindex, before.mac)))
     }
 
-    /// Since when it stays behind a veth that is down, if it still does: the link may come back.
-    fn held_since(&self, now: Instant, devices: &netlink::Devices) -> Option<Instant> {
+    /// Whether it stays behind its veth for now: the link may come back, and then the route.
+    fn held(&self, now: Instant, devices: &netlink::Devices) -> Option<Held> {
         let Route::Peer(place) = self.route else { return None };
         let is_down = |ifindex: u32| devices.get(&ifindex).is_some_and(|device| !device.is_running);
-        let since = self.held.unwrap_or(now);
-        let is_held = is_down(place.ifindex) || self.device.is_some_and(is_down);
-        (is_held && now.duration_since(since) < HOLD).then_some(since)
+        let is_up = !is_down(place.ifindex) && !self.device.is_some_and(is_down);
+        let held = self.held.filter(|held| held.is_up == is_up);
+        let held = held.unwrap_or(Held { since: now, is_up });
+        let limit = if is_up { HOLD_UP } else { HOLD };
+        (now.duration_since(held.since) < limit).then_some(held)
     }
 }
 
@@ -210,25 +224,30 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_held_behind_a_link_that_is_down_but_not_for_ever() {
+    fn a_backend_is_held_behind_its_veth_but_not_for_ever() {
         let place = HostDevice { ifindex: VETH, mac: [2; 6], polls: false };
         let route = Route::Peer(place);
         let found =
             FoundRoute { route, device: Some(BRIDGE), place: Some(place), at: 1, held: None };
         let now = Instant::now();
-        for (veth, bridge, expected) in
-            [(true, true, None), (false, true, Some(now)), (true, false, Some(now))]
-        {
-            assert_eq!(found.held_since(now, &devices(veth, bridge)), expected, "{veth} {bridge}");
+        let second = Duration::from_secs(1);
+        for (veth, bridge) in [(true, true), (false, true), (true, false)] {
+            let is_up = veth && bridge;
+            let held = found.held(now, &devices(veth, bridge));
+            assert_eq!(held, Some(Held { since: now, is_up }), "{veth} {bridge}");
+            let (held, limit) = (FoundRoute { held, ..found }, if is_up { HOLD_UP } else { HOLD });
+            assert_eq!(held.held(now + limit - second, &devices(veth, bridge)), held.held);
+            assert_eq!(held.held(now + limit, &devices(veth, bridge)), None);
         }
-        let held = FoundRoute { held: Some(now), ..found };
-        let at_last = now + HOLD;
-        let before = now + Duration::from_secs(59);
-        assert_eq!(held.held_since(before, &devices(false, true)), Some(now));
-        assert_eq!(held.held_since(at_last, &devices(false, true)), None);
+        // The route comes back a moment after the link, however long that was down.
+        let down = FoundRoute { held: Some(Held { since: now, is_up: false }), ..found };
+        let later = now + HOLD - second;
+        let back = down.held(later, &devices(true, true));
+        assert_eq!(back, Some(Held { since: later, is_up: true }));
+        assert_eq!(FoundRoute { held: back, ..found }.held(later + HOLD_UP, &devices(true, true)), None);
         // What is reached by a neighbour table follows the kernel's routes.
         let route = Route::Neighbour { ifindex: BRIDGE, answers_on: BRIDGE };
         let neighbour = FoundRoute { route, place: None, ..found };
-        assert_eq!(neighbour.held_since(now, &devices(false, false)), None);
+        assert_eq!(neighbour.held(now, &devices(false, false)), None);
     }
 }
