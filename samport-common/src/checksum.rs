@@ -17,7 +17,7 @@ pub const fn fold(sum: u32) -> u16 {
 /// Folded to 16 bits and widened, the form `bpf_l4_csum_replace` takes with size 0. `N` is even.
 #[must_use]
 #[inline(always)]
-pub fn difference<const N: usize>(from: &[u8; N], to: &[u8; N]) -> u32 {
+pub fn csum_diff<const N: usize>(from: &[u8; N], to: &[u8; N]) -> u32 {
     // Of a sum's complement, the complement of each word is as good.
     u32::from(fold_wide(wide_sum(to, 0) + wide_sum(from, u32::MAX)))
 }
@@ -53,7 +53,7 @@ const fn fold_wide(sum: u64) -> u16 {
 /// The ones' complement sum of the words of `bytes`, in the machine's own order. `N` is even.
 #[must_use]
 #[inline(always)]
-pub fn sum<const N: usize>(bytes: &[u8; N]) -> u16 {
+pub fn csum<const N: usize>(bytes: &[u8; N]) -> u16 {
     fold_wide(wide_sum(bytes, 0))
 }
 
@@ -78,20 +78,20 @@ pub const fn is_unfinished(field: [u8; 2], pseudo_header: u16) -> bool {
         || (field == 0xffff && pseudo_header == 0)
 }
 
-/// The checksum field after its covered bytes changed by `difference` (network order in and out).
+/// The checksum field after its covered bytes changed by `csum_diff` (network order in and out).
 #[must_use]
 #[inline(always)]
-pub fn update(field: [u8; 2], difference: u32) -> [u8; 2] {
-    let sum = u32::from(!u16::from_ne_bytes(field)) + u32::from(fold(difference));
+pub fn update(field: [u8; 2], csum_diff: u32) -> [u8; 2] {
+    let sum = u32::from(!u16::from_ne_bytes(field)) + u32::from(fold(csum_diff));
     (!fold(sum)).to_ne_bytes()
 }
 
 /// The field of a checksum that is still to be finished, which is a plain sum, after its pseudo-header changed
-/// by `difference` (network order in and out).
+/// by `csum_diff` (network order in and out).
 #[must_use]
 #[inline(always)]
-pub fn update_unfinished(field: [u8; 2], difference: u32) -> [u8; 2] {
-    fold(u32::from(u16::from_ne_bytes(field)) + u32::from(fold(difference))).to_ne_bytes()
+pub fn update_unfinished(field: [u8; 2], csum_diff: u32) -> [u8; 2] {
+    fold(u32::from(u16::from_ne_bytes(field)) + u32::from(fold(csum_diff))).to_ne_bytes()
 }
 
 /// The checksum field of `bytes` computed from scratch, `seed` added first (network order out).
@@ -144,7 +144,7 @@ mod tests {
             let from: [u8; 4] = bytes[8..12].try_into().unwrap();
             let field = sum(&bytes);
             bytes[8..12].copy_from_slice(&to);
-            let field = update_unfinished(field, difference(&from, &to));
+            let field = update_unfinished(field, csum_diff(&from, &to));
             let finished = compute(&bytes[12..], u32::from(u16::from_ne_bytes(field)));
             prop_assert_eq!(finished, compute(&bytes, 0));
         }
@@ -156,7 +156,7 @@ mod tests {
             let from: [u8; 4] = bytes[8..12].try_into().unwrap();
             let before = compute(&bytes, 0);
             bytes[8..12].copy_from_slice(&to);
-            prop_assert_eq!(update(before, difference(&from, &to)), compute(&bytes, 0));
+            prop_assert_eq!(update(before, csum_diff(&from, &to)), compute(&bytes, 0));
         }
     }
 }

@@ -79,7 +79,7 @@ pub const fn slot(random: u32, len: u32) -> Option<u32> {
 #[inline(always)]
 pub fn hash<P: Family>(seed: &Seed, client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
     let rest = if with_port { Rest::of_two(client.port) } else { Rest::NONE };
-    upper_half(seed.hash(words(&P::widen(client.addr)), rest))
+    upper_half(seed.hash(words(&P::to_mapped(client.addr)), rest))
 }
 
 /// A number as a hash.

@@ -10,7 +10,7 @@ use crate::wire::tcp::Flags;
 mod race;
 mod step;
 
-pub use race::{Advance, Counted, after_race, counted};
+pub use race::{Advance, OpenChange, after_race, open_change};
 pub use step::{Segment, Sender, Sequences, Step, first, is_plain, step};
 
 /// A tick is 2³⁰ ns, 1.07 s: the kernel shifts its nanosecond clock where a division by 10⁹ would

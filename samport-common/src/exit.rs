@@ -9,9 +9,9 @@ use crate::source::Route;
 /// What a flow keeps of that, in the place of its client's MAC: when the kernel was asked, and what it has said. The
 /// lowest bit tells it from a MAC, which as a source has it zero (IEEE 802.3, section 3.2.3: a group address).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Asked(pub u16);
+pub struct CachedExit(pub u16);
 
-impl Asked {
+impl CachedExit {
     /// The bit of a flow whose client has no route out of the device that its packets come in by: the kernel is
     /// asked again for each reply.
     const BY_ROUTES: u16 = 1 << 15;
@@ -56,7 +56,11 @@ impl Generation {
     /// The one after this.
     #[must_use]
     pub const fn next(self) -> Self {
-        if self.0 >= Asked::BY_ROUTES - 1 { Self(1) } else { Self((self.0 | 1) + 2 * (self.0 & 1)) }
+        if self.0 >= CachedExit::BY_ROUTES - 1 {
+            Self(1)
+        } else {
+            Self((self.0 | 1) + 2 * (self.0 & 1))
+        }
     }
 }
 
@@ -96,12 +100,12 @@ mod tests {
             let before = generation;
             generation = generation.next();
             assert!(generation.0 % 2 == 1 && generation.0 < 1 << 15 && generation != before);
-            let uplink = Asked::at(generation, Leaves::ByUplink);
+            let uplink = CachedExit::at(generation, Leaves::ByUplink);
             assert!(uplink.is_settled(generation));
             assert!(before.0 == 0 || !uplink.is_settled(before));
             assert_eq!(uplink.found(generation), Some(Leaves::ByUplink));
             assert_eq!(uplink.found(before), None);
-            let routes = Asked::at(generation, Leaves::ByRoutes);
+            let routes = CachedExit::at(generation, Leaves::ByRoutes);
             assert!(!routes.is_settled(generation));
             assert_eq!(routes.found(generation), Some(Leaves::ByRoutes));
         }
@@ -110,7 +114,7 @@ mod tests {
     #[test]
     fn the_mac_of_a_client_is_no_answer_at_any_generation() {
         for first in (0..=u16::MAX).filter(|bytes| bytes.to_le_bytes()[0] & 1 == 0) {
-            let mac = Asked(first);
+            let mac = CachedExit(first);
             for generation in [1, 3, 5, 0x41ff, 0x7fff].map(Generation) {
                 assert!(!mac.is_settled(generation) && mac.found(generation).is_none());
             }

@@ -129,7 +129,7 @@ pub const fn is_silent_to_datagrams(state: State, age: u32) -> bool {
 
 /// What the loader is asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Call {
+pub enum CheckRequest {
     /// Nothing: it has been asked already.
     None,
     /// To run the backend's active health check now, whose rise and fall decide.
@@ -142,7 +142,7 @@ impl Evidence {
     /// Adds a connection of a client with this [fingerprint] that has failed.
     #[must_use]
     #[inline(always)]
-    pub const fn add(mut self, client: u32, now_tick: u32) -> (Self, Call) {
+    pub const fn add(mut self, client: u32, now_tick: u32) -> (Self, CheckRequest) {
         if now_tick.saturating_sub(self.last_tick) > Timeouts::ticks(EVIDENCE_SECONDS) {
             self.clients = [0; CLIENTS];
         }
@@ -155,7 +155,7 @@ impl Evidence {
         if oldest != 0 && now_tick.saturating_sub(self.confirm_tick) >= CALL_TICKS {
             self.confirm_tick = now_tick;
             self.check_tick = now_tick;
-            return (self, Call::Confirm);
+            return (self, CheckRequest::Confirm);
         }
         self.ask(now_tick)
     }
@@ -176,12 +176,12 @@ impl Evidence {
     /// Asks for a check, unless one was asked for just now.
     #[must_use]
     #[inline(always)]
-    pub const fn ask(mut self, now_tick: u32) -> (Self, Call) {
+    pub const fn ask(mut self, now_tick: u32) -> (Self, CheckRequest) {
         if now_tick.saturating_sub(self.check_tick) < CALL_TICKS {
-            return (self, Call::None);
+            return (self, CheckRequest::None);
         }
         self.check_tick = now_tick;
-        (self, Call::Check)
+        (self, CheckRequest::Check)
     }
 
     /// Whether the backend has failed a connection of this client lately, and none has succeeded since. Only
@@ -332,7 +332,7 @@ mod tests {
     const NOW: u32 = 1_000;
 
     /// What each failure of these clients, all in one tick, calls for.
-    fn calls(evidence: &mut Evidence, clients: &[u32], now_tick: u32) -> Vec<Call> {
+    fn calls(evidence: &mut Evidence, clients: &[u32], now_tick: u32) -> Vec<CheckRequest> {
         let add = |client: &u32| {
             let (after, call) = evidence.add(*client, now_tick);
             *evidence = after;
@@ -346,17 +346,20 @@ mod tests {
         let mut evidence = Evidence::default();
         assert_eq!(
             calls(&mut evidence, &[7, 7, 9, 7], NOW),
-            [Call::Check, Call::None, Call::None, Call::None]
+            [CheckRequest::Check, CheckRequest::None, CheckRequest::None, CheckRequest::None]
         );
-        assert_eq!(calls(&mut evidence, &[8, 6, 8], NOW), [Call::Confirm, Call::None, Call::None]);
-        assert_eq!(calls(&mut evidence, &[6], NOW + CALL_TICKS - 1), [Call::None]);
-        assert_eq!(calls(&mut evidence, &[6], NOW + CALL_TICKS), [Call::Confirm]);
+        assert_eq!(
+            calls(&mut evidence, &[8, 6, 8], NOW),
+            [CheckRequest::Confirm, CheckRequest::None, CheckRequest::None]
+        );
+        assert_eq!(calls(&mut evidence, &[6], NOW + CALL_TICKS - 1), [CheckRequest::None]);
+        assert_eq!(calls(&mut evidence, &[6], NOW + CALL_TICKS), [CheckRequest::Confirm]);
     }
 
     #[test]
     fn old_evidence_is_forgotten() {
         let last = Timeouts::ticks(EVIDENCE_SECONDS);
-        for (later, expected) in [(last, Call::Confirm), (last + 1, Call::Check)] {
+        for (later, expected) in [(last, CheckRequest::Confirm), (last + 1, CheckRequest::Check)] {
             let mut evidence = Evidence::default();
             let _ = calls(&mut evidence, &[7, 8], NOW);
             assert_eq!(calls(&mut evidence, &[9], NOW + later), [expected], "{later}");
@@ -387,7 +390,7 @@ mod tests {
         let mut left = left;
         assert_eq!(
             calls(&mut left, &[9, 10], NOW + CALL_TICKS),
-            [Call::Check, Call::Confirm],
+            [CheckRequest::Check, CheckRequest::Confirm],
             "{left:?}"
         );
     }
@@ -427,9 +430,9 @@ mod tests {
                 let (after, call) = evidence.add(client, now_tick);
                 evidence = after;
                 let kind = match call {
-                    Call::None => continue,
-                    Call::Check => 0,
-                    Call::Confirm => 1,
+                    CheckRequest::None => continue,
+                    CheckRequest::Check => 0,
+                    CheckRequest::Confirm => 1,
                 };
                 proptest::prop_assert!(kind == 0 || clients.len() >= CLIENTS);
                 proptest::prop_assert!(last[kind].is_none_or(|at| now_tick - at >= CALL_TICKS));

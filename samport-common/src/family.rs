@@ -44,16 +44,16 @@ pub trait Family: Copy + 'static {
     fn layers<F: Frame + ?Sized>(frame: &F, l3: usize) -> Result<Layers<Self::Addr>, Verdict>;
 
     /// The address in the 16-byte form that map values hold (IPv4 as `::ffff:a.b.c.d`, RFC 4291).
-    fn widen(addr: Self::Addr) -> [u8; 16];
+    fn to_mapped(addr: Self::Addr) -> [u8; 16];
 
     /// The address out of its 16-byte form.
-    fn narrow(wide: &[u8; 16]) -> Self::Addr;
+    fn from_mapped(wide: &[u8; 16]) -> Self::Addr;
 
     /// What replacing `from` by `to` adds to a ones' complement sum.
-    fn difference(from: &Self::Addr, to: &Self::Addr) -> u32;
+    fn csum_diff(from: &Self::Addr, to: &Self::Addr) -> u32;
 
     /// The sum of an address's words, folded.
-    fn sum(addr: &Self::Addr) -> u16;
+    fn csum(addr: &Self::Addr) -> u16;
 
     /// Its own of two values, of which the first is for IPv4.
     fn of_two<T: Copy>(both: [T; 2]) -> T;
@@ -100,24 +100,24 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn widen([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    fn to_mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
     }
 
     #[inline(always)]
-    fn narrow(wide: &[u8; 16]) -> [u8; 4] {
+    fn from_mapped(wide: &[u8; 16]) -> [u8; 4] {
         let [.., a, b, c, d] = *wide;
         [a, b, c, d]
     }
 
     #[inline(always)]
-    fn difference(from: &[u8; 4], to: &[u8; 4]) -> u32 {
-        crate::checksum::difference(from, to)
+    fn csum_diff(from: &[u8; 4], to: &[u8; 4]) -> u32 {
+        crate::checksum::csum_diff(from, to)
     }
 
     #[inline(always)]
-    fn sum(addr: &[u8; 4]) -> u16 {
-        crate::checksum::sum(addr)
+    fn csum(addr: &[u8; 4]) -> u16 {
+        crate::checksum::csum(addr)
     }
 
     #[inline(always)]
@@ -165,23 +165,23 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn widen(addr: [u8; 16]) -> [u8; 16] {
+    fn to_mapped(addr: [u8; 16]) -> [u8; 16] {
         addr
     }
 
     #[inline(always)]
-    fn narrow(wide: &[u8; 16]) -> [u8; 16] {
+    fn from_mapped(wide: &[u8; 16]) -> [u8; 16] {
         *wide
     }
 
     #[inline(always)]
-    fn difference(from: &[u8; 16], to: &[u8; 16]) -> u32 {
-        crate::checksum::difference(from, to)
+    fn csum_diff(from: &[u8; 16], to: &[u8; 16]) -> u32 {
+        crate::checksum::csum_diff(from, to)
     }
 
     #[inline(always)]
-    fn sum(addr: &[u8; 16]) -> u16 {
-        crate::checksum::sum(addr)
+    fn csum(addr: &[u8; 16]) -> u16 {
+        crate::checksum::csum(addr)
     }
 
     #[inline(always)]
@@ -211,6 +211,6 @@ impl Family for V6 {
 
     #[inline(always)]
     fn is_link_local(addr: &[u8; 16]) -> bool {
-        crate::local::is_link_local(addr)
+        crate::sock_lb::is_link_local(addr)
     }
 }

@@ -1,7 +1,7 @@
 //! What identifies a flow and what is remembered of it.
 //!
 //! One entry serves both directions. The client's packet finds it by (client, service); the reply
-//! finds the service by its own source in `OWNERS`, and then the same entry by the same key.
+//! finds the service by its own source in `REV_NAT`, and then the same entry by the same key.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -21,7 +21,7 @@ pub struct Endpoint<A: Address> {
     pub port: [u8; 2],
 }
 
-/// Key of `SERVICES` (what a client dials) and of `OWNERS` (what a backend answers from).
+/// Key of `SERVICES` (what a client dials) and of `REV_NAT` (what a backend answers from).
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -58,7 +58,7 @@ impl<A: Address> EndpointKey<A> {
 }
 
 /// Number of the service as the kernel knows it: one per port, protocol and family. Below
-/// [`ServiceId::LIMIT`], so that two bits of the flow key are left for the lane.
+/// [`ServiceId::LIMIT`], so that two bits of the flow key are left for the probe slot.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServiceId(u16);
 
@@ -82,14 +82,14 @@ impl ServiceId {
 }
 
 /// Which of several entries of the same client port at the same service: a client may use one port
-/// towards two addresses of the machine at once. The first lane is enough for nearly everybody.
+/// towards two addresses of the machine at once. The first probe slot is enough for nearly everybody.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lane(u8);
+pub struct ProbeSlot(u8);
 
-impl Lane {
-    /// The lane tried first.
+impl ProbeSlot {
+    /// The probe slot tried first.
     pub const FIRST: Self = Self(0);
-    /// All lanes, in the order they are tried.
+    /// All probe slots, in the order they are tried.
     pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
 
     /// Its number, below 4.
@@ -99,7 +99,7 @@ impl Lane {
         self.0
     }
 
-    /// The lane with this number, of which two bits count.
+    /// The probe slot with this number, of which two bits count.
     #[must_use]
     #[inline(always)]
     pub const fn from_number(number: u8) -> Self {
@@ -115,41 +115,41 @@ impl Lane {
 pub struct FlowKey<A: Address> {
     /// The client.
     pub client: Endpoint<A>,
-    /// Service id in the lower 14 bits, lane in the upper 2; the machine's own order.
-    service_and_lane: [u8; 2],
+    /// Service id in the lower 14 bits, probe slot in the upper 2; the machine's own order.
+    service_and_slot: [u8; 2],
 }
 
 impl<A: Address> FlowKey<A> {
     /// The key of a client's flow at a service.
     #[must_use]
     #[inline(always)]
-    pub const fn new(client: Endpoint<A>, service: ServiceId, lane: Lane) -> Self {
-        Self { client, service_and_lane: Self::word(service, lane) }
+    pub const fn new(client: Endpoint<A>, service: ServiceId, probe_slot: ProbeSlot) -> Self {
+        Self { client, service_and_slot: Self::word(service, probe_slot) }
     }
 
-    /// Makes it the key of another lane, or service. One key that changes takes less of the kernel's
+    /// Makes it the key of another probe slot, or service. One key that changes takes less of the kernel's
     /// stack than several.
     #[inline(always)]
-    pub const fn set(&mut self, service: ServiceId, lane: Lane) {
-        self.service_and_lane = Self::word(service, lane);
+    pub const fn set(&mut self, service: ServiceId, probe_slot: ProbeSlot) {
+        self.service_and_slot = Self::word(service, probe_slot);
     }
 
     #[inline(always)]
-    const fn word(service: ServiceId, lane: Lane) -> [u8; 2] {
-        (service.0 | ((lane.0 as u16) << 14)).to_ne_bytes()
+    const fn word(service: ServiceId, probe_slot: ProbeSlot) -> [u8; 2] {
+        (service.0 | ((probe_slot.0 as u16) << 14)).to_ne_bytes()
     }
 
-    /// The lane.
+    /// The probe slot.
     #[must_use]
-    pub const fn lane(&self) -> Lane {
-        let [upper, _] = u16::from_ne_bytes(self.service_and_lane).to_be_bytes();
-        Lane::from_number(upper >> 6)
+    pub const fn probe_slot(&self) -> ProbeSlot {
+        let [upper, _] = u16::from_ne_bytes(self.service_and_slot).to_be_bytes();
+        ProbeSlot::from_number(upper >> 6)
     }
 
     /// The service.
     #[must_use]
     pub const fn service(&self) -> ServiceId {
-        ServiceId(u16::from_ne_bytes(self.service_and_lane) & (ServiceId::LIMIT - 1))
+        ServiceId(u16::from_ne_bytes(self.service_and_slot) & (ServiceId::LIMIT - 1))
     }
 }
 
@@ -243,8 +243,8 @@ impl FlowWord {
 pub struct Flow {
     /// A [`FlowWord`]; only ever changed by compare-and-exchange.
     pub word: u64,
-    /// A [`ClientWay`].
-    pub way: u32,
+    /// A [`ReplyPath`].
+    pub reply_path: u32,
     /// When the last packet passed, in [ticks](crate::conntrack::TICK_SHIFT). Written at most once
     /// a tick.
     pub seen_tick: u32,
@@ -253,7 +253,7 @@ pub struct Flow {
     /// The port the client dialled, network order.
     pub port: [u8; 2],
     /// The client's side of the last hop: the source MAC of its packets. For a client that is not in a container the
-    /// first two bytes become an [`Asked`](crate::exit::Asked), lower byte first.
+    /// first two bytes become an [`CachedExit`](crate::exit::Asked), lower byte first.
     pub mac: [u8; 6],
     /// When the flow was opened, in units of 1.024 µs; wraps after 73 minutes.
     pub opened: u32,
@@ -308,9 +308,9 @@ pub struct Affinity {
 
 /// How replies get to a flow's client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ClientWay(u32);
+pub struct ReplyPath(u32);
 
-impl ClientWay {
+impl ReplyPath {
     /// Device indices are positive `int`s.
     const CONTAINER: u32 = 1 << 31;
 
@@ -397,8 +397,8 @@ pub struct Fragmented {
     pub backend: u32,
     /// The generation of that backend; 0 for a reply, which nobody asks for it.
     pub generation: u32,
-    /// For a reply, a [`ClientWay`]; else [`Self::BY_STACK`] or 0.
-    pub way: u32,
+    /// For a reply, a [`ReplyPath`]; else [`Self::BY_STACK`] or 0.
+    pub reply_path: u32,
     /// When the first fragment passed, in ticks.
     pub seen_tick: u32,
     /// For a reply into a container, its MAC.
@@ -479,9 +479,9 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for id in [0, 1, ServiceId::LIMIT - 1] {
             let service = ServiceId::new(id).unwrap();
-            for lane in Lane::ALL {
-                let key = FlowKey::new(client, service, lane);
-                assert_eq!((key.service(), key.lane()), (service, lane));
+            for probe_slot in ProbeSlot::ALL {
+                let key = FlowKey::new(client, service, probe_slot);
+                assert_eq!((key.service(), key.probe_slot()), (service, probe_slot));
                 assert!(seen.insert(key.as_bytes().to_vec()));
             }
         }

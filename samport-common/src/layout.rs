@@ -15,7 +15,7 @@ use crate::wire::protocol::Protocol;
 
 pub use clock::Clock;
 pub use devices::{DeviceInfo, DeviceSet, MAX_DEVICES, MAX_SOURCES, device};
-pub use ports::{PORT_WORDS, SHORTCUTS, Shortcut, Stands, port_bit};
+pub use ports::{CachedPort, PORT_CACHE_LEN, PORT_WORDS, PortService, port_bit};
 pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
 /// Version of every key and value layout together. A change to any of them raises it.
@@ -27,8 +27,8 @@ pub mod program {
     pub const SLOW_PATH: u32 = 0;
     /// `samport_icmp`: forward, ICMP errors.
     pub const ICMP: u32 = 1;
-    /// `samport_inside`: forward, for what a container sends that is no reply.
-    pub const INSIDE: u32 = 2;
+    /// `samport_hairpin`: forward, for what a container sends that is no reply.
+    pub const HAIRPIN: u32 = 2;
     /// `samport_reverse_first`: reverse, first fragments.
     pub const REVERSE_FIRST: u32 = 3;
     /// `samport_reverse_icmp`: reverse, ICMP errors.
@@ -66,7 +66,7 @@ pub const TABLE_SLOTS: u32 = 1 << 20;
 pub const MAX_FRONTENDS: u32 = 4_096;
 /// Endpoints that backends answer from, for each family: those of new backends are there before those of
 /// old ones go.
-pub const MAX_OWNERS: u32 = 2 * MAX_BACKENDS;
+pub const MAX_REVERSE_NAT: u32 = 2 * MAX_BACKENDS;
 /// Services that may share one backend endpoint.
 pub const SHARED_BY: usize = 4;
 /// Datagrams in fragments that are remembered, for each family.
@@ -188,24 +188,24 @@ impl Slots {
 #[repr(u8)]
 pub enum Scope {
     /// Everybody: an address of an interface that is served.
-    Everybody = 0,
+    External = 0,
     /// Only the host itself and its containers: any other address of the host.
-    Inside = 1,
+    Internal = 1,
 }
 
 impl Scope {
-    /// Total decoder: an unknown byte is [`Scope::Inside`], the narrower one.
+    /// Total decoder: an unknown byte is [`Scope::Internal`], the narrower one.
     #[must_use]
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
         match byte {
-            0 => Self::Everybody,
-            _ => Self::Inside,
+            0 => Self::External,
+            _ => Self::Internal,
         }
     }
 }
 
-/// Value of `BACKENDS`: 72 bytes. All but `weight`, `life`, `shared` and `answers_on` never change while an
+/// Value of `BACKENDS`: 72 bytes. All but `weight`, `state`, `shared` and `answers_on` never change while an
 /// id is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -214,7 +214,7 @@ pub struct Backend {
     pub addr: [u8; 16],
     /// Port, network order.
     pub port: [u8; 2],
-    /// MAC of the container, for [`Via::Peer`] and [`Via::Child`].
+    /// MAC of the container, for [`ForwardMode::Peer`] and [`ForwardMode::Child`].
     pub mac: [u8; 6],
     /// Device to redirect to: the host's end of the veth, or the one the route names.
     pub ifindex: u32,
@@ -222,10 +222,10 @@ pub struct Backend {
     pub generation: u32,
     /// Its share relative to the others of its service.
     pub weight: u32,
-    /// A [`Life`].
-    pub life: u8,
-    /// A [`Via`].
-    pub via: u8,
+    /// A [`BackendState`].
+    pub state: u8,
+    /// A [`ForwardMode`].
+    pub forward_mode: u8,
     /// 1 if other services use the same endpoint: their flows must not be mixed up with ours.
     pub shared: u8,
     /// 1 if the container's side of its veth takes bare frames that XDP redirects.
@@ -252,7 +252,7 @@ pub const MAX_XDP_DEVICES: u32 = 256;
 /// Whether a backend may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Life {
+pub enum BackendState {
     /// The id is not in use. Must never be met in a table.
     Unset = 0,
     /// Serves: its flows go on. Whether new ones come is up to the table.
@@ -267,8 +267,8 @@ pub enum Life {
     Unhealthy = 4,
 }
 
-impl Life {
-    /// Total decoder: an unknown byte is [`Life::Unset`].
+impl BackendState {
+    /// Total decoder: an unknown byte is [`BackendState::Unset`].
     #[must_use]
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
@@ -302,7 +302,7 @@ impl Life {
 /// How a packet gets to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Via {
+pub enum ForwardMode {
     /// Routed by the host's stack, through its firewall.
     Stack = 0,
     /// Out of a device by the neighbour table.
@@ -313,8 +313,8 @@ pub enum Via {
     Child = 3,
 }
 
-impl Via {
-    /// Total decoder: an unknown byte is [`Via::Stack`].
+impl ForwardMode {
+    /// Total decoder: an unknown byte is [`ForwardMode::Stack`].
     #[must_use]
     #[inline(always)]
     pub const fn from_byte(byte: u8) -> Self {
@@ -327,14 +327,14 @@ impl Via {
     }
 }
 
-/// Value of `OWNERS`: which services a backend's endpoint belongs to, 52 bytes.
+/// Value of `REV_NAT`: which services a backend's endpoint belongs to, 52 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Owners {
+pub struct ReverseNat {
     /// Number of entries in use.
     pub len: u32,
     /// The entries.
-    pub of: [Owner; SHARED_BY],
+    pub of: [ReverseNatEntry; SHARED_BY],
 }
 
 /// One service that uses a backend's endpoint.
@@ -342,7 +342,7 @@ pub struct Owners {
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Owner {
+pub struct ReverseNatEntry {
     /// The backend's id within that service.
     pub backend: u32,
     /// The generation of that id.
@@ -353,15 +353,15 @@ pub struct Owner {
     pub pad: u16,
 }
 
-/// Value of `CONDITIONS`, by backend id: how busy a backend is, shared by all CPUs. 24 bytes.
+/// Value of `BACKEND_LOAD`, by backend id: how busy a backend is, shared by all CPUs. 24 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Condition {
+pub struct BackendLoad {
     /// Flows opened in this generation.
     pub opened: u64,
-    /// Flows seen to end. Flows that expire or make room are not; the loader counts those in `LOST`.
+    /// Flows seen to end. Flows that expire or make room are not; the loader counts those in `OPEN_CORRECTION`.
     pub ended: u64,
     /// Zero. In layout 3 a value had 16 bytes, of which two numbers are no such counters: a size of its own tells
     /// whoever takes over which of the two it is.
@@ -403,19 +403,19 @@ pub struct Suspicion {
     pub refuted: u32,
 }
 
-/// Value of `DRAFT`, for each CPU: what one program has found out about a flow for the next, which is to
+/// Value of `SCRATCH_FLOW`, for each CPU: what one program has found out about a flow for the next, which is to
 /// open it. 24 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Draft {
+pub struct FlowDraft {
     /// Backends it must not get, 16 bits each.
     pub taken: u64,
     /// The [`FlowWord`](crate::flow::FlowWord) of the entry it takes the place of; 0 for none.
     pub judged: u64,
-    /// Where that entry is, or where it is to be stored: of [`place`].
-    pub place: u32,
+    /// Where that entry is, or where it is to be stored: of [`slot`].
+    pub slot: u32,
     /// The backend that keeps silent, or has refused; 0 for none.
     pub unwanted: u32,
     /// The [`Refusals`](crate::failover::Refusals) of a flow of datagrams.
@@ -423,10 +423,10 @@ pub struct Draft {
 }
 
 /// Places of flows.
-pub mod place {
-    /// The bits that say in which lane it is.
-    pub const LANE: u32 = 3;
-    /// Added to a lane that holds another entry, which is over.
+pub mod flow_slot {
+    /// The bits that say in which probe slot it is.
+    pub const PROBE_SLOT: u32 = 3;
+    /// Added to a probe slot that holds another entry, which is over.
     pub const REPLACE: u32 = 4;
     /// In the table for those that find no room.
     pub const OVERFLOW: u32 = 8;
@@ -512,12 +512,12 @@ pub struct BackendStats {
     pub for_one_peer: u64,
 }
 
-/// Value of `PRESSURE`, for each CPU: 16 bytes.
+/// Value of `SYN_RATE`, for each CPU: 16 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Pressure {
+pub struct SynRate {
     /// Entries made in the flow tables.
     pub inserts: u64,
     /// When `unanswered` was last halved, in ticks.
@@ -526,12 +526,12 @@ pub struct Pressure {
     pub unanswered: u32,
 }
 
-/// Value of `COLLECTED`, written by the loader: 40 bytes.
+/// Value of `GC_STATS`, written by the loader: 40 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Collected {
+pub struct GcStats {
     /// Flows that were over and have been taken out of the tables.
     pub removed: u64,
     /// Flows in the table for IPv4 after the last round.
@@ -557,25 +557,25 @@ pub struct AllowedKey<A: Address> {
     pub addr: A,
 }
 
-/// Bits of `UNUSUAL`: what a look-up that finds nothing has to consider besides.
-pub mod unusual {
-    /// A flow was stored outside of the first lane.
-    pub const LANES: u32 = 1;
+/// Bits of `FLOW_HINTS`: what a look-up that finds nothing has to consider besides.
+pub mod flow_hint {
+    /// A flow was stored outside of the first probe slot.
+    pub const PROBE_SLOTS: u32 = 1;
     /// Flows were stored in the tables for those that find no room.
     pub const OVERFLOW: u32 = 2;
 }
 
-const _: () = assert!(size_of::<Pressure>() == 16);
+const _: () = assert!(size_of::<SynRate>() == 16);
 const _: () = assert!(size_of::<Service>() == 24);
 const _: () = assert!(size_of::<Backend>() == 72);
-const _: () = assert!(size_of::<Condition>() == 24);
+const _: () = assert!(size_of::<BackendLoad>() == 24);
 const _: () = assert!(size_of::<Evidence>() == 24);
 const _: () = assert!(size_of::<Suspicion>() == 16);
 const _: () = assert!(size_of::<Event>() == 16);
-const _: () = assert!(size_of::<Draft>() == 32);
+const _: () = assert!(size_of::<FlowDraft>() == 32);
 const _: () = assert!(HANDSHAKE_CLASSES.is_power_of_two());
 const _: () = assert!(size_of::<Handshakes>() == 136);
-const _: () = assert!(size_of::<Owners>() == 52);
+const _: () = assert!(size_of::<ReverseNat>() == 52);
 const _: () = assert!(size_of::<BackendStats>() == 72);
 // The kernel swaps a SERVICES value as one; a table must fit twice for the swap.
 const _: () = assert!(MAX_BACKENDS * 2 <= TABLE_SLOTS);

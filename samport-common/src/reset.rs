@@ -16,13 +16,13 @@ const HOPS: u8 = 64;
 
 /// What the answer says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct ResetReply {
     sequence: u32,
     acknowledgement: u32,
     flags: u8,
 }
 
-impl Answer {
+impl ResetReply {
     /// The reset that answers a segment of no connection (RFC 9293, section 3.10.7.1). `None` for a
     /// reset, which nobody answers.
     #[must_use]
@@ -68,7 +68,7 @@ pub struct Reset<P: Family> {
     /// Where the IP header's own checksum stands, if it has one.
     pub l3_checksum_at: Option<usize>,
     /// What length and hop limit add to it. Addresses that change places add nothing.
-    pub l3_difference: u32,
+    pub l3_csum_diff: u32,
     /// Where the source address stands.
     pub source_at: usize,
     /// The source: who was addressed.
@@ -107,7 +107,7 @@ pub fn plan<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -
     let end = counted_from + usize::from(u16::from_be_bytes(old_length));
     let begin = l4 + usize::from(offset >> 4) * 4;
     // Read here once more: all of the packet's segment would take more of Linux 6.1's stack than there is.
-    let answer = Answer::to(&Segment {
+    let answer = ResetReply::to(&Segment {
         flags,
         sequence: u32::from_be_bytes([a, b, c, d]),
         acknowledgement: u32::from_be_bytes([e, f, g, h]),
@@ -126,8 +126,8 @@ pub fn plan<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -
         hops_at,
         hops,
         l3_checksum_at: P::CHECKSUM.map(|at| l3 + at),
-        l3_difference: checksum::difference(&old_length, &length)
-            + checksum::difference(&old_hops, &hops),
+        l3_csum_diff: checksum::csum_diff(&old_length, &length)
+            + checksum::csum_diff(&old_hops, &hops),
         source_at: l3 + P::SOURCE,
         source: destination.addr,
         destination_at: l3 + P::DESTINATION,
@@ -135,7 +135,7 @@ pub fn plan<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -
         l4,
         header,
         pseudo: pseudo_header::<P>(source.addr, destination.addr),
-        sum: sum(&header),
+        sum: csum(&header),
     })
 }
 
@@ -145,14 +145,14 @@ fn pseudo_header<P: Family>(one: P::Addr, other: P::Addr) -> u32 {
     #[allow(clippy::cast_possible_truncation, reason = "20")]
     let [high, low] = const { (tcp::MIN_LEN as u16).to_be_bytes() };
     // The two bytes that make an address wide are zero to this sum.
-    let addresses = sum(&P::widen(one)) + sum(&P::widen(other));
-    u32::from(checksum::fold(addresses + sum(&[0, protocol::TCP, high, low])))
+    let addresses = csum(&P::to_mapped(one)) + csum(&P::to_mapped(other));
+    u32::from(checksum::fold(addresses + csum(&[0, protocol::TCP, high, low])))
 }
 
 /// What the bytes add to a sum.
 #[inline(always)]
-fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
-    checksum::difference(&[0xff; N], bytes)
+fn csum<const N: usize>(bytes: &[u8; N]) -> u32 {
+    checksum::csum_diff(&[0xff; N], bytes)
 }
 
 #[cfg(test)]
@@ -172,16 +172,16 @@ mod tests {
     /// RFC 9293, section 3.10.7.1.
     #[test]
     fn the_numbers_are_those_of_a_closed_port() {
-        assert_eq!(Answer::to(&segment(Flags::RST)), None);
-        assert_eq!(Answer::to(&segment(Flags::RST | ACK)), None);
+        assert_eq!(ResetReply::to(&segment(Flags::RST)), None);
+        assert_eq!(ResetReply::to(&segment(Flags::RST | ACK)), None);
         let with = |sequence, acknowledgement, flags| {
-            Some(Answer { sequence, acknowledgement, flags: Flags::RST | flags })
+            Some(ResetReply { sequence, acknowledgement, flags: Flags::RST | flags })
         };
-        assert_eq!(Answer::to(&segment(ACK)), with(77, 0, 0));
-        assert_eq!(Answer::to(&segment(ACK | FIN)), with(77, 0, 0));
+        assert_eq!(ResetReply::to(&segment(ACK)), with(77, 0, 0));
+        assert_eq!(ResetReply::to(&segment(ACK | FIN)), with(77, 0, 0));
         let syn = Segment { payload: 0, ..segment(SYN) };
-        assert_eq!(Answer::to(&syn), with(0, 0, ACK));
-        assert_eq!(Answer::to(&segment(SYN | FIN)), with(0, 11, ACK));
+        assert_eq!(ResetReply::to(&syn), with(0, 0, ACK));
+        assert_eq!(ResetReply::to(&segment(SYN | FIN)), with(0, 11, ACK));
     }
 
     /// The change made to a frame as the kernel program makes it, checksums complete.
@@ -197,7 +197,7 @@ mod tests {
         put(at, &checksum::update([0xff, 0xff], reset.pseudo + reset.sum));
         if let Some(at) = reset.l3_checksum_at {
             let field = [frame[at], frame[at + 1]];
-            let field = checksum::update(field, reset.l3_difference);
+            let field = checksum::update(field, reset.l3_csum_diff);
             frame[at..at + 2].copy_from_slice(&field);
         }
         frame

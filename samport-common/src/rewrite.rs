@@ -28,7 +28,7 @@ pub struct Readdress<P: Family> {
     /// Where the IP header's own checksum stands (IPv4).
     pub l3_checksum_at: Option<usize>,
     /// Change of the address; for every checksum that covers it.
-    pub addr_difference: u32,
+    pub addr_csum_diff: u32,
 }
 
 /// A change of one endpoint of a packet.
@@ -45,7 +45,7 @@ pub struct Rewrite<P: Family> {
     /// Whether a transport checksum of zero means that there is none (UDP).
     pub zero_is_none: bool,
     /// Change of the port; for the transport checksum. 0 when the port stays.
-    pub port_difference: u32,
+    pub port_csum_diff: u32,
     /// The sum of the pseudo-header before the change, in 16 bits; [`UNKNOWN`] added if it is not known.
     pub pseudo_header: u32,
 }
@@ -109,14 +109,14 @@ fn readdress<P: Family>(l3: usize, end: End, from: P::Addr, to: P::Addr) -> Read
         addr_at: l3 + offset,
         addr: to,
         l3_checksum_at: P::CHECKSUM.map(|offset| l3 + offset),
-        addr_difference: P::difference(&from, &to),
+        addr_csum_diff: P::csum_diff(&from, &to),
     }
 }
 
 /// The sum of a packet's pseudo-header, or [`UNKNOWN`].
 #[inline(always)]
 fn pseudo_header<P: Family>(packet: &Packet<P::Addr>) -> u32 {
-    let (source, destination) = (P::sum(&packet.source.addr), P::sum(&packet.destination.addr));
+    let (source, destination) = (P::csum(&packet.source.addr), P::csum(&packet.destination.addr));
     let protocol = packet.protocol.number();
     let sum = checksum::pseudo_header(source, destination, protocol, packet.length);
     u32::from(sum) | if packet.length == 0 { UNKNOWN } else { 0 }
@@ -150,8 +150,8 @@ pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>
         End::Destination => (packet.destination, tcp::DESTINATION_PORT.start),
     };
     let zero_is_none = matches!(packet.protocol, Protocol::Udp);
-    let port_difference =
-        if from.port == to.port { 0 } else { checksum::difference(&from.port, &to.port) };
+    let port_csum_diff =
+        if from.port == to.port { 0 } else { checksum::csum_diff(&from.port, &to.port) };
     let pseudo_header = pseudo_header::<P>(packet);
     Rewrite {
         ip: readdress(packet.l3, end, from.addr, to.addr),
@@ -159,7 +159,7 @@ pub fn plan<P: Family>(packet: &Packet<P::Addr>, end: End, to: Endpoint<P::Addr>
         port: to.port,
         l4_checksum_at: checksum_at(packet),
         zero_is_none,
-        port_difference,
+        port_csum_diff,
         pseudo_header,
     }
 }
@@ -210,7 +210,7 @@ pub fn apply_address<P: Family>(frame: &mut [u8], change: &Readdress<P>) -> Opti
     frame.get_mut(change.addr_at..)?.get_mut(..addr.len())?.copy_from_slice(addr);
     if let Some(at) = change.l3_checksum_at {
         let field = frame.get_mut(at..)?.first_chunk_mut()?;
-        *field = checksum::update(*field, change.addr_difference);
+        *field = checksum::update(*field, change.addr_csum_diff);
     }
     Some(())
 }
@@ -230,26 +230,26 @@ pub fn apply<P: Family>(frame: &mut [u8], rewrite: &Rewrite<P>) -> Option<()> {
 #[must_use]
 pub fn apply_error<P: Family>(frame: &mut [u8], rewrite: &IcmpRewrite<P>) -> Option<()> {
     let quoted = &rewrite.quoted;
-    let mut difference = quoted.ip.addr_difference + quoted.port_difference;
+    let mut csum_diff = quoted.ip.addr_csum_diff + quoted.port_csum_diff;
     if let Some(at) = quoted.ip.l3_checksum_at {
         let before: [u8; 2] = *frame.get(at..)?.first_chunk()?;
-        let after = checksum::update(before, quoted.ip.addr_difference);
-        difference += checksum::difference(&before, &after);
+        let after = checksum::update(before, quoted.ip.addr_csum_diff);
+        csum_diff += checksum::csum_diff(&before, &after);
     }
     apply_address(frame, &quoted.ip)?;
     frame.get_mut(quoted.port_at..)?.first_chunk_mut::<2>()?.copy_from_slice(&quoted.port);
     // Cut off behind the ports, as RFC 792 allows: then there is nothing to update.
     if let Some(field) = frame.get_mut(quoted.l4_checksum_at..).and_then(|f| f.first_chunk_mut()) {
         let (before, after) = (*field, updated(quoted, *field));
-        difference += checksum::difference(&before, &after);
+        csum_diff += checksum::csum_diff(&before, &after);
         *field = after;
     }
     apply_address(frame, &rewrite.outer)?;
     if P::ICMP_COVERS_ADDRESSES {
-        difference += rewrite.outer.addr_difference;
+        csum_diff += rewrite.outer.addr_csum_diff;
     }
     let field = frame.get_mut(rewrite.checksum_at..)?.first_chunk_mut()?;
-    *field = checksum::update(*field, difference);
+    *field = checksum::update(*field, csum_diff);
     Some(())
 }
 
@@ -274,7 +274,7 @@ pub fn updated<P: Family>(rewrite: &Rewrite<P>, field: [u8; 2]) -> [u8; 2] {
     if rewrite.zero_is_none && field == [0; 2] {
         return field;
     }
-    let field = checksum::update(field, rewrite.ip.addr_difference + rewrite.port_difference);
+    let field = checksum::update(field, rewrite.ip.addr_csum_diff + rewrite.port_csum_diff);
     // The other form of zero, because zero itself would mean that there is no checksum (RFC 768).
     if rewrite.zero_is_none && field == [0; 2] { [0xff; 2] } else { field }
 }
@@ -295,9 +295,9 @@ mod tests {
     ) -> Vec<u8> {
         let mut bytes = Vec::new();
         let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
-        let (s, d) = (P::widen(source.addr), P::widen(destination.addr));
+        let (s, d) = (P::to_mapped(source.addr), P::to_mapped(destination.addr));
         let ip = if P::ETHER_TYPE == ethernet::IPV4 {
-            ethernet.ipv4(V4::narrow(&s), V4::narrow(&d), 61)
+            ethernet.ipv4(V4::from_mapped(&s), V4::from_mapped(&d), 61)
         } else {
             ethernet.ipv6(s, d, 61)
         };

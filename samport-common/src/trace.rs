@@ -219,8 +219,8 @@ fn halves(addr: &[u8; 16]) -> (u64, u64) {
 #[inline(always)]
 pub fn look<P: Family, F: Frame + ?Sized>(frame: &F, into: &mut Ends) {
     let Ok(layers) = P::layers(frame, L3) else { return };
-    into.source = P::widen(layers.source);
-    into.destination = P::widen(layers.destination);
+    into.source = P::to_mapped(layers.source);
+    into.destination = P::to_mapped(layers.destination);
     into.protocol = layers.protocol;
     if matches!(layers.part, Part::Later(_)) {
         return;
@@ -254,9 +254,9 @@ pub fn set<P: Family>(into: &mut Ends, packet: &Packet<P::Addr>) {
 
 #[inline(always)]
 fn set_ends<P: Family>(into: &mut Ends, source: Endpoint<P::Addr>, destination: Endpoint<P::Addr>) {
-    into.source = P::widen(source.addr);
+    into.source = P::to_mapped(source.addr);
     into.source_port = source.port;
-    into.destination = P::widen(destination.addr);
+    into.destination = P::to_mapped(destination.addr);
     into.destination_port = destination.port;
 }
 

@@ -1,7 +1,7 @@
 //! Which backend a client's address got, so that its next connections get it too.
 
 use samport_common::flow::{Affinity, AffinityKey};
-use samport_common::layout::{Backend, Life, Service};
+use samport_common::layout::{Backend, BackendState, Service};
 
 use crate::maps::{self, Tables};
 
@@ -20,7 +20,9 @@ pub fn recall<P: Tables>(
         return None;
     }
     let backend = maps::backend(id)?;
-    if matches!(Life::from_byte(backend.life), Life::Serving) && backend.generation == generation {
+    if matches!(BackendState::from_byte(backend.state), BackendState::Serving)
+        && backend.generation == generation
+    {
         Some((id, backend))
     } else {
         None

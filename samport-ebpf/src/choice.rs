@@ -5,9 +5,9 @@ use samport_common::choose::{self, Balance};
 use samport_common::conntrack::{self, Sequences, State};
 use samport_common::failover::{self, Refusals};
 use samport_common::flow::{
-    ClientWay, Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId, marks,
+    Endpoint, EndpointKey, Flow, FlowKey, FlowWord, ProbeSlot, ReplyPath, ServiceId, marks,
 };
-use samport_common::layout::{Backend, Life, Service, Slots, Via, service};
+use samport_common::layout::{Backend, BackendState, ForwardMode, Service, Slots, service};
 use samport_common::packet::{self, Packet};
 use samport_common::source;
 use samport_common::verdict::Verdict;
@@ -17,10 +17,10 @@ use samport_common::wire::tcp::Flags;
 
 use crate::affinity;
 use crate::context::Context;
-use crate::flows::{self, Entry, Place, Taken};
+use crate::flows::{self, FlowRef, FlowSlot, Taken};
 use crate::maps::{self, Tables};
+use crate::outlier;
 use crate::room;
-use crate::standing;
 
 /// What the kernel answers when a key is there already (errno-base.h).
 const EEXIST: i32 = 17;
@@ -33,7 +33,7 @@ pub struct NewFlow {
     pub key_fold: u16,
     pub protocol: Protocol,
     pub flags: Flags,
-    pub way: ClientWay,
+    pub reply_path: ReplyPath,
     /// What is known of the client's address: of `flow::marks`. Set when the flow is stored.
     pub marks: u32,
     pub now_tick: u32,
@@ -78,7 +78,7 @@ impl NewFlow {
     #[allow(clippy::cast_possible_truncation, reason = "the lower half changes most")]
     fn word(&self, id: u32, backend: &'static Backend) -> FlowWord {
         let word = FlowWord::new(id, backend.generation, State::first(self.protocol, self.flags));
-        word.with_tag(standing::now_micros() as u16)
+        word.with_tag(outlier::now_micros() as u16)
     }
 
     #[inline(always)]
@@ -181,17 +181,17 @@ fn hash<P: Tables>(client: &Endpoint<P::Addr>, with_port: bool) -> u32 {
 fn is_unwanted<P: Tables>(client: P::Addr, new_flow: &NewFlow, unwanted: u32, id: u32) -> bool {
     unwanted != 0
         && (id == unwanted
-            || standing::has_failed(id, standing::client::<P>(client), new_flow.now_tick))
+            || outlier::has_failed(id, outlier::client::<P>(client), new_flow.now_tick))
 }
 
 /// Whether a backend may get packets that come in here. One that was taken down since this table was
 /// written may not: the next table is on its way. A macvlan child is reached from its own interface only.
 #[inline(always)]
 fn may_get(id: u32, backend: &'static Backend, new_flow: &NewFlow) -> bool {
-    Life::from_byte(backend.life).serves()
-        && (!matches!(Via::from_byte(backend.via), Via::Child)
-            || backend.ifindex == new_flow.way.ifindex())
-        && (new_flow.is_out_of_retries() || !standing::is_suspect(id, new_flow.now_tick))
+    BackendState::from_byte(backend.state).serves()
+        && (!matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
+            || backend.ifindex == new_flow.reply_path.ifindex())
+        && (new_flow.is_out_of_retries() || !outlier::is_suspect(id, new_flow.now_tick))
 }
 
 /// The backend a service's way to choose leads to, for a client with this hash after this many failed selections.
@@ -230,7 +230,7 @@ fn pick_as_balanced(service: &Service, hash: u32, attempt: u32) -> Result<u32, V
         Balance::LeastConn => {
             let one = in_table(slots, random_slot(len).ok_or(no_backend(service))?)?;
             let other = in_table(slots, random_slot(len).ok_or(no_backend(service))?)?;
-            let (load, of_other) = (standing::load(one.0, one.1), standing::load(other.0, other.1));
+            let (load, of_other) = (outlier::load(one.0, one.1), outlier::load(other.0, other.1));
             return Ok(if of_other.is_lighter_than(load) { other.0 } else { one.0 });
         }
         Balance::RoundRobin => next_turn(service.id, len),
@@ -308,9 +308,9 @@ pub fn other(
         if let Ok((id, backend)) = in_table(slots, slot)
             && id != this
             && fits(id, backend)
-            && Life::from_byte(backend.life).serves()
-            && !standing::is_suspect(id, now_tick)
-            && !standing::has_failed(id, client, now_tick)
+            && BackendState::from_byte(backend.state).serves()
+            && !outlier::is_suspect(id, now_tick)
+            && !outlier::has_failed(id, client, now_tick)
         {
             return id;
         }
@@ -337,9 +337,12 @@ pub fn random_backend(service: &Service) -> Result<(u32, &'static Backend), Verd
 pub fn in_table(slots: Slots, slot: u32) -> Result<(u32, &'static Backend), Verdict> {
     let id = maps::table_slot(slots.index(slot)).ok_or(Verdict::BackendUnset)?;
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
-    match Life::from_byte(backend.life) {
-        Life::Unset => Err(Verdict::BackendUnset),
-        Life::Serving | Life::Draining | Life::Unhealthy | Life::Down => Ok((id, backend)),
+    match BackendState::from_byte(backend.state) {
+        BackendState::Unset => Err(Verdict::BackendUnset),
+        BackendState::Serving
+        | BackendState::Draining
+        | BackendState::Unhealthy
+        | BackendState::Down => Ok((id, backend)),
     }
 }
 
@@ -349,24 +352,24 @@ pub fn in_table(slots: Slots, slot: u32) -> Result<(u32, &'static Backend), Verd
 pub fn store<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    place: Place,
+    slot: FlowSlot,
     new_flow: &NewFlow,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
-    match place {
-        Place::Entry(entry, judged) => {
+    match slot {
+        FlowSlot::Existing(entry, judged) => {
             let first = conntrack::first(&packet::segment(context, packet));
             Ok(reopen(context, entry, judged, chosen, new_flow, first))
         }
-        Place::Lane(lane, how) => {
-            let key = FlowKey::new(packet.source, new_flow.id, lane);
+        FlowSlot::New(probe_slot, how) => {
+            let key = FlowKey::new(packet.source, new_flow.id, probe_slot);
             let flow = flow_value::<P, C>(context, packet, new_flow, chosen)?;
             let stored = P::insert(&key, &flow, how);
             if stored.is_ok() {
                 flows::count_insert();
                 room::takes(new_flow.id, chosen);
             }
-            settle::<P>(packet, flows::find::<P>, &key, stored, chosen)
+            resolve_insert::<P>(packet, flows::find::<P>, &key, stored, chosen)
         }
     }
 }
@@ -379,10 +382,10 @@ pub fn store_beside<P: Tables, C: Context>(
     new_flow: &NewFlow,
     chosen: FlowWord,
 ) -> Result<FlowWord, Verdict> {
-    let key = FlowKey::new(packet.source, new_flow.id, Lane::FIRST);
+    let key = FlowKey::new(packet.source, new_flow.id, ProbeSlot::FIRST);
     let mut flow = flow_value::<P, C>(context, packet, new_flow, chosen)?;
     let stored = room::store_beside::<P>(&key, &mut flow);
-    settle::<P>(packet, flows::find_overflow::<P>, &key, stored, chosen)
+    resolve_insert::<P>(packet, flows::find_overflow::<P>, &key, stored, chosen)
 }
 
 /// Takes over an entry whose connection is over.
@@ -390,7 +393,7 @@ pub fn store_beside<P: Tables, C: Context>(
 #[allow(clippy::cast_possible_truncation, reason = "marks are 16 bits")]
 fn reopen<C: Context>(
     context: &C,
-    entry: Entry,
+    entry: FlowRef,
     judged: FlowWord,
     chosen: FlowWord,
     new_flow: &NewFlow,
@@ -413,8 +416,8 @@ fn reopen<C: Context>(
             // It stays in its table.
             let overflow = entry.marks() as u16 & marks::OVERFLOW;
             entry.begin(new_flow.flow_flags() | overflow, failed, first);
-            entry.follow_to(new_flow.way, || context.read(ethernet::SOURCE.start));
-            standing::ends(judged);
+            entry.set_reply_path(new_flow.reply_path, || context.read(ethernet::SOURCE.start));
+            outlier::ends(judged);
             room::moves(entry, judged, chosen);
             count(chosen);
             chosen
@@ -427,7 +430,7 @@ fn reopen<C: Context>(
 #[inline(always)]
 fn count(chosen: FlowWord) {
     maps::count_backend(chosen.backend(), |stats| stats.flows += 1);
-    standing::opens(chosen);
+    outlier::opens(chosen);
 }
 
 #[inline(always)]
@@ -441,12 +444,12 @@ fn flow_value<P: Tables, C: Context>(
     let first = conntrack::first(&packet::segment(context, packet));
     Ok(Flow {
         word: chosen.to_bits(),
-        way: new_flow.way.to_bits(),
+        reply_path: new_flow.reply_path.to_bits(),
         seen_tick: new_flow.now_tick,
-        vip: P::widen(vip.addr),
+        vip: P::to_mapped(vip.addr),
         port: vip.port,
         mac: context.read(ethernet::SOURCE.start).ok_or(Verdict::Truncated)?,
-        opened: standing::now_micros(),
+        opened: outlier::now_micros(),
         failed: 0,
         flags: new_flow.flow_flags(),
         acknowledged: first.acknowledged,
@@ -456,9 +459,9 @@ fn flow_value<P: Tables, C: Context>(
 
 /// What came of an insert.
 #[inline(always)]
-fn settle<P: Tables>(
+fn resolve_insert<P: Tables>(
     packet: &Packet<P::Addr>,
-    find: impl FnOnce(&FlowKey<P::Addr>) -> Option<Entry>,
+    find: impl FnOnce(&FlowKey<P::Addr>) -> Option<FlowRef>,
     key: &FlowKey<P::Addr>,
     stored: Result<(), i32>,
     chosen: FlowWord,
@@ -485,19 +488,19 @@ fn is_claimed<P: Tables>(
     backend: &'static Backend,
 ) -> bool {
     let key = EndpointKey::new(maps::endpoint::<P>(backend), new_flow.protocol.number());
-    let Some(owners) = P::owners(&key) else {
+    let Some(reverse_nat) = P::reverse_nat(&key) else {
         return false;
     };
-    let mut flow = FlowKey::new(client, new_flow.id, Lane::FIRST);
-    for (index, owner) in (0u32..).zip(&owners.of) {
-        if index >= owners.len {
+    let mut flow = FlowKey::new(client, new_flow.id, ProbeSlot::FIRST);
+    for (index, entry) in (0u32..).zip(&reverse_nat.of) {
+        if index >= reverse_nat.len {
             break;
         }
-        let Some(other) = ServiceId::new(owner.service) else { continue };
+        let Some(other) = ServiceId::new(entry.service) else { continue };
         if other == new_flow.id {
             continue;
         }
-        let (backend, generation) = (owner.backend, owner.generation);
+        let (backend, generation) = (entry.backend, entry.generation);
         let mut claim = || flows::find_by_backend::<P>(&mut flow, other, backend, generation);
         if let Some(entry) = claim()
             // Behind one that was over there may be another that lives.
@@ -511,13 +514,13 @@ fn is_claimed<P: Tables>(
 
 /// Closes a flow that is over: replies from its backend's endpoint would else be taken for its own.
 #[inline(always)]
-fn makes_way(entry: Entry, now_tick: u32) -> bool {
+fn makes_way(entry: FlowRef, now_tick: u32) -> bool {
     let word = entry.word();
     let closed = word.with_state(State::Closed);
     if !entry.is_over(word, now_tick) || entry.exchange(word, closed).is_err() {
         return false;
     }
-    standing::moves(word, closed);
+    outlier::moves(word, closed);
     room::moves(entry, word, closed);
     true
 }

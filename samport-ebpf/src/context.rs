@@ -25,7 +25,7 @@ pub trait Context: Frame {
 
     /// The number of the [`Move`](samport_common::source::Move) for the packet, of a flow with these marks and
     /// this way, when it has come in by another device.
-    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32;
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, reply_path: u32, flow: u32) -> u32;
 
     /// Whether the packet, which would open a flow, answers what the host or a container has begun itself.
     fn answers_outbound<P: Tables>(&self, packet: &Packet<P::Addr>) -> bool;

@@ -6,19 +6,19 @@ use crate::maps;
 /// Takes note of a handshake that begins. Whether this is a flood.
 #[inline(always)]
 pub fn begins(now_tick: u32) -> bool {
-    let Some(pressure) = maps::pressure() else { return false };
-    if pressure.tick != now_tick {
-        pressure.tick = now_tick;
-        pressure.unanswered /= 2;
+    let Some(syn_rate) = maps::syn_rate() else { return false };
+    if syn_rate.tick != now_tick {
+        syn_rate.tick = now_tick;
+        syn_rate.unanswered /= 2;
     }
-    pressure.unanswered = pressure.unanswered.saturating_add(1);
-    pressure.unanswered > maps::flood_limit()
+    syn_rate.unanswered = syn_rate.unanswered.saturating_add(1);
+    syn_rate.unanswered > maps::flood_limit()
 }
 
 /// Takes note of a handshake that its client has finished.
 #[inline(always)]
 pub fn ends() {
-    if let Some(pressure) = maps::pressure() {
-        pressure.unanswered = pressure.unanswered.saturating_sub(1);
+    if let Some(syn_rate) = maps::syn_rate() {
+        syn_rate.unanswered = syn_rate.unanswered.saturating_sub(1);
     }
 }

@@ -4,18 +4,20 @@ use core::ptr::NonNull;
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use samport_common::conntrack::{self, Advance, Segment, Sender, Sequences, State, TICK_SHIFT};
-use samport_common::exit::Asked;
-use samport_common::flow::{ClientWay, Endpoint, Flow, FlowKey, FlowWord, Lane, ServiceId, marks};
-use samport_common::layout::{MAX_BACKENDS, place, unusual};
+use samport_common::exit::CachedExit;
+use samport_common::flow::{
+    Endpoint, Flow, FlowKey, FlowWord, ProbeSlot, ReplyPath, ServiceId, marks,
+};
+use samport_common::layout::{MAX_BACKENDS, flow_hint, flow_slot};
 use samport_common::packet::Packet;
 
 use samport_common::wire::tcp::Flags;
 
 use crate::atomic;
-use crate::bytes;
+use crate::load_store;
 use crate::maps::{self, Insert, Tables};
+use crate::outlier;
 use crate::room;
-use crate::standing;
 
 /// The clock in ticks. It wraps after 146 years.
 #[inline(always)]
@@ -27,7 +29,7 @@ pub fn now_tick() -> u32 {
 
 /// The same for packets that are in a hurry: jiffies are one load, where the clock is a call.
 #[inline(always)]
-pub fn now_tick_at_once() -> u32 {
+pub fn now_tick_fast() -> u32 {
     // SAFETY: no arguments.
     let jiffies = unsafe { bpf_jiffies64() };
     maps::clock().and_then(|clock| clock.tick(jiffies)).unwrap_or_else(now_tick)
@@ -50,9 +52,9 @@ pub fn set_clock() {
 /// Never null, so that an `Option` of it is one register and not two whose values hang together in a
 /// way the verifier does not see.
 #[derive(Clone, Copy)]
-pub struct Entry(NonNull<Flow>);
+pub struct FlowRef(NonNull<Flow>);
 
-impl Entry {
+impl FlowRef {
     /// The entry at a pointer that a look-up has returned, unless it is null.
     #[inline(always)]
     pub fn new(flow: *mut Flow) -> Option<Self> {
@@ -169,36 +171,36 @@ impl Entry {
 
     /// How replies get to the client.
     #[inline(always)]
-    pub fn way(self) -> ClientWay {
+    pub fn reply_path(self) -> ReplyPath {
         // SAFETY: as in `touch`.
-        ClientWay::from_bits(unsafe { (&raw const (*self.pointer()).way).read_volatile() })
+        ReplyPath::from_bits(unsafe { (&raw const (*self.pointer()).reply_path).read_volatile() })
     }
 
     /// The client's side of the last hop.
     #[inline(always)]
     pub fn mac(self) -> [u8; 6] {
-        // SAFETY: map memory as in `word`; six bytes that may be torn by `follow_to`, for which one
+        // SAFETY: map memory as in `word`; six bytes that may be torn by `set_reply_path`, for which one
         // packet may go astray.
         unsafe { (&raw const (*self.pointer()).mac).read() }
     }
 
     /// What is known of the device that replies leave by. Not of a client in a container.
     #[inline(always)]
-    pub fn asked(self) -> Asked {
-        // SAFETY: map memory as in `word`; aligned, see `asked_at`.
-        Asked(u16::from_le(unsafe { self.asked_at().read_volatile() }))
+    pub fn cached_exit(self) -> CachedExit {
+        // SAFETY: map memory as in `word`; aligned, see `cached_exit_at`.
+        CachedExit(u16::from_le(unsafe { self.cached_exit_at().read_volatile() }))
     }
 
     /// Keeps that.
     #[inline(always)]
-    pub fn keep_asked(self, asked: Asked) {
-        // SAFETY: as in `asked`.
-        unsafe { self.asked_at().write_volatile(asked.0.to_le()) };
+    pub fn set_cached_exit(self, cached_exit: CachedExit) {
+        // SAFETY: as in `cached_exit`.
+        unsafe { self.cached_exit_at().write_volatile(cached_exit.0.to_le()) };
     }
 
     #[inline(always)]
     #[allow(clippy::cast_ptr_alignment, reason = "at an even offset, as is checked here")]
-    fn asked_at(self) -> *mut u16 {
+    fn cached_exit_at(self) -> *mut u16 {
         const { assert!(core::mem::offset_of!(Flow, mac).is_multiple_of(2)) };
         // SAFETY: map memory as in `word`.
         unsafe { (&raw mut (*self.pointer()).mac).cast() }
@@ -206,15 +208,15 @@ impl Entry {
 
     /// Makes replies go another way, when the client comes in by another device.
     #[inline(always)]
-    pub fn follow_to(self, way: ClientWay, mac: impl FnOnce() -> Option<[u8; 6]>) {
-        if self.way() == way {
+    pub fn set_reply_path(self, reply_path: ReplyPath, mac: impl FnOnce() -> Option<[u8; 6]>) {
+        if self.reply_path() == reply_path {
             return;
         }
         if let Some(mac) = mac() {
             // SAFETY: as in `touch`.
             unsafe {
                 (&raw mut (*self.pointer()).mac).write(mac);
-                (&raw mut (*self.pointer()).way).write_volatile(way.to_bits());
+                (&raw mut (*self.pointer()).reply_path).write_volatile(reply_path.to_bits());
             }
         }
     }
@@ -224,7 +226,7 @@ impl Entry {
     pub fn age(self) -> u32 {
         // SAFETY: as in `touch`.
         let opened = unsafe { (&raw const (*self.pointer()).opened).read_volatile() };
-        standing::now_micros().wrapping_sub(opened)
+        outlier::now_micros().wrapping_sub(opened)
     }
 
     /// The backend that failed before this one; 0 for none.
@@ -262,7 +264,7 @@ impl Entry {
         let flow = self.pointer();
         // SAFETY: map memory as in `word`.
         unsafe {
-            (&raw mut (*flow).opened).write_volatile(standing::now_micros());
+            (&raw mut (*flow).opened).write_volatile(outlier::now_micros());
             (&raw mut (*flow).flags).write_volatile(flags);
             (&raw mut (*flow).failed).write_volatile(failed as u16);
         }
@@ -285,8 +287,8 @@ impl Entry {
         // address that this packet has dialled.
         let flow = unsafe { &*self.pointer() };
         // SAFETY: likewise.
-        let vip = unsafe { bytes::load(flow.vip.as_ptr() as usize) };
-        Endpoint { addr: P::narrow(&vip), port: flow.port }
+        let vip = unsafe { load_store::load(flow.vip.as_ptr() as usize) };
+        Endpoint { addr: P::from_mapped(&vip), port: flow.port }
     }
 }
 
@@ -295,7 +297,7 @@ impl Entry {
 const AGAIN: u64 = 1 << 7;
 const _: () = assert!(State::ALL.len() <= 16);
 
-/// [`Entry::advance`] in a function of its own, once; returns the word.
+/// [`FlowRef::advance`] in a function of its own, once; returns the word.
 ///
 /// Who loses the race against the other direction's packet steps on from where that has led: the winner of the
 /// next race has come after us. Of two FINs that cross on two CPUs neither may be lost, or the flow would count as
@@ -307,7 +309,7 @@ const _: () = assert!(State::ALL.len() <= 16);
 #[inline(never)]
 #[allow(clippy::cast_possible_truncation, reason = "two numbers of 32 bits in one of 64")]
 pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers: u64) -> u64 {
-    let Some(entry) = Entry::new(flow) else { return word };
+    let Some(entry) = FlowRef::new(flow) else { return word };
     let [sender, flags, p0, p1] = who.to_le_bytes();
     let sender = if sender == Sender::Client as u8 { Sender::Client } else { Sender::Backend };
     let segment = Segment {
@@ -327,7 +329,7 @@ pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers:
     }
     match entry.exchange(word, to) {
         Ok(()) => {
-            standing::moves(word, to);
+            outlier::moves(word, to);
             room::moves(entry, word, to);
             to.to_bits()
         }
@@ -341,48 +343,48 @@ pub extern "C" fn samport_advance(flow: *mut Flow, word: u64, who: u32, numbers:
 /// Counts an entry made in the flow tables.
 #[inline(always)]
 pub fn count_insert() {
-    if let Some(pressure) = maps::pressure() {
-        pressure.inserts += 1;
+    if let Some(syn_rate) = maps::syn_rate() {
+        syn_rate.inserts += 1;
     }
 }
 
 /// The entry under a key.
 #[inline(always)]
-pub fn find<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
-    P::flow(key).and_then(Entry::new)
+pub fn find<P: Tables>(key: &FlowKey<P::Addr>) -> Option<FlowRef> {
+    P::flow(key).and_then(FlowRef::new)
 }
 
 /// [`find`] for packets that are in a hurry.
 #[inline(always)]
-pub fn find_at_once<P: Tables>(key: FlowKey<P::Addr>) -> Option<Entry> {
-    P::flow_at_once(key).and_then(Entry::new)
+pub fn find_fast<P: Tables>(key: FlowKey<P::Addr>) -> Option<FlowRef> {
+    P::flow_fast(key).and_then(FlowRef::new)
 }
 
 /// The entry under a key in the table for flows that find no room.
 #[inline(always)]
-pub fn find_overflow<P: Tables>(key: &FlowKey<P::Addr>) -> Option<Entry> {
-    P::overflow(key).and_then(Entry::new)
+pub fn find_overflow<P: Tables>(key: &FlowKey<P::Addr>) -> Option<FlowRef> {
+    P::overflow(key).and_then(FlowRef::new)
 }
 
 /// Where a new flow is stored.
 #[derive(Clone, Copy)]
-pub enum Place {
+pub enum FlowSlot {
     /// Over this entry: the same client and VIP, and a connection that is over as long as this is
     /// its word.
-    Entry(Entry, FlowWord),
-    /// As a new entry in this lane.
-    Lane(Lane, Insert),
+    Existing(FlowRef, FlowWord),
+    /// As a new entry in this probe slot.
+    New(ProbeSlot, Insert),
 }
 
-/// What the first lane says of a flow. It is all there is to know for nearly everybody.
+/// What the first probe slot says of a flow. It is all there is to know for nearly everybody.
 #[derive(Clone, Copy)]
 pub enum Probe {
     /// The flow's entry.
-    Hit(Entry),
-    /// There is none: a new flow goes to the first lane.
+    Hit(FlowRef),
+    /// There is none: a new flow goes to the first probe slot.
     Free,
     /// Only the slow path can tell: the client uses this port towards several addresses of the
-    /// service, or the flow may be in another lane or in the table for those that find no room.
+    /// service, or the flow may be in another probe slot or in the table for those that find no room.
     Collision,
 }
 
@@ -393,32 +395,32 @@ pub fn lookup<P: Tables>(
     vip: Endpoint<P::Addr>,
     service: ServiceId,
 ) -> Probe {
-    match find::<P>(&FlowKey::new(client, service, Lane::FIRST)) {
+    match find::<P>(&FlowKey::new(client, service, ProbeSlot::FIRST)) {
         Some(entry) if entry.vip::<P>() == vip => Probe::Hit(entry),
-        None if maps::unusual() == 0 => Probe::Free,
+        None if maps::flow_hints() == 0 => Probe::Free,
         Some(_) | None => Probe::Collision,
     }
 }
 
-/// What all lanes of a client's port at a service hold.
-pub struct Lanes {
+/// What all probe slots of a client's port at a service hold.
+pub struct ProbeSlots {
     /// The entry of this very flow, if there is one.
-    pub own: Option<Entry>,
-    /// Where that entry is; without one, where a new flow would be stored. Of [`place`].
-    pub place: u32,
+    pub own: Option<FlowRef>,
+    /// Where that entry is; without one, where a new flow would be stored. Of [`slot`].
+    pub slot: u32,
     /// Backends of the other, living flows: a new flow to one of them would make replies ambiguous.
     pub taken: Taken,
 }
 
-/// Numbers of lanes are below this.
-const LANES: u8 = 4;
+/// Numbers of probe slots are below this.
+const PROBE_SLOTS: u8 = 4;
 
 /// Up to four backend ids, 16 bits each. An array would be walked through pointers that the verifier
 /// does not like.
 #[derive(Clone, Copy)]
 pub struct Taken(u64);
 
-const _: () = assert!(MAX_BACKENDS <= 1 << 16 && Lane::ALL.len() == LANES as usize);
+const _: () = assert!(MAX_BACKENDS <= 1 << 16 && ProbeSlot::ALL.len() == PROBE_SLOTS as usize);
 
 impl Taken {
     /// As [`Self::to_bits`] gave it.
@@ -453,54 +455,54 @@ impl Taken {
 
 /// Looks for the flow from `client` to `vip` of a service everywhere.
 #[inline(always)]
-pub fn lookup_all_lanes<P: Tables>(
+pub fn lookup_all_slots<P: Tables>(
     client: Endpoint<P::Addr>,
     vip: Endpoint<P::Addr>,
     service: ServiceId,
     now_tick: u32,
-) -> Lanes {
-    let mut lanes = Lanes { own: None, place: place::NONE, taken: Taken(0) };
-    let mut key = FlowKey::new(client, service, Lane::FIRST);
-    for number in 0..LANES {
-        let lane = Lane::from_number(number);
-        key.set(service, lane);
+) -> ProbeSlots {
+    let mut slots = ProbeSlots { own: None, slot: flow_slot::NONE, taken: Taken(0) };
+    let mut key = FlowKey::new(client, service, ProbeSlot::FIRST);
+    for number in 0..PROBE_SLOTS {
+        let probe_slot = ProbeSlot::from_number(number);
+        key.set(service, probe_slot);
         let entry = find::<P>(&key);
         if let Some(entry) = entry {
-            if lanes.own.is_none() && entry.vip::<P>() == vip {
-                lanes.own = Some(entry);
-                lanes.place = u32::from(lane.number());
+            if slots.own.is_none() && entry.vip::<P>() == vip {
+                slots.own = Some(entry);
+                slots.slot = u32::from(probe_slot.number());
                 continue;
             }
             let word = entry.word();
             if !entry.is_over(word, now_tick) {
-                lanes.taken.add(word.backend());
+                slots.taken.add(word.backend());
                 continue;
             }
         }
-        if lanes.place == place::NONE {
-            let replace = if entry.is_some() { place::REPLACE } else { 0 };
-            lanes.place = u32::from(lane.number()) | replace;
+        if slots.slot == flow_slot::NONE {
+            let replace = if entry.is_some() { flow_slot::REPLACE } else { 0 };
+            slots.slot = u32::from(probe_slot.number()) | replace;
         }
     }
-    key.set(service, Lane::FIRST);
-    if lanes.own.is_none()
+    key.set(service, ProbeSlot::FIRST);
+    if slots.own.is_none()
         && maps::has_overflow()
         && let Some(entry) = find_overflow::<P>(&key)
         && entry.vip::<P>() == vip
     {
-        lanes.own = Some(entry);
-        lanes.place = place::OVERFLOW;
+        slots.own = Some(entry);
+        slots.slot = flow_slot::OVERFLOW;
     }
-    lanes
+    slots
 }
 
 /// Closes the flows of the packet's sender with other addresses of the service that nothing has proven to be his, and
 /// that have not been answered as a datagram is: that is all that many a client wants.
 #[inline(always)]
 pub fn close_unproven<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) {
-    let mut key = FlowKey::new(packet.source, service, Lane::FIRST);
-    for number in 0..LANES {
-        key.set(service, Lane::from_number(number));
+    let mut key = FlowKey::new(packet.source, service, ProbeSlot::FIRST);
+    for number in 0..PROBE_SLOTS {
+        key.set(service, ProbeSlot::from_number(number));
         let Some(entry) = find::<P>(&key) else { continue };
         let word = entry.word();
         let closed = word.with_state(State::Closed);
@@ -509,7 +511,7 @@ pub fn close_unproven<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) {
             && entry.vip::<P>() != packet.destination
             && entry.exchange(word, closed).is_ok()
         {
-            standing::moves(word, closed);
+            outlier::moves(word, closed);
             room::moves(entry, word, closed);
         }
     }
@@ -520,11 +522,12 @@ pub fn close_unproven<P: Tables>(packet: &Packet<P::Addr>, service: ServiceId) {
 pub fn find_again<P: Tables>(
     packet: &Packet<P::Addr>,
     service: ServiceId,
-    place: u32,
-) -> Option<Entry> {
-    let lane = Lane::from_number((place & place::LANE) as u8);
-    let key = FlowKey::new(packet.source, service, lane);
-    let entry = if place == place::OVERFLOW { find_overflow::<P>(&key) } else { find::<P>(&key) };
+    slot: u32,
+) -> Option<FlowRef> {
+    let probe_slot = ProbeSlot::from_number((slot & flow_slot::PROBE_SLOT) as u8);
+    let key = FlowKey::new(packet.source, service, probe_slot);
+    let entry =
+        if slot == flow_slot::OVERFLOW { find_overflow::<P>(&key) } else { find::<P>(&key) };
     entry.filter(|entry| entry.vip::<P>() == packet.destination)
 }
 
@@ -534,10 +537,10 @@ pub fn find_own<P: Tables>(
     client: Endpoint<P::Addr>,
     vip: Endpoint<P::Addr>,
     service: ServiceId,
-) -> Option<Entry> {
-    let mut key = FlowKey::new(client, service, Lane::FIRST);
-    for lane in Lane::ALL {
-        key.set(service, lane);
+) -> Option<FlowRef> {
+    let mut key = FlowKey::new(client, service, ProbeSlot::FIRST);
+    for probe_slot in ProbeSlot::ALL {
+        key.set(service, probe_slot);
         if let Some(entry) = find::<P>(&key)
             && entry.vip::<P>() == vip
         {
@@ -554,23 +557,23 @@ pub fn find_by_backend<P: Tables>(
     service: ServiceId,
     backend: u32,
     generation: u32,
-) -> Option<Entry> {
-    for lane in Lane::ALL {
-        key.set(service, lane);
+) -> Option<FlowRef> {
+    for probe_slot in ProbeSlot::ALL {
+        key.set(service, probe_slot);
         if let Some(entry) = find::<P>(key)
             && is_with(entry, backend, generation)
         {
             return Some(entry);
         }
-        if lane == Lane::FIRST {
-            let unusual = maps::unusual();
-            if unusual & unusual::OVERFLOW != 0
+        if probe_slot == ProbeSlot::FIRST {
+            let flow_hints = maps::flow_hints();
+            if flow_hints & flow_hint::OVERFLOW != 0
                 && let Some(entry) = find_overflow::<P>(key)
                 && is_with(entry, backend, generation)
             {
                 return Some(entry);
             }
-            if unusual & unusual::LANES == 0 {
+            if flow_hints & flow_hint::PROBE_SLOTS == 0 {
                 return None;
             }
         }
@@ -580,7 +583,7 @@ pub fn find_by_backend<P: Tables>(
 
 /// Whether an entry is a living flow with this backend, or was one until the backend failed.
 #[inline(always)]
-fn is_with(entry: Entry, backend: u32, generation: u32) -> bool {
+fn is_with(entry: FlowRef, backend: u32, generation: u32) -> bool {
     let word = entry.word();
     if word.backend() == backend && word.generation() == generation {
         word.state() != State::Closed

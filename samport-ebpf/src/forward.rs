@@ -5,9 +5,9 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Decision, Known, Openers, Sender, State};
 use samport_common::failover;
 use samport_common::family::Address;
-use samport_common::flow::{ClientWay, EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ReplyPath, ServiceId};
 use samport_common::layout::{
-    Backend, Life, Scope, Service, Stands, failure, program, service, unusual,
+    Backend, BackendState, PortService, Scope, Service, failure, flow_hint, program, service,
 };
 use samport_common::outbound;
 use samport_common::packet::{self, Packet, Special};
@@ -17,24 +17,24 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 
-use crate::apply;
 use crate::choice::{self, NewFlow, OpenError};
 use crate::context::{Context, Hook};
-use crate::deliver;
 use crate::flood;
-use crate::flows::{self, Entry, Place, Probe};
+use crate::flows::{self, FlowRef, FlowSlot, Probe};
 use crate::maps::{self, Insert, Tables};
+use crate::nat;
+use crate::outlier;
+use crate::redirect;
 use crate::reverse;
 use crate::room;
 use crate::skb::{Skb, Unserved};
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
 /// every packet. The others are [`choose_one`]'s, in a program of its own that is not in these ones' way.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
-    match apply::parse::<P, _>(skb) {
+    match nat::parse::<P, _>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, hook, &packet),
         Err(special) => dispatch_special(special),
     }
@@ -42,8 +42,8 @@ pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
 
 /// [`run`] with a parser that has a stack of its own: IPv6 needs it.
 #[inline(always)]
-pub fn run_wide<P: Tables>(skb: &Skb) -> Next {
-    match apply::parse_whole_apart::<P>(skb) {
+pub fn run_at_hook<P: Tables>(skb: &Skb) -> Next {
+    match nat::parse_whole_subprog::<P>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, skb.hook(), packet),
         Err(special) => dispatch_special(special),
     }
@@ -69,7 +69,7 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
 /// Finds the packet's backend and sends it there: one look-up, one selection.
 #[inline(always)]
 pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
-    let packet = match apply::parse_apart::<P>(skb) {
+    let packet = match nat::parse_subprog::<P>(skb) {
         Ok(packet) => packet,
         Err(special) => return dispatch_special(special),
     };
@@ -79,7 +79,7 @@ pub fn choose_one<P: Tables>(skb: &Skb) -> Next {
             note_silence(chosen);
         }
         #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
-        return Next::Outcome(send_apart::<P>(skb, packet, chosen as u32));
+        return Next::Outcome(send_subprog::<P>(skb, packet, chosen as u32));
     }
     if chosen & SLOW_PATH != 0 {
         return Next::TailCall(program::SLOW_PATH);
@@ -103,7 +103,7 @@ fn note_silence(chosen: u64) {
     let id = chosen as u32;
     if let Some(backend) = maps::backend(id) {
         let word = FlowWord::new(id, backend.generation, State::Unanswered);
-        standing::ask_for_check(word.to_bits(), failure::SILENT, flows::now_tick());
+        outlier::ask_for_check(word.to_bits(), failure::SILENT, flows::now_tick());
     }
 }
 
@@ -127,13 +127,17 @@ pub fn give_up(skb: &Skb, verdict: Verdict) -> Next {
         Verdict::BackendGone => Unserved::BackendGone,
         other => return other.into(),
     };
-    skb.hand_over(why);
+    skb.set_unserved(why);
     Next::TailCall(program::RESET)
 }
 
 /// [`send`] in a function of its own.
 #[inline(always)]
-pub fn send_apart<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, backend: u32) -> Outcome {
+pub fn send_subprog<P: Tables>(
+    skb: &Skb,
+    packet: &'static Packet<P::Addr>,
+    backend: u32,
+) -> Outcome {
     Outcome::from_bits(send_packed::<P>(skb.pointer_to_context(), packet, backend))
 }
 
@@ -163,17 +167,17 @@ pub fn choose<P: Tables, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<P::Addr>,
-) -> Result<Followed, OpenError> {
+) -> Result<ExistingFlow, OpenError> {
     let mut new_flow = classify::<P, C>(context, hook, packet)?;
     let own = match flows::lookup::<P>(packet.source, packet.destination, new_flow.id) {
         Probe::Hit(entry) => Some(entry),
         Probe::Free => None,
         Probe::Collision => return Err(OpenError::SlowPath),
     };
-    let judged = match follow::<P, C>(context, packet, own, &new_flow)? {
+    let judged = match use_flow::<P, C>(context, packet, own, &new_flow)? {
         Lookup::Forward(hit) => return Ok(hit),
-        // The port may have a living flow in another lane: its backend must not get this one.
-        Lookup::Create(_) if own.is_some() && maps::unusual() & unusual::LANES != 0 => {
+        // The port may have a living flow in another probe slot: its backend must not get this one.
+        Lookup::Create(_) if own.is_some() && maps::flow_hints() & flow_hint::PROBE_SLOTS != 0 => {
             return Err(OpenError::SlowPath);
         }
         Lookup::Create(judged) => judged,
@@ -187,13 +191,13 @@ pub fn choose<P: Tables, C: Context>(
     if new_flow.protocol == Protocol::Tcp && flood::begins(new_flow.now_tick) {
         return Err(OpenError::SlowPath);
     }
-    let place = match own {
-        Some(entry) => Place::Entry(entry, judged),
-        None if room::has_room::<P>(new_flow.id) => Place::Lane(Lane::FIRST, Insert::New),
+    let slot = match own {
+        Some(entry) => FlowSlot::Existing(entry, judged),
+        None if room::has_room::<P>(new_flow.id) => FlowSlot::New(ProbeSlot::FIRST, Insert::New),
         None => return Err(OpenError::SlowPath),
     };
     new_flow.validate(context.source_marks::<P>(packet))?;
-    match choice::store::<P, C>(context, packet, place, &new_flow, chosen) {
+    match choice::store::<P, C>(context, packet, slot, &new_flow, chosen) {
         Err(Verdict::FlowInsertFailed) => Err(OpenError::SlowPath),
         result => Ok(result?.into()),
     }
@@ -212,13 +216,13 @@ pub fn fast_path<P: Tables, C: Context>(
     packet: &Packet<P::Addr>,
 ) -> Option<FastHit> {
     let service = match maps::listens::<P>(packet.protocol, packet.destination.port) {
-        Stands::For(service) => service,
-        Stands::ForNone | Stands::ForSeveral => return None,
+        PortService::One(service) => service,
+        PortService::None | PortService::Several => return None,
     };
-    let entry = flows::find_at_once::<P>(FlowKey::new(packet.source, service, Lane::FIRST))?;
+    let entry = flows::find_fast::<P>(FlowKey::new(packet.source, service, ProbeSlot::FIRST))?;
     let word = entry.word();
     if entry.vip::<P>() != packet.destination
-        || entry.way() != way_of(context, hook)
+        || entry.reply_path() != reply_path_of(context, hook)
         || !conntrack::goes_on(word.state(), packet.flags)
         || (hook != Hook::Container && !context.is_for_host())
     {
@@ -231,7 +235,7 @@ pub fn fast_path<P: Tables, C: Context>(
     {
         return None;
     }
-    let now_tick = flows::now_tick_at_once();
+    let now_tick = flows::now_tick_fast();
     // A datagram that comes too late begins another flow.
     if packet.protocol == Protocol::Udp && entry.is_over(word, now_tick) {
         return None;
@@ -252,20 +256,20 @@ fn send_hit<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
     hit: &FastHit,
-    from: apply::Sender,
+    from: nat::Sender,
 ) -> Outcome {
     let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(hit.backend));
-    if apply::apply(skb, &plan.bounded(), from).is_none() {
+    if nat::apply(skb, &plan.bounded(), from).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    deliver::to_backend(skb, hit.id, hit.backend)
+    redirect::to_backend(skb, hit.id, hit.backend)
 }
 
 /// Takes note of a client's packet in its flow.
 #[inline(always)]
 fn pass<A: Address, C: Context>(
     context: &C,
-    entry: Entry,
+    entry: FlowRef,
     word: FlowWord,
     packet: &Packet<A>,
     now_tick: u32,
@@ -281,10 +285,10 @@ fn pass<A: Address, C: Context>(
 
 /// How replies get to who sends packets that come in here.
 #[inline(always)]
-pub fn way_of<C: Context>(context: &C, hook: Hook) -> ClientWay {
+pub fn reply_path_of<C: Context>(context: &C, hook: Hook) -> ReplyPath {
     match hook {
-        Hook::Container => ClientWay::into_container(context.ifindex()),
-        _ => ClientWay::out_of(context.ifindex()),
+        Hook::Container => ReplyPath::into_container(context.ifindex()),
+        _ => ReplyPath::out_of(context.ifindex()),
     }
 }
 
@@ -332,7 +336,7 @@ pub fn new_flow_of<A: Address, C: Context>(
         key_fold: EndpointKey::new(packet.destination, protocol.number()).fold(),
         protocol,
         flags: packet.flags,
-        way: way_of(context, hook),
+        reply_path: reply_path_of(context, hook),
         marks: 0,
         now_tick: flows::now_tick(),
         attempt: context.attempt(),
@@ -342,18 +346,18 @@ pub fn new_flow_of<A: Address, C: Context>(
 /// Whether a frontend of this scope serves packets that come in here.
 #[inline(always)]
 pub fn may_dial(scope: Scope, hook: Hook) -> bool {
-    matches!(scope, Scope::Everybody) || hook != Hook::Interface
+    matches!(scope, Scope::External) || hook != Hook::Interface
 }
 
 /// Where a packet goes.
-pub struct Followed {
+pub struct ExistingFlow {
     /// Its flow's word.
     pub word: FlowWord,
     /// Whether the backend should have answered its datagrams by now.
     pub is_silent: bool,
 }
 
-impl From<FlowWord> for Followed {
+impl From<FlowWord> for ExistingFlow {
     #[inline(always)]
     fn from(word: FlowWord) -> Self {
         Self { word, is_silent: false }
@@ -363,7 +367,7 @@ impl From<FlowWord> for Followed {
 /// What a packet does with its flow.
 pub enum Lookup {
     /// Goes on in it, to this backend.
-    Forward(Followed),
+    Forward(ExistingFlow),
     /// Opens it; over its entry, if what stands there is still this word, which was judged to be over.
     /// All zero without an entry, which is no flow's word: an option would be one more thing that the
     /// verifier does not know to go with another.
@@ -374,10 +378,10 @@ pub enum Lookup {
 
 /// Advances the packet's flow, or says that it opens one.
 #[inline(always)]
-pub fn follow<P: Tables, C: Context>(
+pub fn use_flow<P: Tables, C: Context>(
     context: &C,
     packet: &Packet<P::Addr>,
-    own: Option<Entry>,
+    own: Option<FlowRef>,
     new_flow: &NewFlow,
 ) -> Result<Lookup, Verdict> {
     let (protocol, flags) = (new_flow.protocol, packet.flags);
@@ -401,11 +405,11 @@ pub fn follow<P: Tables, C: Context>(
         Decision::Stay => {}
     }
     // Before anything of the flow is changed by a packet that may be anybody's.
-    let way = entry.way();
-    let moved = if way == new_flow.way {
+    let reply_path = entry.reply_path();
+    let moved = if reply_path == new_flow.reply_path {
         Move::Stay
     } else {
-        Move::from_number(context.source_move::<P>(packet, way.to_bits(), entry.marks()))
+        Move::from_number(context.source_move::<P>(packet, reply_path.to_bits(), entry.marks()))
     };
     match moved {
         Move::Refuse => return Err(Verdict::SpoofedSource),
@@ -417,10 +421,10 @@ pub fn follow<P: Tables, C: Context>(
     }
     pass(context, entry, word, packet, new_flow.now_tick);
     if moved == Move::Follow {
-        entry.follow_to(new_flow.way, || context.read(ethernet::SOURCE.start));
+        entry.set_reply_path(new_flow.reply_path, || context.read(ethernet::SOURCE.start));
     }
     let is_silent = failover::is_silent_to_datagrams(word.state(), entry.age());
-    Ok(Lookup::Forward(Followed { word, is_silent }))
+    Ok(Lookup::Forward(ExistingFlow { word, is_silent }))
 }
 
 /// Whether a packet that would open a flow answers what the host or a container has begun.
@@ -431,7 +435,7 @@ pub fn answers_outbound<P: Tables, C: Context>(context: &C, packet: &Packet<P::A
 
 /// Whether the flow's client asks again because a refusal was held back.
 #[inline(always)]
-fn is_refused(entry: Entry, word: FlowWord, new_flow: &NewFlow) -> bool {
+fn is_refused(entry: FlowRef, word: FlowWord, new_flow: &NewFlow) -> bool {
     matches!(word.state(), State::Failed)
         && entry.idle_ticks(new_flow.now_tick) <= maps::timeout(State::Failed)
 }
@@ -440,7 +444,7 @@ fn is_refused(entry: Entry, word: FlowWord, new_flow: &NewFlow) -> bool {
 #[inline(always)]
 pub fn takes_packets(word: FlowWord) -> bool {
     maps::backend(word.backend()).is_some_and(|backend| {
-        Life::from_byte(backend.life).serves() && backend.generation == word.generation()
+        BackendState::from_byte(backend.state).serves() && backend.generation == word.generation()
     })
 }
 
@@ -452,7 +456,8 @@ pub fn serves(protocol: Protocol, word: FlowWord) -> bool {
 
 #[inline(always)]
 fn serves_in(protocol: Protocol, word: FlowWord, backend: &'static Backend) -> bool {
-    Life::from_byte(backend.life).keeps(protocol) && backend.generation == word.generation()
+    BackendState::from_byte(backend.state).keeps(protocol)
+        && backend.generation == word.generation()
 }
 
 /// Rewrites the packet for a backend and sends it off.
@@ -463,7 +468,7 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
     };
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(packet, End::Destination, to).bounded();
-    if apply::apply(skb, &plan, apply::Sender::Anybody).is_none() {
+    if nat::apply(skb, &plan, nat::Sender::Anybody).is_none() {
         return Verdict::RewriteFailed.into();
     }
     if to.addr == packet.source.addr {
@@ -478,9 +483,9 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
             port: packet.source.port,
         };
         let plan = rewrite::plan::<P>(packet, End::Source, disguised).bounded().after_another();
-        if apply::apply(skb, &plan, apply::Sender::Anybody).is_none() {
+        if nat::apply(skb, &plan, nat::Sender::Anybody).is_none() {
             return Verdict::RewriteFailed.into();
         }
     }
-    deliver::to_backend(skb, id, backend)
+    redirect::to_backend(skb, id, backend)
 }

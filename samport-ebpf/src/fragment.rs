@@ -2,19 +2,19 @@
 
 use samport_common::conntrack::State;
 use samport_common::family::Family;
-use samport_common::flow::{ClientWay, FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented};
+use samport_common::flow::{FRAGMENT_TICKS, Flow, FlowWord, FragmentKey, Fragmented, ReplyPath};
 use samport_common::packet::{self, FragmentId, Packet, Part, Special};
 use samport_common::rewrite::{self, End};
 use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
-use crate::apply;
 use crate::context::{Context as _, Hook};
-use crate::deliver;
 use crate::exit;
 use crate::flows;
 use crate::forward;
 use crate::maps::{self, Tables};
+use crate::nat;
+use crate::redirect;
 use crate::reverse;
 use crate::skb::Skb;
 use crate::source;
@@ -27,12 +27,12 @@ const STAYS: [u8; 16] = [0; 16];
 #[inline(always)]
 pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     let hook = skb.hook();
-    let packet = match apply::parse_apart::<P>(skb) {
+    let packet = match nat::parse_subprog::<P>(skb) {
         Ok(packet) => packet,
         Err(Special::Leave(verdict)) => return verdict.into(),
         Err(Special::Icmp | Special::First | Special::Later) => return Verdict::Malformed.into(),
     };
-    let found = reverse::find_apart::<P>(packet);
+    let found = reverse::find_subprog::<P>(packet);
     let Some(reply) = found else {
         return reverse::no_reply(hook, packet);
     };
@@ -51,10 +51,10 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
         packet,
         reply.entry.pointer(),
         skb.came_in_by(hook),
-        exit.way().to_bits(),
+        exit.reply_path().to_bits(),
     );
     reverse::advance(skb, packet, &reply);
-    if reverse::restore_apart::<P>(skb, packet, &reply).is_none() {
+    if reverse::restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(reverse::leave(skb, hook, &reply, exit))
@@ -63,7 +63,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
 /// The new form of an address, or [`STAYS`].
 #[inline(always)]
 fn changed<P: Family>(changes: bool, addr: P::Addr) -> [u8; 16] {
-    if changes { P::widen(addr) } else { STAYS }
+    if changes { P::to_mapped(addr) } else { STAYS }
 }
 
 /// Remembers that a first fragment goes to a backend. If that fails, the later ones are orphans, and
@@ -72,9 +72,9 @@ fn changed<P: Family>(changes: bool, addr: P::Addr) -> [u8; 16] {
 pub fn remember_forward<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, chosen: u32) {
     if matches!(packet.part, Part::First(_)) {
         let too_big =
-            maps::backend(chosen).is_some_and(|backend| deliver::is_too_big(skb, backend));
-        let way = if too_big { Fragmented::BY_STACK } else { 0 };
-        remember_forward_apart::<P>(packet, chosen, skb.ifindex(), way);
+            maps::backend(chosen).is_some_and(|backend| redirect::is_too_big(skb, backend));
+        let reply_path = if too_big { Fragmented::BY_STACK } else { 0 };
+        remember_forward_apart::<P>(packet, chosen, skb.ifindex(), reply_path);
     }
 }
 
@@ -83,20 +83,20 @@ fn remember_forward_apart<P: Tables>(
     packet: &'static Packet<P::Addr>,
     chosen: u32,
     came_in_by: u32,
-    way: u32,
+    reply_path: u32,
 ) -> i32 {
     let (Some(id), Some(backend), Some(draft)) =
-        (packet::first_of::<P>(packet), maps::backend(chosen), maps::fragmented_draft())
+        (packet::first_of::<P>(packet), maps::backend(chosen), maps::scratch::fragment_draft())
     else {
         return 0;
     };
     let to = maps::endpoint::<P>(backend).addr;
     draft.source = changed::<P>(to == packet.source.addr, packet.destination.addr);
-    draft.destination = P::widen(to);
+    draft.destination = P::to_mapped(to);
     draft.backend = chosen;
     draft.generation = backend.generation;
     draft.is_reply = 0;
-    draft.way = way;
+    draft.reply_path = reply_path;
     draft.seen_tick = flows::now_tick();
     draft.came_in_by = came_in_by;
     let _ = P::remember(&FragmentKey::new(&id), draft);
@@ -110,21 +110,21 @@ fn remember_reverse<P: Tables>(
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,
     came_in_by: u32,
-    way: u32,
+    reply_path: u32,
 ) -> i32 {
     let (Some(id), Some(draft), Some(reply)) = (
         packet::first_of::<P>(packet),
-        maps::fragmented_draft(),
+        maps::scratch::fragment_draft(),
         reverse::found::<P>(flow, packet.destination.addr),
     ) else {
         return 0;
     };
-    draft.source = P::widen(reply.entry.vip::<P>().addr);
+    draft.source = P::to_mapped(reply.entry.vip::<P>().addr);
     draft.destination = changed::<P>(reply.to_itself, packet.source.addr);
     draft.backend = reply.backend;
     draft.generation = 0;
     draft.is_reply = 1;
-    draft.way = way;
+    draft.reply_path = reply_path;
     draft.seen_tick = flows::now_tick();
     draft.mac = reply.entry.mac();
     draft.came_in_by = came_in_by;
@@ -134,7 +134,7 @@ fn remember_reverse<P: Tables>(
 
 /// Sends a later fragment after the first, whichever way that went.
 #[inline(always)]
-pub fn follow<P: Tables>(skb: &Skb) -> Next {
+pub fn later<P: Tables>(skb: &Skb) -> Next {
     skb.pull_headers();
     let id = match packet::parse_later::<P, _>(skb) {
         Ok(id) => id,
@@ -183,25 +183,26 @@ fn send<P: Tables>(
     if !is_reply && !forward::takes_packets(word) {
         return Err(Verdict::BackendGone);
     }
-    let way = ClientWay::from_bits(first.way);
-    if is_reply && reverse::is_too_big(skb, hook, way.into()) {
+    let reply_path = ReplyPath::from_bits(first.reply_path);
+    if is_reply && reverse::is_too_big(skb, hook, reply_path.into()) {
         // On its way through the host's stack, which makes smaller ones of it.
         return Err(Verdict::ReplyTooBig);
     }
     if first.source != STAYS {
-        let plan = rewrite::plan_later::<P>(id, End::Source, P::narrow(&first.source));
-        apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
+        let plan = rewrite::plan_later::<P>(id, End::Source, P::from_mapped(&first.source));
+        nat::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
     if first.destination != STAYS {
-        let plan = rewrite::plan_later::<P>(id, End::Destination, P::narrow(&first.destination));
-        apply::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
+        let plan =
+            rewrite::plan_later::<P>(id, End::Destination, P::from_mapped(&first.destination));
+        nat::apply_address(skb, &plan).ok_or(Verdict::RewriteFailed)?;
     }
     if !is_reply {
         let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
-        if first.way == Fragmented::BY_STACK {
-            return Ok(deliver::after_the_first(skb, first.backend));
+        if first.reply_path == Fragmented::BY_STACK {
+            return Ok(redirect::after_the_first(skb, first.backend));
         }
-        return Ok(deliver::to_backend(skb, first.backend, backend));
+        return Ok(redirect::to_backend(skb, first.backend, backend));
     }
-    Ok(deliver::to_client(skb, hook, first.backend, way, || first.mac))
+    Ok(redirect::to_client(skb, hook, first.backend, reply_path, || first.mac))
 }

@@ -12,26 +12,26 @@ use samport_common::rewrite::{self, End, IcmpRewrite};
 use samport_common::source::Side;
 use samport_common::verdict::Verdict;
 
-use crate::apply::{self, apart};
 use crate::choice;
 use crate::context::{Context as _, Hook};
-use crate::deliver;
 use crate::exit;
-use crate::flows::{self, Entry};
+use crate::flows::{self, FlowRef};
 use crate::forward;
 use crate::maps::{self, Tables};
+use crate::nat::{self, packed};
+use crate::outlier;
+use crate::redirect;
 use crate::reverse;
 use crate::room;
 use crate::skb::Skb;
 use crate::source;
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// An error about a reply, for the backend that has sent it.
 #[inline(always)]
 pub fn forward<P: Tables>(skb: &Skb) -> Next {
     match to_backend::<P>(skb, skb.hook()) {
-        Ok(outcome) => Next::Outcome(outcome.renamed(Verdict::IcmpForward)),
+        Ok(outcome) => Next::Outcome(outcome.with_verdict(Verdict::IcmpForward)),
         Err(verdict) => verdict.into(),
     }
 }
@@ -49,7 +49,7 @@ fn to_backend<P: Tables>(skb: &Skb, hook: Hook) -> Result<Outcome, Verdict> {
         return Err(Verdict::RewriteFailed);
     }
     let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
-    Ok(deliver::to_backend(skb, id, backend))
+    Ok(redirect::to_backend(skb, id, backend))
 }
 
 /// The flow whose reply is quoted. The quoted packet went the other way: its source is what the
@@ -59,7 +59,7 @@ fn own_flow<P: Tables>(
     skb: &Skb,
     hook: Hook,
     error: &'static IcmpError<P::Addr>,
-) -> Result<Entry, Verdict> {
+) -> Result<FlowRef, Verdict> {
     if error.told != error.quoted.source.addr {
         return Err(Verdict::IcmpOther);
     }
@@ -70,12 +70,12 @@ fn own_flow<P: Tables>(
     if hook != Hook::Container && !skb.is_for_host() {
         return Err(Verdict::OtherHost);
     }
-    let entry = Entry::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)?;
+    let entry = FlowRef::new(find_own_flow::<P>(error, service)).ok_or(Verdict::IcmpOther)?;
     // No router inside of the host is on the way to an outside client, nor the other way round; and only one
     // device leads to a client inside.
     let is_internal = source::side(skb, hook) == Side::Internal;
     if entry.is_internal() != is_internal
-        || (is_internal && entry.way() != forward::way_of(skb, hook))
+        || (is_internal && entry.reply_path() != forward::reply_path_of(skb, hook))
     {
         return Err(Verdict::SpoofedSource);
     }
@@ -142,7 +142,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(reverse::leave(skb, hook, &reply, exit).renamed(Verdict::IcmpReply))
+    Next::Outcome(reverse::leave(skb, hook, &reply, exit).with_verdict(Verdict::IcmpReply))
 }
 
 /// Takes note of an error that says that a client's packet has not reached the backend, which is nothing that other
@@ -154,7 +154,7 @@ fn note_unreachable<P: Tables>(
     error: &'static IcmpError<P::Addr>,
     flow: *mut Flow,
 ) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
+    let Some(entry) = FlowRef::new(flow) else { return 0 };
     let word = entry.word();
     if !failover::is_about_an_opening(word.state()) {
         return 0;
@@ -162,7 +162,7 @@ fn note_unreachable<P: Tables>(
     let kind = Skb::new(TcContext::new(ctx)).read(error.icmp);
     if kind.is_some_and(|[kind, code]| P::is_icmp_unreachable(kind, code)) {
         maps::count_backend(word.backend(), |stats| stats.unreachable += 1);
-        standing::ask_for_check(word.to_bits(), failure::UNREACHABLE, flows::now_tick());
+        outlier::ask_for_check(word.to_bits(), failure::UNREACHABLE, flows::now_tick());
         if failover::is_datagrams(word.state()) && entry.fails_over() {
             return leave_backend::<P>(error, flow);
         }
@@ -174,10 +174,10 @@ fn note_unreachable<P: Tables>(
 /// not refused it too, the client is to be told, and the next round begins: 0.
 #[inline(never)]
 fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
+    let Some(entry) = FlowRef::new(flow) else { return 0 };
     let word = entry.word();
     let refusals = Refusals::of(entry.sequences()).with(word.backend());
-    let client = standing::client::<P>(error.quoted.source.addr);
+    let client = outlier::client::<P>(error.quoted.source.addr);
     let service = EndpointKey::new(entry.vip::<P>(), error.quoted.protocol.number());
     let has_other = P::service(&service).is_some_and(|service| {
         choice::has_other(service, word.backend(), refusals, client, flows::now_tick())
@@ -191,7 +191,7 @@ fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow)
     if entry.exchange(word, failed).is_err() {
         return 0;
     }
-    standing::moves(word, failed);
+    outlier::moves(word, failed);
     room::moves(entry, word, failed);
     1
 }
@@ -205,8 +205,8 @@ fn translate<P: Tables>(
     flow: *mut Flow,
 ) -> bool {
     let ctx = skb.pointer_to_context();
-    let difference = translate_quoted::<P>(ctx, error, backend, flow);
-    difference >= 0 && translate_outer::<P>(ctx, error, difference, backend, flow) == 0
+    let csum_diff = translate_quoted::<P>(ctx, error, backend, flow);
+    csum_diff >= 0 && translate_outer::<P>(ctx, error, csum_diff, backend, flow) == 0
 }
 
 /// The part within the quoted packet: what it adds to ICMP's checksum, or -1 if it fails. A function
@@ -219,8 +219,8 @@ fn translate_quoted<P: Tables>(
     flow: *mut Flow,
 ) -> i32 {
     let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
-    match apply::apply_quoted(&Skb::new(TcContext::new(ctx)), &plan.quoted.bounded()) {
-        Some(difference) => i32::from(difference),
+    match nat::apply_quoted(&Skb::new(TcContext::new(ctx)), &plan.quoted.bounded()) {
+        Some(csum_diff) => i32::from(csum_diff),
         None => -1,
     }
 }
@@ -230,13 +230,13 @@ fn translate_quoted<P: Tables>(
 fn translate_outer<P: Tables>(
     ctx: *mut __sk_buff,
     error: &'static IcmpError<P::Addr>,
-    difference: i32,
+    csum_diff: i32,
     backend: u32,
     flow: *mut Flow,
 ) -> i32 {
     let Some(plan) = plan::<P>(error, backend, flow) else { return -1 };
-    let difference = difference.cast_unsigned();
-    match apply::apply_outer(&Skb::new(TcContext::new(ctx)), &plan, difference) {
+    let csum_diff = csum_diff.cast_unsigned();
+    match nat::rewrite_outer(&Skb::new(TcContext::new(ctx)), &plan, csum_diff) {
         Some(()) => 0,
         None => -1,
     }
@@ -248,7 +248,7 @@ fn plan<P: Tables>(
     backend: u32,
     flow: *mut Flow,
 ) -> Option<IcmpRewrite<P>> {
-    let (end, to) = match Entry::new(flow) {
+    let (end, to) = match FlowRef::new(flow) {
         Some(entry) => (End::Source, entry.vip::<P>()),
         None => (End::Destination, maps::endpoint::<P>(maps::backend(backend)?)),
     };
@@ -270,7 +270,7 @@ fn find_flow<P: Tables>(error: &'static IcmpError<P::Addr>) -> *mut Flow {
 fn parse<P: Tables>(skb: &Skb) -> Result<&'static IcmpError<P::Addr>, Verdict> {
     let number = parse_and_keep::<P>(skb.pointer_to_context());
     // SAFETY: it is of such an error.
-    match unsafe { apart::result(number) } {
+    match unsafe { packed::result(number) } {
         Ok(error) => Ok(error),
         Err(Special::Leave(verdict)) => Err(verdict),
         Err(Special::Icmp | Special::First | Special::Later) => Err(Verdict::IcmpOther),
@@ -282,5 +282,5 @@ fn parse_and_keep<P: Tables>(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     // Errors are rare: better always than a second try, which the stack would pay for.
     skb.pull_headers();
-    apart::number(packet::parse_error::<P, _>(&skb).map_err(Special::Leave))
+    packed::number(packet::parse_error::<P, _>(&skb).map_err(Special::Leave))
 }

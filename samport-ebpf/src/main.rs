@@ -16,30 +16,30 @@
 #![allow(missing_docs, reason = "aya's macro repeats each entry point without its docs")]
 
 mod affinity;
-mod apply;
 mod atomic;
-mod bytes;
 mod choice;
 mod context;
-mod deliver;
 mod exit;
 mod flood;
 mod flows;
 mod forward;
 mod fragment;
 mod icmp;
-mod local;
+mod load_store;
 mod maps;
+mod nat;
 mod outbound;
+mod outlier;
+mod redirect;
 mod reset;
 mod reverse;
 mod room;
 mod skb;
 mod slow_path;
+mod sock_lb;
 mod sock_ops;
 mod sockaddr;
 mod source;
-mod standing;
 mod trace;
 mod xdp;
 
@@ -55,8 +55,8 @@ use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::ethernet;
 
 use crate::context::{Context as _, Hook};
-use crate::local::{Call, Named};
 use crate::skb::Skb;
+use crate::sock_lb::{Restored, Syscall};
 use crate::sock_ops::SockOps;
 use crate::sockaddr::{Closed, Inet, Inet6, SockAddr, SockFamily};
 
@@ -73,7 +73,7 @@ pub struct Outcome {
 impl Outcome {
     /// The same under another name, that says more.
     #[inline(always)]
-    fn renamed(self, to: Verdict) -> Self {
+    fn with_verdict(self, to: Verdict) -> Self {
         match self.verdict.action() {
             Action::Redirect => Self { verdict: to, redirect: self.redirect },
             Action::Pass
@@ -157,19 +157,19 @@ impl From<Verdict> for Next {
 /// the 512 bytes of stack there are, and neither is in the other's way.
 macro_rules! run {
     ($skb:ident, $name:literal, $module:ident::$function:ident, $hook:expr, $six:expr) => {{
-        let done = match ether_type(&$skb) {
+        let next = match ether_type(&$skb) {
             Ok(V4::ETHER_TYPE) => $module::$function::<V4>(&$skb, $hook),
             Ok(V6::ETHER_TYPE) => Next::TailCall($six),
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
         };
-        end(&$skb, $name, done)
+        finish_logged(&$skb, $name, next)
     }};
 }
 
 /// [`run`] with a function of its own for each family, for programs that are not in a hurry. They have no
 /// stack left for a line in the log.
-macro_rules! run_apart {
+macro_rules! run_subprog {
     ($skb:ident, $module:ident::$function:ident) => {{
         #[inline(never)]
         fn v4(ctx: *mut __sk_buff) -> u64 {
@@ -180,20 +180,20 @@ macro_rules! run_apart {
             $module::$function::<V6>(&Skb::new(TcContext::new(ctx))).to_bits()
         }
         let ctx = $skb.pointer_to_context();
-        let done = match ether_type(&$skb) {
+        let next = match ether_type(&$skb) {
             Ok(V4::ETHER_TYPE) => Next::from_bits(v4(ctx)),
             Ok(V6::ETHER_TYPE) => Next::from_bits(v6(ctx)),
             Ok(_) => Verdict::NotIp.into(),
             Err(verdict) => verdict.into(),
         };
-        leave(&$skb, &resolve(&$skb, done))
+        finish(&$skb, &tail_call_or(&$skb, next))
     }};
 }
 
 /// Goes on in the other program, if one is to.
 #[inline(always)]
-fn resolve(skb: &Skb, done: Next) -> Outcome {
-    match done {
+fn tail_call_or(skb: &Skb, next: Next) -> Outcome {
+    match next {
         Next::Outcome(outcome) => outcome,
         Next::TailCall(index) => {
             maps::tail_call(skb, index);
@@ -209,9 +209,9 @@ fn resolve(skb: &Skb, done: Next) -> Outcome {
 
 /// Goes on in the other program, or counts the verdict and turns it into what the kernel is told.
 #[inline(always)]
-fn end(skb: &Skb, name: &str, done: Next) -> i32 {
-    let outcome = resolve(skb, done);
-    let action = leave(skb, &outcome);
+fn finish_logged(skb: &Skb, name: &str, next: Next) -> i32 {
+    let outcome = tail_call_or(skb, next);
+    let action = finish(skb, &outcome);
     debug!(skb.context(), "{}: {}", name, outcome.verdict.name());
     action
 }
@@ -240,7 +240,7 @@ pub fn samport_bridge(ctx: TcContext) -> i32 {
 
 /// Client to backend, for what a backend's container sends that is no reply. By tail call.
 #[classifier]
-pub fn samport_inside(ctx: TcContext) -> i32 {
+pub fn samport_hairpin(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     run!(skb, "inside", forward::run, Hook::Container, program::FORWARD6)
 }
@@ -249,14 +249,14 @@ pub fn samport_inside(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_forward6(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    leave(&skb, &resolve(&skb, forward::run_wide::<V6>(&skb)))
+    finish(&skb, &tail_call_or(&skb, forward::run_at_hook::<V6>(&skb)))
 }
 
 /// Client to backend, for what is no packet of an open flow. By tail call.
 #[classifier]
 pub fn samport_choose(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, forward::choose_one)
+    run_subprog!(skb, forward::choose_one)
 }
 
 /// Client to backend, for first fragments and the packets the quick search leaves over: a program of its own,
@@ -264,7 +264,7 @@ pub fn samport_choose(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_slow_path(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, slow_path::run)
+    run_subprog!(skb, slow_path::run)
 }
 
 /// Client to backend, opening a flow after the slow path. It calls itself for another selection; the
@@ -272,7 +272,7 @@ pub fn samport_slow_path(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_open(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, slow_path::open)
+    run_subprog!(skb, slow_path::open)
 }
 
 /// Client to backend, when other flows of the client's port are in the way that nothing has proven to be the
@@ -280,25 +280,25 @@ pub fn samport_open(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_make_way(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, slow_path::make_way)
+    run_subprog!(skb, slow_path::make_way)
 }
 
 /// Later fragments, either way. By tail call.
 #[classifier]
 pub fn samport_later(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, fragment::follow)
+    run_subprog!(skb, fragment::later)
 }
 
 /// Client to backend, ICMP errors. By tail call.
 #[classifier]
 pub fn samport_icmp(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, icmp::forward)
+    run_subprog!(skb, icmp::forward)
 }
 
 /// Backend to client, at ingress of the host's side of a backend's veth; what is no reply goes on
-/// in `samport_inside`.
+/// in `samport_hairpin`.
 #[classifier]
 pub fn samport_reverse(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
@@ -350,42 +350,42 @@ pub fn samport_outbound(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_reverse6(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    leave(&skb, &resolve(&skb, reverse::run_wide::<V6>(&skb)))
+    finish(&skb, &tail_call_or(&skb, reverse::run_at_hook::<V6>(&skb)))
 }
 
 /// Backend to client, for what is no packet of an open flow. By tail call.
 #[classifier]
 pub fn samport_answer(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, reverse::answer)
+    run_subprog!(skb, reverse::answer)
 }
 
 /// Backend to client, first fragments. By tail call.
 #[classifier]
 pub fn samport_reverse_first(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, fragment::reverse)
+    run_subprog!(skb, fragment::reverse)
 }
 
 /// Backend to client, ICMP errors. By tail call.
 #[classifier]
 pub fn samport_reverse_icmp(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, icmp::reverse)
+    run_subprog!(skb, icmp::reverse)
 }
 
 /// Backend to client, a backend that refuses a connection. By tail call.
 #[classifier]
 pub fn samport_refused(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, reverse::refused)
+    run_subprog!(skb, reverse::refused)
 }
 
 /// Client to nobody: what is answered with a reset. By tail call.
 #[classifier]
 pub fn samport_reset(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    run_apart!(skb, reset::run)
+    run_subprog!(skb, reset::run)
 }
 
 /// Sets the clock of all others. The loader runs it once, on no packet of anybody's.
@@ -399,8 +399,8 @@ pub fn samport_clock(_ctx: TcContext) -> i32 {
 #[classifier]
 pub fn samport_trace(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    let (verdict, action) = skb.handed_over_end();
-    trace::tell(&skb, verdict);
+    let (verdict, action) = skb.trace_end();
+    trace::emit(&skb, verdict);
     action
 }
 
@@ -422,7 +422,7 @@ fn ether_type(skb: &Skb) -> Result<[u8; 2], Verdict> {
 /// Counts the verdict and turns it into what the kernel is told. A packet we let pass goes on to
 /// the next program on the hook, as if we were not there.
 #[inline(always)]
-fn leave(skb: &Skb, outcome: &Outcome) -> i32 {
+fn finish(skb: &Skb, outcome: &Outcome) -> i32 {
     maps::count(outcome.verdict);
     let action = match outcome.verdict.action() {
         Action::Pass => TC_ACT_UNSPEC,
@@ -438,76 +438,76 @@ fn leave(skb: &Skb, outcome: &Outcome) -> i32 {
 /// A local client connects over IPv4.
 #[cgroup_sock_addr(connect4)]
 pub fn samport_connect4(ctx: SockAddrContext) -> i32 {
-    dial::<Inet>(&SockAddr::new(ctx), Call::Connect)
+    translate::<Inet>(&SockAddr::new(ctx), Syscall::Connect)
 }
 
 /// A local client connects over IPv6, or with a socket for IPv6 over IPv4.
 #[cgroup_sock_addr(connect6)]
 pub fn samport_connect6(ctx: SockAddrContext) -> i32 {
-    dial::<Inet6>(&SockAddr::new(ctx), Call::Connect)
+    translate::<Inet6>(&SockAddr::new(ctx), Syscall::Connect)
 }
 
 /// A local client sends a datagram to an address, over IPv4.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn samport_sendmsg4(ctx: SockAddrContext) -> i32 {
-    dial::<Inet>(&SockAddr::new(ctx), Call::Send)
+    translate::<Inet>(&SockAddr::new(ctx), Syscall::Sendmsg)
 }
 
 /// A local client sends a datagram to an address, over IPv6.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn samport_sendmsg6(ctx: SockAddrContext) -> i32 {
-    dial::<Inet6>(&SockAddr::new(ctx), Call::Send)
+    translate::<Inet6>(&SockAddr::new(ctx), Syscall::Sendmsg)
 }
 
 /// A local client has received a datagram with a socket for IPv4.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn samport_recvmsg4(ctx: SockAddrContext) -> i32 {
-    restore::<Inet>(&SockAddr::new(ctx), Named::Sender)
+    restore::<Inet>(&SockAddr::new(ctx), Restored::Sender)
 }
 
 /// A local client has received a datagram with a socket for IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn samport_recvmsg6(ctx: SockAddrContext) -> i32 {
-    restore::<Inet6>(&SockAddr::new(ctx), Named::Sender)
+    restore::<Inet6>(&SockAddr::new(ctx), Restored::Sender)
 }
 
 /// A local client asks for the other end of its socket for IPv4.
 #[cgroup_sock_addr(getpeername4)]
 pub fn samport_getpeername4(ctx: SockAddrContext) -> i32 {
-    restore::<Inet>(&SockAddr::new(ctx), Named::Peer)
+    restore::<Inet>(&SockAddr::new(ctx), Restored::Peer)
 }
 
 /// A local client asks for the other end of its socket for IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn samport_getpeername6(ctx: SockAddrContext) -> i32 {
-    restore::<Inet6>(&SockAddr::new(ctx), Named::Peer)
+    restore::<Inet6>(&SockAddr::new(ctx), Restored::Peer)
 }
 
 /// A socket is closed.
 #[cgroup_sock(sock_release)]
 pub fn samport_close(ctx: SockContext) -> i32 {
-    local::close(&Closed::new(ctx));
+    sock_lb::close(&Closed::new(ctx));
     SYS_PROCEED
 }
 
 /// A TCP socket connects, or a connection of a local client changes its state.
 #[sock_ops]
 pub fn samport_sockops(ctx: SockOpsContext) -> u32 {
-    local::follow(&SockOps::new(ctx));
+    sock_lb::track(&SockOps::new(ctx));
     SYS_PROCEED.cast_unsigned()
 }
 
 #[inline(always)]
-fn dial<H: SockFamily>(sock: &SockAddr, call: Call) -> i32 {
-    if let Some(verdict) = local::dial::<H>(sock, call) {
+fn translate<H: SockFamily>(sock: &SockAddr, call: Syscall) -> i32 {
+    if let Some(verdict) = sock_lb::translate::<H>(sock, call) {
         leave_call::<H>(sock, verdict);
     }
     SYS_PROCEED
 }
 
 #[inline(always)]
-fn restore<H: SockFamily>(sock: &SockAddr, named: Named) -> i32 {
-    if let Some(verdict) = local::restore::<H>(sock, named) {
+fn restore<H: SockFamily>(sock: &SockAddr, named: Restored) -> i32 {
+    if let Some(verdict) = sock_lb::restore::<H>(sock, named) {
         leave_call::<H>(sock, verdict);
     }
     SYS_PROCEED

@@ -1,7 +1,7 @@
 //! Every map, with typed accessors. Keys and values are `samport-common`'s; sizes that are flags are
 //! set by the loader before the maps are made.
 
-mod rooms;
+pub mod scratch;
 pub mod sockets;
 pub mod traces;
 
@@ -16,12 +16,12 @@ use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, FragmentKey, Fragmented, ServiceId,
 };
 use samport_common::layout::{
-    AllowedKey, Backend, BackendStats, Clock, Collected, Condition, DEFAULT_FLOWS, DeviceInfo,
-    DeviceSet, EVENT_BYTES, Event, Evidence, HANDSHAKE_CLASSES, HELD_LEN, Handshakes, Held,
-    MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
-    MAX_OUTBOUND, MAX_OWNERS, MAX_SOURCES, MAX_XDP_DEVICES, Owners, PORT_WORDS, Pressure,
-    RoomLimits, SHORTCUTS as SHORTCUTS_LEN, Service, Shortcut, Stands, Suspicion, TABLE_SLOTS,
-    XdpDevice, overflow_of, port_bit, program, unusual,
+    AllowedKey, Backend, BackendLoad, BackendStats, CachedPort, Clock, DEFAULT_FLOWS, DeviceInfo,
+    DeviceSet, EVENT_BYTES, Event, Evidence, GcStats, HANDSHAKE_CLASSES, HELD_LEN, Handshakes,
+    Held, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
+    MAX_OUTBOUND, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, PORT_CACHE_LEN, PORT_WORDS,
+    PortService, ReverseNat, RoomLimits, Service, Suspicion, SynRate, TABLE_SLOTS, XdpDevice,
+    flow_hint, overflow_of, port_bit, program,
 };
 use samport_common::outbound::{Outbound, OutboundKey};
 use samport_common::seed::Seed;
@@ -29,13 +29,11 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::atomic;
-use crate::bytes;
 use crate::context::Hook;
+use crate::load_store;
 use crate::outbound;
 use crate::skb::Skb;
 use crate::source;
-
-pub use rooms::{draft, fib_lookup, forget, fragmented_draft, keep, kept, route_question};
 
 /// One bit for each port that any service listens on: nearly all traffic that is not ours is
 /// dismissed by it.
@@ -44,7 +42,7 @@ static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 /// What ports stand for: spares packets of open flows the look-up of their service.
 #[map]
-static SHORTCUTS: Array<Shortcut> = Array::with_max_entries(SHORTCUTS_LEN, 0);
+static PORT_CACHE: Array<CachedPort> = Array::with_max_entries(PORT_CACHE_LEN, 0);
 
 #[map]
 static SERVICES4: HashMap<EndpointKey<[u8; 4]>, Service> =
@@ -62,9 +60,11 @@ static TABLE: Array<u32> = Array::with_max_entries(TABLE_SLOTS, 0);
 static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 #[map]
-static OWNERS4: HashMap<EndpointKey<[u8; 4]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
+static REV_NAT4: HashMap<EndpointKey<[u8; 4]>, ReverseNat> =
+    HashMap::with_max_entries(MAX_REVERSE_NAT, 0);
 #[map]
-static OWNERS6: HashMap<EndpointKey<[u8; 16]>, Owners> = HashMap::with_max_entries(MAX_OWNERS, 0);
+static REV_NAT6: HashMap<EndpointKey<[u8; 16]>, ReverseNat> =
+    HashMap::with_max_entries(MAX_REVERSE_NAT, 0);
 
 /// Flows. Nothing is ever driven out of these tables: who finds no room goes to the next two.
 #[map]
@@ -119,15 +119,15 @@ static OUTBOUND6: LruHashMap<OutboundKey<[u8; 16]>, Outbound> =
 
 /// Whose turn it is, by service id.
 #[map]
-static CURSORS: Array<u64> = Array::with_max_entries(ServiceId::LIMIT as u32, 0);
+static RR_COUNTERS: Array<u64> = Array::with_max_entries(ServiceId::LIMIT as u32, 0);
 
 /// How busy backends are.
 #[map]
-static CONDITIONS: Array<Condition> = Array::with_max_entries(MAX_BACKENDS, 0);
+static BACKEND_LOAD: Array<BackendLoad> = Array::with_max_entries(MAX_BACKENDS, 0);
 
-/// Flows that `CONDITIONS` counts as open though they have expired or made room. Written by the loader.
+/// Flows that `BACKEND_LOAD` counts as open though they have expired or made room. Written by the loader.
 #[map]
-static LOST: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
+static OPEN_CORRECTION: Array<u64> = Array::with_max_entries(MAX_BACKENDS, 0);
 
 /// Connections that have failed since the last one a backend took.
 #[map]
@@ -150,21 +150,21 @@ static ALLOWED4: LpmTrie<AllowedKey<[u8; 4]>, u8> = LpmTrie::with_max_entries(MA
 #[map]
 static ALLOWED6: LpmTrie<AllowedKey<[u8; 16]>, u8> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
 
-/// Bits of `samport_common::layout::unusual`. Until the first is set, a missing first lane means
+/// Bits of `samport_common::layout::flow_hints`. Until the first is set, a missing first probe slot means
 /// that there is no flow.
 #[map]
-static UNUSUAL: Array<u32> = Array::with_max_entries(1, 0);
+static FLOW_HINTS: Array<u32> = Array::with_max_entries(1, 0);
 
 /// The generation of the host's routes: `samport_common::exit`. Raised by the loader.
 #[map]
 static ROUTES: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
-static PRESSURE: PerCpuArray<Pressure> = PerCpuArray::with_max_entries(1, 0);
+static SYN_RATE: PerCpuArray<SynRate> = PerCpuArray::with_max_entries(1, 0);
 
 /// What the loader's collector has done, for whoever asks. No program reads it.
 #[map]
-static COLLECTED: Array<Collected> = Array::with_max_entries(1, 0);
+static GC_STATS: Array<GcStats> = Array::with_max_entries(1, 0);
 
 /// When flows count as closed. Set by the loader.
 #[unsafe(no_mangle)]
@@ -217,12 +217,12 @@ pub trait Tables: Family {
     /// The service at an address and port of the machine.
     fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service>;
     /// The services a backend answers for from this endpoint.
-    fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners>;
+    fn reverse_nat(key: &EndpointKey<Self::Addr>) -> Option<&'static ReverseNat>;
     /// A flow, to be changed in place through atomics and single words.
     fn flow(key: &FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// The same with the key in whole words: the kernel hashes it by words, and would have to wait for
     /// bytes that were just stored one by one.
-    fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow>;
+    fn flow_fast(key: FlowKey<Self::Addr>) -> Option<*mut Flow>;
     /// Stores a new flow. The error is the kernel's negative errno.
     fn insert(key: &FlowKey<Self::Addr>, flow: &Flow, how: Insert) -> Result<(), i32>;
     /// A flow for which there was no room, like [`Self::flow`].
@@ -257,7 +257,7 @@ pub trait Tables: Family {
     fn marks_of_frame(ctx: *mut xdp_md) -> u32;
     /// The number of what becomes of the packet that was kept in this run, which has come in by another device
     /// than its flow.
-    fn move_of(hook: Hook, way: u32, flow: u32, packet: u32) -> u32;
+    fn move_of(hook: Hook, reply_path: u32, flow: u32, packet: u32) -> u32;
     /// The address in the place that `struct bpf_fib_lookup` has for it.
     fn in_lookup(addr: Self::Addr) -> [u8; 16];
 }
@@ -289,7 +289,7 @@ fn allowed_key<A: Address>(service: u16, addr: A) -> Key<AllowedKey<A>> {
 }
 
 macro_rules! tables {
-    ($family:ty, $words:ty, $services:ident, $owners:ident, $flows:ident, $overflow:ident, $fragments:ident, $affinity:ident, $outbound:ident, $allowed:ident, $sources:ident, $marks_of_skb:path, $marks_of_frame:path, $outbound_of_skb:path, $outbound_of_frame:path, $move_of:path, $in_lookup:expr) => {
+    ($family:ty, $words:ty, $services:ident, $reverse_nat:ident, $flows:ident, $overflow:ident, $fragments:ident, $affinity:ident, $outbound:ident, $allowed:ident, $sources:ident, $marks_of_skb:path, $marks_of_frame:path, $outbound_of_skb:path, $outbound_of_frame:path, $move_of:path, $in_lookup:expr) => {
         impl Tables for $family {
             #[inline(always)]
             fn service(key: &EndpointKey<Self::Addr>) -> Option<&'static Service> {
@@ -301,9 +301,9 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn owners(key: &EndpointKey<Self::Addr>) -> Option<&'static Owners> {
+            fn reverse_nat(key: &EndpointKey<Self::Addr>) -> Option<&'static ReverseNat> {
                 // SAFETY: as in `service`. Of another endpoint's owners the packet is no reply.
-                unsafe { $owners.get(key) }
+                unsafe { $reverse_nat.get(key) }
             }
 
             #[inline(always)]
@@ -312,8 +312,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn flow_at_once(key: FlowKey<Self::Addr>) -> Option<*mut Flow> {
-                let words: $words = bytes::in_words(zerocopy::transmute!(key));
+            fn flow_fast(key: FlowKey<Self::Addr>) -> Option<*mut Flow> {
+                let words: $words = load_store::in_words(zerocopy::transmute!(key));
                 $flows.get_ptr_mut(zerocopy::transmute_ref!(&words))
             }
 
@@ -404,8 +404,8 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn move_of(hook: Hook, way: u32, flow: u32, packet: u32) -> u32 {
-                $move_of(hook as u32, way, flow, packet)
+            fn move_of(hook: Hook, reply_path: u32, flow: u32, packet: u32) -> u32 {
+                $move_of(hook as u32, reply_path, flow, packet)
             }
 
             #[inline(always)]
@@ -420,7 +420,7 @@ tables!(
     V4,
     [u32; 2],
     SERVICES4,
-    OWNERS4,
+    REV_NAT4,
     FLOWS4,
     OVERFLOW4,
     FRAGMENTS4,
@@ -439,7 +439,7 @@ tables!(
     V6,
     [u32; 5],
     SERVICES6,
-    OWNERS6,
+    REV_NAT6,
     FLOWS6,
     OVERFLOW6,
     FRAGMENTS6,
@@ -482,19 +482,19 @@ pub fn is_listened_on(protocol: Protocol, port: [u8; 2]) -> bool {
 
 /// The service of all frontends on a port (network order).
 #[inline(always)]
-pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> Stands {
-    match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
-        Some(shortcut) => Stands::decode(P::of_two(shortcut.listens)),
-        None => Stands::ForSeveral,
+pub fn listens<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
+    match PORT_CACHE.get(port_bit(protocol, u16::from_be_bytes(port))) {
+        Some(cached_port) => PortService::decode(P::of_two(cached_port.listens)),
+        None => PortService::Several,
     }
 }
 
 /// The service of all backends that answer from a port (network order).
 #[inline(always)]
-pub fn answers<P: Family>(protocol: Protocol, port: [u8; 2]) -> Stands {
-    match SHORTCUTS.get(port_bit(protocol, u16::from_be_bytes(port))) {
-        Some(shortcut) => Stands::decode(P::of_two(shortcut.answers)),
-        None => Stands::ForSeveral,
+pub fn answers<P: Family>(protocol: Protocol, port: [u8; 2]) -> PortService {
+    match PORT_CACHE.get(port_bit(protocol, u16::from_be_bytes(port))) {
+        Some(cached_port) => PortService::decode(P::of_two(cached_port.answers)),
+        None => PortService::Several,
     }
 }
 
@@ -514,8 +514,8 @@ pub fn backend(id: u32) -> Option<&'static Backend> {
 #[inline(always)]
 pub fn endpoint<P: Family>(backend: &'static Backend) -> Endpoint<P::Addr> {
     // SAFETY: a value of `BACKENDS`.
-    let addr = unsafe { bytes::load(backend.addr.as_ptr() as usize) };
-    Endpoint { addr: P::narrow(&addr), port: backend.port }
+    let addr = unsafe { load_store::load(backend.addr.as_ptr() as usize) };
+    Endpoint { addr: P::from_mapped(&addr), port: backend.port }
 }
 
 /// The generation of the host's routes.
@@ -525,16 +525,16 @@ pub fn route_generation() -> Generation {
     Generation(ROUTES.get(0).copied().unwrap_or(0) as u16)
 }
 
-/// What a look-up that finds nothing has to consider besides: bits of [`unusual`].
+/// What a look-up that finds nothing has to consider besides: bits of [`flow_hints`].
 #[inline(always)]
-pub fn unusual() -> u32 {
-    UNUSUAL.get(0).copied().unwrap_or(0)
+pub fn flow_hints() -> u32 {
+    FLOW_HINTS.get(0).copied().unwrap_or(0)
 }
 
-/// Sets a bit of [`unusual`].
+/// Sets a bit of [`flow_hints`].
 #[inline(always)]
-pub fn set_unusual(bit: u32) {
-    if let Some(bits) = UNUSUAL.get_ptr_mut(0) {
+pub fn set_flow_hint(bit: u32) {
+    if let Some(bits) = FLOW_HINTS.get_ptr_mut(0) {
         // SAFETY: an aligned word of an array that is never freed. Of two CPUs that set different
         // bits at once one may lose; its next packet of the kind sets it again.
         unsafe { bits.write_volatile(bits.read_volatile() | bit) };
@@ -544,7 +544,7 @@ pub fn set_unusual(bit: u32) {
 /// Whether the tables for flows that find no room hold anything.
 #[inline(always)]
 pub fn has_overflow() -> bool {
-    unusual() & unusual::OVERFLOW != 0
+    flow_hints() & flow_hint::OVERFLOW != 0
 }
 
 /// Entries of the tables of flows under an index of `HELD`.
@@ -626,9 +626,9 @@ pub fn set_clock(jiffies: u64, now_ns: u64) {
 
 /// This CPU's pressure counters.
 #[inline(always)]
-pub fn pressure() -> Option<&'static mut Pressure> {
+pub fn syn_rate() -> Option<&'static mut SynRate> {
     // SAFETY: this CPU's own copy, and a program is not interrupted by itself.
-    PRESSURE.get_ptr_mut(0).map(|pressure| unsafe { &mut *pressure })
+    SYN_RATE.get_ptr_mut(0).map(|syn_rate| unsafe { &mut *syn_rate })
 }
 
 /// Counts a packet's verdict.
@@ -652,9 +652,9 @@ pub fn count_backend(id: u32, change: impl FnOnce(&mut BackendStats)) {
 /// The number of a service's turn, counted over all CPUs.
 #[inline(always)]
 pub fn next_turn(service: u16) -> u64 {
-    let Some(cursor) = CURSORS.get_ptr_mut(u32::from(service)) else { return 0 };
+    let Some(counter) = RR_COUNTERS.get_ptr_mut(u32::from(service)) else { return 0 };
     // SAFETY: an aligned word of an array that is never freed.
-    unsafe { atomic::fetch_add(cursor, 1) }
+    unsafe { atomic::fetch_add(counter, 1) }
 }
 
 /// What choices by hash are keyed by.
@@ -665,8 +665,8 @@ pub fn hash_seed() -> Seed {
 
 /// What is known of a backend; words of it change at any time.
 #[inline(always)]
-pub fn condition(id: u32) -> Option<*mut Condition> {
-    CONDITIONS.get_ptr_mut(id)
+pub fn backend_load(id: u32) -> Option<*mut BackendLoad> {
+    BACKEND_LOAD.get_ptr_mut(id)
 }
 
 /// The connections that a backend has failed lately; words of it change at any time.
@@ -683,8 +683,8 @@ pub fn suspicion(id: u32) -> Option<*mut Suspicion> {
 
 /// Flows of a backend that are counted as open and are not.
 #[inline(always)]
-pub fn lost(id: u32) -> u64 {
-    LOST.get(id).copied().unwrap_or(0)
+pub fn open_correction(id: u32) -> u64 {
+    OPEN_CORRECTION.get(id).copied().unwrap_or(0)
 }
 
 /// Counts a handshake, by its class and length in units of 1.024 µs.
@@ -706,7 +706,7 @@ pub fn count_handshake(id: u32, class: usize, took: u32) {
 
 /// Tells the loader. With a full ring it is not told; its next look at the counters says the same.
 #[inline(always)]
-pub fn tell(event: &Event) {
+pub fn emit(event: &Event) {
     let _ = EVENTS.output::<Event>(event, 0);
 }
 

@@ -9,17 +9,17 @@ use samport_common::flow::{EndpointKey, ServiceId};
 use samport_common::outbound::{self, Outbound, OutboundKey};
 use samport_common::packet::Packet;
 
-use crate::apply;
 use crate::context::Context;
 use crate::flows;
 use crate::maps::{self, Tables};
+use crate::nat;
 use crate::skb::{Ends, Skb};
 use crate::xdp::Xdp;
 
 /// Takes note of a packet that leaves the host from an address and port that are served and is no reply to a client.
 #[inline(always)]
 pub fn note<P: Tables>(skb: &Skb) {
-    if let Ok(packet) = apply::parse_apart::<P>(skb)
+    if let Ok(packet) = nat::parse_subprog::<P>(skb)
         && maps::is_listened_on(packet.protocol, packet.source.port)
         && is_begun_here::<P>(packet)
     {
@@ -77,7 +77,7 @@ macro_rules! global {
             type Addr = <$family as Family>::Addr;
 
             // SAFETY: the caller has kept such a packet.
-            let Some(packet) = (unsafe { maps::kept::<Packet<Addr>>() }) else { return 0 };
+            let Some(packet) = (unsafe { maps::scratch::get::<Packet<Addr>>() }) else { return 0 };
             match answers_seen::<$family>(packet) {
                 0 => is_for_connected_socket(ctx, packet),
                 yes => yes,

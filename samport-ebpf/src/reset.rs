@@ -8,9 +8,9 @@ use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, tcp};
 use zerocopy::IntoBytes as _;
 
-use crate::apply;
 use crate::context::Context as _;
 use crate::maps::Tables;
+use crate::nat;
 use crate::skb::{self, Covers, Skb, Unserved};
 use crate::{Next, Outcome};
 
@@ -18,11 +18,11 @@ use crate::{Next, Outcome};
 /// host's stack.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb) -> Next {
-    let (left, answered) = match skb.handed_over() {
+    let (left, answered) = match skb.unserved() {
         Unserved::NoBackend => (Verdict::NoBackend, Verdict::NoBackendReset),
         Unserved::BackendGone => (Verdict::BackendGone, Verdict::GoneReset),
     };
-    let packet = match apply::parse_apart::<P>(skb) {
+    let packet = match nat::parse_subprog::<P>(skb) {
         Ok(packet) if packet.protocol == Protocol::Tcp => packet,
         _ => return left.into(),
     };
@@ -56,14 +56,14 @@ fn turn_round<P: Tables>(
     skb.write(reset.hops_at, reset.hops)?;
     if let Some(at) = reset.l3_checksum_at {
         let field: [u8; 2] = skb.read(at)?;
-        skb.write(at, checksum::update(field, reset.l3_difference))?;
+        skb.write(at, checksum::update(field, reset.l3_csum_diff))?;
     }
-    apply::write_address(skb, reset.source_at, reset.source.as_bytes())?;
-    apply::write_address(skb, reset.destination_at, reset.destination.as_bytes())?;
+    nat::write_address(skb, reset.source_at, reset.source.as_bytes())?;
+    nat::write_address(skb, reset.destination_at, reset.destination.as_bytes())?;
     skb.write(reset.l4, reset.header)?;
     // In two parts, because only the kernel knows whether the device is to add the second.
     let at = reset.l4 + tcp::CHECKSUM.start;
     let pseudo = Covers { pseudo_header: true, zero_is_none: false };
-    skb.update_l4_checksum(at, reset.pseudo, pseudo)?;
-    skb.update_l4_checksum(at, reset.sum, Covers { pseudo_header: false, ..pseudo })
+    skb.update_l4_csum(at, reset.pseudo, pseudo)?;
+    skb.update_l4_csum(at, reset.sum, Covers { pseudo_header: false, ..pseudo })
 }

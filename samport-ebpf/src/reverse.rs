@@ -5,10 +5,11 @@ use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::{self, Sender, State};
 use samport_common::failover::{self, Refusals};
 use samport_common::family::{Address, Family as _, V4};
-use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, Lane, ServiceId};
+use samport_common::flow::{Endpoint, EndpointKey, Flow, FlowKey, FlowWord, ProbeSlot, ServiceId};
 use samport_common::frame::Frame as _;
 use samport_common::layout::{
-    Backend, DeviceInfo, DeviceSet, Life, Owners, Stands, Via, failure, program,
+    Backend, BackendState, DeviceInfo, DeviceSet, ForwardMode, PortService, ReverseNat, failure,
+    program,
 };
 use samport_common::packet::{self, Packet, Special};
 use samport_common::rewrite::{self, End};
@@ -18,23 +19,23 @@ use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::tcp;
 
-use crate::apply;
 use crate::choice;
 use crate::context::Hook;
-use crate::deliver;
 use crate::exit::{self, Exit};
-use crate::flows::{self, Entry};
+use crate::flows::{self, FlowRef};
 use crate::maps::{self, Tables};
+use crate::nat;
+use crate::outlier;
+use crate::redirect;
 use crate::room;
 use crate::skb::{Ends, Skb};
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// Restores a reply of an open flow and sends it to the client: nearly all are of that kind. A
 /// container's other traffic is dismissed by its source port.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
-    match apply::parse::<P, _>(skb) {
+    match nat::parse::<P, _>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, hook, &packet),
         Err(special) => dispatch_special(special),
     }
@@ -42,8 +43,8 @@ pub fn run<P: Tables>(skb: &Skb, hook: Hook) -> Next {
 
 /// [`run`] with a parser that has a stack of its own: IPv6 needs it.
 #[inline(always)]
-pub fn run_wide<P: Tables>(skb: &Skb) -> Next {
-    match apply::parse_whole_apart::<P>(skb) {
+pub fn run_at_hook<P: Tables>(skb: &Skb) -> Next {
+    match nat::parse_whole_subprog::<P>(skb) {
         Ok(packet) => run_fast_path::<P>(skb, skb.hook(), packet),
         Err(special) => dispatch_special(special),
     }
@@ -63,23 +64,23 @@ fn dispatch_special(special: Special) -> Next {
 #[inline(always)]
 fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> Next {
     let service = match maps::answers::<P>(packet.protocol, packet.source.port) {
-        Stands::For(service) => service,
-        Stands::ForSeveral => return Next::TailCall(program::ANSWER),
-        Stands::ForNone => return no_reply(hook, packet),
+        PortService::One(service) => service,
+        PortService::Several => return Next::TailCall(program::ANSWER),
+        PortService::None => return no_reply(hook, packet),
     };
-    let key = FlowKey::new(packet.destination, service, Lane::FIRST);
-    let Some(entry) = flows::find_at_once::<P>(key) else {
+    let key = FlowKey::new(packet.destination, service, ProbeSlot::FIRST);
+    let Some(entry) = flows::find_fast::<P>(key) else {
         return of_no_flow::<P>(hook, packet, service);
     };
     let Some(reply) = fast_path::<P>(skb, hook, packet, entry) else {
         return Next::TailCall(program::ANSWER);
     };
-    let exit = Exit::from(reply.entry.way());
+    let exit = Exit::from(reply.entry.reply_path());
     if is_too_big(skb, hook, exit) {
         return too_big::<P>(skb);
     }
     pass(skb, reply.entry, packet);
-    reply.entry.touch(flows::now_tick_at_once());
+    reply.entry.touch(flows::now_tick_fast());
     if restore::<P>(skb, packet, &reply, hook.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
@@ -92,31 +93,31 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
 #[inline(always)]
 pub fn at_bridge<P: Tables>(packet: &Packet<P::Addr>) -> Next {
     match maps::answers::<P>(packet.protocol, packet.source.port) {
-        Stands::ForNone => Verdict::NotOurs.into(),
-        Stands::For(service)
-            if maps::unusual() == 0
-                && flows::find_at_once::<P>(FlowKey::new(
+        PortService::None => Verdict::NotOurs.into(),
+        PortService::One(service)
+            if maps::flow_hints() == 0
+                && flows::find_fast::<P>(FlowKey::new(
                     packet.destination,
                     service,
-                    Lane::FIRST,
+                    ProbeSlot::FIRST,
                 ))
                 .is_none() =>
         {
             Verdict::NotOurs.into()
         }
-        Stands::For(_) | Stands::ForSeveral => Next::TailCall(program::ANSWER),
+        PortService::One(_) | PortService::Several => Next::TailCall(program::ANSWER),
     }
 }
 
 /// [`run`] for whatever is otherwise in any way: in a program of its own, not in the others' way.
 #[inline(always)]
 pub fn answer<P: Tables>(skb: &Skb) -> Next {
-    let Ok(packet) = apply::parse_apart::<P>(skb) else {
+    let Ok(packet) = nat::parse_subprog::<P>(skb) else {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
     };
     let hook = skb.hook();
-    let Some(reply) = find_apart::<P>(packet) else {
+    let Some(reply) = find_subprog::<P>(packet) else {
         return no_reply(hook, packet);
     };
     // Its own address looks like the host's to it, whose clients may use the same port.
@@ -129,7 +130,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Next {
     }
     if !is_by_backend::<P>(skb, hook, &reply) {
         // What was too big at the veth is on its way to the stack, which tells the backend.
-        if hook == Hook::Bridge && !skb.fits(reply.entry.way().ifindex()) {
+        if hook == Hook::Bridge && !skb.fits(reply.entry.reply_path().ifindex()) {
             return Verdict::NotAReply.into();
         }
         return no_answer(hook);
@@ -149,7 +150,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Next {
         return too_big::<P>(skb);
     }
     advance(skb, packet, &reply);
-    if restore_apart::<P>(skb, packet, &reply).is_none() {
+    if restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(leave(skb, hook, &reply, exit))
@@ -162,13 +163,13 @@ fn is_the_hosts<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>
     u32::from(skb.is_for_socket(packet.protocol, &Ends::of(packet)))
 }
 
-/// What becomes of a packet without a flow in the first lane. Most of them are answers to clients on this
+/// What becomes of a packet without a flow in the first probe slot. Most of them are answers to clients on this
 /// machine, whose sockets were given the backend's address: dismissed here, if there can be no flow elsewhere.
 #[inline(always)]
 fn of_no_flow<P: Tables>(hook: Hook, packet: &Packet<P::Addr>, service: ServiceId) -> Next {
     let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
-    let key = FlowKey::new(itself, service, Lane::FIRST);
-    if maps::unusual() == 0 && flows::find_at_once::<P>(key).is_none() {
+    let key = FlowKey::new(itself, service, ProbeSlot::FIRST);
+    if maps::flow_hints() == 0 && flows::find_fast::<P>(key).is_none() {
         return no_reply(hook, packet);
     }
     Next::TailCall(program::ANSWER)
@@ -181,7 +182,7 @@ fn fast_path<P: Tables>(
     skb: &Skb,
     hook: Hook,
     packet: &Packet<P::Addr>,
-    entry: Entry,
+    entry: FlowRef,
 ) -> Option<Reply> {
     let word = entry.word();
     let backend = maps::backend(word.backend())?;
@@ -189,7 +190,7 @@ fn fast_path<P: Tables>(
         || !is_by_usual_device(skb, hook, backend)
         || backend.generation != word.generation()
         || (hook != Hook::Egress && !exit::is_settled(entry))
-        || !Life::from_byte(backend.life).serves()
+        || !BackendState::from_byte(backend.state).serves()
         || !conntrack::goes_on(word.state(), packet.flags)
     {
         return None;
@@ -211,7 +212,9 @@ pub fn is_late<P: Tables>(from: Endpoint<P::Addr>, reply: &Reply, word: FlowWord
 /// Whether a reply has come in by the device that its backend's replies usually come in by.
 #[inline(always)]
 fn is_by_usual_device(skb: &Skb, hook: Hook, backend: &'static Backend) -> bool {
-    if hook == Hook::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+    if hook == Hook::Egress
+        && matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
+    {
         // All children of a macvlan parent leave by it.
         return skb.read(ethernet::SOURCE.start) == Some(backend.mac);
     }
@@ -224,7 +227,9 @@ fn is_by_usual_device(skb: &Skb, hook: Hook, backend: &'static Backend) -> bool 
 pub fn is_by_backend<P: Tables>(skb: &Skb, hook: Hook, reply: &Reply) -> bool {
     let Some(backend) = maps::backend(reply.entry.word().backend()) else { return false };
     // All children of a macvlan parent leave by it. This one may have a veth too.
-    if hook == Hook::Egress && matches!(Via::from_byte(backend.via), Via::Child) {
+    if hook == Hook::Egress
+        && matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
+    {
         return is_by_usual_device(skb, hook, backend);
     }
     let came_in_by = skb.came_in_by(hook);
@@ -237,8 +242,10 @@ pub fn is_by_backend<P: Tables>(skb: &Skb, hook: Hook, reply: &Reply) -> bool {
 #[inline(always)]
 fn is_by_another_route<P: Tables>(hook: Hook, backend: &'static Backend, came_in_by: u32) -> bool {
     let [usual, ..] = backend.answers_on.ifindex;
-    if !matches!(Via::from_byte(backend.via), Via::Neighbour | Via::Stack)
-        || usual == DeviceSet::HOST
+    if !matches!(
+        ForwardMode::from_byte(backend.forward_mode),
+        ForwardMode::Neighbour | ForwardMode::Stack
+    ) || usual == DeviceSet::HOST
         || came_in_by == DeviceSet::HOST
         || maps::device(usual).is_some_and(DeviceInfo::is_internal)
     {
@@ -263,11 +270,11 @@ pub fn no_answer(hook: Hook) -> Next {
 /// A backend that refuses a connection: its client is not told while there is another to try.
 #[inline(always)]
 pub fn refused<P: Tables>(skb: &Skb) -> Next {
-    let Ok(packet) = apply::parse_apart::<P>(skb) else {
+    let Ok(packet) = nat::parse_subprog::<P>(skb) else {
         // It has been parsed before.
         return Verdict::RewriteFailed.into();
     };
-    let Some(reply) = find_apart::<P>(packet) else {
+    let Some(reply) = find_subprog::<P>(packet) else {
         return Verdict::NotAReply.into();
     };
     if is_held_back::<P>(skb.pointer_to_context(), packet, reply.entry.pointer()) != 0 {
@@ -278,7 +285,7 @@ pub fn refused<P: Tables>(skb: &Skb) -> Next {
         Err(verdict) => return verdict.into(),
     };
     advance(skb, packet, &reply);
-    if restore_apart::<P>(skb, packet, &reply).is_none() {
+    if restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(leave(skb, skb.hook(), &reply, exit))
@@ -291,7 +298,7 @@ fn is_held_back<P: Tables>(
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,
 ) -> u32 {
-    let Some(entry) = Entry::new(flow) else { return 0 };
+    let Some(entry) = FlowRef::new(flow) else { return 0 };
     let skb = Skb::new(TcContext::new(ctx));
     let word = entry.word();
     if !failover::refuses(word.state(), &packet::segment(&skb, packet), entry.sequences()) {
@@ -301,7 +308,7 @@ fn is_held_back<P: Tables>(
     if !entry.fails_over() {
         return 0;
     }
-    let (now_tick, client) = (flows::now_tick(), standing::client::<P>(packet.destination.addr));
+    let (now_tick, client) = (flows::now_tick(), outlier::client::<P>(packet.destination.addr));
     let service = EndpointKey::new(entry.vip::<P>(), packet.protocol.number());
     let has_other = P::service(&service).is_some_and(|service| {
         let nobody = Refusals::default();
@@ -309,20 +316,20 @@ fn is_held_back<P: Tables>(
     });
     let failed = word.with_state(State::Failed);
     if has_other && entry.exchange(word, failed).is_ok() {
-        standing::moves(word, failed);
+        outlier::moves(word, failed);
         room::moves(entry, word, failed);
         // Evidence when the client asks again: only its SYN says what it has asked for.
-        standing::ask_for_check(word.to_bits(), failure::REFUSED, now_tick);
+        outlier::ask_for_check(word.to_bits(), failure::REFUSED, now_tick);
         1
     } else {
-        standing::add_evidence(word.to_bits(), client, failure::REFUSED, now_tick);
+        outlier::add_evidence(word.to_bits(), client, failure::REFUSED, now_tick);
         0
     }
 }
 
 /// A reply's flow.
 pub struct Reply {
-    pub entry: Entry,
+    pub entry: FlowRef,
     pub backend: u32,
     /// Whether the backend has dialled itself: see `forward::send`.
     pub to_itself: bool,
@@ -332,7 +339,7 @@ pub struct Reply {
 #[inline(always)]
 pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
     if hook == Hook::Container && maps::is_listened_on(packet.protocol, packet.destination.port) {
-        Next::TailCall(program::INSIDE)
+        Next::TailCall(program::HAIRPIN)
     } else {
         Verdict::NotAReply.into()
     }
@@ -341,7 +348,7 @@ pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
 /// Whether the client's side does not take a packet of this size.
 #[inline(always)]
 pub fn is_too_big(skb: &Skb, hook: Hook, exit: Exit) -> bool {
-    hook != Hook::Egress && !skb.fits(exit.way().ifindex())
+    hook != Hook::Egress && !skb.fits(exit.reply_path().ifindex())
 }
 
 /// What becomes of a reply that the client's side does not take: the host's stack, given it as it came, tells the
@@ -360,14 +367,14 @@ pub fn too_big<P: Tables>(skb: &Skb) -> Next {
 pub fn advance<A: Address>(skb: &Skb, packet: &Packet<A>, reply: &Reply) {
     let (before, state) = pass(skb, reply.entry, packet);
     if matches!((before.state(), state), (State::SynSent, State::SynReceived)) {
-        standing::accepts(before, reply.entry.age());
+        outlier::accepts(before, reply.entry.age());
     }
     reply.entry.touch(flows::now_tick());
 }
 
 /// Takes note of what a backend's packet says; the word before and the state after.
 #[inline(always)]
-fn pass<A: Address>(skb: &Skb, entry: Entry, packet: &Packet<A>) -> (FlowWord, State) {
+fn pass<A: Address>(skb: &Skb, entry: FlowRef, packet: &Packet<A>) -> (FlowWord, State) {
     let word = entry.word();
     if !conntrack::is_plain(word.state(), packet.flags, Sender::Backend) {
         return (word, entry.advance(word, &packet::segment(skb, packet), Sender::Backend));
@@ -386,21 +393,21 @@ pub fn restore<P: Tables>(
     skb: &Skb,
     packet: &Packet<P::Addr>,
     reply: &Reply,
-    from: apply::Sender,
+    from: nat::Sender,
 ) -> Option<()> {
     let plan = rewrite::plan::<P>(packet, End::Source, reply.entry.vip::<P>()).bounded();
-    apply::apply(skb, &plan, from)?;
+    nat::apply(skb, &plan, from)?;
     if reply.to_itself {
         let itself = Endpoint { addr: packet.source.addr, port: packet.destination.port };
         let plan = rewrite::plan::<P>(packet, End::Destination, itself).bounded();
-        apply::apply(skb, &plan.after_another(), from)?;
+        nat::apply(skb, &plan.after_another(), from)?;
     }
     Some(())
 }
 
 /// [`restore`] in a function of its own.
 #[inline(always)]
-pub fn restore_apart<P: Tables>(
+pub fn restore_subprog<P: Tables>(
     skb: &Skb,
     packet: &'static Packet<P::Addr>,
     reply: &Reply,
@@ -418,7 +425,7 @@ fn restore_packed<P: Tables>(
 ) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     match found::<P>(flow, packet.destination.addr) {
-        Some(reply) if restore::<P>(&skb, packet, &reply, apply::Sender::Anybody).is_some() => 1,
+        Some(reply) if restore::<P>(&skb, packet, &reply, nat::Sender::Anybody).is_some() => 1,
         _ => 0,
     }
 }
@@ -426,14 +433,15 @@ fn restore_packed<P: Tables>(
 /// Sends the restored packet off.
 #[inline(always)]
 pub fn leave(skb: &Skb, hook: Hook, reply: &Reply, exit: Exit) -> Outcome {
-    let outcome = deliver::to_client(skb, hook, reply.backend, exit.way(), || reply.entry.mac());
-    if exit.is_unresolved() { outcome.renamed(Verdict::ReplyUnresolved) } else { outcome }
+    let outcome =
+        redirect::to_client(skb, hook, reply.backend, exit.reply_path(), || reply.entry.mac());
+    if exit.is_unresolved() { outcome.with_verdict(Verdict::ReplyUnresolved) } else { outcome }
 }
 
 /// [`find`] as functions of their own, with a stack of their own: for programs that have not enough.
 /// `packet` goes from backend to client.
 #[inline(always)]
-pub fn find_apart<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> {
+pub fn find_subprog<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> {
     let to = packet.destination.addr;
     found::<P>(find_flow::<P>(packet, 0), to).or_else(|| found::<P>(find_flow::<P>(packet, 1), to))
 }
@@ -441,7 +449,7 @@ pub fn find_apart<P: Tables>(packet: &'static Packet<P::Addr>) -> Option<Reply> 
 /// The reply whose flow's entry was found, unless it is null.
 #[inline(always)]
 pub fn found<P: Tables>(flow: *mut Flow, to: P::Addr) -> Option<Reply> {
-    let entry = Entry::new(flow)?;
+    let entry = FlowRef::new(flow)?;
     let to_itself = entry.vip::<P>().addr == to;
     Some(Reply { entry, backend: entry.word().backend(), to_itself })
 }
@@ -450,10 +458,11 @@ pub fn found<P: Tables>(flow: *mut Flow, to: P::Addr) -> Option<Reply> {
 #[inline(never)]
 fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, to_itself: u32) -> *mut Flow {
     let (source, client) = (packet.source, packet.destination);
-    let found = owners_of::<P>(packet.protocol, source).and_then(|owners| match to_itself {
-        0 => find_as::<P>(owners, client),
-        _ => find_to_itself::<P>(owners, source, client),
-    });
+    let found =
+        reverse_nat_of::<P>(packet.protocol, source).and_then(|reverse_nat| match to_itself {
+            0 => find_as::<P>(reverse_nat, client),
+            _ => find_to_itself::<P>(reverse_nat, source, client),
+        });
     match found {
         Some(entry) => entry.pointer(),
         None => core::ptr::null_mut(),
@@ -467,11 +476,11 @@ pub fn find<P: Tables>(
     source: Endpoint<P::Addr>,
     client: Endpoint<P::Addr>,
 ) -> Option<Reply> {
-    let owners = owners_of::<P>(protocol, source)?;
-    if let Some(entry) = find_as::<P>(owners, client) {
+    let reverse_nat = reverse_nat_of::<P>(protocol, source)?;
+    if let Some(entry) = find_as::<P>(reverse_nat, client) {
         return Some(Reply { entry, backend: entry.word().backend(), to_itself: false });
     }
-    let entry = find_to_itself::<P>(owners, source, client)?;
+    let entry = find_to_itself::<P>(reverse_nat, source, client)?;
     Some(Reply { entry, backend: entry.word().backend(), to_itself: true })
 }
 
@@ -479,32 +488,35 @@ pub fn find<P: Tables>(
 /// `forward::send`.
 #[inline(always)]
 fn find_to_itself<P: Tables>(
-    owners: &Owners,
+    reverse_nat: &ReverseNat,
     source: Endpoint<P::Addr>,
     client: Endpoint<P::Addr>,
-) -> Option<Entry> {
+) -> Option<FlowRef> {
     let itself = Endpoint { addr: source.addr, port: client.port };
-    find_as::<P>(owners, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
+    find_as::<P>(reverse_nat, itself).filter(|entry| entry.vip::<P>().addr == client.addr)
 }
 
 /// The services a backend answers for from this endpoint.
 #[inline(always)]
-fn owners_of<P: Tables>(protocol: Protocol, source: Endpoint<P::Addr>) -> Option<&'static Owners> {
-    P::owners(&EndpointKey::new(source, protocol.number()))
+fn reverse_nat_of<P: Tables>(
+    protocol: Protocol,
+    source: Endpoint<P::Addr>,
+) -> Option<&'static ReverseNat> {
+    P::reverse_nat(&EndpointKey::new(source, protocol.number()))
 }
 
 /// The flow of this client with one of these backends.
 #[inline(always)]
-fn find_as<P: Tables>(owners: &Owners, client: Endpoint<P::Addr>) -> Option<Entry> {
-    let mut key = FlowKey::new(client, ServiceId::FIRST, Lane::FIRST);
+fn find_as<P: Tables>(reverse_nat: &ReverseNat, client: Endpoint<P::Addr>) -> Option<FlowRef> {
+    let mut key = FlowKey::new(client, ServiceId::FIRST, ProbeSlot::FIRST);
     // A plain loop: the iterator's try_fold is not inlined, and the verifier does not follow a None
     // that is returned through memory (docs/internals/verifier.md).
-    for (index, owner) in (0u32..).zip(&owners.of) {
-        if index >= owners.len {
+    for (index, entry) in (0u32..).zip(&reverse_nat.of) {
+        if index >= reverse_nat.len {
             break;
         }
-        let Some(service) = ServiceId::new(owner.service) else { continue };
-        let (backend, generation) = (owner.backend, owner.generation);
+        let Some(service) = ServiceId::new(entry.service) else { continue };
+        let (backend, generation) = (entry.backend, entry.generation);
         let found = flows::find_by_backend::<P>(&mut key, service, backend, generation);
         if found.is_some() {
             return found;

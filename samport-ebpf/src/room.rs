@@ -4,9 +4,9 @@
 //! the oldest make way, until its client is proven and there is room.
 
 use samport_common::flow::{Flow, FlowKey, FlowWord, ServiceId, marks};
-use samport_common::layout::{UNPROVEN, held_by, unusual};
+use samport_common::layout::{UNPROVEN, flow_hint, held_by};
 
-use crate::flows::{self, Entry};
+use crate::flows::{self, FlowRef};
 use crate::maps::{self, Insert, Tables};
 
 /// Whether the table of flows takes a new flow of a service. Its client is not proven yet: those of both tables together
@@ -38,7 +38,7 @@ pub fn takes(service: ServiceId, word: FlowWord) {
 
 /// Takes note of an entry whose word was exchanged for another.
 #[inline(always)]
-pub fn moves(entry: Entry, from: FlowWord, to: FlowWord) {
+pub fn moves(entry: FlowRef, from: FlowWord, to: FlowWord) {
     let (before, after) = (from.state().is_unproven(), to.state().is_unproven());
     if before == after || entry.marks() & u32::from(marks::OVERFLOW) != 0 {
         return;
@@ -54,7 +54,7 @@ pub fn moves(entry: Entry, from: FlowWord, to: FlowWord) {
 #[inline(always)]
 pub fn store_beside<P: Tables>(key: &FlowKey<P::Addr>, flow: &mut Flow) -> Result<(), i32> {
     if !maps::has_overflow() {
-        maps::set_unusual(unusual::OVERFLOW);
+        maps::set_flow_hint(flow_hint::OVERFLOW);
     }
     flow.flags |= marks::OVERFLOW;
     P::insert_overflow(key, flow)
@@ -63,7 +63,7 @@ pub fn store_beside<P: Tables>(key: &FlowKey<P::Addr>, flow: &mut Flow) -> Resul
 /// Moves a flow whose client is proven to the table where nobody drives it out. Without room there it stays,
 /// and the next packet tries again.
 #[inline(always)]
-pub fn promote<P: Tables>(key: &FlowKey<P::Addr>, service: ServiceId, entry: Entry) {
+pub fn promote<P: Tables>(key: &FlowKey<P::Addr>, service: ServiceId, entry: FlowRef) {
     if !may_hold_more::<P>(service) {
         return;
     }

@@ -17,8 +17,8 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, ipv4};
 
-use crate::bytes;
 use crate::context::{Context, Hook};
+use crate::load_store;
 use crate::maps::{self, Tables};
 use crate::source::FibLookup;
 use crate::trace;
@@ -86,7 +86,7 @@ impl Skb {
 
     /// Tells the program that tells of the packet what has become of it.
     #[inline(always)]
-    pub fn hand_over_end(&self, verdict: Verdict, action: i32) {
+    pub fn set_trace_end(&self, verdict: Verdict, action: i32) {
         // SAFETY: as in `set_hook`.
         unsafe {
             (*self.0.skb.skb).cb[2] = verdict as u32;
@@ -94,9 +94,9 @@ impl Skb {
         }
     }
 
-    /// What [`Self::hand_over_end`] was given: the verdict's number, and the action.
+    /// What [`Self::set_trace_end`] was given: the verdict's number, and the action.
     #[inline(always)]
-    pub fn handed_over_end(&self) -> (u32, i32) {
+    pub fn trace_end(&self) -> (u32, i32) {
         // SAFETY: as in `set_hook`.
         unsafe { ((*self.0.skb.skb).cb[2], (*self.0.skb.skb).cb[4].cast_signed()) }
     }
@@ -117,14 +117,14 @@ impl Skb {
 
     /// Tells the program that is called why nobody is there for the packet.
     #[inline(always)]
-    pub fn hand_over(&self, why: Unserved) {
+    pub fn set_unserved(&self, why: Unserved) {
         // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).cb[2] = why as u32 };
     }
 
     /// What the program that called us has handed over.
     #[inline(always)]
-    pub fn handed_over(&self) -> Unserved {
+    pub fn unserved(&self) -> Unserved {
         // SAFETY: as in `set_hook`.
         match unsafe { (*self.0.skb.skb).cb[2] } {
             0 => Unserved::NoBackend,
@@ -203,17 +203,17 @@ impl Skb {
     /// Makes the sum a device has computed over the packet agree with what was changed outside of
     /// the transport header. Only for such a sum (`CHECKSUM_COMPLETE`); nothing happens to others.
     #[inline(always)]
-    pub fn update_device_sum(&self, difference: u32) {
+    pub fn update_device_csum(&self, csum_diff: u32) {
         // SAFETY: the context is valid. The error says that there is no such sum.
-        let _ = unsafe { bpf_csum_update(self.0.skb.skb, difference) };
+        let _ = unsafe { bpf_csum_update(self.0.skb.skb, csum_diff) };
     }
 
     /// Makes up for what the checksum helper does to a device's sum over IPv6: it takes an address for
     /// covered by a header checksum, as it is in IPv4, and has taken the difference out of that sum,
     /// where address and transport checksum had already made up for each other.
     #[inline(always)]
-    pub fn settle_device_sum(&self, addr_difference: u32) {
-        self.update_device_sum(addr_difference);
+    pub fn fix_device_csum(&self, addr_csum_diff: u32) {
+        self.update_device_csum(addr_csum_diff);
     }
 
     /// Overwrites the bytes at `offset`; `None` if the frame ends before.
@@ -221,22 +221,22 @@ impl Skb {
     pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is inside the packet, checked by `pointer`.
-        unsafe { bytes::store(at, bytes) };
+        unsafe { load_store::store(at, bytes) };
         Some(())
     }
 
-    /// Updates the transport checksum at `offset`. `difference` is what the change adds to the
+    /// Updates the transport checksum at `offset`. `csum_diff` is what the change adds to the
     /// ones' complement sum. Only the kernel knows whether the checksum is complete or still to be
     /// finished by the device.
     #[inline(always)]
-    pub fn update_l4_checksum(&self, offset: usize, difference: u32, of: Covers) -> Option<()> {
+    pub fn update_l4_csum(&self, offset: usize, csum_diff: u32, of: Covers) -> Option<()> {
         let offset = u32::try_from(offset).ok()?;
         let pseudo = if of.pseudo_header { u64::from(BPF_F_PSEUDO_HDR) } else { 0 };
         let zero = if of.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         let flags = pseudo | zero;
         // SAFETY: the context is valid; the helper checks the offset.
         let result =
-            unsafe { bpf_l4_csum_replace(self.0.skb.skb, offset, 0, u64::from(difference), flags) };
+            unsafe { bpf_l4_csum_replace(self.0.skb.skb, offset, 0, u64::from(csum_diff), flags) };
         if result == 0 { Some(()) } else { None }
     }
 
@@ -346,12 +346,12 @@ impl Frame for Skb {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is below data_end, checked by `pointer`.
-        Some(unsafe { bytes::load(at) })
+        Some(unsafe { load_store::load(at) })
     }
 
     #[inline(always)]
     fn reconsider(&self, offset: usize) -> usize {
-        maps::forget(offset)
+        maps::scratch::opaque(offset)
     }
 }
 
@@ -411,9 +411,9 @@ impl Context for Skb {
     }
 
     #[inline(always)]
-    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, reply_path: u32, flow: u32) -> u32 {
         let packet = self.source_marks::<P>(packet);
-        P::move_of(self.hook(), way, flow, packet)
+        P::move_of(self.hook(), reply_path, flow, packet)
     }
 
     #[inline(always)]

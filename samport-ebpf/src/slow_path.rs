@@ -9,38 +9,38 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::State;
 use samport_common::failover::{MAKES_WAY_AFTER, Refusals};
-use samport_common::flow::{EndpointKey, FlowKey, FlowWord, Lane, ServiceId};
-use samport_common::layout::{Draft, place, program, unusual};
+use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ServiceId};
+use samport_common::layout::{FlowDraft, flow_hint, flow_slot, program};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 
 use crate::affinity;
-use crate::apply;
 use crate::choice::{self, NewFlow, OpenError};
 use crate::context::Context as _;
 use crate::flood;
-use crate::flows::{self, Place, Taken};
-use crate::forward::{self, Followed, Lookup};
+use crate::flows::{self, FlowSlot, Taken};
+use crate::forward::{self, ExistingFlow, Lookup};
 use crate::fragment;
 use crate::maps::{self, Insert, Tables};
+use crate::nat;
+use crate::outlier;
 use crate::room;
 use crate::skb::Skb;
-use crate::standing;
 use crate::{Next, Outcome};
 
 /// Looks for the packet's flow.
 #[inline(always)]
 pub fn run<P: Tables>(skb: &Skb) -> Next {
-    let packet = match apply::parse_apart::<P>(skb) {
+    let packet = match nat::parse_subprog::<P>(skb) {
         Ok(packet) => packet,
         Err(special) => return forward::dispatch_special(special),
     };
-    match Answer::from_bits(lookup_packed::<P>(skb.pointer_to_context(), packet)) {
-        Answer::Backend(id, _) => Next::Outcome(send::<P>(skb, packet, id)),
-        Answer::Verdict(verdict) => forward::give_up(skb, verdict),
-        Answer::TailCall => {
-            if maps::draft().is_some_and(|draft| draft.unwanted != 0) {
+    match SlowResult::from_bits(lookup_packed::<P>(skb.pointer_to_context(), packet)) {
+        SlowResult::Backend(id, _) => Next::Outcome(send::<P>(skb, packet, id)),
+        SlowResult::Verdict(verdict) => forward::give_up(skb, verdict),
+        SlowResult::TailCall => {
+            if maps::scratch::flow_draft().is_some_and(|draft| draft.unwanted != 0) {
                 take_note_of_failure::<P>(skb, packet);
             } else if forward::answers_outbound::<P, _>(skb, packet) {
                 // Not where the flow was looked for: Linux 6.1 has no stack for it there.
@@ -55,11 +55,11 @@ pub fn run<P: Tables>(skb: &Skb) -> Next {
 /// where there is no stack left.
 #[inline(always)]
 fn take_note_of_failure<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>) {
-    if let Some(draft) = maps::draft()
+    if let Some(draft) = maps::scratch::flow_draft()
         // A refused datagram was counted when it was refused, and is no evidence.
         && packet.protocol == Protocol::Tcp
     {
-        standing::fails::<P>(skb, packet, FlowWord::from_bits(draft.judged), flows::now_tick());
+        outlier::fails::<P>(skb, packet, FlowWord::from_bits(draft.judged), flows::now_tick());
     }
 }
 
@@ -67,24 +67,24 @@ fn take_note_of_failure<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>) 
 #[inline(always)]
 pub fn open<P: Tables>(skb: &Skb) -> Next {
     // SAFETY: the program that called this one has kept such a packet.
-    let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
+    let Some(packet) = (unsafe { maps::scratch::get::<Packet<P::Addr>>() }) else {
         return Verdict::RewriteFailed.into();
     };
-    match Answer::from_bits(open_packed::<P>(skb.pointer_to_context(), packet)) {
-        Answer::Backend(id, stored) => {
+    match SlowResult::from_bits(open_packed::<P>(skb.pointer_to_context(), packet)) {
+        SlowResult::Backend(id, stored) => {
             let outcome = send::<P>(skb, packet, id);
             Next::Outcome(match stored {
                 Stored::AsUsual => outcome,
-                Stored::Flood => outcome.renamed(Verdict::ForwardFlood),
-                Stored::Overflow => outcome.renamed(Verdict::ForwardOverflow),
+                Stored::Flood => outcome.with_verdict(Verdict::ForwardFlood),
+                Stored::Overflow => outcome.with_verdict(Verdict::ForwardOverflow),
             })
         }
-        Answer::Verdict(Verdict::FlowAmbiguous) if skb.attempt() <= MAKES_WAY_AFTER => {
+        SlowResult::Verdict(Verdict::FlowAmbiguous) if skb.attempt() <= MAKES_WAY_AFTER => {
             Next::TailCall(program::MAKE_WAY)
         }
-        Answer::Verdict(verdict) => forward::give_up(skb, verdict),
-        Answer::TailCall => {
-            let is_in_the_way = maps::draft().is_some_and(|draft| draft.taken != 0);
+        SlowResult::Verdict(verdict) => forward::give_up(skb, verdict),
+        SlowResult::TailCall => {
+            let is_in_the_way = maps::scratch::flow_draft().is_some_and(|draft| draft.taken != 0);
             if is_in_the_way && skb.attempt() == MAKES_WAY_AFTER {
                 return Next::TailCall(program::MAKE_WAY);
             }
@@ -100,7 +100,7 @@ pub fn open<P: Tables>(skb: &Skb) -> Next {
 pub fn make_way<P: Tables>(skb: &Skb) -> Next {
     skb.set_attempts(MAKES_WAY_AFTER + 1);
     // SAFETY: as in `open`.
-    let Some(packet) = (unsafe { maps::kept::<Packet<P::Addr>>() }) else {
+    let Some(packet) = (unsafe { maps::scratch::get::<Packet<P::Addr>>() }) else {
         return Verdict::RewriteFailed.into();
     };
     let key = EndpointKey::new(packet.destination, packet.protocol.number());
@@ -114,7 +114,7 @@ pub fn make_way<P: Tables>(skb: &Skb) -> Next {
 #[inline(always)]
 fn send<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, backend: u32) -> Outcome {
     fragment::remember_forward::<P>(skb, packet, backend);
-    forward::send_apart::<P>(skb, packet, backend)
+    forward::send_subprog::<P>(skb, packet, backend)
 }
 
 /// Where a flow was stored.
@@ -129,7 +129,7 @@ enum Stored {
 }
 
 /// What a function of its own has come to, in 32 bits.
-enum Answer {
+enum SlowResult {
     /// The packet goes to this backend; and where its flow has just been stored.
     Backend(u32, Stored),
     /// The packet leaves by this verdict.
@@ -138,7 +138,7 @@ enum Answer {
     TailCall,
 }
 
-impl Answer {
+impl SlowResult {
     /// A backend's id, which is below 16,384, is in the lower bits.
     const BACKEND: u32 = 1 << 31;
     const FLOOD: u32 = 1 << 30;
@@ -185,33 +185,33 @@ impl Answer {
 fn lookup_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match lookup::<P>(&skb, packet) {
-        Ok(Some(word)) => Answer::Backend(word.backend(), Stored::AsUsual),
-        Ok(None) => Answer::TailCall,
-        Err(verdict) => Answer::Verdict(verdict),
+        Ok(Some(word)) => SlowResult::Backend(word.backend(), Stored::AsUsual),
+        Ok(None) => SlowResult::TailCall,
+        Err(verdict) => SlowResult::Verdict(verdict),
     };
     answer.to_bits()
 }
 
-/// The word of the packet's flow, or `None` if it is to be opened as the [`Draft`] says.
+/// The word of the packet's flow, or `None` if it is to be opened as the [`FlowDraft`] says.
 #[inline(always)]
 fn lookup<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowWord>, Verdict> {
     let new_flow = forward::classify::<P, _>(skb, skb.hook(), packet)?;
     let (client, vip) = (packet.source, packet.destination);
-    let lanes = flows::lookup_all_lanes::<P>(client, vip, new_flow.id, new_flow.now_tick);
-    let own = lanes.own;
-    let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
-    draft.taken = lanes.taken.to_bits();
-    draft.place = lanes.place;
+    let slots = flows::lookup_all_slots::<P>(client, vip, new_flow.id, new_flow.now_tick);
+    let own = slots.own;
+    let draft = maps::scratch::flow_draft().ok_or(Verdict::RewriteFailed)?;
+    draft.taken = slots.taken.to_bits();
+    draft.slot = slots.slot;
     draft.judged = 0;
     draft.unwanted = 0;
     draft.refusals = 0;
-    match forward::follow::<P, _>(skb, packet, own, &new_flow)? {
-        Lookup::Forward(Followed { word, .. }) => {
-            if lanes.place == place::OVERFLOW
+    match forward::use_flow::<P, _>(skb, packet, own, &new_flow)? {
+        Lookup::Forward(ExistingFlow { word, .. }) => {
+            if slots.slot == flow_slot::OVERFLOW
                 && let Some(entry) = own
                 && !entry.word().state().is_unproven()
             {
-                let key = FlowKey::new(client, new_flow.id, Lane::FIRST);
+                let key = FlowKey::new(client, new_flow.id, ProbeSlot::FIRST);
                 room::promote::<P>(&key, new_flow.id, entry);
             }
             return Ok(Some(word));
@@ -234,9 +234,9 @@ fn lookup<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<Option<FlowW
 fn open_packed<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let answer = match open_drafted::<P>(&skb, packet) {
-        Ok((word, stored)) => Answer::Backend(word.backend(), stored),
-        Err(OpenError::Verdict(verdict)) => Answer::Verdict(verdict),
-        Err(OpenError::SlowPath) => Answer::TailCall,
+        Ok((word, stored)) => SlowResult::Backend(word.backend(), stored),
+        Err(OpenError::Verdict(verdict)) => SlowResult::Verdict(verdict),
+        Err(OpenError::SlowPath) => SlowResult::TailCall,
     };
     answer.to_bits()
 }
@@ -251,7 +251,7 @@ fn open_drafted<P: Tables>(
     let key = EndpointKey::new(packet.destination, packet.protocol.number());
     let service = P::service(&key).ok_or(Verdict::NotOurs)?;
     let mut new_flow = forward::new_flow_of(skb, skb.hook(), packet, service)?;
-    let draft = maps::draft().ok_or(Verdict::RewriteFailed)?;
+    let draft = maps::scratch::flow_draft().ok_or(Verdict::RewriteFailed)?;
     let judged = FlowWord::from_bits(draft.judged);
     let mut unwanted = draft.unwanted;
     if unwanted != 0 && new_flow.is_out_of_retries() {
@@ -276,8 +276,8 @@ fn open_drafted<P: Tables>(
     }
     let mut result = Err(Verdict::FlowInsertFailed);
     if matches!(stored, Stored::AsUsual) {
-        let place = place_of::<P>(packet, &new_flow, draft)?;
-        result = choice::store::<P, _>(skb, packet, place, &new_flow, chosen);
+        let slot = flow_slot_of::<P>(packet, &new_flow, draft)?;
+        result = choice::store::<P, _>(skb, packet, slot, &new_flow, chosen);
     }
     if matches!(result, Err(Verdict::FlowInsertFailed)) {
         if matches!(stored, Stored::AsUsual) {
@@ -297,25 +297,25 @@ fn open_drafted<P: Tables>(
 
 /// Where the flow is stored.
 #[inline(always)]
-fn place_of<P: Tables>(
+fn flow_slot_of<P: Tables>(
     packet: &Packet<P::Addr>,
     new_flow: &NewFlow,
-    draft: &Draft,
-) -> Result<Place, Verdict> {
-    let lane = Lane::from_number((draft.place & place::LANE) as u8);
+    draft: &FlowDraft,
+) -> Result<FlowSlot, Verdict> {
+    let probe_slot = ProbeSlot::from_number((draft.slot & flow_slot::PROBE_SLOT) as u8);
     if draft.judged != 0 {
-        let entry = flows::find_again::<P>(packet, new_flow.id, draft.place);
+        let entry = flows::find_again::<P>(packet, new_flow.id, draft.slot);
         // Without it, it has made room meanwhile.
-        return Ok(entry.map_or(Place::Lane(lane, Insert::New), |entry| {
-            Place::Entry(entry, FlowWord::from_bits(draft.judged))
+        return Ok(entry.map_or(FlowSlot::New(probe_slot, Insert::New), |entry| {
+            FlowSlot::Existing(entry, FlowWord::from_bits(draft.judged))
         }));
     }
-    if draft.place == place::NONE {
+    if draft.slot == flow_slot::NONE {
         return Err(Verdict::FlowAmbiguous);
     }
-    if lane != Lane::FIRST {
-        maps::set_unusual(unusual::LANES);
+    if probe_slot != ProbeSlot::FIRST {
+        maps::set_flow_hint(flow_hint::PROBE_SLOTS);
     }
-    let how = if draft.place & place::REPLACE != 0 { Insert::Replace } else { Insert::New };
-    Ok(Place::Lane(lane, how))
+    let how = if draft.slot & flow_slot::REPLACE != 0 { Insert::Replace } else { Insert::New };
+    Ok(FlowSlot::New(probe_slot, how))
 }

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockOpsContext;
-use samport_common::local::tcp_state;
+use samport_common::sock_lb::tcp_state;
 
 /// A TCP socket, and what the kernel tells of it.
 pub struct SockOps(SockOpsContext);

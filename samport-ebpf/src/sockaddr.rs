@@ -176,19 +176,19 @@ impl SockFamily for Inet {
     #[inline(always)]
     fn addr(sock: &SockAddr) -> [u8; 16] {
         // SAFETY: as in `word`.
-        widen(unsafe { word(&raw const (*sock.0.sock_addr).user_ip4) })
+        to_mapped(unsafe { word(&raw const (*sock.0.sock_addr).user_ip4) })
     }
 
     #[inline(always)]
     fn source(sock: &SockAddr) -> [u8; 16] {
         // SAFETY: as in `word`.
-        widen(unsafe { word(&raw const (*sock.sk()).src_ip4) })
+        to_mapped(unsafe { word(&raw const (*sock.sk()).src_ip4) })
     }
 
     #[inline(always)]
     fn datagram_source(sock: &SockAddr) -> [u8; 16] {
         // SAFETY: as in `word`.
-        widen(unsafe { word(&raw const (*sock.0.sock_addr).msg_src_ip4) })
+        to_mapped(unsafe { word(&raw const (*sock.0.sock_addr).msg_src_ip4) })
     }
 
     #[inline(always)]
@@ -196,7 +196,10 @@ impl SockFamily for Inet {
         let ctx = sock.0.sock_addr;
         // SAFETY: the context is ours to change while the program runs.
         unsafe {
-            ptr::write_volatile(&raw mut (*ctx).user_ip4, u32::from_ne_bytes(V4::narrow(addr)));
+            ptr::write_volatile(
+                &raw mut (*ctx).user_ip4,
+                u32::from_ne_bytes(V4::from_mapped(addr)),
+            );
             ptr::write_volatile(&raw mut (*ctx).user_port, u32::from(u16::from_ne_bytes(port)));
         }
     }
@@ -238,8 +241,8 @@ impl SockFamily for Inet6 {
 }
 
 #[inline(always)]
-fn widen(ip4: u32) -> [u8; 16] {
-    V4::widen(ip4.to_ne_bytes())
+fn to_mapped(ip4: u32) -> [u8; 16] {
+    V4::to_mapped(ip4.to_ne_bytes())
 }
 
 /// A word of the context or of its socket.

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use samport_common::family::{Family, V4, V6};
-use samport_common::flow::{ClientWay, marks};
+use samport_common::flow::{ReplyPath, marks};
 use samport_common::layout::DeviceInfo;
 use samport_common::packet::Packet;
 use samport_common::source::{
@@ -67,7 +67,7 @@ macro_rules! global {
         pub extern "C" fn $name(ctx: *mut $ctx) -> u32 {
             let (context, hook) = $context(ctx);
             // SAFETY: the caller has kept such a packet.
-            let packet = unsafe { maps::kept::<Packet<<$family as Family>::Addr>>() };
+            let packet = unsafe { maps::scratch::get::<Packet<<$family as Family>::Addr>>() };
             let Some(packet) = packet else { return source::REFUSED };
             let side = side(&context, hook);
             validity::<$family, _>(&context, hook, packet).marks(side)
@@ -78,12 +78,12 @@ macro_rules! global {
         /// another device; `packet` are its own marks. Asking for those here would take too much stack.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $name(hook: u32, way: u32, flow: u32, packet: u32) -> u32 {
+        pub extern "C" fn $name(hook: u32, reply_path: u32, flow: u32, packet: u32) -> u32 {
             // SAFETY: as above.
-            let kept = unsafe { maps::kept::<Packet<<$family as Family>::Addr>>() };
+            let kept = unsafe { maps::scratch::get::<Packet<<$family as Family>::Addr>>() };
             let Some(kept) = kept else { return Move::Refuse as u32 };
-            let (hook, way) = (Hook::from_number(hook), ClientWay::from_bits(way));
-            moves::<$family>(hook, kept, way, flow, packet) as u32
+            let (hook, reply_path) = (Hook::from_number(hook), ReplyPath::from_bits(reply_path));
+            moves::<$family>(hook, kept, reply_path, flow, packet) as u32
         }
     };
 }
@@ -153,7 +153,7 @@ pub fn side<C: Context>(context: &C, hook: Hook) -> Side {
 fn moves<P: Tables>(
     hook: Hook,
     packet: &Packet<P::Addr>,
-    way: ClientWay,
+    reply_path: ReplyPath,
     flow: u32,
     of_packet: u32,
 ) -> Move {
@@ -169,8 +169,8 @@ fn moves<P: Tables>(
         is_link_local: P::is_link_local(&packet.source.addr),
         is_unproven: is(flow, marks::UNPROVEN),
         opens: packet.protocol == Protocol::Udp || packet.flags.opens(),
-        is_old_device_hooked: side_of(way.ifindex()).is_some(),
-        is_from_veth_to_bridge: way.is_container() && hook == Hook::Bridge,
+        is_old_device_hooked: side_of(reply_path.ifindex()).is_some(),
+        is_from_veth_to_bridge: reply_path.is_container() && hook == Hook::Bridge,
     }
     .decide()
 }
@@ -211,7 +211,7 @@ fn route_back<P: Tables, C: Context>(
     device: DeviceInfo,
     from: From,
 ) -> Route {
-    let Some(question) = maps::fib_lookup() else { return Route::Unknown };
+    let Some(question) = maps::scratch::fib_lookup() else { return Route::Unknown };
     if device.lookup_ifindex == 0 {
         return Route::Unknown;
     }

@@ -9,8 +9,8 @@ use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame;
-use samport_common::local::SocketKey;
 use samport_common::packet::Packet;
+use samport_common::sock_lb::SocketKey;
 use samport_common::trace::{self, KEPT_BYTES, KEPT_LEN, KEPT_SPARE, Kept, Seen, Traced, Watch};
 use samport_common::verdict::Verdict;
 use samport_common::wire::ethernet;
@@ -96,21 +96,21 @@ impl Frame for AsItCame {
 
     #[inline(always)]
     fn reconsider(&self, offset: usize) -> usize {
-        maps::forget(offset)
+        maps::scratch::opaque(offset)
     }
 }
 
 /// Goes on in the program that tells. Returns only if that is not possible.
 #[inline(always)]
 pub fn end(skb: &Skb, verdict: Verdict, action: i32) {
-    skb.hand_over_end(verdict, action);
+    skb.set_trace_end(verdict, action);
     traces::call_tracer(skb);
     traces::count_untold();
 }
 
 /// Tells of a packet at tc.
 #[inline(always)]
-pub fn tell(skb: &Skb, verdict: u32) {
+pub fn emit(skb: &Skb, verdict: u32) {
     let (Some(watch), Some(kept), Some(draft)) = (watch(), traces::kept_packet(), traces::traced())
     else {
         return;
@@ -162,7 +162,7 @@ fn submit(watch: &Watch, verdict: u32, seen: u32, ifindex: u32, len: u32) {
         draft.len = len;
         draft.verdict = lowest(verdict);
         draft.seen = lowest(seen);
-        traces::hand_over(draft);
+        traces::set_unserved(draft);
     }
 }
 

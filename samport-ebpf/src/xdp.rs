@@ -8,7 +8,7 @@ use aya_ebpf::programs::XdpContext;
 use samport_common::checksum;
 use samport_common::family::{Family, V4, V6};
 use samport_common::frame::Frame;
-use samport_common::layout::{Backend, Via, XdpDevice};
+use samport_common::layout::{Backend, ForwardMode, XdpDevice};
 use samport_common::packet::{MAX_OFFSET, Packet};
 use samport_common::rewrite::{self, End, Rewrite};
 use samport_common::source::REFUSED;
@@ -17,12 +17,12 @@ use samport_common::wire::ethernet;
 use samport_common::wire::protocol::Protocol;
 use zerocopy::IntoBytes as _;
 
-use crate::apply;
-use crate::bytes;
 use crate::choice::OpenError;
 use crate::context::{Context, Hook};
 use crate::forward;
+use crate::load_store;
 use crate::maps::{self, Tables};
+use crate::nat;
 use crate::skb::{self, Ends};
 use crate::source::FibLookup;
 use crate::trace;
@@ -58,7 +58,7 @@ pub fn run(ctx: XdpContext) -> u32 {
 /// The verdict, or `None` for what others are to look at.
 #[inline(always)]
 fn forward<P: Tables>(mut xdp: Xdp) -> Option<Verdict> {
-    let packet = apply::parse::<P, _>(&xdp).ok()?;
+    let packet = nat::parse::<P, _>(&xdp).ok()?;
     if !maps::is_listened_on(packet.protocol, packet.destination.port) {
         return None;
     }
@@ -123,7 +123,7 @@ fn told<P: Tables>(xdp: &Xdp, packet: &Packet<P::Addr>, verdict: Verdict, backen
 /// frame only if the container's side polls for it. See docs/concepts/xdp.md.
 #[inline(always)]
 fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
-    matches!(Via::from_byte(backend.via), Via::Peer)
+    matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Peer)
         && (device.generic != 0 || backend.takes_frames != 0)
 }
 
@@ -132,7 +132,7 @@ fn takes_frames(device: &XdpDevice, backend: &'static Backend) -> bool {
 fn send<P: Tables>(xdp: &Xdp, rewrite: &Rewrite<P>, backend: &'static Backend) -> Option<()> {
     if let Some(at) = rewrite.ip.l3_checksum_at {
         let field: [u8; 2] = xdp.read(at)?;
-        xdp.write(at, checksum::update(field, rewrite.ip.addr_difference))?;
+        xdp.write(at, checksum::update(field, rewrite.ip.addr_csum_diff))?;
     }
     match rewrite.ip.addr.as_bytes() {
         [a, b, c, d] => xdp.write(rewrite.ip.addr_at, [*a, *b, *c, *d])?,
@@ -161,7 +161,7 @@ impl Xdp {
     fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is inside the packet, checked by `pointer`.
-        unsafe { bytes::store(at, bytes) };
+        unsafe { load_store::store(at, bytes) };
         Some(())
     }
 
@@ -180,12 +180,12 @@ impl Frame for Xdp {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let at = self.pointer::<N>(offset)?;
         // SAFETY: at..at+N is below data_end, checked by `pointer`.
-        Some(unsafe { bytes::load(at) })
+        Some(unsafe { load_store::load(at) })
     }
 
     #[inline(always)]
     fn reconsider(&self, offset: usize) -> usize {
-        maps::forget(offset)
+        maps::scratch::opaque(offset)
     }
 }
 
@@ -209,18 +209,18 @@ impl Context for Xdp {
 
     #[inline(always)]
     fn source_marks<P: Tables>(&self, packet: &Packet<P::Addr>) -> u32 {
-        if maps::keep(*packet) { P::marks_of_frame(self.ctx.ctx) } else { REFUSED }
+        if maps::scratch::put(*packet) { P::marks_of_frame(self.ctx.ctx) } else { REFUSED }
     }
 
     #[inline(always)]
-    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, way: u32, flow: u32) -> u32 {
+    fn source_move<P: Tables>(&self, packet: &Packet<P::Addr>, reply_path: u32, flow: u32) -> u32 {
         let packet = self.source_marks::<P>(packet);
-        P::move_of(Hook::Interface, way, flow, packet)
+        P::move_of(Hook::Interface, reply_path, flow, packet)
     }
 
     #[inline(always)]
     fn answers_outbound<P: Tables>(&self, packet: &Packet<P::Addr>) -> bool {
-        maps::keep(*packet) && P::answers_outbound_of_frame(self.ctx.ctx) != 0
+        maps::scratch::put(*packet) && P::answers_outbound_of_frame(self.ctx.ctx) != 0
     }
 
     #[inline(always)]

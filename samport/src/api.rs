@@ -6,24 +6,24 @@ pub(crate) mod metrics;
 mod report;
 mod server;
 mod socket;
-pub mod words;
+pub mod types;
 
 use anyhow::Result;
 use tokio::time::Instant;
 
-use crate::control::handle::View;
+use crate::control::handle::ControlView;
 use crate::system::instance;
 
 pub use server::Server;
 pub use socket::Socket;
 
 /// The backends of an instance that is not running, by what it has left.
-pub fn left_behind(name: &str) -> Result<words::Backends> {
-    let view = View::of_record(&instance::read_record(name)?);
+pub fn left_behind(name: &str) -> Result<types::Backends> {
+    let view = ControlView::of_record(&instance::read_record(name)?);
     let counted = server::count(name, &view)?;
     let backends = report::backends(&view, &counted, Instant::now());
-    Ok(words::Backends {
-        schema: words::SCHEMA,
+    Ok(types::Backends {
+        schema: types::SCHEMA,
         instance: name.to_owned(),
         running: false,
         backends,

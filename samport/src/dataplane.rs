@@ -4,7 +4,6 @@
 mod allowed;
 mod attach;
 mod batch;
-mod carry;
 pub mod clean;
 mod clock;
 mod events;
@@ -13,20 +12,21 @@ mod gc;
 mod hooks;
 pub mod inspect;
 mod load;
-mod local;
 mod logs;
 pub mod map_reader;
 mod maps;
 pub mod memory;
+mod migrate;
 mod missing_pins;
 pub mod objects;
 pub mod pins;
+mod port_cache;
 mod probe;
 pub mod program_run;
 mod recount;
 mod room;
 mod seed;
-mod shortcuts;
+mod sock_lb;
 mod sources;
 mod syscall;
 mod takeover;
@@ -41,7 +41,8 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use samport_common::conntrack::{self, TICK_SHIFT};
 use samport_common::layout::{
-    Backend, DeviceSet, Life, Owner, Owners, SHARED_BY, Service, Slots, Via, service,
+    Backend, BackendState, DeviceSet, ForwardMode, ReverseNat, ReverseNatEntry, SHARED_BY, Service,
+    Slots, service,
 };
 
 use crate::model::encode::wide;
@@ -49,10 +50,10 @@ use crate::plan::{self, BackendId, Change, Frontend, Policy, Role, Route};
 use crate::system::instance::{FilterRecord, Instance};
 
 pub(crate) use attach::device_name;
-pub(crate) use carry::layouts;
+pub(crate) use migrate::layouts;
 
 pub use attach::Hook;
-pub use events::{Ask, Events, Failing, Failure, Told};
+pub use events::{Ask, Events, Failing, Failure, RingEvent};
 pub use gc::Collector;
 pub use load::{DEFAULT_SERVICE_SHARE, Options, Timeouts};
 pub use logs::follow as follow_logs;
@@ -66,7 +67,7 @@ pub use xdp::XdpMode;
 pub struct Dataplane {
     // Links first: they go before the programs and the pins' folder do.
     attached: BTreeMap<(Role, u32), attach::Attachment>,
-    local: Option<local::Local>,
+    local: Option<sock_lb::Local>,
     shields: Option<xdp::XdpLinks>,
     maps: maps::Maps,
     pinned_maps: missing_pins::Maps,
@@ -116,7 +117,7 @@ impl Dataplane {
 
     fn serve_local_clients(&mut self, options: Options) {
         if options.local {
-            self.local = local::attach_if_possible(&mut self.ebpf, &self.pins);
+            self.local = sock_lb::attach_if_possible(&mut self.ebpf, &self.pins);
         }
     }
 
@@ -144,10 +145,10 @@ impl Dataplane {
     /// Makes one change.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
         match change {
-            Change::SetBackend { key, id, shared, weight, life, answers_on } => {
+            Change::SetBackend { key, id, shared, weight, state, answers_on } => {
                 let value = Backend {
                     weight: *weight,
-                    life: *life as u8,
+                    state: *state as u8,
                     shared: u8::from(*shared),
                     answers_on: *answers_on,
                     ..backend_value(key.endpoint, key.route, *id)
@@ -163,10 +164,10 @@ impl Dataplane {
             Change::RemoveDevice(ifindex) => self.sources.remove_device(*ifindex),
             Change::SetSource(addr, devices) => self.sources.set(*addr, *devices),
             Change::RemoveSource(addr) => self.sources.remove(*addr),
-            Change::SetOwners { source, owners } => {
-                self.maps.set_owners(*source, Some(&owners_value(owners)))
+            Change::SetReverseNat { source, reverse_nat } => {
+                self.maps.set_reverse_nat(*source, Some(&reverse_nat_value(reverse_nat)))
             }
-            Change::RemoveOwners(source) => self.maps.set_owners(*source, None),
+            Change::RemoveReverseNat(source) => self.maps.set_reverse_nat(*source, None),
             Change::WriteTable { region, slots, .. } => self.maps.write_table(region.base, slots),
             Change::Settle => {
                 settle();
@@ -291,11 +292,11 @@ impl Drop for Dataplane {
 }
 
 fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId) -> Backend {
-    let (via, ifindex, mac) = match route {
-        Route::Peer(place) => (Via::Peer, place.ifindex, place.mac),
-        Route::Neighbour { ifindex, .. } => (Via::Neighbour, ifindex, [0; 6]),
-        Route::Stack => (Via::Stack, 0, [0; 6]),
-        Route::Child(place) => (Via::Child, place.ifindex, place.mac),
+    let (forward_mode, ifindex, mac) = match route {
+        Route::Peer(place) => (ForwardMode::Peer, place.ifindex, place.mac),
+        Route::Neighbour { ifindex, .. } => (ForwardMode::Neighbour, ifindex, [0; 6]),
+        Route::Stack => (ForwardMode::Stack, 0, [0; 6]),
+        Route::Child(place) => (ForwardMode::Child, place.ifindex, place.mac),
     };
     Backend {
         addr: wide(endpoint.ip()),
@@ -304,8 +305,8 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId) -> Backend {
         ifindex,
         generation: id.generation,
         weight: 0,
-        life: Life::Unset as u8,
-        via: via as u8,
+        state: BackendState::Unset as u8,
+        forward_mode: forward_mode as u8,
         shared: 0,
         takes_frames: u8::from(matches!(route, Route::Peer(place) if place.polls)),
         answers_on: DeviceSet::NONE,
@@ -329,14 +330,18 @@ fn service_value(to: Frontend) -> Service {
     }
 }
 
-fn owners_value(owners: &[plan::Owner]) -> Owners {
-    let mut of = [Owner::default(); SHARED_BY];
-    for (slot, (service, id)) in of.iter_mut().zip(owners) {
-        *slot =
-            Owner { backend: id.index, generation: id.generation, service: service.get(), pad: 0 };
+fn reverse_nat_value(reverse_nat: &[plan::ServiceBackend]) -> ReverseNat {
+    let mut of = [ReverseNatEntry::default(); SHARED_BY];
+    for (slot, (service, id)) in of.iter_mut().zip(reverse_nat) {
+        *slot = ReverseNatEntry {
+            backend: id.index,
+            generation: id.generation,
+            service: service.get(),
+            pad: 0,
+        };
     }
     // At most SHARED_BY: the plan refuses more.
-    Owners { len: u32::try_from(owners.len().min(SHARED_BY)).unwrap_or(0), of }
+    ReverseNat { len: u32::try_from(reverse_nat.len().min(SHARED_BY)).unwrap_or(0), of }
 }
 
 /// Waits for an RCU grace period: every program that was running when this was called has ended.

@@ -44,7 +44,7 @@ use crate::system::resyncs::Resyncs;
 pub use container::ServedIn;
 pub use endpoint::{Engine, Unreachable};
 pub use engine_probe::{Seen, look};
-pub use provider_status::Standing;
+pub use provider_status::ProviderStatus;
 
 /// Where backends come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,18 +109,18 @@ async fn start(
     provider: Provider,
     ports: Vec<PortSpec>,
     terms: watch::Receiver<ProviderSettings>,
-    standing: Arc<Standing>,
+    status: Arc<ProviderStatus>,
     served: BTreeMap<String, ServedIn>,
     resyncs: Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
     match provider {
         Provider::Docker(options) => {
-            docker::start(options, ports, terms, standing, served, resyncs).await
+            docker::start(options, ports, terms, status, served, resyncs).await
         }
-        Provider::File(path) => file::start(path, ports, terms, standing, &resyncs).await,
+        Provider::File(path) => file::start(path, ports, terms, status, &resyncs).await,
         Provider::Static => {
             let snapshots = static_::start(ports, terms)?;
-            standing.synced();
+            status.synced();
             Ok(snapshots)
         }
     }
@@ -135,17 +135,17 @@ pub async fn start_all(
     terms: &watch::Receiver<ProviderSettings>,
     served: &BTreeMap<String, ServedIn>,
     resyncs: &Resyncs,
-) -> Result<(watch::Receiver<Snapshot>, Vec<Arc<Standing>>)> {
-    let (mut sources, mut standings) = (Vec::new(), Vec::new());
+) -> Result<(watch::Receiver<Snapshot>, Vec<Arc<ProviderStatus>>)> {
+    let (mut sources, mut statuses) = (Vec::new(), Vec::new());
     for provider in providers {
-        let standing = Standing::of(provider.name());
+        let status = ProviderStatus::of(provider.name());
         let (ports, served) = (ports.to_vec(), served.clone());
         let source =
-            start(provider, ports, terms.clone(), Arc::clone(&standing), served, resyncs.clone());
+            start(provider, ports, terms.clone(), Arc::clone(&status), served, resyncs.clone());
         sources.push(source.await?);
-        standings.push(standing);
+        statuses.push(status);
     }
-    Ok((join(sources), standings))
+    Ok((join(sources), statuses))
 }
 
 /// Whether providers that run could go by these terms.

@@ -46,7 +46,7 @@ pub struct Candidate {
     /// What else it says about its service.
     pub hints: ServiceHints,
     /// How its packets reach it, where the provider knows better than the routing table.
-    pub place: Option<Site>,
+    pub place: Option<Reach>,
     /// How its own packets leave it, as far as the provider knows.
     pub egress: Egress,
     /// When it was started, if that was just now: for the line that says how long it took.
@@ -140,11 +140,11 @@ impl State {
 
 /// How a backend is connected to this machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Site {
+pub enum Reach {
     /// By a veth.
-    Veth(Place),
+    Veth(HostDevice),
     /// By a macvlan child of an interface: that is the place's.
-    Macvlan(Place),
+    Macvlan(HostDevice),
     /// By an ipvlan child of an interface.
     Ipvlan,
     /// It is in this machine's own network namespace, with all its addresses; its candidates have
@@ -156,7 +156,7 @@ pub enum Site {
 
 /// Where a backend's packets go in and come out: the host's end of its veth.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub struct Place {
+pub struct HostDevice {
     /// Index of the host's end of the veth, in the host's network namespace.
     pub ifindex: u32,
     /// MAC of the container's end.
@@ -185,7 +185,7 @@ pub struct Egress {
 pub struct Snapshot {
     /// The candidates, in a stable order.
     pub candidates: Vec<Candidate>,
-    /// The [`crate::discovery::Terms::generation`] they are offered on.
+    /// The [`crate::discovery::ProviderSettings::generation`] they are offered on.
     pub generation: u64,
 }
 

@@ -7,10 +7,10 @@
 mod actual;
 mod adopt;
 mod change;
-mod matched;
+mod merge_join;
 pub(crate) mod policy;
-mod roll;
 mod room;
+mod roster;
 mod sources;
 pub mod table;
 
@@ -24,16 +24,16 @@ use samport_common::outbound;
 
 use crate::model::ports::Listen;
 use crate::plan::table::{Placed, Recipe, Region, Tables};
-use change::Owners;
-use matched::matched;
-use roll::Roll;
+use change::ReverseNatTable;
+use merge_join::merge_join;
 use room::Room;
+use roster::Roster;
 
 pub use actual::{Actual, Attributes};
-pub use adopt::{Found, IdManifest, Orphan};
+pub use adopt::{IdManifest, KernelContents, Orphan};
 pub use change::{
-    BackendId, BackendKey, Change, Desired, Frontend, Owner, Policy, Role, Route, ServiceKey,
-    Share, Source,
+    BackendId, BackendKey, Change, Desired, Frontend, Policy, Role, Route, ServiceBackend,
+    ServiceKey, Share, Source,
 };
 
 /// The changes that lead from `actual` to `desired`, in the order they must be made.
@@ -49,17 +49,17 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     let mut room = Room::beside(actual);
     room::number_services(desired, actual, &mut room);
     let mut changes = Vec::new();
-    let roll = Roll::of(desired);
-    let ids = plan_backends(desired, actual, &roll, &mut room, &mut changes);
-    let owners = owners_of(desired, actual, &ids)?;
+    let roster = Roster::of(desired);
+    let ids = plan_backends(desired, actual, &roster, &mut room, &mut changes);
+    let reverse_nat = reverse_nat_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
-    let moving: Vec<_> = matched(&owners, &actual.owners)
+    let moving: Vec<_> = merge_join(&reverse_nat, &actual.reverse_nat)
         .filter(|(_, new, old)| Some(*new) != *old)
         .map(|(source, new, old)| (*source, joined(new, old), new))
         .collect();
     for (source, between, _) in &moving {
-        if actual.owners.get(source) != Some(between) {
-            changes.push(Change::SetOwners { source: *source, owners: between.clone() });
+        if actual.reverse_nat.get(source) != Some(between) {
+            changes.push(Change::SetReverseNat { source: *source, reverse_nat: between.clone() });
         }
     }
     let wanted = attachments(desired);
@@ -69,7 +69,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     let devices = sources::devices(desired);
     // What is asked of a packet's source is known before the first packet comes.
     changes.extend(
-        matched(&devices, &actual.devices)
+        merge_join(&devices, &actual.devices)
             .filter(|(_, new, old)| Some(*new) != *old)
             .filter(|(ifindex, _, old)| old.is_some() || room.takes_device(**ifindex))
             .map(|(ifindex, new, _)| Change::SetDevice(*ifindex, *new)),
@@ -79,13 +79,13 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     // A container's address is tied to its veth only while there is a program to see what comes in there.
     let sources = sources::sources(desired);
     changes.extend(
-        matched(&sources, &actual.sources)
+        merge_join(&sources, &actual.sources)
             .filter(|(_, new, old)| Some(*new) != *old)
             .filter(|(addr, _, old)| old.is_some() || room.takes_source(**addr))
             .map(|(addr, new, _)| Change::SetSource(*addr, *new)),
     );
     changes.extend(
-        matched(&actual.sources, &sources)
+        merge_join(&actual.sources, &sources)
             .filter(|(_, _, wanted)| wanted.is_none())
             .map(|(addr, ..)| Change::RemoveSource(*addr)),
     );
@@ -97,7 +97,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
         room.takes_network(service, *net).then_some(())?;
         Some(Change::Allow { service: *service, id, net: *net })
     }));
-    plan_services(desired, actual, &roll, &ids, &mut room, &mut changes);
+    plan_services(desired, actual, &roster, &ids, &mut room, &mut changes);
     changes.extend(actual.allowed.difference(&allowed).filter_map(|(service, net)| {
         let id = actual.services.get(service)?.id;
         Some(Change::Disallow { service: *service, id, net: *net })
@@ -106,23 +106,23 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
 
     for (source, between, new) in moving {
         if between != *new {
-            changes.push(Change::SetOwners { source, owners: new.clone() });
+            changes.push(Change::SetReverseNat { source, reverse_nat: new.clone() });
         }
     }
-    for (key, (id, _), wanted) in matched(&actual.backends, &desired.backends) {
+    for (key, (id, _), wanted) in merge_join(&actual.backends, &desired.backends) {
         if wanted.is_none() {
             changes.push(Change::RetireBackend { key: key.clone(), id: *id });
         }
     }
-    for (source, _, wanted) in matched(&actual.owners, &owners) {
+    for (source, _, wanted) in merge_join(&actual.reverse_nat, &reverse_nat) {
         if wanted.is_none() {
-            changes.push(Change::RemoveOwners(*source));
+            changes.push(Change::RemoveReverseNat(*source));
         }
     }
     for (role, ifindex) in actual.attached.difference(&wanted) {
         changes.push(Change::Detach(*role, *ifindex));
     }
-    for (ifindex, _, wanted) in matched(&actual.devices, &devices) {
+    for (ifindex, _, wanted) in merge_join(&actual.devices, &devices) {
         if wanted.is_none() {
             changes.push(Change::RemoveDevice(*ifindex));
         }
@@ -138,7 +138,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
 fn plan_backends<'a>(
     desired: &'a Desired,
     actual: &Actual,
-    roll: &Roll<'a>,
+    roster: &Roster<'a>,
     room: &mut Room,
     changes: &mut Vec<Change>,
 ) -> Vec<(&'a BackendKey, Option<BackendId>)> {
@@ -148,12 +148,12 @@ fn plan_backends<'a>(
     let none = BTreeSet::new();
     let len = u32::try_from(actual.generations.len()).unwrap_or(u32::MAX);
     let mut ids = Vec::with_capacity(desired.backends.len());
-    for (key, share, known) in matched(&desired.backends, &actual.backends) {
-        let weight = roll.share_of(key).unwrap_or(share.weight);
+    for (key, share, known) in merge_join(&desired.backends, &actual.backends) {
+        let weight = roster.share_of(key).unwrap_or(share.weight);
         let wanted = Attributes {
-            shared: roll.is_shared(key),
+            shared: roster.is_shared(key),
             weight,
-            life: roll.life_of(key, share),
+            state: roster.backend_state_of(key, share),
             answers_on: share.answers_on,
         };
         let id = match known {
@@ -184,20 +184,20 @@ fn plan_backends<'a>(
             }
         };
         ids.push((key, Some(id)));
-        let Attributes { shared, weight, life, answers_on } = wanted;
+        let Attributes { shared, weight, state, answers_on } = wanted;
         let key = key.clone();
-        changes.push(Change::SetBackend { key, id, shared, weight, life, answers_on });
+        changes.push(Change::SetBackend { key, id, shared, weight, state, answers_on });
     }
     ids
 }
 
 /// Which services and backends each socket answers for.
-fn owners_of(
+fn reverse_nat_of(
     desired: &Desired,
     actual: &Actual,
     ids: &[(&BackendKey, Option<BackendId>)],
-) -> Result<Owners> {
-    let mut owners = Owners::new();
+) -> Result<ReverseNatTable> {
+    let mut reverse_nat = ReverseNatTable::new();
     for (key, id) in ids {
         if !desired.frontends.contains_key(&key.listen) {
             let port = key.listen.brief();
@@ -206,20 +206,20 @@ fn owners_of(
         let (Some(installed), Some(id)) = (actual.services.get(&key.service()), id) else {
             continue;
         };
-        let of = owners.entry(key.source()).or_default();
+        let of = reverse_nat.entry(key.source()).or_default();
         of.push((installed.id, *id));
         if of.len() > SHARED_BY {
             bail!("{} serves more than {SHARED_BY} ports with one endpoint", key.endpoint);
         }
     }
-    debug_assert!(owners.len() <= desired.backends.len());
-    Ok(owners)
+    debug_assert!(reverse_nat.len() <= desired.backends.len());
+    Ok(reverse_nat)
 }
 
 /// The owners of a socket while some come and some go: the new ones, and as many of the old ones
 /// as there is room for.
-fn joined(new: &[Owner], old: Option<&Vec<Owner>>) -> Vec<Owner> {
-    let leaving = old.into_iter().flatten().filter(|owner| !new.contains(owner));
+fn joined(new: &[ServiceBackend], old: Option<&Vec<ServiceBackend>>) -> Vec<ServiceBackend> {
+    let leaving = old.into_iter().flatten().filter(|entry| !new.contains(entry));
     new.iter().chain(leaving).take(SHARED_BY).copied().collect()
 }
 
@@ -280,7 +280,7 @@ fn allowed(desired: &Desired) -> BTreeSet<(ServiceKey, IpNet)> {
 fn plan_services(
     desired: &Desired,
     actual: &Actual,
-    roll: &Roll<'_>,
+    roster: &Roster<'_>,
     ids: &[(&BackendKey, Option<BackendId>)],
     room: &mut Room,
     changes: &mut Vec<Change>,
@@ -296,7 +296,7 @@ fn plan_services(
         let addresses = desired.frontends.get(&key.listen);
         let policy = desired.policies.get(&key.listen).copied().unwrap_or_default();
         let recipe = match addresses {
-            Some(_) => roll.recipe(*key, policy.balance, ids),
+            Some(_) => roster.recipe(*key, policy.balance, ids),
             None => Recipe::NOTHING,
         };
         let region = if recipe == installed.recipe {
@@ -308,7 +308,7 @@ fn plan_services(
             room.lacks_table(key.listen, recipe.len());
             installed.region
         };
-        let shared = roll.has_shared(*key);
+        let shared = roster.has_shared(*key);
         let restricted = desired.allowed.contains_key(&key.listen);
         let listen = key.listen.everywhere();
         for (addr, scope) in addresses.into_iter().flatten() {

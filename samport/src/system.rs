@@ -11,6 +11,6 @@ pub mod instance;
 pub mod privileges;
 pub mod resyncs;
 pub mod sandbox;
-pub(crate) mod service;
+pub(crate) mod sd_notify;
 pub(crate) mod shared_folder;
 pub(crate) mod user;

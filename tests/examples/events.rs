@@ -20,7 +20,7 @@ use samport_tests::daemon::Daemon;
 use samport_tests::engine::{Container, Engine};
 use samport_tests::load::ask;
 use samport_tests::served::TARGET;
-use samport_tests::{Backend, Lab, Namespace, PATIENCE, Server, require_root};
+use samport_tests::{Backend, Lab, Namespace, Server, TIMEOUT, require_root};
 
 /// Bytes that samport's memory may grow by in all storms together.
 const GROWTH: u64 = 64 << 20;
@@ -42,31 +42,31 @@ fn main() -> Result<()> {
     let [events, rate] =
         [("ENGINE", 300_000), ("RATE", 10_000)].map(|(of, usual)| number(of, usual));
     let (routes, veths, events, rate) = (routes?, veths?, events?, rate?.max(CHUNK));
-    let mut scene = Scene::start()?;
-    let begin = scene.usage()?;
+    let mut fixture = Fixture::start()?;
+    let begin = fixture.usage()?;
     println!(
         "{:<40} {:>9} {:>9} {:>9} {:>9} {:>12}",
         "storm", "wall", "CPU", "memory", "peak", "new one in"
     );
     if routes > 0 {
-        scene.storm(&format!("{routes} route changes"), |host, _| change_routes(host, routes))?;
+        fixture.storm(&format!("{routes} route changes"), |host, _| change_routes(host, routes))?;
     }
     if veths > 0 {
         let what = format!("{veths} veths come and go");
-        scene.storm(&what, |host, _| come_and_go(host, veths))?;
+        fixture.storm(&what, |host, _| come_and_go(host, veths))?;
     }
     if events > 0 {
         let what = format!("{events} events, {rate} a second");
-        scene.storm(&what, |_, engine| {
+        fixture.storm(&what, |_, engine| {
             talk(engine, events, rate);
             Ok(())
         })?;
     }
-    let grown = scene.usage()?.peak.saturating_sub(begin.memory);
+    let grown = fixture.usage()?.peak.saturating_sub(begin.memory);
     ensure!(grown < GROWTH, "samport has grown by {grown} bytes; {GROWTH} are allowed");
-    let tally = ask(&scene.lab, scene.lab.front(80), 100);
+    let tally = ask(&fixture.lab, fixture.lab.front(80), 100);
     ensure!(tally.total() == 100, "not all are served after the storms: {tally}");
-    scene.end();
+    fixture.end();
     Ok(())
 }
 
@@ -91,7 +91,7 @@ struct Usage {
 }
 
 /// Namespaces with servers, which an engine says are containers when they start. Fields are dropped in their order.
-struct Scene {
+struct Fixture {
     daemon: Daemon,
     engine: Engine,
     /// Those that are yet to start, the last one next.
@@ -101,7 +101,7 @@ struct Scene {
     lab: Lab,
 }
 
-impl Scene {
+impl Fixture {
     /// The first container runs, and one waits for each storm.
     fn start() -> Result<Self> {
         let lab = Lab::builder().backends(4).build()?;
@@ -119,7 +119,7 @@ impl Scene {
         )?;
         let args = ["-i", "eth0", "-p", "80:9090", "--endpoint", &engine.url(), "--drain", "1"];
         let daemon = Daemon::start(&lab, &args);
-        daemon.wait_for_line("+ web-1", PATIENCE);
+        daemon.wait_for_line("+ web-1", TIMEOUT);
         Ok(Self { daemon, engine, waiting, inhabitants, _servers: servers, lab })
     }
 
@@ -137,7 +137,7 @@ impl Scene {
             let storm = scope.spawn(|| blow(lab.host(), engine));
             thread::sleep(Duration::from_millis(500));
             let started = engine.starts(&newcomer);
-            let line = daemon.wait_for_line(&format!("+ {}", newcomer.name()), PATIENCE);
+            let line = daemon.wait_for_line(&format!("+ {}", newcomer.name()), TIMEOUT);
             storm.join().expect("a storm without a panic")?;
             anyhow::Ok(line.at.saturating_duration_since(started))
         })?;

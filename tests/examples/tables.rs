@@ -75,7 +75,7 @@ fn desired(backends: u32, balance: Balance) -> Desired {
         BackendKey { listen, id: format!("web-{number}"), endpoint, route: Route::Stack }
     };
     Desired {
-        frontends: [(listen, [(VIP, Scope::Everybody)].into())].into(),
+        frontends: [(listen, [(VIP, Scope::External)].into())].into(),
         policies: [(listen, Policy { balance, ..Policy::default() })].into(),
         backends: (0..backends).map(|number| (key(number), share.clone())).collect(),
         ..Desired::default()

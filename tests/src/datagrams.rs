@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
 /// How often the server looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -147,7 +147,7 @@ impl Drop for Echo {
 pub fn client(to: SocketAddr) -> io::Result<UdpSocket> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
     Ok(socket)
 }
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::engine_wire::{EVENTS_HEAD, answer, chunk, event, lock, parts_of, read_head};
 
 /// How long a subscriber is waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A container that somebody else runs.
 #[derive(Clone, Debug)]
@@ -194,7 +194,7 @@ impl Shared {
     fn tell(&self, id: &str, action: &str, attributes: &[(&str, &str)]) -> Instant {
         let begin = Instant::now();
         while lock(&self.subscribers).is_empty() {
-            assert!(begin.elapsed() < PATIENCE, "nobody asks for events");
+            assert!(begin.elapsed() < TIMEOUT, "nobody asks for events");
             thread::sleep(Duration::from_millis(1));
         }
         let chunk = chunk(&event(id, action, attributes));

@@ -22,7 +22,7 @@ const DRIP: Duration = Duration::from_millis(5);
 
 /// How it answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Manner {
+pub enum Behavior {
     /// As an engine does.
     Well,
     /// Not at all, with the connection open.
@@ -41,7 +41,7 @@ pub enum Manner {
     Fail,
 }
 
-impl Manner {
+impl Behavior {
     /// All that are no good answer.
     pub const BAD: [Self; 6] =
         [Self::Hang, Self::Garbage, Self::NoJson, Self::Truncate, Self::HangUp, Self::Fail];
@@ -113,7 +113,7 @@ pub struct FakeEngine {
 
 #[derive(Debug)]
 struct Shared {
-    manner: Mutex<Manner>,
+    behavior: Mutex<Behavior>,
     running: Mutex<Vec<Container>>,
     subscribers: Mutex<Vec<UnixStream>>,
     /// Clients that wait for an answer for ever.
@@ -134,7 +134,7 @@ impl FakeEngine {
         let socket = folder.path().join("d.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let shared = Arc::new(Shared {
-            manner: Mutex::new(Manner::Well),
+            behavior: Mutex::new(Behavior::Well),
             running: Mutex::default(),
             subscribers: Mutex::default(),
             hanging: Mutex::default(),
@@ -166,8 +166,8 @@ impl FakeEngine {
     }
 
     /// How it answers from now on; whoever waits for an answer waits no longer.
-    pub fn answer(&self, manner: Manner) {
-        *lock(&self.shared.manner) = manner;
+    pub fn answer(&self, behavior: Behavior) {
+        *lock(&self.shared.behavior) = behavior;
         lock(&self.shared.hanging).clear();
     }
 
@@ -268,34 +268,34 @@ impl Shared {
     fn answer(&self, mut client: UnixStream) -> io::Result<()> {
         let head = read_head(&mut client)?;
         let parts = parts_of(&head);
-        let manner = if self.hangs_on(&parts) { Manner::Hang } else { *lock(&self.manner) };
-        if parts[..] == ["events"] && manner == Manner::Well {
+        let behavior = if self.hangs_on(&parts) { Behavior::Hang } else { *lock(&self.behavior) };
+        if parts[..] == ["events"] && behavior == Behavior::Well {
             client.write_all(EVENTS_HEAD)?;
             lock(&self.subscribers).push(client);
             return Ok(());
         }
         let (status, body) = self.say(&parts);
         let whole = http(status, &body);
-        if !matches!(manner, Manner::Well | Manner::Drip) {
+        if !matches!(behavior, Behavior::Well | Behavior::Drip) {
             self.bad_answers.fetch_add(1, Relaxed);
         }
-        match manner {
-            Manner::Well => client.write_all(whole.as_bytes()),
-            Manner::Drip => whole.as_bytes().iter().try_for_each(|byte| {
+        match behavior {
+            Behavior::Well => client.write_all(whole.as_bytes()),
+            Behavior::Drip => whole.as_bytes().iter().try_for_each(|byte| {
                 thread::sleep(DRIP);
                 client.write_all(&[*byte])
             }),
-            Manner::Hang => {
+            Behavior::Hang => {
                 lock(&self.hanging).push(client);
                 Ok(())
             }
-            Manner::Garbage => {
+            Behavior::Garbage => {
                 client.write_all(&[0xff, 0, 0x1b, b'[', b'2', b'J', b'\n'].repeat(100))
             }
-            Manner::NoJson => client.write_all(http("200 OK", "<html>\u{1b}[31m").as_bytes()),
-            Manner::Truncate => client.write_all(&whole.as_bytes()[..whole.len() * 2 / 3]),
-            Manner::HangUp => Ok(()),
-            Manner::Fail => {
+            Behavior::NoJson => client.write_all(http("200 OK", "<html>\u{1b}[31m").as_bytes()),
+            Behavior::Truncate => client.write_all(&whole.as_bytes()[..whole.len() * 2 / 3]),
+            Behavior::HangUp => Ok(()),
+            Behavior::Fail => {
                 let body = json!({ "message": "it \u{1b}[31mburns" }).to_string();
                 client.write_all(http("500 Internal Server Error", &body).as_bytes())
             }

@@ -16,8 +16,8 @@ pub mod fake_engine;
 pub mod flood;
 pub mod frames;
 pub mod http;
-pub mod kept;
 pub mod load;
+pub mod open_connections;
 pub mod own_mounts;
 pub mod packet;
 pub mod podman;
@@ -56,7 +56,7 @@ pub fn number_in<N: FromStr>(variable: &str) -> Option<N> {
 
 /// How long anything may take that is waited for: nothing is measured by it, the machine may be busy. It is longer than
 /// the time that a backend drains for by default.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Waits until a look around finds something; panics with `what` if it does not in time.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -65,7 +65,7 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(begin.elapsed() < TIMEOUT, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }

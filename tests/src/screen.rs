@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use samport::lab::{Namespace, output_of};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -80,7 +80,7 @@ impl Screen {
             if is_right(&text) {
                 return text;
             }
-            assert!(begin.elapsed() < PATIENCE, "no {what:?} on the screen:\n{text}");
+            assert!(begin.elapsed() < TIMEOUT, "no {what:?} on the screen:\n{text}");
             thread::sleep(LOOK);
         }
     }

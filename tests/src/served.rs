@@ -6,7 +6,7 @@ use samport::lab::{Lab, Namespace, Server};
 use serde_json::Value;
 
 use crate::daemon::{Backends, Daemon, samport};
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
 /// The port clients dial.
 pub const LISTEN: u16 = 80;
@@ -195,7 +195,7 @@ pub fn inode(namespace: &Namespace) -> u64 {
 /// Waits until an address answers as backend; the way to know that a change has arrived which
 /// samport does not tell of.
 pub fn wait_for_answer(lab: &Lab, address: SocketAddr) {
-    let what = format!("{address} answers within {PATIENCE:?}");
+    let what = format!("{address} answers within {TIMEOUT:?}");
     eventually(&what, || lab.get(address, "/").ok());
 }
 

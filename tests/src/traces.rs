@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use samport::dataplane::objects::{self, Kind};
 use samport::lab::{Namespace, Traces, objects_of, output_of};
 
-use crate::{PATIENCE, eventually};
+use crate::{TIMEOUT, eventually};
 
 /// Pins and records of a namespace's instances, and the programs, filters and qdiscs on its devices.
 #[must_use]
@@ -55,7 +55,7 @@ impl Objects {
             if left.is_empty() {
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "not freed: {:#?}", left.described());
+            assert!(begin.elapsed() < TIMEOUT, "not freed: {:#?}", left.described());
             thread::sleep(Duration::from_millis(10));
         }
     }

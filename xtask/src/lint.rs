@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Bpf, Level};
-use crate::{prose, sh};
+use crate::{old_names, prose, sh};
 
 /// Check formatting, lints, the crates used and the words of prose
 ///
@@ -35,8 +35,9 @@ pub fn run(bpf: &Bpf) -> Result<Vec<anyhow::Error>> {
     let failure = |(name, mut command): (&str, Command)| {
         sh::run(&mut command).with_context(|| format!("lint: {name}")).err()
     };
+    let old_names = old_names::check().context("lint: names that are gone").err();
     let prose = prose::check().context("lint: the words of comments and messages").err();
-    Ok(checks.into_iter().filter_map(failure).chain(prose).collect())
+    Ok(checks.into_iter().filter_map(failure).chain(old_names).chain(prose).collect())
 }
 
 fn formatting() -> Command {

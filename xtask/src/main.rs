@@ -10,13 +10,14 @@ mod build;
 mod cases;
 mod ci;
 mod demo;
+#[cfg(test)]
+mod doc_links;
 mod fuzz;
 #[cfg(test)]
 mod layers;
 mod lint;
+mod old_names;
 mod package;
-#[cfg(test)]
-mod papers;
 mod pictures;
 mod prebuilt;
 mod pristine;

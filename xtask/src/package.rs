@@ -34,7 +34,7 @@ pub fn verb(args: &Args) -> Result<ExitCode> {
         build::samport(true)?
     };
     let cargo_deb = setup::tool(&setup::CARGO_DEB)?;
-    papers(&program)?;
+    man_and_completions(&program)?;
     let output = match &args.output {
         Some(folder) => std::path::absolute(folder).context("the folder of --output")?,
         None => sh::target_dir()?.join("debian"),
@@ -54,7 +54,7 @@ pub fn verb(args: &Args) -> Result<ExitCode> {
 }
 
 /// What the program itself writes, to where samport/Cargo.toml looks for it.
-fn papers(program: &Path) -> Result<()> {
+fn man_and_completions(program: &Path) -> Result<()> {
     let folder = sh::root().join("target/package");
     let man = folder.join("man");
     if man.exists() {

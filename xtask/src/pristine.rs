@@ -187,8 +187,8 @@ fn run(args: &Args, signals: &mut Signals) -> Result<i32> {
         let home = run.path().join("cargo");
         alone(&cache, signals, || cache.fill(&args.suite, None, &home.join("registry")))?;
         furnish::fetch_crates(&checkout, &home, signals)?;
-        let gather = || cache.gather(&args.suite, &home, &home.join("registry"));
-        alone(&cache, signals, gather)?;
+        let fetch = || cache.fetch(&args.suite, &home, &home.join("registry"));
+        alone(&cache, signals, fetch)?;
         fs::remove_dir_all(&home).context("remove the cargo home")?;
         stages.done("crates downloaded");
     }
@@ -208,7 +208,7 @@ fn run(args: &Args, signals: &mut Signals) -> Result<i32> {
     signals.check()?;
     let code = code_of(status);
     stages.done(&format!("{}, exit code {code},", text(&args.command)));
-    alone(&cache, signals, || cache.gather(&args.suite, &debs, &registry))?;
+    alone(&cache, signals, || cache.fetch(&args.suite, &debs, &registry))?;
     if args.keep {
         eprintln!("pristine: kept {}", run.keep()?.display());
     }

@@ -18,7 +18,7 @@ use crate::sh;
 pub struct Args {}
 
 /// The layouts that this version takes over from, each with the last commit that has it. A release with a new layout
-/// adds the commit before it here, as `samport/src/dataplane/carry` does its types, and its kernel programs, without debug
+/// adds the commit before it here, as `samport/src/dataplane/migrate` does its types, and its kernel programs, without debug
 /// information (`llvm-strip -g`), as `tests/released/layoutN/samport-ebpf`: compiling them takes the toolchain for BPF.
 const RELEASED: [(u32, &str); 1] = [(3, "29e22288329846a07ee3419651eb9c1f508237f9")];
 

@@ -33,7 +33,7 @@ pub const fn after_race(word: FlowWord, found: FlowWord) -> Option<FlowWord> {
 
 /// What an exchange of a flow's word is for the counters of open flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Counted {
+pub enum OpenChange {
     /// One more.
     Opened,
     /// One less.
@@ -46,10 +46,10 @@ pub enum Counted {
 /// exchange counts it, and nobody else.
 #[must_use]
 #[inline(always)]
-pub const fn counted(from: State, to: State) -> Counted {
+pub const fn open_change(from: State, to: State) -> OpenChange {
     match (from.is_open(), to.is_open()) {
-        (true, false) => Counted::Ended,
-        (false, true) => Counted::Opened,
-        (true, true) | (false, false) => Counted::Neither,
+        (true, false) => OpenChange::Ended,
+        (false, true) => OpenChange::Opened,
+        (true, true) | (false, false) => OpenChange::Neither,
     }
 }

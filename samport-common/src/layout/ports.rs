@@ -19,55 +19,55 @@ pub const fn port_bit(protocol: Protocol, port: u16) -> u32 {
     base + port as u32
 }
 
-/// Value of `SHORTCUTS`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
+/// Value of `PORT_CACHE`, at [`port_bit`]: what a port stands for, over IPv4 and over IPv6. 8 bytes.
 #[derive(
     Clone, Copy, PartialEq, Eq, Default, Debug, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Shortcut {
-    /// What all frontends on this port belong to: a [`Stands`].
+pub struct CachedPort {
+    /// What all frontends on this port belong to: a [`PortService`].
     pub listens: [u16; 2],
-    /// What all backends that answer from this port belong to: a [`Stands`].
+    /// What all backends that answer from this port belong to: a [`PortService`].
     pub answers: [u16; 2],
 }
 
 /// What a port stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stands {
+pub enum PortService {
     /// Nothing of ours.
-    ForNone,
+    None,
     /// One service: packets of its open flows need no other look-up of it.
-    For(ServiceId),
+    One(ServiceId),
     /// Only the hash tables can tell.
-    ForSeveral,
+    Several,
 }
 
-impl Stands {
+impl PortService {
     /// As a map holds it: 0, one more than the service's id, or the largest number.
     #[must_use]
     pub const fn encode(self) -> u16 {
         match self {
-            Self::ForNone => 0,
-            Self::For(service) => service.get() + 1,
-            Self::ForSeveral => u16::MAX,
+            Self::None => 0,
+            Self::One(service) => service.get() + 1,
+            Self::Several => u16::MAX,
         }
     }
 
-    /// Total decoder: a number that is none is [`Stands::ForSeveral`], with which nothing is lost.
+    /// Total decoder: a number that is none is [`PortService::Several`], with which nothing is lost.
     #[must_use]
     #[inline(always)]
     pub const fn decode(number: u16) -> Self {
         match number.checked_sub(1) {
-            None => Self::ForNone,
+            None => Self::None,
             Some(id) => match ServiceId::new(id) {
-                Some(service) => Self::For(service),
-                None => Self::ForSeveral,
+                Some(service) => Self::One(service),
+                None => Self::Several,
             },
         }
     }
 }
 
-/// Entries of `SHORTCUTS`.
-pub const SHORTCUTS: u32 = 2 * 65_536;
+/// Entries of `PORT_CACHE`.
+pub const PORT_CACHE_LEN: u32 = 2 * 65_536;
 
-const _: () = assert!(size_of::<Shortcut>() == 8);
+const _: () = assert!(size_of::<CachedPort>() == 8);

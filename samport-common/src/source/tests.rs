@@ -51,7 +51,7 @@ fn v6(of: Arrival, known: Known, route: Route, other: Option<Side>) -> Validity 
 }
 
 const INGRESSES: [Ingress; 3] = [Ingress::Interface, Ingress::Bridge, Ingress::Container];
-const INSIDE: [Ingress; 2] = [Ingress::Bridge, Ingress::Container];
+const INTERNAL: [Ingress; 2] = [Ingress::Bridge, Ingress::Container];
 
 #[test]
 fn some_addresses_are_never_a_source_and_their_neighbours_are() {
@@ -198,7 +198,7 @@ fn several_next_hops_are_not_held_against_an_outside_source() {
 
 #[test]
 fn several_next_hops_inside_do_not_open_the_inside_to_what_is_routed_outside() {
-    for ingress in INSIDE {
+    for ingress in INTERNAL {
         let of = arrival(ingress, 0, device::MULTIPATH4);
         let judged = |other| judged::<V4>(of, [203, 0, 113, 9], Known::Nothing, via(OTHER), other);
         assert_eq!(judged(info(Some(Side::Internal), device::MULTIPATH4)), Validity::Proven);
@@ -211,7 +211,7 @@ fn several_next_hops_inside_do_not_open_the_inside_to_what_is_routed_outside() {
 #[test]
 fn inside_sources_must_be_routed_back_there_whatever_rp_filter_says() {
     for (ingress, rp_filter) in
-        INSIDE.into_iter().flat_map(|ingress| (0..=2).map(move |rp| (ingress, rp)))
+        INTERNAL.into_iter().flat_map(|ingress| (0..=2).map(move |rp| (ingress, rp)))
     {
         let of = arrival(ingress, rp_filter, 0);
         for (route, expected) in [
@@ -235,7 +235,7 @@ fn what_is_behind_a_gateway_comes_by_the_gateways_own_veth() {
         let of = arrival(ingress, 0, 0);
         validate::<V4>(&[10, 8, 0, 2], Known::Nothing, &of, |_| route, |_| info(Some(master), 0))
     };
-    for ingress in INSIDE {
+    for ingress in INTERNAL {
         for master in [Side::Internal, Side::External] {
             assert_eq!(judged(ingress, Known::Here, master), Validity::Proven);
             assert_eq!(judged(ingress, Known::Elsewhere, master), Validity::Refused);

@@ -49,11 +49,11 @@ fn finish(data: usize, data_end: usize) -> Option<()> {
     }
     // SAFETY: data + at .. + 3 is in the packet, checked above.
     let [a, b, c] = unsafe { *((data + at) as *const [u8; 3]) };
-    let difference = checksum::difference(&[0; 4], &[0, a, b, c]);
+    let csum_diff = checksum::csum_diff(&[0; 4], &[0, a, b, c]);
     for field in [IP_CHECKSUM, TCP_CHECKSUM] {
         let field = (data + field) as *mut [u8; 2];
         // SAFETY: both lie before the end of TCP's, which is in the packet, checked above.
-        unsafe { *field = checksum::update(*field, difference) };
+        unsafe { *field = checksum::update(*field, csum_diff) };
     }
     Some(())
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
 use samport_common::layout::failure;
-use samport_common::local::{
+use samport_common::sock_lb::{
     Chosen, Connected, Dialled, MAX_LOCAL_CHOICES, MAX_LOCAL_PEERS, MAX_LOCAL_SENDERS, SocketKey,
 };
 use samport_common::verdict::Verdict;

@@ -22,9 +22,9 @@ static TRACE_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The packet as it came, and a [`Traced`] being made.
 #[map]
-static TRACE_KEPT: PerCpuArray<Kept> = PerCpuArray::with_max_entries(1, 0);
+static TRACE_PACKET: PerCpuArray<Kept> = PerCpuArray::with_max_entries(1, 0);
 #[map]
-static TRACE_DRAFT: PerCpuArray<Traced> = PerCpuArray::with_max_entries(1, 0);
+static TRACE_RECORD: PerCpuArray<Traced> = PerCpuArray::with_max_entries(1, 0);
 
 /// `samport_trace`, reached by tail call.
 #[map]
@@ -39,20 +39,20 @@ pub fn watch() -> Option<*mut Watch> {
 /// This CPU's room for a packet as it came.
 #[inline(always)]
 pub fn kept_packet() -> Option<&'static mut Kept> {
-    // SAFETY: as in `super::pressure`.
-    TRACE_KEPT.get_ptr_mut(0).map(|kept| unsafe { &mut *kept })
+    // SAFETY: as in `super::syn_rate`.
+    TRACE_PACKET.get_ptr_mut(0).map(|kept| unsafe { &mut *kept })
 }
 
 /// This CPU's draft of what is told.
 #[inline(always)]
 pub fn traced() -> Option<&'static mut Traced> {
-    // SAFETY: as in `super::pressure`.
-    TRACE_DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    // SAFETY: as in `super::syn_rate`.
+    TRACE_RECORD.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
 }
 
 /// Tells who watches.
 #[inline(always)]
-pub fn hand_over(traced: &Traced) {
+pub fn set_unserved(traced: &Traced) {
     if TRACES.output::<Traced>(traced, 0).is_err() {
         count_untold();
     }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::words::Trouble;
+use super::types::ErrorBody;
 use crate::system::exit::{Coded as _, Exit, coded};
 use crate::system::instance;
 
@@ -79,7 +79,7 @@ impl Client {
         understand(&self.ask(Method::PUT, path, body).await?.expect_good()?)
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer> {
+    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<HttpResponse> {
         let asked = tokio::time::timeout(ANSWER, self.exchange(method, path, body)).await;
         asked.unwrap_or_else(|_| {
             let message = format!("no answer on {} in time", self.socket.display());
@@ -87,7 +87,7 @@ impl Client {
         })
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Answer> {
+    async fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<HttpResponse> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|error| self.unreachable(error))?;
         let lost = || format!("samport at {} has hung up", self.socket.display());
@@ -105,7 +105,7 @@ impl Client {
         let (code, body) = (response.status(), response.into_body());
         let body = body.collect().await.exit(Exit::Unreachable, lost())?.to_bytes();
         connection.abort();
-        Ok(Answer { code, body })
+        Ok(HttpResponse { code, body })
     }
 
     fn unreachable(&self, error: io::Error) -> anyhow::Error {
@@ -124,18 +124,18 @@ impl Client {
 }
 
 /// An answer, good or bad.
-struct Answer {
+struct HttpResponse {
     code: StatusCode,
     body: Bytes,
 }
 
-impl Answer {
+impl HttpResponse {
     /// The body of a good one; what a bad one says as an error.
     fn expect_good(self) -> Result<Bytes> {
         if self.code.is_success() {
             return Ok(self.body);
         }
-        let said = serde_json::from_slice::<Trouble>(&self.body).map(|trouble| trouble.error);
+        let said = serde_json::from_slice::<ErrorBody>(&self.body).map(|trouble| trouble.error);
         let said = said.unwrap_or_else(|_| format!("it answered {}", self.code));
         Err(coded(Exit::Failure, said))
     }
@@ -243,7 +243,7 @@ mod tests {
     async fn who_is_not_there_is_said_to_be_so() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("none.sock");
-        let asked = Client::of(&path).get::<Trouble>("/v1/backends").await;
+        let asked = Client::of(&path).get::<ErrorBody>("/v1/backends").await;
         let error = asked.unwrap_err();
         assert_eq!(code_of(&error), Exit::Unreachable);
         assert!(error.to_string().contains("none.sock"), "{error:#}");

@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::api::http_server;
 use crate::control::handle::ControlHandle;
 use crate::control::progress::Progress;
-use crate::discovery::Standing;
+use crate::discovery::ProviderStatus;
 use crate::system::exit::{Coded as _, Exit};
 use sample::Sample;
 
@@ -28,13 +28,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// What every scrape is made from.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct MetricsSource {
     /// Name of the instance.
     pub instance: String,
     /// Its backends.
     pub control: ControlHandle,
     /// Where they come from.
-    pub providers: Vec<Arc<Standing>>,
+    pub providers: Vec<Arc<ProviderStatus>>,
     /// How the control loop gets on.
     pub progress: Progress,
 }
@@ -63,7 +63,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 impl Server {
     /// Serves `/metrics`.
-    pub fn start(listener: TcpListener, source: Source) -> Result<Self> {
+    pub fn start(listener: TcpListener, source: MetricsSource) -> Result<Self> {
         let listener =
             tokio::net::TcpListener::from_std(listener).context("cannot watch --metrics")?;
         let routes = Router::new().route("/metrics", get(scrape)).with_state(Arc::new(source));
@@ -84,7 +84,7 @@ impl Drop for Server {
     }
 }
 
-async fn scrape(State(source): State<Arc<Source>>) -> Response {
+async fn scrape(State(source): State<Arc<MetricsSource>>) -> Response {
     let written = spawn_blocking(move || text::of(Sample::take(&source)?)).await;
     match written.map_err(anyhow::Error::from).flatten() {
         Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use samport_common::layout::Handshakes;
 use tokio::time::Instant;
 
-use super::words::{Backend, Counters, Health, SCHEMA};
-use crate::control::handle::{BackendView, View};
+use super::types::{Backend, Counters, Health, SCHEMA};
+use crate::control::handle::{BackendView, ControlView};
 use crate::model::State;
 use crate::model::groups;
 use crate::model::ports::Listen;
@@ -19,11 +19,11 @@ const FIRST_CLASS: usize = 4;
 type Pool = (Listen, bool);
 
 /// What is counted of backends, by the kernel's ids.
-pub type Counted = BTreeMap<u32, Counters>;
+pub type CountersByBackend = BTreeMap<u32, Counters>;
 
 /// The backends of a view.
 #[must_use]
-pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
+pub fn backends(view: &ControlView, counted: &CountersByBackend, now: Instant) -> Vec<Backend> {
     let counters = |one: &BackendView| one.index.and_then(|index| counted.get(&index).copied());
     let mut flows: BTreeMap<Pool, u64> = BTreeMap::new();
     let mut weights: BTreeMap<Pool, u64> = BTreeMap::new();
@@ -37,13 +37,13 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
     let report = |(one, share): (&BackendView, u32)| {
         let counters = counters(one);
         Backend {
-            service: one.seat.listen.to_string(),
+            service: one.backend_ref.listen.to_string(),
             service_name: one.service.clone(),
             group: one.group.as_ref().map(|group| group.name.clone()),
             group_weight: one.group.as_ref().map(|group| group.weight),
             name: one.name.clone(),
-            id: one.seat.id.clone(),
-            address: one.seat.endpoint.to_string(),
+            id: one.backend_ref.id.clone(),
+            address: one.backend_ref.endpoint.to_string(),
             state: one.state.name().to_owned(),
             weight: one.weight,
             via: one.via.clone(),
@@ -59,7 +59,7 @@ pub fn backends(view: &View, counted: &Counted, now: Instant) -> Vec<Backend> {
 }
 
 fn pool(one: &BackendView) -> Pool {
-    (one.seat.listen, one.seat.endpoint.is_ipv6())
+    (one.backend_ref.listen, one.backend_ref.endpoint.is_ipv6())
 }
 
 /// What each backend counts when new flows are shared out, relative to the others of its pool.
@@ -113,14 +113,15 @@ fn milliseconds(time: Duration) -> u64 {
 /// is of no worth when the control loop hangs.
 #[must_use]
 pub fn health(
-    view: &View,
+    view: &ControlView,
     wanted: usize,
     service: Option<Listen>,
     trouble: Option<String>,
 ) -> Health {
     let of = |listen: Listen| {
         let active = view.backends.iter().filter(|one| one.state == State::Active);
-        let ids = active.filter(|one| one.seat.listen == listen).map(|one| &one.seat.id);
+        let ids =
+            active.filter(|one| one.backend_ref.listen == listen).map(|one| &one.backend_ref.id);
         ids.collect::<BTreeSet<_>>().len()
     };
     let healthy = match service {
@@ -140,7 +141,7 @@ mod tests {
     fn seated(id: &str, endpoint: &str, weight: u32, state: State) -> BackendView {
         let endpoint = endpoint.parse().unwrap();
         BackendView {
-            seat: BackendRef { listen: Listen::tcp(80), id: id.into(), endpoint },
+            backend_ref: BackendRef { listen: Listen::tcp(80), id: id.into(), endpoint },
             name: id.into(),
             service: None,
             group: None,
@@ -154,8 +155,8 @@ mod tests {
         }
     }
 
-    fn view(backends: Vec<BackendView>) -> View {
-        View { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
+    fn view(backends: Vec<BackendView>) -> ControlView {
+        ControlView { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
     }
 
     #[test]
@@ -185,7 +186,7 @@ mod tests {
         ];
         all[0].drains_until = Some(now + Duration::from_secs(19));
         all[1].is_last = true;
-        let shown = backends(&view(all), &Counted::new(), now);
+        let shown = backends(&view(all), &CountersByBackend::new(), now);
         assert_eq!((shown[0].drain_left_ms, shown[0].share_expected), (Some(19_000), 0.0));
         assert_eq!((shown[1].drain_left_ms, shown[1].share_expected), (None, 1.0));
     }
@@ -213,7 +214,7 @@ mod tests {
             seated("b", "10.0.0.2:80", 1, State::Active),
             seated("c", "10.0.0.3:80", 1, State::Starting),
         ]);
-        let count = |view: &View, service| health(view, 2, service, None).healthy;
+        let count = |view: &ControlView, service| health(view, 2, service, None).healthy;
         assert_eq!(count(&view, None), 2);
         let ok = |wanted, trouble| health(&view, wanted, None, trouble).ok;
         assert!(ok(2, None) && !ok(3, None) && !ok(2, Some("it hangs".to_owned())));
@@ -221,6 +222,6 @@ mod tests {
         view.services.insert(Listen::tcp(443), Balance::Random);
         assert_eq!(count(&view, None), 0);
         assert_eq!(count(&view, Some(Listen::tcp(80))), 2);
-        assert_eq!(count(&View::default(), None), 0);
+        assert_eq!(count(&ControlView::default(), None), 0);
     }
 }

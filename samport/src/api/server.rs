@@ -14,12 +14,12 @@ use serde::Deserialize;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
-use super::report::{self, Counted};
+use super::report::{self, CountersByBackend};
 use super::socket::Socket;
-use super::words::{self, Health, SCHEMA, Trouble};
+use super::types::{self, ErrorBody, Health, SCHEMA};
 use crate::api::http_server;
 use crate::control::commands::{self, CommandError, OperatorCommand};
-use crate::control::handle::{BackendRef, ControlHandle, View};
+use crate::control::handle::{BackendRef, ControlHandle, ControlView};
 use crate::control::progress::Progress;
 use crate::dataplane::inspect::Counters;
 use crate::model::ports::Listen;
@@ -37,10 +37,10 @@ struct AppState {
     instance: String,
     control: ControlHandle,
     progress: Progress,
-    status: fn(&str) -> Result<words::Status>,
+    status: fn(&str) -> Result<types::Status>,
 }
 
-type Asked = State<Arc<AppState>>;
+type AppRef = State<Arc<AppState>>;
 
 impl Server {
     /// Serves an instance. `status` makes the document that `samport status` shows.
@@ -49,7 +49,7 @@ impl Server {
         instance: &str,
         control: ControlHandle,
         progress: Progress,
-        status: fn(&str) -> Result<words::Status>,
+        status: fn(&str) -> Result<types::Status>,
     ) -> Result<Self> {
         let app = Arc::new(AppState { instance: instance.to_owned(), control, progress, status });
         let listener = socket.listener()?;
@@ -91,7 +91,7 @@ struct ApiError(StatusCode, String);
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let Self(code, error) = self;
-        (code, Json(Trouble { error })).into_response()
+        (code, Json(ErrorBody { error })).into_response()
     }
 }
 
@@ -124,43 +124,43 @@ impl From<QueryRejection> for ApiError {
     }
 }
 
-async fn status(State(app): Asked) -> Result<Json<words::Status>, ApiError> {
+async fn status(State(app): AppRef) -> Result<Json<types::Status>, ApiError> {
     Ok(Json(aside(move || (app.status)(&app.instance)).await?))
 }
 
-async fn backends(State(app): Asked) -> Result<Json<words::Backends>, ApiError> {
+async fn backends(State(app): AppRef) -> Result<Json<types::Backends>, ApiError> {
     app.report(|_| true).await
 }
 
 async fn drain(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, ApiError> {
+) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Drain(name)).await
 }
 
 async fn undrain(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, ApiError> {
+) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Undrain(name)).await
 }
 
 async fn weight(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
-    order: Result<Json<words::Weight>, JsonRejection>,
-) -> Result<Json<words::Backends>, ApiError> {
-    let Json(words::Weight { weight }) = order?;
+    order: Result<Json<types::Weight>, JsonRejection>,
+) -> Result<Json<types::Backends>, ApiError> {
+    let Json(types::Weight { weight }) = order?;
     app.carry_out(OperatorCommand::Weight(name, weight)).await
 }
 
 async fn balance(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
-    order: Result<Json<words::Balance>, JsonRejection>,
-) -> Result<Json<words::Backends>, ApiError> {
-    let Json(words::Balance { balance }) = order?;
+    order: Result<Json<types::Balance>, JsonRejection>,
+) -> Result<Json<types::Backends>, ApiError> {
+    let Json(types::Balance { balance }) = order?;
     let Some(mode) = Balance::ALL.into_iter().find(|mode| mode.name() == balance) else {
         let modes = Balance::ALL.map(Balance::name).join(", ");
         let message = format!("invalid balance mode {balance:?}: expected one of {modes}");
@@ -170,19 +170,19 @@ async fn balance(
 }
 
 async fn reset_allow(
-    State(app): Asked,
+    State(app): AppRef,
     Path(name): Path<String>,
-) -> Result<Json<words::Backends>, ApiError> {
+) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::ResetAllow(name)).await
 }
 
-async fn services(State(app): Asked) -> Json<words::Services> {
+async fn services(State(app): AppRef) -> Json<types::Services> {
     let view = app.control.view();
-    let service = |(listen, balance): (&Listen, &Balance)| words::Service {
+    let service = |(listen, balance): (&Listen, &Balance)| types::Service {
         service: listen.to_string(),
         balance: balance.name().to_owned(),
     };
-    Json(words::Services { schema: SCHEMA, services: view.services.iter().map(service).collect() })
+    Json(types::Services { schema: SCHEMA, services: view.services.iter().map(service).collect() })
 }
 
 #[derive(Deserialize)]
@@ -192,7 +192,7 @@ struct HealthQuestion {
 }
 
 async fn health(
-    State(app): Asked,
+    State(app): AppRef,
     question: Result<Query<HealthQuestion>, QueryRejection>,
 ) -> Result<(StatusCode, Json<Health>), ApiError> {
     let Query(HealthQuestion { healthy, service }) = question?;
@@ -204,39 +204,40 @@ async fn health(
 }
 
 impl AppState {
-    async fn carry_out(&self, order: OperatorCommand) -> Result<Json<words::Backends>, ApiError> {
+    async fn carry_out(&self, order: OperatorCommand) -> Result<Json<types::Backends>, ApiError> {
         let about = self.control.order(order).await?;
-        self.report(|seat| about.contains(seat)).await
+        self.report(|backend_ref| about.contains(backend_ref)).await
     }
 
     async fn report(
         &self,
         is_meant: impl Fn(&BackendRef) -> bool,
-    ) -> Result<Json<words::Backends>, ApiError> {
+    ) -> Result<Json<types::Backends>, ApiError> {
         let (view, instance) = (self.control.view(), self.instance.clone());
         let counted = {
             let (view, instance) = (Arc::clone(&view), instance.clone());
             aside(move || count(&instance, &view)).await?
         };
         let all = report::backends(&view, &counted, Instant::now());
-        let seats = view.backends.iter().map(|one| is_meant(&one.seat));
-        let backends = all.into_iter().zip(seats).filter_map(|(one, meant)| meant.then_some(one));
+        let backend_refs = view.backends.iter().map(|one| is_meant(&one.backend_ref));
+        let backends =
+            all.into_iter().zip(backend_refs).filter_map(|(one, meant)| meant.then_some(one));
         let backends = backends.collect();
-        Ok(Json(words::Backends { schema: SCHEMA, instance, running: true, backends }))
+        Ok(Json(types::Backends { schema: SCHEMA, instance, running: true, backends }))
     }
 }
 
 /// What the kernel has counted of a view's backends.
-pub(super) fn count(instance: &str, view: &View) -> Result<Counted> {
+pub(super) fn count(instance: &str, view: &ControlView) -> Result<CountersByBackend> {
     let counters = Counters::open(instance)?;
     let known = view.backends.iter().filter_map(|one| one.index);
     known.map(|index| Ok((index, counted(&counters, index)?))).collect()
 }
 
-fn counted(counters: &Counters, index: u32) -> Result<words::Counters> {
+fn counted(counters: &Counters, index: u32) -> Result<types::Counters> {
     let (stats, handshakes) = (counters.backend(index)?, counters.handshakes(index)?);
     let suspicion = counters.suspicion(index)?;
-    Ok(words::Counters {
+    Ok(types::Counters {
         open: Some(counters.open_flows(index)?),
         flows: stats.flows,
         refused: stats.refused,

@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table};
 use crate::api::left_behind;
-use crate::api::words::{Backend, Backends};
+use crate::api::types::{Backend, Backends};
 use crate::dataplane::pins;
 use crate::system::exit::{Exit, code_of, coded};
 use crate::system::instance;
@@ -133,7 +133,7 @@ fn group(one: &Backend) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::{Counters, Health, SCHEMA};
+    use crate::api::types::{Counters, Health, SCHEMA};
     use crate::model::snapshots::Pages;
 
     /// One that drains, and one that is down.

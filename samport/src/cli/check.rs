@@ -10,8 +10,8 @@ use super::output::{Output, print_json, say};
 use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_network};
 use super::table::{Column, LEFT, table, text};
 use super::{BAD, DOUBTFUL, GOOD};
-use crate::api::words::{self, SCHEMA};
-use crate::diagnose::check::{Asked, Finding, Level, Limits, exit_of, gather, judge};
+use crate::api::types::{self, SCHEMA};
+use crate::diagnose::check::{CheckOptions, Finding, Level, Limits, collect, evaluate, exit_of};
 use crate::discovery::Engine;
 use crate::model::ports::{PortRange, PortRanges, PortSpec};
 use crate::system::escape;
@@ -77,7 +77,7 @@ pub async fn run(args: Args) -> Result<()> {
     } else {
         args.provider.iter().filter_map(|name| name.engine()).collect()
     };
-    let asked = Asked {
+    let asked = CheckOptions {
         interfaces: args.iface,
         ports: args.port,
         engines,
@@ -91,7 +91,7 @@ pub async fn run(args: Args) -> Result<()> {
         hash_seed_file: args.hash_seed_file,
         sandbox: args.sandbox == SandboxName::On,
     };
-    let findings = judge(&gather(asked).await?);
+    let findings = evaluate(&collect(asked).await?);
     match args.output {
         Output::Json => print_json(&document(&findings))?,
         Output::Table => findings.iter().for_each(print),
@@ -122,25 +122,25 @@ const COLUMNS: [Column<Finding>; 3] = [
     ("WAY OUT", LEFT, |one| text(one.way_out.clone())),
 ];
 
-fn document(findings: &[Finding]) -> words::Check {
+fn document(findings: &[Finding]) -> types::Check {
     let ok = exit_of(findings).is_none();
-    words::Check { schema: SCHEMA, ok, findings: findings.iter().map(line).collect() }
+    types::Check { schema: SCHEMA, ok, findings: findings.iter().map(line).collect() }
 }
 
-fn line(finding: &Finding) -> words::Finding {
+fn line(finding: &Finding) -> types::Finding {
     let level = match finding.level {
         Level::Good => "ok",
         Level::Warning => "warn",
         Level::Failure(_) => "fail",
     };
     let Finding { what, way_out, .. } = finding.clone();
-    words::Finding { level: level.to_owned(), what, way_out }
+    types::Finding { level: level.to_owned(), what, way_out }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::{Service, Services, Version};
+    use crate::api::types::{Service, Services, Version};
     use crate::model::snapshots::Pages;
     use crate::system::exit::Exit;
 

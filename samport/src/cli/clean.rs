@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::instances;
 use super::output::{Output, print_json, say};
 use super::table::{Column, LEFT, RIGHT, number, table, text};
-use crate::api::words::{Cleaned, Cleaning, SCHEMA};
+use crate::api::types::{Cleaned, Cleaning, SCHEMA};
 use crate::dataplane::{clean, pins};
 use crate::system::instance::{self, Instance, Record};
 use crate::system::privileges;

@@ -12,7 +12,7 @@ use super::connection::Connection;
 use super::output::say;
 use super::progress::Progress;
 use crate::api::client::{Client, escaped};
-use crate::api::words::{self, Backend, Backends};
+use crate::api::types::{self, Backend, Backends};
 use crate::control::commands::OperatorCommand;
 use crate::model::State;
 use crate::model::duration::read as time;
@@ -129,7 +129,7 @@ pub async fn balance(args: BalanceArgs) -> Result<()> {
         Some(service) => vec![service],
         None => services(&client).await?,
     };
-    let balance = words::Balance { balance: args.mode };
+    let balance = types::Balance { balance: args.mode };
     for service in services {
         let path = format!("/v1/services/{}/balance", escaped(&service));
         let _: Backends = client.put(&path, &balance).await?;
@@ -157,11 +157,11 @@ pub(super) async fn carry_out(client: &Client, order: &OperatorCommand) -> Resul
             client.post(&format!("/v1/backends/{}/undrain", escaped(name))).await
         }
         OperatorCommand::Weight(name, weight) => {
-            let body = words::Weight { weight: *weight };
+            let body = types::Weight { weight: *weight };
             client.put(&format!("/v1/weights/{}", escaped(name)), &body).await
         }
         OperatorCommand::Balance(service, mode) => {
-            let body = words::Balance { balance: mode.name().to_owned() };
+            let body = types::Balance { balance: mode.name().to_owned() };
             client.put(&format!("/v1/services/{}/balance", escaped(service)), &body).await
         }
         OperatorCommand::ResetAllow(service) => {
@@ -172,7 +172,7 @@ pub(super) async fn carry_out(client: &Client, order: &OperatorCommand) -> Resul
 
 /// All services of an instance.
 async fn services(client: &Client) -> Result<Vec<String>> {
-    let words::Services { services, .. } = client.get("/v1/services").await?;
+    let types::Services { services, .. } = client.get("/v1/services").await?;
     Ok(services.into_iter().map(|service| service.service).collect())
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::json;
 
-use super::provenance::{Effective, Kind, Source};
-use super::resolved::{self, Asked};
+use super::provenance::{Effective, Kind, Origin};
+use super::resolved::{self, ResolvedConfig};
 use super::run::Flags;
 
 /// The verb's name.
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// A line for each key, in columns; what is not set is a comment.
-fn as_toml(asked: &Asked) -> String {
+fn as_toml(asked: &ResolvedConfig) -> String {
     let path = asked.file.as_ref().map(|file| file.path.as_path());
     let lines: Vec<_> = asked.effective.iter().map(|one| (line(one), who(one, path))).collect();
     let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
@@ -92,7 +92,7 @@ fn line(one: &Effective) -> String {
     let words: Vec<_> = one.values.iter().map(|text| word(text)).collect();
     match (one.kind, &words[..]) {
         (Kind::List, [_, ..]) => format!("{key} = [{}]", words.join(", ")),
-        (Kind::List, []) if one.source == Source::Unset => format!("# {key} = []"),
+        (Kind::List, []) if one.source == Origin::Unset => format!("# {key} = []"),
         (Kind::List, []) => format!("{key} = []"),
         (Kind::Switch, _) => format!("{key} = {}", one.values.concat()),
         (Kind::One, [one, ..]) => format!("{key} = {one}"),
@@ -109,10 +109,10 @@ fn word(text: &str) -> String {
 
 fn who(one: &Effective, file: Option<&Path>) -> String {
     match &one.source {
-        Source::Flag(name) | Source::Environment(name) => name.clone(),
-        Source::File(line) => place(file, *line),
-        Source::Default => "default".to_owned(),
-        Source::Unset => "not set".to_owned(),
+        Origin::Flag(name) | Origin::Environment(name) => name.clone(),
+        Origin::File(line) => place(file, *line),
+        Origin::Default => "default".to_owned(),
+        Origin::Unset => "not set".to_owned(),
     }
 }
 
@@ -120,7 +120,7 @@ fn place(file: Option<&Path>, line: usize) -> String {
     file.map_or_else(String::new, |path| format!("{}:{line}", path.display()))
 }
 
-fn as_json(asked: &Asked) -> serde_json::Value {
+fn as_json(asked: &ResolvedConfig) -> serde_json::Value {
     let path = asked.file.as_ref().map(|file| file.path.as_path());
     let one = |one: &Effective| {
         let value = match one.kind {
@@ -129,11 +129,11 @@ fn as_json(asked: &Asked) -> serde_json::Value {
             Kind::Switch => json!(one.values.first().is_some_and(|value| value == "true")),
         };
         let (source, place) = match &one.source {
-            Source::Flag(name) => ("flag", Some(name.clone())),
-            Source::Environment(name) => ("environment", Some(name.clone())),
-            Source::File(line) => ("file", Some(place(path, *line))),
-            Source::Default => ("default", None),
-            Source::Unset => ("unset", None),
+            Origin::Flag(name) => ("flag", Some(name.clone())),
+            Origin::Environment(name) => ("environment", Some(name.clone())),
+            Origin::File(line) => ("file", Some(place(path, *line))),
+            Origin::Default => ("default", None),
+            Origin::Unset => ("unset", None),
         };
         (one.key.clone(), json!({ "value": value, "source": source, "at": place }))
     };
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::model::snapshots::Pages;
 
-    fn effective(key: &str, kind: Kind, values: &[&str], source: Source) -> Effective {
+    fn effective(key: &str, kind: Kind, values: &[&str], source: Origin) -> Effective {
         let values = values.iter().map(|value| (*value).to_owned()).collect();
         Effective { key: key.to_owned(), values, kind, source }
     }
@@ -157,15 +157,15 @@ mod tests {
     fn a_line_is_toml_again() {
         for (one, expected) in [
             (
-                effective("port", Kind::List, &["80", "80:81/udp"], Source::Default),
+                effective("port", Kind::List, &["80", "80:81/udp"], Origin::Default),
                 "port = [80, \"80:81/udp\"]",
             ),
-            (effective("allow", Kind::List, &[], Source::File(3)), "allow = []"),
-            (effective("allow", Kind::List, &[], Source::Unset), "# allow = []"),
-            (effective("keep", Kind::Switch, &["false"], Source::Default), "keep = false"),
-            (effective("drain", Kind::One, &["30s"], Source::Default), "drain = \"30s\""),
-            (effective("flows", Kind::One, &["0080"], Source::Default), "flows = \"0080\""),
-            (effective("metrics", Kind::One, &[], Source::Unset), "# metrics ="),
+            (effective("allow", Kind::List, &[], Origin::File(3)), "allow = []"),
+            (effective("allow", Kind::List, &[], Origin::Unset), "# allow = []"),
+            (effective("keep", Kind::Switch, &["false"], Origin::Default), "keep = false"),
+            (effective("drain", Kind::One, &["30s"], Origin::Default), "drain = \"30s\""),
+            (effective("flows", Kind::One, &["0080"], Origin::Default), "flows = \"0080\""),
+            (effective("metrics", Kind::One, &[], Origin::Unset), "# metrics ="),
         ] {
             assert_eq!(line(&one), expected);
         }
@@ -175,10 +175,10 @@ mod tests {
     fn who_says_so_is_named() {
         let path = Some(Path::new("/etc/s.toml"));
         for (source, expected) in [
-            (Source::Flag("--drain".into()), "--drain"),
-            (Source::Environment("SAMPORT_DRAIN".into()), "SAMPORT_DRAIN"),
-            (Source::File(7), "/etc/s.toml:7"),
-            (Source::Default, "default"),
+            (Origin::Flag("--drain".into()), "--drain"),
+            (Origin::Environment("SAMPORT_DRAIN".into()), "SAMPORT_DRAIN"),
+            (Origin::File(7), "/etc/s.toml:7"),
+            (Origin::Default, "default"),
         ] {
             assert_eq!(who(&effective("drain", Kind::One, &["1"], source), path), expected);
         }
@@ -189,7 +189,7 @@ mod tests {
         let flags = resolved::flags().mut_args(|arg| arg.env(None::<&str>));
         let words = ["run", "-i", "eth0", "-p", "80", "--keep"];
         let matches = flags.clone().try_get_matches_from(words).unwrap();
-        let asked = Asked {
+        let asked = ResolvedConfig {
             flags: Flags::from_arg_matches(&matches).unwrap(),
             effective: Effective::all(&flags, &matches, None),
             file: None,

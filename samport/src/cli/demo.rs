@@ -13,7 +13,7 @@ use crate::lab::{BackendsFile, Footprint, HOST_V4, Lab, Load, Server, Tally, Wat
 const PORTS: (u16, u16) = (80, 9090);
 /// How long samport may take for anything it is waited for: on a busy machine the kernel alone looks at the programs
 /// for half a minute.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// How soon Ctrl-C is noticed.
 const MOMENT: Duration = Duration::from_millis(200);
 /// Requests to see after each change under load.
@@ -168,13 +168,13 @@ impl<'a> Demo<'a> {
             tally.add(&response.backend);
         }
         println!("{tally}\n");
-        self.judge(&tally, requests)?;
+        self.check_tally(&tally, requests)?;
         println!("every server saw the client's own address and port");
         Ok(())
     }
 
     /// Whether each share is as near to equal as chance keeps it 15,999 times of 16,000.
-    fn judge(&self, tally: &Tally, requests: u32) -> Result<()> {
+    fn check_tally(&self, tally: &Tally, requests: u32) -> Result<()> {
         let share = 1.0 / f64::from(u32::try_from(self.servers.len())?);
         let (expected, margin) = (f64::from(requests) * share, stats::four_sigma(requests, share));
         for server in &self.servers {
@@ -199,7 +199,7 @@ impl<'a> Demo<'a> {
         let leaving = self.servers.swap_remove(1);
         let gone = leaving.name().to_owned();
         self.file.remove(&gone)?;
-        self.samport.wait_for_line(&format!("- {gone}"), PATIENCE)?;
+        self.samport.wait_for_line(&format!("- {gone}"), TIMEOUT)?;
         leaving.stop();
         self.footprint.look(self.lab.host())?;
         let without = phase(&load, interrupt)?;
@@ -208,7 +208,7 @@ impl<'a> Demo<'a> {
         let come = backend.name().to_owned();
         self.servers.push(backend.serve(PORTS.1)?);
         self.file.add(&come, backend.v4(PORTS.1))?;
-        self.samport.wait_for_line(&format!("+ {come}"), PATIENCE)?;
+        self.samport.wait_for_line(&format!("+ {come}"), TIMEOUT)?;
         self.footprint.look(self.lab.host())?;
         let after = phase(&load, interrupt)?;
 
@@ -240,7 +240,7 @@ fn wait_for_more(load: &Load, requests: u32, interrupt: &Interrupt) -> Result<()
         if missing == 0 || load.wait_for_more(missing, MOMENT) {
             return Ok(());
         }
-        ensure!(begin.elapsed() < PATIENCE, "the load stands still: {}", load.so_far());
+        ensure!(begin.elapsed() < TIMEOUT, "the load stands still: {}", load.so_far());
     }
 }
 
@@ -254,7 +254,7 @@ fn start_samport(lab: &Lab, file: &BackendsFile) -> Result<Watched> {
     // The machine's own is not made for a demo.
     command.env("SAMPORT_HASH_SEED_FILE", file.path().with_file_name("hash-seed"));
     let samport = Watched::spawn(command, Some(|line| println!("    {line}")))?;
-    samport.wait_for_line("ready: ", PATIENCE)?;
+    samport.wait_for_line("ready: ", TIMEOUT)?;
     println!();
     Ok(samport)
 }

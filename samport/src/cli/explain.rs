@@ -1,7 +1,7 @@
 //! `samport explain`: what would become of a packet, and why. It reads what is in the kernel, whether
 //! samport runs or not, and changes nothing there.
 
-mod gather;
+mod collect;
 
 use std::net::SocketAddr;
 
@@ -80,7 +80,7 @@ pub async fn run(args: Args) -> Result<()> {
     let question = args.question()?;
     privileges::require()?;
     let names = instances::instances(args.instance.as_deref())?;
-    let facts = gather::gather(question, args.iif.as_deref(), &names).await?;
+    let facts = collect::collect(question, args.iif.as_deref(), &names).await?;
     let explanation = explain::explain(facts);
     match args.output {
         Output::Json => print_json(&explain::document(&explanation))?,

@@ -1,7 +1,7 @@
 //! The configuration file. Its keys are the names of `run`'s flags, its values what these flags take, and
 //! it counts as their default: so the command line stays the only list of what there is to say.
 
-mod fault;
+mod config_error;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::error::ContextKind;
 use clap::{Arg, ArgAction, Command};
 
-use self::fault::{Fault, line_of};
+use self::config_error::{ConfigError, line_of};
 use self::text::{Entry, Given, Word, entries};
 use super::resolved::cause;
 use crate::system::exit::{Coded as _, Exit, coded};
@@ -60,8 +60,9 @@ impl File {
         let text = std::fs::read_to_string(path);
         let text =
             text.exit(Exit::Usage, format!("cannot read the configuration {}", path.display()))?;
-        let settings = settings(&text, command)
-            .map_err(|fault| coded(Exit::Usage, fault.shown(&path.display(), &text)))?;
+        let settings = settings(&text, command).map_err(|config_error| {
+            coded(Exit::Usage, config_error.shown(&path.display(), &text))
+        })?;
         Ok(Self { path: path.to_owned(), text, settings })
     }
 
@@ -82,12 +83,12 @@ impl File {
     }
 }
 
-fn settings(text: &str, command: &Command) -> Result<Vec<Setting>, Fault> {
-    let judge = Judge::of(command);
+fn settings(text: &str, command: &Command) -> Result<Vec<Setting>, ConfigError> {
+    let validator = Validator::of(command);
     let setting = |entry: Entry| {
         Ok(Setting {
             line: line_of(entry.key.at.start, text),
-            values: judge.values(&entry)?,
+            values: validator.values(&entry)?,
             key: entry.key.text,
         })
     };
@@ -95,19 +96,19 @@ fn settings(text: &str, command: &Command) -> Result<Vec<Setting>, Fault> {
 }
 
 /// Says of each key whether its flag would take what is given.
-struct Judge {
+struct Validator {
     /// The flags alone: the environment does not matter to the file.
     flags: Command,
 }
 
-impl Judge {
+impl Validator {
     fn of(command: &Command) -> Self {
         let flags = command.clone().no_binary_name(true).mut_args(|arg| arg.env(None::<&str>));
         Self { flags }
     }
 
     /// The words a flag would be given.
-    fn values(&self, entry: &Entry) -> Result<Vec<String>, Fault> {
+    fn values(&self, entry: &Entry) -> Result<Vec<String>, ConfigError> {
         let Entry { key, given, at } = entry;
         let Some((_, arg)) = keys(&self.flags).find(|(known, _)| *known == key.text) else {
             return Err(self.unknown(key));
@@ -117,7 +118,7 @@ impl Judge {
         let words = match given {
             Given::Switch(on) if !takes_values => return Ok(vec![on.to_string()]),
             _ if !takes_values => {
-                return Err(Fault::new(
+                return Err(ConfigError::new(
                     at.clone(),
                     format!("invalid value of {:?}: expected true or false", key.text),
                 ));
@@ -127,10 +128,10 @@ impl Judge {
                     "invalid value of {:?}: expected a text in quotes or a whole number",
                     key.text
                 );
-                return Err(Fault::new(at.clone(), what));
+                return Err(ConfigError::new(at.clone(), what));
             }
             Given::List(_) if !is_list => {
-                return Err(Fault::new(
+                return Err(ConfigError::new(
                     at.clone(),
                     format!(
                         "invalid value of {:?}: expected one value instead of a list",
@@ -148,13 +149,13 @@ impl Judge {
     }
 
     /// Gives the flag the word: what it says of it is what is wrong here.
-    fn try_flag(&self, key: &str, word: &Word) -> Result<(), Fault> {
+    fn try_flag(&self, key: &str, word: &Word) -> Result<(), ConfigError> {
         let flag = format!("--{key}={}", word.text);
         let tried = self.flags.clone().try_get_matches_from([flag]);
-        tried.map(|_| ()).map_err(|error| Fault::new(word.at.clone(), said(&error, key)))
+        tried.map(|_| ()).map_err(|error| ConfigError::new(word.at.clone(), said(&error, key)))
     }
 
-    fn unknown(&self, key: &Word) -> Fault {
+    fn unknown(&self, key: &Word) -> ConfigError {
         let known = keys(&self.flags).map(|(known, _)| known);
         let alike =
             known.map(|known| (strsim::normalized_damerau_levenshtein(known, &key.text), known));
@@ -164,7 +165,7 @@ impl Judge {
             Some((_, known)) => format!("did you mean {known:?}?"),
             None => "keys are the names of the flags of `samport run`".to_owned(),
         };
-        Fault::new(key.at.clone(), format!("unknown key {:?}; {way_out}", key.text))
+        ConfigError::new(key.at.clone(), format!("unknown key {:?}; {way_out}", key.text))
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::model::check::{Config, Rhythm, Source, count, time};
+use crate::model::check::{CheckOrigin, Config, Rhythm, count, time};
 
 /// Health flags of `samport run`.
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Health")]
-pub(super) struct Health {
+pub(super) struct HealthFlags {
     /// Set when backends get traffic
     ///
     /// docker: while the HEALTHCHECK passes; containers without one as with tcp. tcp: while the backend accepts
@@ -16,7 +16,7 @@ pub(super) struct Health {
     /// Backends of --backend and --file are checked only with tcp or http. When connections of several clients
     /// have failed, the backend is checked once more (except with none), and avoided if that fails too.
     #[arg(long = "health", value_name = "HOW", default_value = "docker", env = "SAMPORT_HEALTH")]
-    source: Source,
+    source: CheckOrigin,
     /// Set the time between two checks
     ///
     /// Each check is one connection. A backend that is starting is checked more often.
@@ -37,7 +37,7 @@ pub(super) struct Health {
     fall: u32,
 }
 
-impl Health {
+impl HealthFlags {
     /// What holds unless a container's labels say something else.
     pub(super) fn config(&self) -> Config {
         let Self { interval, timeout, rise, fall, .. } = *self;
@@ -54,7 +54,7 @@ mod tests {
     #[derive(Parser)]
     struct Flags {
         #[command(flatten)]
-        health: Health,
+        health: HealthFlags,
     }
 
     fn config(args: &[&str]) -> Result<Config, String> {

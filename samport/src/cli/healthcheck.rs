@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::connection::Connection;
 use crate::api::client::escaped;
-use crate::api::words::{Health, Services};
+use crate::api::types::{Health, Services};
 use crate::system::exit::{Exit, coded};
 
 /// Options of `samport healthcheck`.

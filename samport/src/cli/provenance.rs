@@ -16,7 +16,7 @@ pub(super) struct Effective {
     /// What it is in a file.
     pub(super) kind: Kind,
     /// Who says so.
-    pub(super) source: Source,
+    pub(super) source: Origin,
 }
 
 /// What a key takes.
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 
 /// Who says what a value is, the first of them that does.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Source {
+pub(super) enum Origin {
     /// The command line: the flag.
     Flag(String),
     /// A variable of the environment.
@@ -49,14 +49,14 @@ impl Effective {
             let id = arg.get_id().as_str();
             let raw = matches.get_raw(id).into_iter().flatten();
             let source = match (matches.value_source(id), file.and_then(|file| file.line_of(key))) {
-                (Some(ValueSource::CommandLine), _) => Source::Flag(format!("--{key}")),
+                (Some(ValueSource::CommandLine), _) => Origin::Flag(format!("--{key}")),
                 (Some(ValueSource::EnvVariable), _) => {
                     let name = arg.get_env().unwrap_or_default();
-                    Source::Environment(name.to_string_lossy().into_owned())
+                    Origin::Environment(name.to_string_lossy().into_owned())
                 }
-                (_, Some(line)) => Source::File(line),
-                (Some(_), None) => Source::Default,
-                (None, None) => Source::Unset,
+                (_, Some(line)) => Origin::File(line),
+                (Some(_), None) => Origin::Default,
+                (None, None) => Origin::Unset,
             };
             Self {
                 key: key.to_owned(),

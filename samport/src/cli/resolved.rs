@@ -18,7 +18,7 @@ use crate::system::exit::{Exit, coded};
 
 /// A configuration: what `run` is asked for.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ResolvedConfig {
     /// The flags with everything that is behind them.
     pub(super) flags: run::Flags,
     /// The same key by key, with who says so.
@@ -88,7 +88,7 @@ pub(super) fn on_a_page(command: Command) -> Command {
 ///
 /// # Errors
 /// [`Exit::Usage`] with line and column, if the file is not good.
-pub(super) fn configuration() -> Result<Asked> {
+pub(super) fn configuration() -> Result<ResolvedConfig> {
     of(words())
 }
 
@@ -110,7 +110,7 @@ fn words() -> Vec<OsString> {
     std::env::args_os().collect()
 }
 
-fn of(words: Vec<OsString>) -> Result<Asked> {
+fn of(words: Vec<OsString>) -> Result<ResolvedConfig> {
     let first = usage(Cli::command().try_get_matches_from(words.clone()))?;
     let (given, _) = of_run(&first)?;
     let file = given.config.as_ref().map(|path| File::read(path, &flags())).transpose()?;
@@ -123,7 +123,11 @@ fn of(words: Vec<OsString>) -> Result<Asked> {
     }
     let matches = usage(command.try_get_matches_from(words))?;
     let (merged, matches) = of_run(&matches)?;
-    Ok(Asked { flags: merged, effective: Effective::all(&flags(), matches, file.as_ref()), file })
+    Ok(ResolvedConfig {
+        flags: merged,
+        effective: Effective::all(&flags(), matches, file.as_ref()),
+        file,
+    })
 }
 
 /// The flags of `run`, of the verb that has them.

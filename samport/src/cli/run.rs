@@ -33,7 +33,7 @@ use crate::system::hash_seed::SeedFile;
 use crate::system::instance::{self, Instance};
 use crate::system::privileges;
 use crate::system::resyncs::Resyncs;
-use crate::system::service;
+use crate::system::sd_notify;
 
 pub use self::flags::Flags;
 pub(super) use self::flags::{parse, parse_network};
@@ -75,7 +75,7 @@ pub async fn run(args: &Args, prepared: Prepared) -> Result<()> {
         }
         started = start(&config, &held.hash_seed) => started?,
     };
-    service::ready();
+    sd_notify::ready();
     let mut reloader = Reloader::new(asked, config, hang_up, handles).await;
     // Whatever the loop waits for: it is dropped there.
     tokio::select! {
@@ -84,7 +84,7 @@ pub async fn run(args: &Args, prepared: Prepared) -> Result<()> {
         never = reconciler.run(snapshots, network, rules) => match never {},
         never = reloader.follow() => match never {},
     }
-    service::stopping();
+    sd_notify::stopping();
     drop(server);
     let keep = reloader.config().keep;
     // The metrics' server with it.
@@ -154,7 +154,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     }
     drop(loading);
     reconciler.start(&first).await?;
-    let source = metrics::Source {
+    let source = metrics::MetricsSource {
         instance: name.clone(),
         control: control.clone(),
         providers,

@@ -1,6 +1,6 @@
 //! `samport status`: what runs, how its services do, and what became of every packet.
 
-mod gather;
+mod collect;
 pub(super) mod show;
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use anyhow::Result;
 use self::show::Rates;
 use super::output::{Output, print_json};
 use super::units::rate;
-use crate::api::words::{Instance, SCHEMA, Status};
+use crate::api::types::{Instance, SCHEMA, Status};
 use crate::dataplane::pins;
 use crate::system::escape;
 use crate::system::privileges;
@@ -64,12 +64,12 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The document of one instance, for the control socket.
 pub(super) fn document(name: &str) -> Result<Status> {
-    Ok(Status { schema: SCHEMA, instances: vec![gather::instance(name)?] })
+    Ok(Status { schema: SCHEMA, instances: vec![collect::instance(name)?] })
 }
 
 /// An instance that starts, ends or is broken hides no other.
 fn look() -> Vec<Instance> {
-    let seen = |name: &String| match gather::instance(name) {
+    let seen = |name: &String| match collect::instance(name) {
         Ok(instance) => Some(instance),
         Err(error) => {
             tracing::warn!("{name} cannot be read: {error:#}");
@@ -103,7 +103,7 @@ fn rates(before: &[Instance], now: &[Instance], time: Duration) -> Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::ServiceCount;
+    use crate::api::types::ServiceCount;
 
     #[test]
     fn a_rate_is_of_one_service_of_one_instance() {

@@ -24,7 +24,7 @@ use self::screen::{Act, Screen};
 use super::commands::carry_out;
 use super::connection::Connection;
 use super::run::stop_signal;
-use crate::api::words::{Backends, Status};
+use crate::api::types::{Backends, Status};
 use crate::control::commands::OperatorCommand;
 use crate::model::duration::read as time;
 use crate::system::exit::{Exit, coded};

@@ -4,7 +4,7 @@ use anyhow::Result;
 use samport_common::layout::LAYOUT_VERSION;
 
 use super::output::{Output, print_json};
-use crate::api::words::{SCHEMA, Version};
+use crate::api::types::{SCHEMA, Version};
 
 /// Options of `samport version`.
 #[derive(clap::Args, Debug)]

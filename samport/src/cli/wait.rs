@@ -9,7 +9,7 @@ use super::connection::Connection;
 use super::output::{Output, print_json};
 use super::progress::Progress;
 use crate::api::client::escaped;
-use crate::api::words::Health;
+use crate::api::types::Health;
 use crate::model::duration::read as time;
 use crate::system::exit::{Exit, code_of, coded};
 

@@ -23,7 +23,7 @@ const CANDIDATES_FOR_EACH: usize = 2;
 
 /// What there is room for, and who has the first say.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct AdmissionRules<'a> {
     /// The ports of `-p`.
     pub ports: &'a BTreeSet<Listen>,
     /// `--allow`.
@@ -57,11 +57,11 @@ pub struct Admission {
 pub fn admit(
     candidates: &[Candidate],
     is_served: impl Fn(&Candidate) -> bool,
-    terms: Terms<'_>,
+    rules: AdmissionRules<'_>,
 ) -> Admission {
     let mut admission = Admission::default();
-    let mut room = Room::of(candidates, terms);
-    let mut applications = Applications::new(terms.conflict);
+    let mut room = Room::of(candidates, rules);
+    let mut applications = Applications::new(rules.conflict);
     let (served, others): (Vec<_>, Vec<_>) =
         (0..candidates.len()).partition(|at| is_served(&candidates[*at]));
     let mut admitted = BTreeSet::new();
@@ -76,7 +76,7 @@ pub fn admit(
             Ok(note) => {
                 applications.add(candidate);
                 admission.notes.extend(note);
-                admission.notes.extend(wider(candidate, terms.allow));
+                admission.notes.extend(wider(candidate, rules.allow));
                 admitted.insert(at);
             }
             Err(why) => {
@@ -87,7 +87,7 @@ pub fn admit(
     let sentence = |((name, why), ports)| format!("{name} is left out on {}: {why}", listed(ports));
     admission.left_out = left_out.into_iter().map(sentence).collect();
     admission.candidates = admitted.into_iter().map(|at| candidates[at].clone()).collect();
-    admission.restricted = restricted(&admission.candidates, room.labels, terms.restricted);
+    admission.restricted = restricted(&admission.candidates, room.labels, rules.restricted);
     admission
 }
 
@@ -145,7 +145,7 @@ fn wider(candidate: &Candidate, flag: &Networks) -> Option<String> {
 
 /// What is left of the limits.
 struct Room<'a> {
-    terms: Terms<'a>,
+    rules: AdmissionRules<'a>,
     candidates: usize,
     ports: BTreeSet<Listen>,
     /// Frontends in use, by family.
@@ -159,10 +159,10 @@ struct Room<'a> {
 
 impl<'a> Room<'a> {
     /// What the ports of `-p` leave.
-    fn of(candidates: &[Candidate], terms: Terms<'a>) -> Self {
+    fn of(candidates: &[Candidate], rules: AdmissionRules<'a>) -> Self {
         let mut room = Self {
-            terms,
-            candidates: terms.max_backends as usize * CANDIDATES_FOR_EACH,
+            rules,
+            candidates: rules.max_backends as usize * CANDIDATES_FOR_EACH,
             ports: BTreeSet::new(),
             frontends: [0; 2],
             labels: BTreeMap::new(),
@@ -171,9 +171,9 @@ impl<'a> Room<'a> {
         };
         let labelled = candidates.iter().filter(|one| !one.allow.is_empty());
         let labelled: BTreeSet<Listen> = labelled.map(|one| one.listen).collect();
-        let kept = terms.restricted.iter().filter(|(listen, _)| !labelled.contains(listen));
+        let kept = rules.restricted.iter().filter(|(listen, _)| !labelled.contains(listen));
         room.labels = kept.map(|(listen, networks)| (*listen, networks.clone())).collect();
-        for listen in terms.ports {
+        for listen in rules.ports {
             room.open(*listen);
             let networks = room.networks_with(*listen, &Networks::new());
             room.charge(*listen, networks);
@@ -183,7 +183,7 @@ impl<'a> Room<'a> {
 
     /// Takes what a candidate needs; nothing if that is not all there.
     fn take(&mut self, candidate: &Candidate) -> Result<(), String> {
-        let Terms { max_backends, allow, .. } = self.terms;
+        let AdmissionRules { max_backends, allow, .. } = self.rules;
         if self.candidates == 0 {
             return Err(format!(
                 "more than {CANDIDATES_FOR_EACH} containers for each of the {max_backends} backends there is \
@@ -218,7 +218,7 @@ impl<'a> Room<'a> {
     fn frontends_of(&self, listen: Listen) -> [usize; 2] {
         match listen.addr {
             Some(addr) => [usize::from(addr.is_ipv4()), usize::from(addr.is_ipv6())],
-            None => self.terms.addresses.map(|count| count.max(1)),
+            None => self.rules.addresses.map(|count| count.max(1)),
         }
     }
 
@@ -245,7 +245,7 @@ impl<'a> Room<'a> {
     fn networks_with(&self, listen: Listen, labels: &Networks) -> [usize; 2] {
         let known = self.labels.get(&listen);
         let all: Networks = known.into_iter().flatten().chain(labels).copied().collect();
-        let flag = self.terms.allow;
+        let flag = self.rules.allow;
         let list = if all.is_empty() { flag.clone() } else { allow::narrowed(flag, &all) };
         let v6 = list.iter().filter(|net| net.addr().is_ipv6()).count();
         [list.len() - v6, v6]

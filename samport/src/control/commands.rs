@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use samport_common::choose::Balance;
 
-use crate::control::handle::{BackendRef, BackendView, View};
+use crate::control::handle::{BackendRef, BackendView, ControlView};
 use crate::model::overrides::Overrides;
 use crate::model::ports::Listen;
 
@@ -60,18 +60,18 @@ impl Overrides {
     pub fn take(
         &mut self,
         order: &OperatorCommand,
-        view: &View,
+        view: &ControlView,
     ) -> Result<Vec<BackendRef>, CommandError> {
         let meant = match order {
             OperatorCommand::Drain(name) => {
                 let meant = backends_called(name, &view.backends)?;
-                self.drained.extend(meant.iter().map(|one| by_id(&one.seat)));
+                self.drained.extend(meant.iter().map(|one| by_id(&one.backend_ref)));
                 meant
             }
             OperatorCommand::Undrain(name) => {
                 let meant = backends_called(name, &view.backends)?;
                 for one in &meant {
-                    self.drained.remove(&by_id(&one.seat));
+                    self.drained.remove(&by_id(&one.backend_ref));
                 }
                 meant
             }
@@ -79,16 +79,16 @@ impl Overrides {
             OperatorCommand::Balance(name, balance) => {
                 let listen = service_called(name, view)?;
                 self.balance.insert(listen, *balance);
-                view.backends.iter().filter(|one| one.seat.listen == listen).collect()
+                view.backends.iter().filter(|one| one.backend_ref.listen == listen).collect()
             }
             // What is to be forgotten the loop remembers.
             OperatorCommand::ResetAllow(name) => {
                 let listen = service_called(name, view)?;
-                view.backends.iter().filter(|one| one.seat.listen == listen).collect()
+                view.backends.iter().filter(|one| one.backend_ref.listen == listen).collect()
             }
         };
         self.forget(&view.backends);
-        Ok(meant.into_iter().map(|one| one.seat.clone()).collect())
+        Ok(meant.into_iter().map(|one| one.backend_ref.clone()).collect())
     }
 
     /// A name that is a backend's and a group's is the backend's.
@@ -108,7 +108,8 @@ impl Overrides {
                 Ok(group)
             }
             Ok(meant) => {
-                let entry = |one: &&BackendView| ((one.name.clone(), one.seat.listen), weight);
+                let entry =
+                    |one: &&BackendView| ((one.name.clone(), one.backend_ref.listen), weight);
                 self.weights.extend(meant.iter().map(entry));
                 Ok(meant)
             }
@@ -119,12 +120,12 @@ impl Overrides {
     /// Keeps the memory small where containers come and go for years.
     fn forget(&mut self, present: &[BackendView]) {
         if self.drained.len() > KEPT {
-            let ids: BTreeSet<_> = present.iter().map(|one| by_id(&one.seat)).collect();
+            let ids: BTreeSet<_> = present.iter().map(|one| by_id(&one.backend_ref)).collect();
             self.drained.retain(|key| ids.contains(key));
         }
         if self.weights.len() > KEPT {
             let names: BTreeSet<_> =
-                present.iter().map(|one| (one.name.clone(), one.seat.listen)).collect();
+                present.iter().map(|one| (one.name.clone(), one.backend_ref.listen)).collect();
             self.weights.retain(|key, _| names.contains(key));
         }
         if self.group_weights.len() > KEPT {
@@ -135,8 +136,8 @@ impl Overrides {
     }
 }
 
-fn by_id(seat: &BackendRef) -> (String, Listen) {
-    (seat.id.clone(), seat.listen)
+fn by_id(backend_ref: &BackendRef) -> (String, Listen) {
+    (backend_ref.id.clone(), backend_ref.listen)
 }
 
 /// Whom a name means: the container of that name, else the endpoint, else the container whose id begins
@@ -151,8 +152,10 @@ pub fn backends_called<'a>(
 ) -> Result<Vec<&'a BackendView>, CommandError> {
     let endpoint: Option<SocketAddr> = name.parse().ok();
     let ways: [&dyn Fn(&BackendView) -> bool; 3] =
-        [&|one| one.name == name, &|one| Some(one.seat.endpoint) == endpoint, &|one| {
-            is_container_id(&one.seat.id) && !name.is_empty() && one.seat.id.starts_with(name)
+        [&|one| one.name == name, &|one| Some(one.backend_ref.endpoint) == endpoint, &|one| {
+            is_container_id(&one.backend_ref.id)
+                && !name.is_empty()
+                && one.backend_ref.id.starts_with(name)
         }];
     let found = ways.into_iter().map(|way| all.iter().filter(|one| way(one)).collect::<Vec<_>>());
     let Some(meant) = found.into_iter().find(|meant| !meant.is_empty()) else {
@@ -166,11 +169,11 @@ pub fn backends_called<'a>(
     };
     if meant.windows(2).all(|pair| are_one_container(pair[0], pair[1])) {
         // Orders are about a container's port, by whichever of its addresses it was named.
-        let keys: BTreeSet<_> = meant.iter().map(|one| by_id(&one.seat)).collect();
-        return Ok(all.iter().filter(|one| keys.contains(&by_id(&one.seat))).collect());
+        let keys: BTreeSet<_> = meant.iter().map(|one| by_id(&one.backend_ref)).collect();
+        return Ok(all.iter().filter(|one| keys.contains(&by_id(&one.backend_ref))).collect());
     }
     let each = |one: &&BackendView| {
-        format!("{} {} on {}", one.name, one.seat.endpoint, one.seat.listen.place())
+        format!("{} {} on {}", one.name, one.backend_ref.endpoint, one.backend_ref.listen.place())
     };
     let all = meant.iter().map(each).collect::<Vec<_>>().join(", ");
     Err(CommandError::Ambiguous(format!(
@@ -180,8 +183,8 @@ pub fn backends_called<'a>(
 
 /// Backends of the command line have an id for each port, and one name.
 fn are_one_container(a: &BackendView, b: &BackendView) -> bool {
-    let is_at_same_address = a.seat.endpoint.ip() == b.seat.endpoint.ip();
-    a.seat.id == b.seat.id || (a.name == b.name && is_at_same_address)
+    let is_at_same_address = a.backend_ref.endpoint.ip() == b.backend_ref.endpoint.ip();
+    a.backend_ref.id == b.backend_ref.id || (a.name == b.name && is_at_same_address)
 }
 
 fn is_container_id(id: &str) -> bool {
@@ -192,13 +195,13 @@ fn is_container_id(id: &str) -> bool {
 ///
 /// # Errors
 /// When no service has that name.
-pub fn service_called(name: &str, view: &View) -> Result<Listen, CommandError> {
+pub fn service_called(name: &str, view: &ControlView) -> Result<Listen, CommandError> {
     let ports = view.services.keys().copied();
     let by_port = ports.clone().find(|one| one.brief() == name || one.to_string() == name);
     let called = view.backends.iter().filter(|one| one.service.as_deref() == Some(name));
     let called: BTreeSet<Listen> = match by_port {
         Some(port) => [port].into(),
-        None => called.map(|one| one.seat.listen).collect(),
+        None => called.map(|one| one.backend_ref.listen).collect(),
     };
     let list = |ports: &mut dyn Iterator<Item = Listen>| {
         ports.map(Listen::brief).collect::<Vec<_>>().join(", ")

@@ -62,19 +62,19 @@ impl Drains {
             if !share.leaves() {
                 return true;
             }
-            let seat = BackendRef::from(key);
-            let before = before.get(&seat).filter(|phase| !phase.is_last);
-            let candidate = offered.get(&seat);
+            let backend_ref = BackendRef::from(key);
+            let before = before.get(&backend_ref).filter(|phase| !phase.is_last);
+            let candidate = offered.get(&backend_ref);
             let phase = Phase {
                 since: before.map_or(now, |phase| phase.since),
                 ending: candidate.map_or(Ending::Empty, |candidate| ending(candidate, share)),
                 is_last: !served.contains(&key.service()),
             };
             if !phase.is_last && phase.is_over(now, || open(key)) {
-                self.down.insert(seat, share.clone());
+                self.down.insert(backend_ref, share.clone());
                 return false;
             }
-            self.draining.insert(seat, phase);
+            self.draining.insert(backend_ref, phase);
             true
         });
         gone
@@ -88,10 +88,10 @@ impl Drains {
     ) -> BTreeMap<BackendRef, Share> {
         let wanted = desired.backends.iter().filter(|(_, share)| !share.leaves());
         let wanted: BTreeSet<_> = wanted.map(|(key, _)| BackendRef::from(key)).collect();
-        self.down.retain(|seat, _| !wanted.contains(seat));
+        self.down.retain(|backend_ref, _| !wanted.contains(backend_ref));
         let (still, gone) = std::mem::take(&mut self.down)
             .into_iter()
-            .partition(|(seat, _)| offered.contains_key(seat));
+            .partition(|(backend_ref, _)| offered.contains_key(backend_ref));
         self.down = still;
         gone
     }
@@ -110,8 +110,8 @@ impl Drains {
 
     /// When a draining backend will have had its time, if that is known.
     #[must_use]
-    pub fn until(&self, seat: &BackendRef) -> Option<Instant> {
-        self.draining.get(seat).filter(|phase| !phase.is_last)?.until()
+    pub fn until(&self, backend_ref: &BackendRef) -> Option<Instant> {
+        self.draining.get(backend_ref).filter(|phase| !phase.is_last)?.until()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The operator's seat: what is known of every backend, served or not, and the way of an order from the
+//! The control handle: what is known of every backend, served or not, and the way of an order from the
 //! control socket into the reconcile loop and of its answer back.
 
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl From<&BackendKey> for BackendRef {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BackendView {
     /// Which one.
-    pub seat: BackendRef,
+    pub backend_ref: BackendRef,
     /// Name of its container.
     pub name: String,
     /// What its service is called, if it is called something.
@@ -75,7 +75,7 @@ pub struct BackendView {
 
 /// Everything the operator may ask for that is not counted in the kernel.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct View {
+pub struct ControlView {
     /// Services, and how each chooses.
     pub services: BTreeMap<Listen, Balance>,
     /// Backends, served or not, in the order of their services and names.
@@ -84,7 +84,7 @@ pub struct View {
     pub left_out: u64,
 }
 
-impl View {
+impl ControlView {
     /// What the record of an instance that is not running still says.
     #[must_use]
     pub fn of_record(record: &Record) -> Self {
@@ -95,7 +95,7 @@ impl View {
         let seated = |backend: &crate::system::instance::BackendRecord| {
             let endpoint = backend.endpoint.parse().ok()?;
             Some(BackendView {
-                seat: BackendRef { listen: backend.port, id: String::new(), endpoint },
+                backend_ref: BackendRef { listen: backend.port, id: String::new(), endpoint },
                 name: backend.name.clone(),
                 service: service(backend.port),
                 group: None,
@@ -130,14 +130,14 @@ pub struct Request {
 #[derive(Debug)]
 pub struct CommandReceiver {
     requests: mpsc::Receiver<Request>,
-    view: watch::Sender<Arc<View>>,
+    view: watch::Sender<Arc<ControlView>>,
 }
 
 /// The other end: gives orders, looks.
 #[derive(Clone, Debug)]
 pub struct ControlHandle {
     requests: mpsc::Sender<Request>,
-    view: watch::Receiver<Arc<View>>,
+    view: watch::Receiver<Arc<ControlView>>,
 }
 
 /// A desk and the window to it.
@@ -159,18 +159,18 @@ impl CommandReceiver {
 
     /// What is shown now.
     #[must_use]
-    pub fn shown(&self) -> Arc<View> {
+    pub fn shown(&self) -> Arc<ControlView> {
         self.view.borrow().clone()
     }
 
     /// Follows what is shown.
     #[must_use]
-    pub fn follow(&self) -> watch::Receiver<Arc<View>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<ControlView>> {
         self.view.subscribe()
     }
 
     /// Shows something else.
-    pub fn show(&self, view: View) {
+    pub fn show(&self, view: ControlView) {
         self.view.send_replace(Arc::new(view));
     }
 }
@@ -190,7 +190,7 @@ impl ControlHandle {
 
     /// How things are.
     #[must_use]
-    pub fn view(&self) -> Arc<View> {
+    pub fn view(&self) -> Arc<ControlView> {
         self.view.borrow().clone()
     }
 }
@@ -233,7 +233,7 @@ mod tests {
         let strange =
             crate::system::instance::BackendRecord { state: "tired".into(), ..backend.clone() };
         let record = Record { backends: vec![backend, strange], ..Record::default() };
-        let view = View::of_record(&record);
+        let view = ControlView::of_record(&record);
         assert_eq!(view.backends.len(), 1, "{view:?}");
         let seated = &view.backends[0];
         assert_eq!(

@@ -11,10 +11,10 @@ mod failed;
 mod fronts;
 mod hooks;
 mod operator;
+mod passive_health;
 mod ports;
 mod records;
 mod show;
-mod suspects;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,7 @@ use crate::control::draining::Drains;
 use crate::control::handle::CommandReceiver;
 use crate::control::progress::{Progress, Watching};
 use crate::dataplane::{Dataplane, Events, XdpMode};
-use crate::discovery::health::Health;
+use crate::discovery::health::HealthChecks;
 use crate::model::allow::Networks;
 use crate::model::limits::Limits;
 use crate::model::overrides::Overrides;
@@ -49,12 +49,12 @@ use crate::plan::{self, Actual, BackendKey, Change, Desired, IdManifest, Policy,
 use crate::system::hash_seed::SeedFile;
 use crate::system::instance::{self, BackendRecord, Instance, Record};
 use crate::system::privileges;
-use crate::system::service::Pulse;
+use crate::system::sd_notify::Watchdog;
 use burst::Burst;
 use failed::{complain, leave_out};
+use passive_health::Confirmations;
 use ports::PortWatch;
 use records::{backend_record, milliseconds_since_1970, service_records};
-use suspects::Confirmations;
 use waiting::Waiting;
 
 pub(crate) use checks::{check_families, check_interfaces};
@@ -110,7 +110,7 @@ pub struct LoopSettings {
 pub struct NewRules {
     /// The rules.
     pub rules: LoopSettings,
-    /// The [`crate::discovery::Terms::generation`] that came with them.
+    /// The [`crate::discovery::AdmissionRules::generation`] that came with them.
     pub generation: u64,
     /// Told when the kernel has them, and backends on these terms, and everything that shows them does;
     /// dropped if that does not work the first time.
@@ -119,7 +119,7 @@ pub struct NewRules {
 
 /// The state of a run.
 pub struct Reconciler {
-    job: RunConfig,
+    config: RunConfig,
     netlink: Netlink,
     progress: Progress,
     _port_watch: PortWatch,
@@ -142,7 +142,7 @@ pub struct Reconciler {
     orders: Overrides,
     drains: Drains,
     receiver: CommandReceiver,
-    health: Health,
+    health: HealthChecks,
     confirmations: Confirmations,
     /// Candidates that are not healthy yet, for the record.
     starting: Vec<BackendRecord>,
@@ -156,7 +156,7 @@ pub struct Reconciler {
     /// Loopback addresses where a server of the host was before us.
     left_alone: BTreeSet<(Listen, IpAddr)>,
     /// Ports whose addresses inside of the machine another samport keeps.
-    ceded: BTreeSet<Listen>,
+    yielded: BTreeSet<Listen>,
     written: Record,
     started_ms: u64,
 }
@@ -165,20 +165,20 @@ impl Reconciler {
     /// Everything that is needed; nothing is attached yet.
     #[must_use]
     pub fn new(
-        job: RunConfig,
+        config: RunConfig,
         netlink: Netlink,
         dataplane: Dataplane,
         instance: Instance,
         receiver: CommandReceiver,
         progress: Progress,
     ) -> Self {
-        let actual = Actual::with_room_for(job.limits.max_backends);
+        let actual = Actual::with_room_for(config.limits.max_backends);
         let watching = progress.watch(instance::progress_path(instance.name()));
         Self {
-            job,
+            config,
             netlink,
             progress,
-            _port_watch: PortWatch::begin(receiver.follow()),
+            _port_watch: PortWatch::begin(receiver.subscribe()),
             hooks_seen: None,
             pins_are_missing: false,
             watching,
@@ -193,7 +193,7 @@ impl Reconciler {
             orders: Overrides::default(),
             drains: Drains::default(),
             receiver,
-            health: Health::default(),
+            health: HealthChecks::default(),
             confirmations: Confirmations::default(),
             starting: Vec::new(),
             complained: BTreeSet::new(),
@@ -201,7 +201,7 @@ impl Reconciler {
             restricted: BTreeMap::new(),
             news: Vec::new(),
             left_alone: BTreeSet::new(),
-            ceded: BTreeSet::new(),
+            yielded: BTreeSet::new(),
             written: Record::default(),
             started_ms: milliseconds_since_1970(),
         }
@@ -213,19 +213,19 @@ impl Reconciler {
     /// Anything that keeps an interface from being served.
     pub async fn start(&mut self, snapshot: &Snapshot) -> Result<()> {
         let devices = self.netlink.devices().await?;
-        check_interfaces(&self.job.interfaces, &devices)?;
-        let (first, _) = placement::settle(snapshot, &devices, &self.job.interfaces);
-        check_families(&self.job.interfaces, &first, &devices)?;
-        let ports: Vec<_> = self.job.ports.iter().map(|port| port.listen).collect();
+        check_interfaces(&self.config.interfaces, &devices)?;
+        let (first, _) = placement::settle(snapshot, &devices, &self.config.interfaces);
+        check_families(&self.config.interfaces, &first, &devices)?;
+        let ports: Vec<_> = self.config.ports.iter().map(|port| port.listen).collect();
         let all = ports.iter().copied().collect();
-        frontends::check_room(&devices, &self.job.interfaces, &all)?;
+        frontends::check_room(&devices, &self.config.interfaces, &all)?;
         let first = self.admit(&first, &devices);
         for (listen, addr) in port_conflicts::on_loopback(&ports) {
             tracing::info!("{addr} port {} stays with the host's own server", listen.brief());
             self.left_alone.insert((listen, addr));
         }
         // Others must see early what we are about to serve.
-        let frontends = self.job.ports.iter().map(|port| (port.listen, BTreeMap::new()));
+        let frontends = self.config.ports.iter().map(|port| (port.listen, BTreeMap::new()));
         self.write_record(&Desired { frontends: frontends.collect(), ..Desired::default() })?;
         self.events = Some(self.dataplane.take_events()?);
         // Before anybody is looked for.
@@ -269,7 +269,7 @@ impl Reconciler {
         let mut failed = false;
         let mut said = String::new();
         let mut waiting: Option<Waiting> = None;
-        let mut pulse = Pulse::of_environment();
+        let mut watchdog = Watchdog::of_environment();
         let mut pauses = self.progress.resyncs().pauses();
         let mut burst = Burst::default();
         let mut ended = Instant::now();
@@ -277,18 +277,18 @@ impl Reconciler {
         loop {
             // After a round, however it has ended: what comes between two rounds is no sign that there will be one.
             if std::mem::take(&mut has_ended) {
-                pulse.beat(|| self.summary());
+                watchdog.notify(|| self.summary());
             }
             self.progress.waits_for("something to happen");
             let mut pending = None;
             // By the clock, so that nothing that needs no round keeps it from coming.
-            let due = ended + self.pause(failed).min(pulse.rest());
+            let due = ended + self.pause(failed).min(watchdog.rest());
             tokio::select! {
                 request = self.receiver.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
                 Some(change) = rules.recv() => {
-                    self.job.limits.drain_seconds = change.rules.drain.as_secs();
-                    self.job.rules = change.rules;
+                    self.config.limits.drain_seconds = change.rules.drain.as_secs();
+                    self.config.rules = change.rules;
                     waiting = Some(Waiting { generation: change.generation, done: change.done });
                 }
                 Ok(()) = network.changed(), if !burst.has_begun() => {
@@ -301,11 +301,11 @@ impl Reconciler {
                 }
                 () = burst.end() => {}
                 () = self.health.changed() => {}
-                () = suspects::next_move(&mut self.moves) => {}
+                () = passive_health::next_move(&mut self.moves) => {}
                 () = self.routes.news(&self.netlink) => {}
                 () = self.netlink.late_next_hops() => {}
                 Ok(()) = pauses.changed() => self.netlink.neighbours().doubt_all(),
-                told = suspects::next(&mut self.events) => {
+                told = passive_health::next(&mut self.events) => {
                     self.hear(told);
                     continue;
                 }
@@ -402,7 +402,7 @@ impl Reconciler {
         let devices = Arc::new(self.netlink.devices().await?);
         self.progress.waits_for("the list of filters");
         self.look_at_hooks(&devices).await?;
-        let (snapshot, notes) = placement::settle(snapshot, &devices, &self.job.interfaces);
+        let (snapshot, notes) = placement::settle(snapshot, &devices, &self.config.interfaces);
         for note in notes {
             complain(&mut self.complained, &note);
         }
@@ -475,16 +475,16 @@ impl Reconciler {
             orders: self.orders.clone(),
             left_out: self.who_is_left_out(),
             restricted: self.restricted.iter().map(|(on, nets)| (*on, nets.clone())).collect(),
-            namespace: self.job.namespace,
-            interfaces: self.job.interfaces.clone(),
+            namespace: self.config.namespace,
+            interfaces: self.config.interfaces.clone(),
             ports: desired.frontends.keys().copied().collect(),
-            inside: self.kept_inside(desired),
+            inside: self.owned_inside(desired),
             hook: self.hooks(),
             local: self.dataplane.serves_local_clients(),
-            socket: self.job.socket.clone(),
+            socket: self.config.socket.clone(),
             started_ms: self.started_ms,
-            limits: self.job.limits,
-            hash_seed_file: self.job.hash_seed.path.clone(),
+            limits: self.config.limits,
+            hash_seed_file: self.config.hash_seed.path.clone(),
             privileges: privileges::held(),
             services: service_records(desired, &self.receiver.shown()),
             filters: self.dataplane.filters(),

@@ -12,7 +12,7 @@ use crate::system::instance::{self, Instance, Record};
 
 /// Finds what a killed run has left on the interfaces that this one is to serve. One is to be taken over, and
 /// is under this instance's name afterwards: the one that had the same ports, if there is one. Others are
-/// removed: their programs sit before ours on the hook, with backends that may be gone.
+/// removed: their programs are before ours on the hook, with backends that may be gone.
 ///
 /// # Errors
 /// If what is left cannot be understood; the message says what to do.

@@ -140,7 +140,7 @@ pub(super) fn take_over(pin: &Path, program: BorrowedFd<'_>) -> Result<Option<At
     }
 }
 
-/// The program of a role, and where it sits.
+/// The program of a role, and where it is attached.
 const fn program_of(role: Role) -> (&'static str, TcAttachType) {
     match role {
         Role::Forward => ("samport_forward", TcAttachType::Ingress),

@@ -44,7 +44,7 @@ pub enum Ask {
 
 /// What the ring says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Told {
+pub enum RingEvent {
     /// A backend has failed a connection.
     Failure(Failure),
     /// The ring was so full that events may have been lost.
@@ -88,7 +88,7 @@ impl Events {
     }
 
     /// What comes next; waits for it.
-    pub async fn next(&mut self) -> Result<Told> {
+    pub async fn next(&mut self) -> Result<RingEvent> {
         loop {
             if let Some(told) = self.read() {
                 return Ok(told);
@@ -101,13 +101,13 @@ impl Events {
     }
 
     /// What is in the ring already; what it does not understand is skipped.
-    fn read(&mut self) -> Option<Told> {
+    fn read(&mut self) -> Option<RingEvent> {
         while let Some(item) = self.ring.get_mut().next() {
             if self.row.is_long() {
-                return Some(Told::Overrun);
+                return Some(RingEvent::Overrun);
             }
             if let Some(failure) = Event::read_from_bytes(&item).ok().and_then(understand) {
-                return Some(Told::Failure(failure));
+                return Some(RingEvent::Failure(failure));
             }
         }
         None

@@ -10,12 +10,12 @@ use aya::maps::{Array, Map, MapData, PerCpuArray};
 use rustix::time::{ClockId, clock_gettime};
 use samport_common::conntrack::{TICK_SHIFT, Timeouts};
 use samport_common::family::Address;
-use samport_common::flow::{Flow, FlowKey, FlowWord, Lane};
-use samport_common::layout::{Collected, Pressure, is_nearly_full, unusual};
+use samport_common::flow::{Flow, FlowKey, FlowWord, ProbeSlot};
+use samport_common::layout::{GcStats, SynRate, flow_hint, is_nearly_full};
 
 use super::batch::HashTable;
 use super::maps::MapCell;
-use super::recount::{Census, Count};
+use super::recount::{Count, Recount};
 use super::room::{Seen, Size, make_room};
 use super::{load, pins, settle};
 
@@ -39,10 +39,10 @@ pub struct Collector {
     inserted: u64,
     /// Whether several services had flows of a family then: only others need room.
     shared: [bool; 2],
-    unusual: Array<MapData, u32>,
-    pressure: PerCpuArray<MapData, MapCell<Pressure>>,
-    told: Array<MapData, MapCell<Collected>>,
-    census: Census,
+    flow_hints: Array<MapData, u32>,
+    syn_rate: PerCpuArray<MapData, MapCell<SynRate>>,
+    told: Array<MapData, MapCell<GcStats>>,
+    recount: Recount,
     timeouts: Timeouts,
     pause: Duration,
     removed: u64,
@@ -58,8 +58,8 @@ struct Round {
     removed: u64,
     /// Of those that were not over.
     evicted: u64,
-    /// Whether any flow that is left is outside of the first lane.
-    lanes: bool,
+    /// Whether any flow that is left is outside of the first probe slot.
+    other_probe_slots: bool,
     /// The services of those that are left.
     services: BTreeSet<u16>,
 }
@@ -68,10 +68,10 @@ impl Collector {
     pub(super) fn open(pins: &pins::Folder, options: &load::Options) -> Result<Self> {
         let timeouts = &options.timeouts;
         let data = |name: &str| pins::open(&pins.map(name));
-        let told: Array<_, MapCell<Collected>> =
-            Array::try_from(Map::Array(data("COLLECTED")?)).context("COLLECTED")?;
+        let told: Array<_, MapCell<GcStats>> =
+            Array::try_from(Map::Array(data("GC_STATS")?)).context("GC_STATS")?;
         // Another samport may have counted before us.
-        let MapCell(before) = told.get(&0, 0).context("read COLLECTED")?;
+        let MapCell(before) = told.get(&0, 0).context("read GC_STATS")?;
         Ok(Self {
             flows4: HashTable::open(&pins.map("FLOWS4"))?,
             flows6: HashTable::open(&pins.map("FLOWS6"))?,
@@ -83,11 +83,11 @@ impl Collector {
             left: [before.left4, before.left6],
             inserted: 0,
             shared: [false; 2],
-            unusual: Array::try_from(Map::Array(data("UNUSUAL")?)).context("UNUSUAL")?,
-            pressure: PerCpuArray::try_from(Map::PerCpuArray(data("PRESSURE")?))
-                .context("PRESSURE")?,
+            flow_hints: Array::try_from(Map::Array(data("FLOW_HINTS")?)).context("FLOW_HINTS")?,
+            syn_rate: PerCpuArray::try_from(Map::PerCpuArray(data("SYN_RATE")?))
+                .context("SYN_RATE")?,
             told,
-            census: Census::open(pins)?,
+            recount: Recount::open(pins)?,
             timeouts: timeouts.in_ticks(),
             pause: (timeouts.shortest() / 2).clamp(FASTEST, SLOWEST),
             removed: before.removed,
@@ -148,22 +148,22 @@ impl Collector {
 
     /// Entries made in both tables, ever.
     fn inserts(&self) -> Result<u64> {
-        let pressure = self.pressure.get(&0, 0).context("read PRESSURE")?;
-        Ok(pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum())
+        let syn_rate = self.syn_rate.get(&0, 0).context("read SYN_RATE")?;
+        Ok(syn_rate.iter().map(|MapCell(cpu)| cpu.inserts).sum())
     }
 
     fn round(&mut self) -> Result<()> {
         let now = now_tick();
         // Before the tables are read: what comes meanwhile must not look as if it had been seen.
         let inserted = self.inserts()?;
-        let mut count = self.census.begin()?;
+        let mut count = self.recount.begin()?;
         let of_overflow = Sweep { timeouts: &self.timeouts, now, size: None };
         let overflow4 = sweep(&self.overflow4, &of_overflow, &mut count)?;
         let overflow6 = sweep(&self.overflow6, &of_overflow, &mut count)?;
         let [size4, size6] = self.sizes.map(Some);
         let flows4 = sweep(&self.flows4, &Sweep { size: size4, ..of_overflow }, &mut count)?;
         let flows6 = sweep(&self.flows6, &Sweep { size: size6, ..of_overflow }, &mut count)?;
-        self.census.end(&count)?;
+        self.recount.end(&count)?;
         (self.left, self.inserted) = ([flows4.left, flows6.left], inserted);
         // Who waits for room in the table beside needs it, too.
         self.shared = [(&flows4, &overflow4), (&flows6, &overflow6)]
@@ -171,19 +171,19 @@ impl Collector {
         self.tell_nearly_full(self.are_nearly_full(self.left))?;
         self.removed += flows4.removed + flows6.removed;
         self.evicted += flows4.evicted + flows6.evicted;
-        let told = Collected {
+        let told = GcStats {
             removed: self.removed,
             left4: flows4.left,
             left6: flows6.left,
             evicted: self.evicted,
             overflow: overflow4.left + overflow6.left,
         };
-        self.told.set(0, MapCell(told), 0).context("write COLLECTED")?;
+        self.told.set(0, MapCell(told), 0).context("write GC_STATS")?;
         if overflow4.left + overflow6.left == 0 {
-            self.forget(unusual::OVERFLOW)?;
+            self.forget(flow_hint::OVERFLOW)?;
         }
-        if !flows4.lanes && !flows6.lanes {
-            self.forget(unusual::LANES)?;
+        if !flows4.other_probe_slots && !flows6.other_probe_slots {
+            self.forget(flow_hint::PROBE_SLOTS)?;
         }
         Ok(())
     }
@@ -191,19 +191,19 @@ impl Collector {
     /// Clears a bit that makes look-ups long, if what it stands for is really gone: a program that
     /// was just about to store such a flow has ended when we look again.
     fn forget(&mut self, bit: u32) -> Result<()> {
-        let bits = self.unusual.get(&0, 0).context("read UNUSUAL")?;
+        let bits = self.flow_hints.get(&0, 0).context("read FLOW_HINTS")?;
         if bits & bit == 0 {
             return Ok(());
         }
-        self.unusual.set(0, bits & !bit, 0).context("write UNUSUAL")?;
+        self.flow_hints.set(0, bits & !bit, 0).context("write FLOW_HINTS")?;
         settle();
         let is_back = match bit {
-            unusual::LANES => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
+            flow_hint::PROBE_SLOTS => has_lanes(&self.flows4)? || has_lanes(&self.flows6)?,
             _ => !is_empty(&self.overflow4)? || !is_empty(&self.overflow6)?,
         };
         if is_back {
-            let bits = self.unusual.get(&0, 0).context("read UNUSUAL")?;
-            self.unusual.set(0, bits | bit, 0).context("write UNUSUAL")?;
+            let bits = self.flow_hints.get(&0, 0).context("read FLOW_HINTS")?;
+            self.flow_hints.set(0, bits | bit, 0).context("write FLOW_HINTS")?;
         }
         Ok(())
     }
@@ -253,7 +253,7 @@ fn sweep<A: Address>(table: &Table<A>, how: &Sweep<'_>, count: &mut Count) -> Re
     }
     for Met { key, word, .. } in stay.iter().filter(|met| met.word.to_bits() != 0) {
         round.left += 1;
-        round.lanes |= key.lane() != Lane::FIRST;
+        round.other_probe_slots |= key.probe_slot() != ProbeSlot::FIRST;
         round.services.insert(key.service().get());
         count.see(*word);
         if size.is_some() {
@@ -300,7 +300,9 @@ fn has_expired(flow: &Flow, timeouts: &Timeouts, now: u32) -> bool {
 
 fn has_lanes<A: Address>(table: &Table<A>) -> Result<bool> {
     let mut found = false;
-    table.for_each(|key, _| found |= key.lane() != Lane::FIRST).context("read a flow table")?;
+    table
+        .for_each(|key, _| found |= key.probe_slot() != ProbeSlot::FIRST)
+        .context("read a flow table")?;
     Ok(found)
 }
 
@@ -322,7 +324,7 @@ mod tests {
             let word = FlowWord::new(1, 1, state).to_bits();
             let flow = Flow {
                 word,
-                way: 1,
+                reply_path: 1,
                 seen_tick: 1_000,
                 vip: [0; 16],
                 port: [0; 2],

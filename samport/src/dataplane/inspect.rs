@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use samport_common::layout::{
-    BackendStats, Collected, Condition, Handshakes, Held, Pressure, Suspicion, UNPROVEN,
+    BackendLoad, BackendStats, GcStats, Handshakes, Held, Suspicion, SynRate, UNPROVEN,
 };
 
 use super::maps::{MapCell, open, sums};
@@ -16,9 +16,9 @@ pub struct Counters {
     /// The flow tables.
     pub flows: Flows,
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
-    conditions: Array<MapData, MapCell<Condition>>,
+    backend_load: Array<MapData, MapCell<BackendLoad>>,
     suspects: Array<MapData, MapCell<Suspicion>>,
-    lost: Array<MapData, u64>,
+    open_correction: Array<MapData, u64>,
     handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
 }
 
@@ -55,20 +55,20 @@ impl Counters {
             .context("BACKEND_STATS has another type")?;
         let handshakes = PerCpuArray::try_from(Map::PerCpuArray(data(instance, "HANDSHAKES")?))
             .context("HANDSHAKES has another type")?;
-        let conditions = Array::try_from(Map::Array(data(instance, "CONDITIONS")?))
-            .context("CONDITIONS has another type")?;
+        let backend_load = Array::try_from(Map::Array(data(instance, "BACKEND_LOAD")?))
+            .context("BACKEND_LOAD has another type")?;
         let suspects = Array::try_from(Map::Array(data(instance, "SUSPECTS")?))
             .context("SUSPECTS has another type")?;
-        let lost = Array::try_from(Map::Array(data(instance, "LOST")?))
-            .context("LOST has another type")?;
+        let open_correction = Array::try_from(Map::Array(data(instance, "OPEN_CORRECTION")?))
+            .context("OPEN_CORRECTION has another type")?;
         let (verdicts, flows) = (sums(&verdicts)?, flows(instance)?);
-        Ok(Self { verdicts, flows, stats, conditions, suspects, lost, handshakes })
+        Ok(Self { verdicts, flows, stats, backend_load, suspects, open_correction, handshakes })
     }
 
     /// Flows of a backend that are open.
     pub fn open_flows(&self, id: u32) -> Result<u64> {
-        let MapCell(condition) = self.conditions.get(&id, 0).context("read CONDITIONS")?;
-        Ok(open(&condition, self.lost.get(&id, 0).context("read LOST")?))
+        let MapCell(condition) = self.backend_load.get(&id, 0).context("read BACKEND_LOAD")?;
+        Ok(open(&condition, self.open_correction.get(&id, 0).context("read OPEN_CORRECTION")?))
     }
 
     /// What checks on evidence have found out about a backend.
@@ -109,16 +109,16 @@ impl Counters {
 fn flows(instance: &str) -> Result<Flows> {
     let capacity4 = capacity(instance, "FLOWS4")?;
     let capacity6 = capacity(instance, "FLOWS6")?;
-    let pressure: PerCpuArray<MapData, MapCell<Pressure>> =
-        PerCpuArray::try_from(Map::PerCpuArray(data(instance, "PRESSURE")?))
-            .context("PRESSURE has another type")?;
-    let collected: Array<MapData, MapCell<Collected>> =
-        Array::try_from(Map::Array(data(instance, "COLLECTED")?))
-            .context("COLLECTED has another type")?;
-    let pressure = pressure.get(&0, 0).context("read PRESSURE")?;
-    let MapCell(Collected { removed, left4, left6, evicted, overflow }) =
-        collected.get(&0, 0).context("read COLLECTED")?;
-    let inserted = pressure.iter().map(|MapCell(cpu)| cpu.inserts).sum();
+    let syn_rate: PerCpuArray<MapData, MapCell<SynRate>> =
+        PerCpuArray::try_from(Map::PerCpuArray(data(instance, "SYN_RATE")?))
+            .context("SYN_RATE has another type")?;
+    let gc_stats: Array<MapData, MapCell<GcStats>> =
+        Array::try_from(Map::Array(data(instance, "GC_STATS")?))
+            .context("GC_STATS has another type")?;
+    let syn_rate = syn_rate.get(&0, 0).context("read SYN_RATE")?;
+    let MapCell(GcStats { removed, left4, left6, evicted, overflow }) =
+        gc_stats.get(&0, 0).context("read GC_STATS")?;
+    let inserted = syn_rate.iter().map(|MapCell(cpu)| cpu.inserts).sum();
     let held: Array<MapData, MapCell<Held>> =
         Array::try_from(Map::Array(data(instance, "HELD")?)).context("HELD has another type")?;
     let freed: Array<MapData, u64> =

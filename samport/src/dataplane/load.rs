@@ -13,7 +13,7 @@ use samport_common::seed::Seed;
 use super::attach::Hook;
 use super::maps::MapCell;
 use super::xdp::XdpMode;
-use super::{clock, local, pins, seed};
+use super::{clock, pins, seed, sock_lb};
 use crate::system::exit::{Coded as _, Exit, coded};
 
 /// Percent of a table of flows that one service may hold when others need room.
@@ -140,7 +140,7 @@ pub(super) static OBJECT: &[u8] =
 pub(super) const PROGRAMS: [&str; 21] = [
     "samport_forward",
     "samport_bridge",
-    "samport_inside",
+    "samport_hairpin",
     "samport_forward6",
     "samport_choose",
     "samport_slow_path",
@@ -169,7 +169,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
     (program::ICMP, "samport_icmp"),
     (program::REVERSE_FIRST, "samport_reverse_first"),
     (program::REVERSE_ICMP, "samport_reverse_icmp"),
-    (program::INSIDE, "samport_inside"),
+    (program::HAIRPIN, "samport_hairpin"),
     (program::LATER, "samport_later"),
     (program::RESET, "samport_reset"),
     (program::REFUSED, "samport_refused"),
@@ -182,15 +182,15 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 /// Every map of the object.
 pub(super) const MAPS: [&str; 58] = [
     "PORTS",
-    "SHORTCUTS",
+    "PORT_CACHE",
     "SERVICES4",
     "SERVICES6",
     "ALLOWED4",
     "ALLOWED6",
     "TABLE",
     "BACKENDS",
-    "OWNERS4",
-    "OWNERS6",
+    "REV_NAT4",
+    "REV_NAT6",
     "FLOWS4",
     "FLOWS6",
     "OVERFLOW4",
@@ -200,24 +200,24 @@ pub(super) const MAPS: [&str; 58] = [
     "NEARLY_FULL",
     "FRAGMENTS4",
     "FRAGMENTS6",
-    "FRAGMENTED",
-    "KEPT",
-    "DRAFT",
+    "SCRATCH_FRAG",
+    "SCRATCH_PACKET",
+    "SCRATCH_FLOW",
     "ROUTES",
-    "UNUSUAL",
-    "PRESSURE",
-    "COLLECTED",
+    "FLOW_HINTS",
+    "SYN_RATE",
+    "GC_STATS",
     seed::MAP,
     "CLOCK",
     "VERDICTS",
     "BACKEND_STATS",
     "PROGRAMS",
-    "SCRATCH",
+    "SCRATCH_WORD",
     "XDP_DEVICES",
     "DEVICES",
     "SOURCES4",
     "SOURCES6",
-    "FIB_LOOKUP",
+    "SCRATCH_FIB",
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
     "LOCAL_CHOICES",
@@ -225,27 +225,34 @@ pub(super) const MAPS: [&str; 58] = [
     "AFFINITY6",
     "OUTBOUND4",
     "OUTBOUND6",
-    "CURSORS",
-    "CONDITIONS",
+    "RR_COUNTERS",
+    "BACKEND_LOAD",
     "EVIDENCE",
     "SUSPECTS",
-    "LOST",
+    "OPEN_CORRECTION",
     "HANDSHAKES",
     "EVENTS",
     "TRACE_WATCH",
     "TRACES",
     "TRACE_LOST",
-    "TRACE_KEPT",
-    "TRACE_DRAFT",
+    "TRACE_PACKET",
+    "TRACE_RECORD",
     "TRACERS",
     "AYA_LOGS",
 ];
 
 /// Arrays by backend id.
-const BY_BACKEND: [&str; 7] =
-    ["BACKENDS", "BACKEND_STATS", "CONDITIONS", "EVIDENCE", "HANDSHAKES", "LOST", "SUSPECTS"];
+const BY_BACKEND: [&str; 7] = [
+    "BACKENDS",
+    "BACKEND_STATS",
+    "BACKEND_LOAD",
+    "EVIDENCE",
+    "HANDSHAKES",
+    "OPEN_CORRECTION",
+    "SUSPECTS",
+];
 /// Hash tables by where backends answer: there are new ones before the old ones go.
-const BY_ENDPOINT: [&str; 2] = ["OWNERS4", "OWNERS6"];
+const BY_ENDPOINT: [&str; 2] = ["REV_NAT4", "REV_NAT6"];
 
 /// What is known of sockets of this machine.
 const OF_LOCAL_CLIENTS: [&str; 3] = ["LOCAL_PEERS", "LOCAL_SENDERS", "LOCAL_CHOICES"];
@@ -260,13 +267,13 @@ const NO_ROOM: u32 = 16;
 /// run that takes over makes its own, as other programs may use them in other ways.
 pub(super) const OF_A_RUN: [&str; 10] = [
     "PROGRAMS",
-    "SHORTCUTS",
+    "PORT_CACHE",
     "CLOCK",
-    "SCRATCH",
-    "KEPT",
-    "DRAFT",
-    "FRAGMENTED",
-    "FIB_LOOKUP",
+    "SCRATCH_WORD",
+    "SCRATCH_PACKET",
+    "SCRATCH_FLOW",
+    "SCRATCH_FRAG",
+    "SCRATCH_FIB",
     "EVENTS",
     "AYA_LOGS",
 ];
@@ -291,7 +298,7 @@ pub(super) fn sizes(options: Options) -> Vec<(&'static str, u32)> {
 /// The number of the network namespace whose clients count as local: 0, which is the cookie of no namespace, unless
 /// we can tell.
 fn cookie(options: Options) -> u64 {
-    if options.local { local::netns_cookie().unwrap_or_default() } else { 0 }
+    if options.local { sock_lb::netns_cookie().unwrap_or_default() } else { 0 }
 }
 
 /// Loads all programs that see packets, with all maps pinned, and fills the tail-call table. A map that is pinned
@@ -312,7 +319,8 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
     }
     for name in MAPS {
         let is_own = OF_A_RUN.contains(&name) || anew.contains(&name);
-        loader.map_pin_path(name, if is_own { pins.map_of_run(name) } else { pins.map(name) });
+        loader
+            .map_pin_path(name, if is_own { pins.map_of_run(name) } else { pins.map_in_use(name) });
     }
     let timeouts = MapCell(options.timeouts.in_ticks());
     let flood_limit = options.syn_flood.unwrap_or_else(|| default_syn_flood(options.flows));

@@ -11,10 +11,10 @@ use samport_common::choose::{self, Load};
 use samport_common::conntrack::TICK_SHIFT;
 use samport_common::family::{Address, V4, V6};
 use samport_common::flow::{
-    Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, Lane, ServiceId,
+    Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, ProbeSlot, ServiceId,
 };
 use samport_common::layout::{
-    Backend, Condition, DeviceInfo, DeviceSet, Evidence, Service, Slots, Suspicion,
+    Backend, BackendLoad, DeviceInfo, DeviceSet, Evidence, Service, Slots, Suspicion,
 };
 use samport_common::outbound::{Outbound, OutboundKey};
 use samport_common::seed::Seed;
@@ -41,10 +41,10 @@ pub struct Known {
 pub struct Answers {
     instance: String,
     backends: Array<MapData, MapCell<Backend>>,
-    conditions: Array<MapData, MapCell<Condition>>,
+    backend_load: Array<MapData, MapCell<BackendLoad>>,
     suspects: Array<MapData, MapCell<Suspicion>>,
     evidence: Array<MapData, MapCell<Evidence>>,
-    lost: Array<MapData, u64>,
+    open_correction: Array<MapData, u64>,
     /// The kernel programs' clock, when this was opened.
     pub now_ns: u64,
 }
@@ -55,10 +55,10 @@ impl Answers {
         Ok(Self {
             instance: instance.to_owned(),
             backends: array(instance, "BACKENDS")?,
-            conditions: array(instance, "CONDITIONS")?,
+            backend_load: array(instance, "BACKEND_LOAD")?,
             suspects: array(instance, "SUSPECTS")?,
             evidence: array(instance, "EVIDENCE")?,
-            lost: array(instance, "LOST")?,
+            open_correction: array(instance, "OPEN_CORRECTION")?,
             now_ns: flows::now_ns(),
         })
     }
@@ -111,8 +111,9 @@ impl Answers {
     /// What is known of a backend.
     pub fn backend(&self, id: u32) -> Result<Known> {
         let MapCell(backend) = self.backends.get(&id, 0).context("read BACKENDS")?;
-        let MapCell(condition) = self.conditions.get(&id, 0).context("read CONDITIONS")?;
-        let open = open(&condition, self.lost.get(&id, 0).context("read LOST")?);
+        let MapCell(condition) = self.backend_load.get(&id, 0).context("read BACKEND_LOAD")?;
+        let open =
+            open(&condition, self.open_correction.get(&id, 0).context("read OPEN_CORRECTION")?);
         let open = u32::try_from(open).unwrap_or(u32::MAX);
         let load = Load { open, weight: backend.weight };
         let MapCell(suspicion) = self.suspects.get(&id, 0).context("read SUSPECTS")?;
@@ -143,9 +144,10 @@ impl Answers {
         service: ServiceId,
     ) -> Result<Vec<Flow>> {
         let table = self.table::<FlowKey<A>, Flow>(map)?;
-        let found = Lane::ALL.map(|lane| table.get(&FlowKey::new(client, service, lane)));
+        let found =
+            ProbeSlot::ALL.map(|probe_slot| table.get(&FlowKey::new(client, service, probe_slot)));
         let flood = self.table::<FlowKey<A>, Flow>(flood)?;
-        let flood = flood.get(&FlowKey::new(client, service, Lane::FIRST));
+        let flood = flood.get(&FlowKey::new(client, service, ProbeSlot::FIRST));
         Ok(found.into_iter().chain([flood]).flatten().collect())
     }
 
@@ -232,8 +234,8 @@ impl Answers {
 
     /// The number of a service's next turn.
     pub fn turn(&self, service: ServiceId) -> Result<u64> {
-        let cursors: Array<MapData, u64> = array(&self.instance, "CURSORS")?;
-        cursors.get(&u32::from(service.get()), 0).context("read CURSORS")
+        let rr_counters: Array<MapData, u64> = array(&self.instance, "RR_COUNTERS")?;
+        rr_counters.get(&u32::from(service.get()), 0).context("read RR_COUNTERS")
     }
 
     fn table<K, V>(&self, map: &str) -> Result<HashTable<K, V>>

@@ -12,14 +12,14 @@ use samport_common::failover;
 use samport_common::family::Address;
 use samport_common::flow::{Endpoint, EndpointKey};
 use samport_common::layout::{
-    self, Backend, BackendStats, Condition, Evidence, Handshakes, Life, Owners, Service, Suspicion,
-    port_bit,
+    self, Backend, BackendLoad, BackendState, BackendStats, Evidence, Handshakes, ReverseNat,
+    Service, Suspicion, port_bit,
 };
 use samport_common::wire::protocol::Protocol;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::batch::Slots;
-use super::shortcuts::Shortcuts;
+use super::port_cache::PortCache;
 use crate::model::ports::Listen;
 use crate::plan::{BackendId, Source};
 
@@ -42,16 +42,16 @@ pub(super) struct Maps {
     services6: Hash<[u8; 16], Service>,
     table: Slots,
     backends: Array<MapData, MapCell<Backend>>,
-    owners4: Hash<[u8; 4], Owners>,
-    owners6: Hash<[u8; 16], Owners>,
-    conditions: Array<MapData, MapCell<Condition>>,
+    reverse_nat4: Hash<[u8; 4], ReverseNat>,
+    reverse_nat6: Hash<[u8; 16], ReverseNat>,
+    backend_load: Array<MapData, MapCell<BackendLoad>>,
     evidence: Array<MapData, MapCell<Evidence>>,
     suspects: Array<MapData, MapCell<Suspicion>>,
-    lost: Array<MapData, u64>,
+    open_correction: Array<MapData, u64>,
     stats: PerCpuArray<MapData, MapCell<BackendStats>>,
     handshakes: PerCpuArray<MapData, MapCell<Handshakes>>,
     verdicts: PerCpuArray<MapData, u64>,
-    shortcuts: Shortcuts,
+    port_cache: PortCache,
     routes: Array<MapData, u32>,
 }
 
@@ -64,16 +64,16 @@ impl Maps {
             services6: typed(ebpf, "SERVICES6")?,
             table: Slots::of(ebpf.take_map("TABLE").context("the object has no map TABLE")?)?,
             backends: typed(ebpf, "BACKENDS")?,
-            owners4: typed(ebpf, "OWNERS4")?,
-            owners6: typed(ebpf, "OWNERS6")?,
-            conditions: typed(ebpf, "CONDITIONS")?,
+            reverse_nat4: typed(ebpf, "REV_NAT4")?,
+            reverse_nat6: typed(ebpf, "REV_NAT6")?,
+            backend_load: typed(ebpf, "BACKEND_LOAD")?,
             evidence: typed(ebpf, "EVIDENCE")?,
             suspects: typed(ebpf, "SUSPECTS")?,
-            lost: typed(ebpf, "LOST")?,
+            open_correction: typed(ebpf, "OPEN_CORRECTION")?,
             stats: typed(ebpf, "BACKEND_STATS")?,
             handshakes: typed(ebpf, "HANDSHAKES")?,
             verdicts: typed(ebpf, "VERDICTS")?,
-            shortcuts: Shortcuts::new(typed(ebpf, "SHORTCUTS")?),
+            port_cache: PortCache::new(typed(ebpf, "PORT_CACHE")?),
             routes: typed(ebpf, "ROUTES")?,
         })
     }
@@ -100,8 +100,8 @@ impl Maps {
         let MapCell(before) = self.backends.get(&index, 0)?;
         if before.generation != value.generation {
             // Nothing of what is known of the one before is about this one.
-            self.lost.set(index, 0, 0)?;
-            self.conditions.set(index, MapCell(Condition::default()), 0)?;
+            self.open_correction.set(index, 0, 0)?;
+            self.backend_load.set(index, MapCell(BackendLoad::default()), 0)?;
             self.evidence.set(index, MapCell(Evidence::default()), 0)?;
             self.suspects.set(index, MapCell(Suspicion::default()), 0)?;
             clear(&mut self.stats, index)?;
@@ -146,17 +146,22 @@ impl Maps {
     /// backend of this index begins.
     pub(super) fn retire_backend(&mut self, id: BackendId) -> Result<()> {
         let MapCell(before) = self.backends.get(&id.index, 0)?;
-        let after = Backend { life: Life::Down as u8, generation: id.next().generation, ..before };
+        let after =
+            Backend { state: BackendState::Down as u8, generation: id.next().generation, ..before };
         Ok(self.backends.set(id.index, MapCell(after), 0)?)
     }
 
     /// Says whose a backend's endpoint is; no service's, with `None`.
-    pub(super) fn set_owners(&mut self, of: Source, owners: Option<&Owners>) -> Result<()> {
+    pub(super) fn set_reverse_nat(
+        &mut self,
+        of: Source,
+        reverse_nat: Option<&ReverseNat>,
+    ) -> Result<()> {
         let Source { endpoint, protocol } = of;
-        let (v4, v6, port) = (&mut self.owners4, &mut self.owners6, endpoint.port());
-        self.shortcuts.owners(of, owners, || match endpoint.ip() {
-            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), port, protocol), owners),
-            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), port, protocol), owners),
+        let (v4, v6, port) = (&mut self.reverse_nat4, &mut self.reverse_nat6, endpoint.port());
+        self.port_cache.reverse_nat(of, reverse_nat, || match endpoint.ip() {
+            IpAddr::V4(ip) => put_or_drop(v4, key(ip.octets(), port, protocol), reverse_nat),
+            IpAddr::V6(ip) => put_or_drop(v6, key(ip.octets(), port, protocol), reverse_nat),
         })
     }
 
@@ -168,27 +173,27 @@ impl Maps {
         to: Option<&Service>,
     ) -> Result<()> {
         let (v4, v6) = (&mut self.services4, &mut self.services6);
-        self.shortcuts.frontend(addr, on, to, || match addr {
+        self.port_cache.frontend(addr, on, to, || match addr {
             IpAddr::V4(ip) => put_frontend(v4, key(ip.octets(), on.port, on.protocol), to),
             IpAddr::V6(ip) => put_frontend(v6, key(ip.octets(), on.port, on.protocol), to),
         })
     }
 
     /// Makes the shortcuts that follow from what others have written.
-    pub(super) fn find_shortcuts(&mut self) -> Result<()> {
-        for (of, owners) in self.all_owners()? {
-            self.shortcuts.owners(of, Some(&owners), || Ok(()))?;
+    pub(super) fn fill_port_cache(&mut self) -> Result<()> {
+        for (of, reverse_nat) in self.all_reverse_nat()? {
+            self.port_cache.reverse_nat(of, Some(&reverse_nat), || Ok(()))?;
         }
         for ((addr, on), to) in self.all_frontends()? {
-            self.shortcuts.frontend(addr, on, Some(&to), || Ok(()))?;
+            self.port_cache.frontend(addr, on, Some(&to), || Ok(()))?;
         }
         Ok(())
     }
 
     /// Flows of a backend that are open.
     pub(super) fn open_flows(&self, index: u32) -> Result<u64> {
-        let MapCell(condition) = self.conditions.get(&index, 0)?;
-        Ok(open(&condition, self.lost.get(&index, 0)?))
+        let MapCell(condition) = self.backend_load.get(&index, 0)?;
+        Ok(open(&condition, self.open_correction.get(&index, 0)?))
     }
 
     pub(super) fn verdicts(&self) -> Result<Vec<u64>> {
@@ -200,8 +205,8 @@ impl Maps {
         self.backends.iter().map(|value| Ok(value?.0)).collect()
     }
 
-    pub(super) fn all_owners(&self) -> Result<Vec<(Source, Owners)>> {
-        let (v4, v6) = (entries(&self.owners4)?, entries(&self.owners6)?);
+    pub(super) fn all_reverse_nat(&self) -> Result<Vec<(Source, ReverseNat)>> {
+        let (v4, v6) = (entries(&self.reverse_nat4)?, entries(&self.reverse_nat6)?);
         let source = |(endpoint, protocol, value)| (Source { endpoint, protocol }, value);
         Ok(v4.into_iter().chain(v6).map(source).collect())
     }
@@ -261,9 +266,9 @@ where
 
 /// Open flows: those that opened, less those that were seen to end, and those that were lost sight of.
 /// Negative for a moment, when a flow ends before its opening has been counted.
-pub(super) fn open(condition: &Condition, lost: u64) -> u64 {
+pub(super) fn open(condition: &BackendLoad, open_correction: u64) -> u64 {
     let counted = condition.opened.wrapping_sub(condition.ended);
-    u64::try_from(counted.wrapping_sub(lost).cast_signed()).unwrap_or(0)
+    u64::try_from(counted.wrapping_sub(open_correction).cast_signed()).unwrap_or(0)
 }
 
 /// The sums over all CPUs of an array of counters.

@@ -19,7 +19,7 @@ impl Maps {
     pub(super) fn open(pins: &pins::Folder, anew: &[&str]) -> Result<Self> {
         let open = |name: &'static str| {
             let is_own = OF_A_RUN.contains(&name) || anew.contains(&name);
-            let pin = if is_own { pins.map_of_run(name) } else { pins.map(name) };
+            let pin = if is_own { pins.map_of_run(name) } else { pins.map_in_use(name) };
             let map = syscall::open_pin(&pin)
                 .with_context(|| format!("cannot open {}", pin.display()))?;
             Ok((name, map))

@@ -29,6 +29,8 @@ pub struct Folder {
     on_drop: OnDrop,
     /// Which of the runs that share the folder this is.
     run: u32,
+    /// Maps that a run of an older layout has pinned under other names: the old name and the present one.
+    renamed: &'static [(&'static str, &'static str)],
 }
 
 impl Folder {
@@ -38,12 +40,38 @@ impl Folder {
         let path = Path::new(ROOT).join(instance.name());
         make(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let last = names_in(&path).iter().filter_map(|pin| run_of(pin)).max().unwrap_or(0);
-        Ok(Self { path, on_drop: OnDrop::Remove, run: last + 1 })
+        Ok(Self { path, on_drop: OnDrop::Remove, run: last + 1, renamed: &[] })
     }
 
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.path.join(format!("map_{name}"))
+    }
+
+    /// Says which maps may be pinned under the names that an older layout has for them.
+    pub(super) fn set_renamed(&mut self, renamed: &'static [(&'static str, &'static str)]) {
+        self.renamed = renamed;
+    }
+
+    /// Where a map is pinned that may have another name yet.
+    pub(super) fn map_in_use(&self, name: &str) -> PathBuf {
+        let present = self.map(name);
+        match self.renamed.iter().find(|(_, new)| *new == name) {
+            Some((old, _)) if !present.exists() => self.map(old),
+            _ => present,
+        }
+    }
+
+    /// Gives maps their present names.
+    pub(super) fn rename_maps(&self) -> Result<()> {
+        for (_, name) in self.renamed {
+            let (from, to) = (self.map_in_use(name), self.map(name));
+            if from != to {
+                fs::rename(&from, &to)
+                    .with_context(|| format!("rename {} to {}", from.display(), to.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Where a map is pinned that is this run's alone.

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 
-use super::local;
+use super::sock_lb;
 use crate::system::cgroups;
 
 /// Whether the kernel has tcx.
@@ -68,8 +68,8 @@ fn name(program: &ProgramInfo) -> String {
 /// # Errors
 /// What is missing.
 pub fn can_serve_local_clients() -> Result<()> {
-    if local::netns_cookie().is_err() {
-        bail!(local::NO_COOKIE);
+    if sock_lb::netns_cookie().is_err() {
+        bail!(sock_lb::NO_COOKIE);
     }
     cgroups::root().map(drop)
 }

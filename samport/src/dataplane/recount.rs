@@ -5,17 +5,17 @@
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
 use samport_common::flow::{FlowWord, ServiceId};
-use samport_common::layout::{Backend, Condition, HELD_LEN, Held, UNPROVEN, held_by};
-use samport_common::local::{Connected, Dialled};
+use samport_common::layout::{Backend, BackendLoad, HELD_LEN, Held, UNPROVEN, held_by};
+use samport_common::sock_lb::{Connected, Dialled};
 
 use super::batch::{HashTable, Values};
 use super::pins;
 
 /// The maps it takes.
-pub(super) struct Census {
+pub(super) struct Recount {
     backends: Values<Backend>,
-    conditions: Values<Condition>,
-    lost: Array<MapData, u64>,
+    backend_load: Values<BackendLoad>,
+    open_correction: Array<MapData, u64>,
     peers: HashTable<u64, Connected>,
     held: Values<Held>,
     freed: Array<MapData, u64>,
@@ -23,14 +23,14 @@ pub(super) struct Census {
 
 /// What the kernel has counted: flows opened, and flows seen to end.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Counted {
+struct FlowCount {
     opened: u64,
     ended: u64,
 }
 
 /// Which counters of `HELD` a round has found to be how much.
 pub(super) struct Holding {
-    before: Vec<Counted>,
+    before: Vec<FlowCount>,
     found: Vec<u64>,
 }
 
@@ -38,18 +38,18 @@ pub(super) struct Holding {
 pub(super) struct Count {
     generations: Vec<u32>,
     /// What the kernel had counted before we began.
-    before: Vec<Counted>,
+    before: Vec<FlowCount>,
     found: Vec<u64>,
     holding: Holding,
 }
 
-impl Census {
+impl Recount {
     pub(super) fn open(pins: &pins::Folder) -> Result<Self> {
-        let lost = Map::Array(pins::open(&pins.map("LOST"))?);
+        let open_correction = Map::Array(pins::open(&pins.map("OPEN_CORRECTION"))?);
         Ok(Self {
             backends: Values::open(&pins.map("BACKENDS"))?,
-            conditions: Values::open(&pins.map("CONDITIONS"))?,
-            lost: Array::try_from(lost).context("LOST")?,
+            backend_load: Values::open(&pins.map("BACKEND_LOAD"))?,
+            open_correction: Array::try_from(open_correction).context("OPEN_CORRECTION")?,
             peers: HashTable::open(&pins.map("LOCAL_PEERS"))?,
             held: Values::open(&pins.map("HELD"))?,
             freed: Array::try_from(Map::Array(pins::open(&pins.map("FREED"))?)).context("FREED")?,
@@ -80,10 +80,11 @@ impl Census {
             if generations.get(at) != count.generations.get(at) || after.opened == 0 {
                 continue;
             }
-            let lost = self.lost.get(&index, 0).context("read LOST")?;
-            let right = corrected(lost, *before, *after, *found);
-            if right != lost {
-                self.lost.set(index, right, 0).context("write LOST")?;
+            let open_correction =
+                self.open_correction.get(&index, 0).context("read OPEN_CORRECTION")?;
+            let right = corrected(open_correction, *before, *after, *found);
+            if right != open_correction {
+                self.open_correction.set(index, right, 0).context("write OPEN_CORRECTION")?;
             }
         }
         self.end_holding(&count.holding)
@@ -105,15 +106,16 @@ impl Census {
         Ok(())
     }
 
-    fn held(&self) -> Result<Vec<Counted>> {
+    fn held(&self) -> Result<Vec<FlowCount>> {
         let held = self.held.read().context("read HELD")?;
-        Ok(held.iter().map(|&Held { opened, ended }| Counted { opened, ended }).collect())
+        Ok(held.iter().map(|&Held { opened, ended }| FlowCount { opened, ended }).collect())
     }
 
-    fn counted(&self) -> Result<Vec<Counted>> {
-        let conditions = self.conditions.read().context("read CONDITIONS")?;
-        let counted =
-            conditions.iter().map(|&Condition { opened, ended, .. }| Counted { opened, ended });
+    fn counted(&self) -> Result<Vec<FlowCount>> {
+        let backend_load = self.backend_load.read().context("read BACKEND_LOAD")?;
+        let counted = backend_load
+            .iter()
+            .map(|&BackendLoad { opened, ended, .. }| FlowCount { opened, ended });
         Ok(counted.collect())
     }
 
@@ -157,13 +159,13 @@ impl Count {
 /// Each flow that opened meanwhile may be among those met or not, and so may each that ended. So the
 /// number given here is never more than what has really been lost, and no backend seems to have fewer flows than it
 /// has.
-fn corrected(lost: u64, before: Counted, after: Counted, found: u64) -> u64 {
+fn corrected(open_correction: u64, before: FlowCount, after: FlowCount, found: u64) -> u64 {
     let counted = before.opened.wrapping_sub(before.ended);
     let excess = counted.wrapping_sub(found).cast_signed();
     let meanwhile = |one: u64, other: u64| other.wrapping_sub(one).cast_signed().max(0);
     let least = excess.saturating_sub(meanwhile(before.ended, after.ended));
     let most = excess.saturating_add(meanwhile(before.opened, after.opened));
-    lost.cast_signed().clamp(least, most).cast_unsigned()
+    open_correction.cast_signed().clamp(least, most).cast_unsigned()
 }
 
 #[cfg(test)]
@@ -171,13 +173,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const fn counted(opened: u64, ended: u64) -> Counted {
-        Counted { opened, ended }
+    const fn counted(opened: u64, ended: u64) -> FlowCount {
+        FlowCount { opened, ended }
     }
 
     #[test]
     fn what_has_ended_unseen_is_taken_off() {
-        let quiet = |lost, counted, found| corrected(lost, counted, counted, found);
+        let quiet =
+            |open_correction, counted, found| corrected(open_correction, counted, counted, found);
         let ten = counted(12, 2);
         assert_eq!(quiet(0, ten, 10), 0);
         assert_eq!(quiet(0, ten, 4), 6);
@@ -222,7 +225,7 @@ mod tests {
     #[derive(Default)]
     struct Table {
         buckets: [u64; BUCKETS],
-        counted: Counted,
+        counted: FlowCount,
         unseen: u64,
     }
 
@@ -253,7 +256,7 @@ mod tests {
             rounds in proptest::collection::vec(proptest::collection::vec(event(), 0..40), 1..6),
         ) {
             let mut table = Table::default();
-            let mut lost = 0u64;
+            let mut open_correction = 0u64;
             for round in rounds {
                 let before = table.counted;
                 let (mut found, mut next) = (0, 0);
@@ -265,12 +268,12 @@ mod tests {
                     table.carry_out(event, turn);
                 }
                 found += table.buckets[next..].iter().sum::<u64>();
-                lost = corrected(lost, before, table.counted, found);
-                prop_assert!(lost <= table.unseen, "{lost} of {}", table.unseen);
+                open_correction = corrected(open_correction, before, table.counted, found);
+                prop_assert!(open_correction <= table.unseen, "{open_correction} of {}", table.unseen);
             }
             // The next count, when nothing happens, is exact.
             let found = table.buckets.iter().sum();
-            prop_assert_eq!(corrected(lost, table.counted, table.counted, found), table.unseen);
+            prop_assert_eq!(corrected(open_correction, table.counted, table.counted, found), table.unseen);
         }
     }
 }

@@ -7,14 +7,15 @@ use anyhow::{Context as _, Result};
 use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
 use samport_common::layout::{
-    Backend, LAYOUT_VERSION, Life, Owners, Scope, Service, Slots, service,
+    Backend, BackendState, LAYOUT_VERSION, ReverseNat, Scope, Service, Slots, service,
 };
 
 use super::pins::{self, Link};
-use super::{Dataplane, Options, attach, backend_value, carry, load, seed};
+use super::{Dataplane, Options, attach, backend_value, load, migrate, seed};
 use crate::plan::table::Region;
 use crate::plan::{
-    Attributes, BackendId, BackendKey, Found, Frontend, IdManifest, Orphan, Owner, Policy, Role,
+    Attributes, BackendId, BackendKey, Frontend, IdManifest, KernelContents, Orphan, Policy, Role,
+    ServiceBackend,
 };
 use crate::system::instance::{FilterRecord, Instance, Record};
 
@@ -26,19 +27,20 @@ impl Dataplane {
     ///
     /// # Errors
     /// As [`open`](Self::open); and if what is in use has no room in the sizes wanted, or its maps are of no
-    /// [layout](carry::layouts) that can be taken over.
+    /// [layout](migrate::layouts) that can be taken over.
     pub fn take_over(instance: &Instance, options: Options, record: &Record) -> Result<Self> {
-        let layout = carry::Layout::of(record.layout)
+        let layout = migrate::Layout::of(record.layout)
             .with_context(|| format!("maps of layout {} cannot be taken over", record.layout))?;
         let mut pins = pins::Folder::create(instance)?;
         pins.keep_others();
+        pins.set_renamed(layout.renamed());
         warn_of_another_seed(instance, &options)?;
-        let anew = carry::anew(options, &pins, layout)?;
+        let anew = migrate::anew(options, &pins, layout)?;
         let mut dataplane = Self::load(options, pins, &anew)?;
-        let context = carry::Context::of(record);
-        let mut copies = carry::Copies::open(&dataplane.pins, &anew, layout, context)?;
+        let context = migrate::Context::of(record);
+        let mut copies = migrate::Copies::open(&dataplane.pins, &anew, layout, context)?;
         copies.copy()?;
-        dataplane.maps.find_shortcuts().context("find shortcuts")?;
+        dataplane.maps.fill_port_cache().context("find shortcuts")?;
         // What has come into the old maps while they were copied: just before the programs are exchanged, so that
         // little is left to come, and just after.
         copies.copy()?;
@@ -52,6 +54,7 @@ impl Dataplane {
         for name in &anew {
             dataplane.pins.replace_map(name)?;
         }
+        dataplane.pins.rename_maps()?;
         dataplane.pins.remove_maps_but(&load::MAPS)?;
         // Whoever takes over from us finds our layout, even if that is in this moment.
         let filters = dataplane.filters();
@@ -149,11 +152,11 @@ impl Dataplane {
             .try_for_each(|link| self.pins.remove_link(link))
     }
 
-    /// What the maps say, and where programs sit.
+    /// What the maps say, and where programs are attached.
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub fn read_back(&self, ledger: &IdManifest) -> Result<Found> {
+    pub fn read_back(&self, ledger: &IdManifest) -> Result<KernelContents> {
         let backends = self.maps.all_backends().context("read BACKENDS")?;
         let mut known = BTreeMap::new();
         let mut indices = BTreeSet::new();
@@ -164,16 +167,19 @@ impl Dataplane {
             }
         }
         let orphans = (0..).zip(&backends).filter(|(index, backend)| {
-            Life::from_byte(backend.life).serves() && !indices.contains(index)
+            BackendState::from_byte(backend.state).serves() && !indices.contains(index)
         });
         let orphans = orphans.map(|(index, one)| BackendId { index, generation: one.generation });
-        let owners = self.maps.all_owners().context("read OWNERS4 and OWNERS6")?;
+        let reverse_nat = self.maps.all_reverse_nat().context("read REV_NAT4 and REV_NAT6")?;
         let frontends = self.maps.all_frontends().context("read SERVICES4 and SERVICES6")?;
-        Ok(Found {
+        Ok(KernelContents {
             backends: known,
             orphans: orphans.collect(),
             generations: backends.iter().map(|backend| backend.generation).collect(),
-            owners: owners.into_iter().map(|(from, of)| (from, owners_of(&of))).collect(),
+            reverse_nat: reverse_nat
+                .into_iter()
+                .map(|(from, of)| (from, reverse_nat_of(&of)))
+                .collect(),
             frontends: frontends
                 .into_iter()
                 .filter_map(|(place, value)| Some((place, frontend_of(value)?)))
@@ -216,24 +222,24 @@ fn warn_of_another_seed(instance: &Instance, options: &Options) -> Result<()> {
 
 /// What may change of a backend, if the kernel has just this one under this number, at work.
 fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Attributes> {
-    let life = Life::from_byte(found.life);
+    let state = BackendState::from_byte(found.state);
     let Backend { weight, shared, answers_on, .. } = *found;
     let expected = backend_value(key.endpoint, key.route, id);
-    let is_same = *found == Backend { weight, shared, answers_on, life: found.life, ..expected };
-    (is_same && life.serves()).then_some(Attributes {
+    let is_same = *found == Backend { weight, shared, answers_on, state: found.state, ..expected };
+    (is_same && state.serves()).then_some(Attributes {
         shared: shared != 0,
         weight,
-        life,
+        state,
         answers_on,
     })
 }
 
-fn owners_of(value: &Owners) -> Vec<Owner> {
-    let owners = value.of.iter().take(value.len as usize);
-    owners
-        .filter_map(|owner| {
-            let id = BackendId { index: owner.backend, generation: owner.generation };
-            Some((ServiceId::new(owner.service)?, id))
+fn reverse_nat_of(value: &ReverseNat) -> Vec<ServiceBackend> {
+    let reverse_nat = value.of.iter().take(value.len as usize);
+    reverse_nat
+        .filter_map(|entry| {
+            let id = BackendId { index: entry.backend, generation: entry.generation };
+            Some((ServiceId::new(entry.service)?, id))
         })
         .collect()
 }

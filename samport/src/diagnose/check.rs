@@ -1,5 +1,5 @@
-//! `samport check`: what would be in the way of `samport run`, before anything is touched. [`gather`] asks
-//! the machine and changes nothing on it; [`judge`] says what the answers mean, and is pure.
+//! `samport check`: what would be in the way of `samport run`, before anything is touched. [`collect`] asks
+//! the machine and changes nothing on it; [`evaluate`] says what the answers mean, and is pure.
 
 mod collect;
 mod evaluate;
@@ -10,8 +10,8 @@ use std::fmt;
 
 use crate::system::exit::Exit;
 
-pub use collect::{Asked, gather};
-pub use evaluate::judge;
+pub use collect::{CheckOptions, collect};
+pub use evaluate::evaluate;
 pub use facts::Limits;
 
 /// How it is.

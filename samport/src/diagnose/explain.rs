@@ -1,9 +1,9 @@
 //! What would become of a packet, and why: by the same functions the kernel's programs decide by. Pure; what
 //! it depends on is gathered elsewhere.
 
-mod draw;
+mod render;
+mod select;
 mod source;
-mod words;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,11 +11,11 @@ use std::net::SocketAddr;
 use samport_common::choose::{Balance, Load};
 use samport_common::conntrack::{self, Decision, Openers, State, Timeouts};
 use samport_common::failover::{self, Refusals};
-use samport_common::flow::ClientWay;
-use samport_common::layout::{Life, Scope, Service, Via, service};
-use samport_common::local;
+use samport_common::flow::ReplyPath;
+use samport_common::layout::{BackendState, ForwardMode, Scope, Service, service};
 use samport_common::outbound;
 use samport_common::seed::Seed;
+use samport_common::sock_lb;
 use samport_common::source::{Move, Side};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
@@ -24,11 +24,11 @@ use samport_common::wire::tcp::Flags;
 use crate::dataplane::map_reader::Known;
 use crate::model::encode::wide;
 use crate::model::ports::Listen;
-use draw::{Drawing, Drawn};
+use select::{Selected, Selection};
 
-pub use draw::Fitness;
+pub use render::{document, lines};
+pub use select::Fitness;
 pub use source::{Refused, SourceDevice, SourceFacts};
-pub use words::{document, lines};
 
 /// Whose packet it is, and where it goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,14 +47,14 @@ pub enum Entry {
     /// When a process on this machine itself connects. Whether the hooks for that are there.
     Call(bool),
     /// At ingress of a device.
-    Device(Door),
+    Device(EntryDevice),
     /// At a device that has no program of samport, or nowhere at all.
     Nowhere(Option<String>),
 }
 
 /// A device with a program of samport at its ingress.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Door {
+pub struct EntryDevice {
     /// Its index.
     pub ifindex: u32,
     /// Its name.
@@ -67,13 +67,13 @@ pub struct Door {
     pub hook: String,
 }
 
-impl Door {
+impl EntryDevice {
     /// How replies get to clients whose packets come in here.
-    const fn way(&self) -> ClientWay {
+    const fn reply_path(&self) -> ReplyPath {
         if self.is_container && !self.is_outer {
-            ClientWay::into_container(self.ifindex)
+            ReplyPath::into_container(self.ifindex)
         } else {
-            ClientWay::out_of(self.ifindex)
+            ReplyPath::out_of(self.ifindex)
         }
     }
 }
@@ -107,7 +107,7 @@ pub struct Remembered {
     /// How long ago it was opened, in units of 1.024 µs.
     pub age: u32,
     /// How its replies get to its client.
-    pub way: ClientWay,
+    pub reply_path: ReplyPath,
     /// Whether nothing has said that its client's address is its own.
     pub is_unproven: bool,
     /// The backends that have refused its datagrams.
@@ -118,7 +118,7 @@ pub struct Remembered {
 
 /// The service at the address that is dialled.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Found {
+pub struct DialledService {
     /// As the kernel has it.
     pub service: Service,
     /// Its port, as it was asked for.
@@ -157,7 +157,7 @@ pub struct Facts {
     /// What its source is validated by.
     pub source: SourceFacts,
     /// The service.
-    pub found: Option<Found>,
+    pub found: Option<DialledService>,
     /// What is served instead, in words.
     pub served: Vec<String>,
     /// The clock in ticks.
@@ -246,9 +246,14 @@ fn no_way_back(facts: &Facts, fate: &Fate) -> Vec<String> {
 }
 
 /// A packet at the ingress of a device.
-fn packet(facts: &Facts, found: &Found, door: &Door, remarks: &mut Remarks) -> (Fate, Option<u32>) {
+fn packet(
+    facts: &Facts,
+    found: &DialledService,
+    door: &EntryDevice,
+    remarks: &mut Remarks,
+) -> (Fate, Option<u32>) {
     let leaves = |verdict| (Fate::Leaves(verdict), None);
-    if door.is_outer && !matches!(Scope::from_byte(found.service.scope), Scope::Everybody) {
+    if door.is_outer && !matches!(Scope::from_byte(found.service.scope), Scope::External) {
         remarks
             .notes
             .push("served only to clients on this machine and in its containers".to_owned());
@@ -330,17 +335,17 @@ fn packet(facts: &Facts, found: &Found, door: &Door, remarks: &mut Remarks) -> (
 }
 
 /// Whether the next packet answers what was begun here. A segment is taken for one of the connection that was.
-const fn answers_outbound(found: &Found, protocol: Protocol, balance: Balance) -> bool {
+const fn answers_outbound(found: &DialledService, protocol: Protocol, balance: Balance) -> bool {
     found.is_begun_here
         && outbound::is_of_concern(protocol, balance.is_by_hash())
         && outbound::may_be_answer(protocol, Flags(Flags::ACK))
 }
 
-fn known(facts: &Facts, found: &Found, flow: &Remembered) -> conntrack::Known {
+fn known(facts: &Facts, found: &DialledService, flow: &Remembered) -> conntrack::Known {
     let backend_serves = found.members.get(&flow.backend).is_some_and(|member| {
         let backend = &member.known.backend;
-        let life = Life::from_byte(backend.life);
-        life.keeps(facts.question.protocol) && backend.generation == flow.generation
+        let state = BackendState::from_byte(backend.state);
+        state.keeps(facts.question.protocol) && backend.generation == flow.generation
     });
     let timeout = facts.timeouts.of(flow.state);
     conntrack::Known {
@@ -360,8 +365,8 @@ const fn gone(protocol: Protocol) -> Verdict {
 /// A packet that opens a flow.
 fn new_flow(
     facts: &Facts,
-    found: &Found,
-    door: &Door,
+    found: &DialledService,
+    door: &EntryDevice,
     balance: Balance,
     unwanted: Option<u32>,
 ) -> (Fate, Option<u32>) {
@@ -369,8 +374,8 @@ fn new_flow(
     let fitness = |id: u32| {
         let Some(member) = found.members.get(&id) else { return Fitness::Unfit };
         let backend = &member.known.backend;
-        let reachable = Life::from_byte(backend.life).serves()
-            && (!matches!(Via::from_byte(backend.via), Via::Child)
+        let reachable = BackendState::from_byte(backend.state).serves()
+            && (!matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Child)
                 || backend.ifindex == door.ifindex);
         let is_unwanted = unwanted.is_some_and(|unwanted| {
             let has_failed = || member.known.evidence.has_failed(client, facts.now_tick);
@@ -396,9 +401,9 @@ fn new_flow(
     let hash =
         |seed: &Seed| crate::dataplane::map_reader::hash(seed, facts.question.client, with_port);
     let hash = facts.hash_seed.as_ref().map(hash);
-    let drawing = Drawing { balance, slots: &found.slots, hash, first, turn: found.turn };
-    match draw::draw(&drawing, fitness, |id| load(found, id)) {
-        Some(Drawn { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
+    let selection = Selection { balance, slots: &found.slots, hash, first, turn: found.turn };
+    match select::select(&selection, fitness, |id| load(found, id)) {
+        Some(Selected { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
         // A silent backend is better than none.
         None if unwanted.is_some() => {
             let shares = unwanted.map(|id| (id, 1.0)).into_iter().collect();
@@ -412,7 +417,7 @@ fn new_flow(
 /// What tells the client from others as evidence.
 fn fingerprint(facts: &Facts) -> u32 {
     if matches!(facts.entry, Entry::Call(_)) {
-        return local::CLIENT;
+        return sock_lb::CLIENT;
     }
     failover::fingerprint(wide(facts.question.client.ip()))
 }
@@ -425,7 +430,7 @@ impl Remembered {
 }
 
 /// How busy a backend is; one that is not known is avoided.
-fn load(found: &Found, id: u32) -> Load {
+fn load(found: &DialledService, id: u32) -> Load {
     let unknown = Load { open: u32::MAX, weight: 1 };
     found.members.get(&id).map_or(unknown, |member| member.known.load)
 }
@@ -435,15 +440,15 @@ fn fitness_by_suspicion(facts: &Facts, member: &Member) -> Fitness {
 }
 
 /// The backend that the client's address got not too long ago, if it takes new flows.
-fn recalled(found: &Found) -> Option<u32> {
+fn recalled(found: &DialledService) -> Option<u32> {
     let (id, generation, idle) = found.affinity?;
     let backend = &found.members.get(&id)?.known.backend;
-    let serves = matches!(Life::from_byte(backend.life), Life::Serving);
+    let serves = matches!(BackendState::from_byte(backend.state), BackendState::Serving);
     (idle <= found.service.affinity_ticks && serves && backend.generation == generation)
         .then_some(id)
 }
 
-const fn nobody(facts: &Facts, found: &Found) -> Verdict {
+const fn nobody(facts: &Facts, found: &DialledService) -> Verdict {
     if found.service.flags & service::DROP != 0 {
         return Verdict::NoBackendDrop;
     }
@@ -455,11 +460,11 @@ const fn nobody(facts: &Facts, found: &Found) -> Verdict {
 
 /// A process on this machine that connects. To a service that chooses by address the machine is one client,
 /// and one that chooses by port chooses by socket here.
-fn call(facts: &Facts, found: &Found) -> (Fate, Option<u32>) {
+fn call(facts: &Facts, found: &DialledService) -> (Fate, Option<u32>) {
     let fails_over = found.service.flags & service::FAILOVER != 0;
     let fitness = |id: u32| match found.members.get(&id) {
-        Some(member) if local::takes(&member.known.backend) => {
-            let has_failed = member.known.evidence.has_failed(local::CLIENT, facts.now_tick);
+        Some(member) if sock_lb::takes(&member.known.backend) => {
+            let has_failed = member.known.evidence.has_failed(sock_lb::CLIENT, facts.now_tick);
             if fails_over && has_failed {
                 Fitness::Suspect
             } else {
@@ -475,9 +480,9 @@ fn call(facts: &Facts, found: &Found) -> (Fate, Option<u32>) {
     }
     let balance = Balance::from_byte(found.service.balance);
     let hash = (balance == Balance::SourceHash).then_some(0);
-    let drawing = Drawing { balance, slots: &found.slots, hash, first: 0, turn: found.turn };
-    match draw::draw(&drawing, fitness, |id| load(found, id)) {
-        Some(Drawn { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
+    let selection = Selection { balance, slots: &found.slots, hash, first: 0, turn: found.turn };
+    match select::select(&selection, fitness, |id| load(found, id)) {
+        Some(Selected { shares, next }) => (Fate::Goes(Because::Choice(balance), shares), next),
         None => (Fate::Leaves(Verdict::LocalNoBackend), None),
     }
 }

@@ -9,7 +9,7 @@ use samport_common::wire::protocol::Protocol;
 use super::filter::Filters;
 use super::labels::{self, Labels};
 use super::published::Published;
-use crate::model::check::{Config, Method, Source};
+use crate::model::check::{CheckOrigin, Config, Method};
 use crate::model::ports::{Listen, PortRanges, PortSpec};
 use crate::model::{Application, Candidate, Condition, Egress, ServiceHints};
 use crate::system::escape;
@@ -30,7 +30,7 @@ pub struct ContainerView {
     /// Whether it has been told to stop. Not from inspect: the watcher knows.
     pub stopping: bool,
     /// What its HEALTHCHECK says; `None` if it has none.
-    pub health: Option<Health>,
+    pub health: Option<ContainerHealth>,
     /// All its labels.
     pub labels: BTreeMap<String, String>,
     /// The image as it was named at the start.
@@ -69,7 +69,7 @@ impl Attachment {
 
 /// The outcome of a container's HEALTHCHECK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Health {
+pub enum ContainerHealth {
     /// Not passed yet.
     Starting,
     /// Passed.
@@ -196,7 +196,7 @@ fn selected(view: &ContainerView, filters: &Filters) -> bool {
 
 /// Whose word on its health holds, and how we ask if it is ours.
 fn health(view: &ContainerView, labels: &Labels, default: &Config) -> Result<Config, Rejection> {
-    if labels.health == Some(Source::Docker) && view.health.is_none() {
+    if labels.health == Some(CheckOrigin::Docker) && view.health.is_none() {
         return Err(Rejection::new(
             view,
             "label samport.health=\"docker\", but it has no HEALTHCHECK; give its image one, or say \
@@ -214,16 +214,16 @@ fn condition(view: &ContainerView, config: &Config, protocol: Protocol) -> Condi
         return Condition::Draining;
     }
     match (&config.source, protocol) {
-        (Source::None, _) => return Condition::Unchecked,
-        (Source::Http(page), _) => return config.checked(Method::Http(page.clone())),
-        (Source::Tcp, Protocol::Tcp) => return config.checked(Method::Tcp),
-        (Source::Docker, _) | (Source::Tcp, Protocol::Udp) => {}
+        (CheckOrigin::None, _) => return Condition::Unchecked,
+        (CheckOrigin::Http(page), _) => return config.checked(Method::Http(page.clone())),
+        (CheckOrigin::Tcp, Protocol::Tcp) => return config.checked(Method::Tcp),
+        (CheckOrigin::Docker, _) | (CheckOrigin::Tcp, Protocol::Udp) => {}
     }
     match view.health {
-        Some(Health::Starting) => Condition::Starting,
-        Some(Health::Unhealthy) => Condition::Unhealthy,
+        Some(ContainerHealth::Starting) => Condition::Starting,
+        Some(ContainerHealth::Unhealthy) => Condition::Unhealthy,
         None if protocol == Protocol::Tcp => config.checked(Method::Tcp),
-        None | Some(Health::Healthy) => Condition::Ready,
+        None | Some(ContainerHealth::Healthy) => Condition::Ready,
     }
 }
 

@@ -26,7 +26,7 @@ const STALE_ANSWERS: u32 = 3;
 /// Something to be done by whoever holds the connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Task {
-    /// Inspect the container, and hand back an [`Answer`]. One at a time for a container.
+    /// Inspect the container, and hand back an [`InspectResult`]. One at a time for a container.
     Inspect(Question),
     /// Call [`ContainerStore::ask_again`] after a delay.
     AskAgain { question: Question, delay: Duration },
@@ -47,7 +47,7 @@ pub(super) struct Question {
 
 /// What came of a question.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Answer {
+pub(super) struct InspectResult {
     pub(super) question: Question,
     pub(super) outcome: Outcome,
 }
@@ -212,8 +212,8 @@ impl ContainerStore {
     }
 
     /// Takes in the answer to a question.
-    pub(super) fn answered(&mut self, answer: Answer) -> Option<Task> {
-        let Answer { question, outcome } = answer;
+    pub(super) fn answered(&mut self, answer: InspectResult) -> Option<Task> {
+        let InspectResult { question, outcome } = answer;
         self.asked.remove(&question.id);
         let container = self.containers.get_mut(&question.id)?;
         if container.asked == question.number {
@@ -245,7 +245,7 @@ impl ContainerStore {
                 container.learn(*view, located);
                 self.remember_network(&question.id);
                 self.warn_of_published(&question.id);
-                self.judge(question)
+                self.classify(question)
             }
             Outcome::Found(..) | Outcome::Gone => {
                 self.containers.remove(&question.id);
@@ -348,7 +348,7 @@ impl ContainerStore {
     }
 
     /// Tells the user what keeps a container out, and asks again if that may pass by itself.
-    fn judge(&mut self, mut question: Question) -> Option<Task> {
+    fn classify(&mut self, mut question: Question) -> Option<Task> {
         match self.offer_of(&question.id)? {
             Ok(offer) => {
                 for warning in offer.warnings {
@@ -429,7 +429,7 @@ pub(super) fn located(
     offer.candidates.into_iter().filter_map(move |candidate| {
         let endpoint = at.endpoint(candidate.endpoint)?;
         let egress = at.egress_of(endpoint);
-        Some(Candidate { endpoint, place: at.site, egress, started, ..candidate })
+        Some(Candidate { endpoint, place: at.reach, egress, started, ..candidate })
     })
 }
 

@@ -27,14 +27,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ProviderSettings;
 use super::container::{ContainerView, Policy, ServedIn, offer};
-use super::container_store::{Answer, ContainerStore, Outcome, Question, Task};
+use super::container_store::{ContainerStore, InspectResult, Outcome, Question, Task};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events::{self, Notice};
 use super::inspect;
 use super::leaving::Leaving;
 use super::listing::{Listing, listed};
 use super::locate::{self, Located};
-use super::provider_status::Standing;
+use super::provider_status::ProviderStatus;
 use super::published;
 use crate::model::Snapshot;
 use crate::model::ports::PortSpec;
@@ -81,7 +81,7 @@ enum Message {
         session: u64,
         why: String,
     },
-    Answer(Answer),
+    Answer(InspectResult),
     DrainIsOver {
         id: String,
         number: u64,
@@ -95,7 +95,7 @@ pub(super) async fn start(
     options: Options,
     ports: Vec<PortSpec>,
     terms: watch::Receiver<ProviderSettings>,
-    standing: Arc<Standing>,
+    status: Arc<ProviderStatus>,
     served: BTreeMap<String, ServedIn>,
     resyncs: Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
@@ -105,7 +105,7 @@ pub(super) async fn start(
     let generation = terms.borrow().generation;
     let (inbox, messages) = mpsc::unbounded_channel();
     let (told, notices) = mpsc::channel(WAITING);
-    let told = Told { notices: told, is_full: Arc::default(), standing: Arc::clone(&standing) };
+    let told = NoticeSender { notices: told, is_full: Arc::default(), status: Arc::clone(&status) };
     let (snapshots, receiver) = watch::channel(Snapshot::default());
     let opened = Session::open(&endpoint, 1, &inbox, &told).await;
     let (session, running) = opened.map_err(|error| Unreachable::new(engine, &endpoint, &error))?;
@@ -117,7 +117,7 @@ pub(super) async fn start(
         taken: generation,
         in_force: generation,
         leaving: Leaving::default(),
-        world: ContainerStore::new(Arc::clone(&policy), served),
+        store: ContainerStore::new(Arc::clone(&policy), served),
         policy,
         session,
         retry: FIRST_RETRY,
@@ -128,12 +128,12 @@ pub(super) async fn start(
         notices,
         listing: Listing::default(),
         snapshots,
-        standing,
+        status,
         pauses: resyncs.pauses(),
         resyncs,
     };
     watcher.adopt(running);
-    while !watcher.world.is_settled() {
+    while !watcher.store.is_settled() {
         watcher.step().await;
     }
     watcher.publish();
@@ -161,7 +161,7 @@ impl Session {
         endpoint: &Endpoint,
         number: u64,
         inbox: &Inbox,
-        told: &Told,
+        told: &NoticeSender,
     ) -> Result<(Self, Vec<ContainerSummary>), Error> {
         let client = endpoint.client()?;
         in_time(client.ping()).await?;
@@ -180,17 +180,17 @@ pub(super) async fn in_time<T>(
 
 /// Where events go.
 #[derive(Clone)]
-struct Told {
+struct NoticeSender {
     notices: mpsc::Sender<Notice>,
     /// Whether there was no room for one.
     is_full: Arc<AtomicBool>,
-    standing: Arc<Standing>,
+    status: Arc<ProviderStatus>,
 }
 
-impl Told {
+impl NoticeSender {
     /// Hands an event on. The stream is read on in any case: the engine drops what is not read, and does not say so.
     fn hand_on(&self, event: EventMessage) {
-        self.standing.happened();
+        self.status.happened();
         let notice = events::read(event);
         tracing::trace!(?notice, "event");
         if let Some(Err(TrySendError::Full(_))) = notice.map(|notice| self.notices.try_send(notice))
@@ -201,7 +201,7 @@ impl Told {
 }
 
 /// Hands on all events from now until the stream ends.
-async fn forward(client: Docker, session: u64, inbox: Inbox, told: Told) {
+async fn forward(client: Docker, session: u64, inbox: Inbox, told: NoticeSender) {
     // The engine answers before it has subscribed us; with `since` it also sends what happened
     // meanwhile.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -237,18 +237,18 @@ struct Watcher {
     /// Candidates that are meant no longer, on the terms that hold now.
     leaving: Leaving,
     policy: Arc<Policy>,
-    world: ContainerStore,
+    store: ContainerStore,
     session: Session,
     /// How long to wait before the next session.
     retry: Duration,
     inspections: Arc<Semaphore>,
     inbox: Inbox,
     messages: mpsc::UnboundedReceiver<Message>,
-    told: Told,
+    told: NoticeSender,
     notices: mpsc::Receiver<Notice>,
     listing: Listing,
     snapshots: watch::Sender<Snapshot>,
-    standing: Arc<Standing>,
+    status: Arc<ProviderStatus>,
     pauses: watch::Receiver<u64>,
     resyncs: Resyncs,
 }
@@ -275,7 +275,7 @@ impl Watcher {
             Some(message) = self.messages.recv() => self.take(message).await,
             _ = self.notices.recv_many(&mut batch, BATCH) => {
                 for notice in batch {
-                    let task = self.world.happened(notice);
+                    let task = self.store.happened(notice);
                     self.carry_out(task);
                 }
             }
@@ -293,9 +293,9 @@ impl Watcher {
             self.list(true);
         }
         self.leaving.pass(Instant::now());
-        let world = &self.world;
-        self.leaving.keep_only(|candidate| world.runs(&candidate.id));
-        if self.world.is_judged() {
+        let store = &self.store;
+        self.leaving.keep_only(|candidate| store.runs(&candidate.id));
+        if self.store.is_judged() {
             self.in_force = self.taken;
         }
     }
@@ -309,24 +309,24 @@ impl Watcher {
             return;
         }
         self.policy = Arc::clone(&policy);
-        let before = self.world.candidates();
-        let tasks = self.world.go_by(policy);
+        let before = self.store.candidates();
+        let tasks = self.store.go_by(policy);
         self.carry_out(tasks);
-        let after = self.world.candidates();
+        let after = self.store.candidates();
         self.leaving.replace(before, &after, Instant::now() + terms.drain);
     }
 
     async fn take(&mut self, message: Message) {
         let task = match message {
-            Message::Answer(answer) => self.world.answered(answer),
-            Message::AskAgain(question) => self.world.ask_again(question),
+            Message::Answer(answer) => self.store.answered(answer),
+            Message::AskAgain(question) => self.store.ask_again(question),
             Message::Listed { session, since, running } => {
                 if session == self.session.number {
                     self.take_list(since, running).await;
                 }
                 None
             }
-            Message::DrainIsOver { id, number } => self.world.drain_is_over(id, number),
+            Message::DrainIsOver { id, number } => self.store.drain_is_over(id, number),
             Message::Lost { session, why } if session == self.session.number => {
                 self.reconnect(&why).await;
                 None
@@ -340,7 +340,7 @@ impl Watcher {
     fn take_waiting(&mut self) {
         for _ in 0..WAITING {
             let Ok(notice) = self.notices.try_recv() else { return };
-            let task = self.world.happened(notice);
+            let task = self.store.happened(notice);
             self.carry_out(task);
         }
     }
@@ -353,7 +353,7 @@ impl Watcher {
         }
         self.listing = Listing { is_running: true, after_gap, ..Listing::default() };
         let (client, inbox) = (self.session.client.clone(), self.inbox.clone());
-        let (session, since) = (self.session.number, self.world.now());
+        let (session, since) = (self.session.number, self.store.now());
         tokio::spawn(async move {
             let running = in_time(client.list_containers(None::<ListContainersOptions>)).await;
             // It is not received only if the watcher is gone.
@@ -365,10 +365,10 @@ impl Watcher {
         let Listing { after_gap, again, .. } = std::mem::take(&mut self.listing);
         match running {
             Ok(running) => {
-                self.standing.synced();
+                self.status.synced();
                 // Some of them have happened before it was made.
                 self.take_waiting();
-                let tasks = self.world.listed(listed(running), since, after_gap);
+                let tasks = self.store.listed(listed(running), since, after_gap);
                 self.carry_out(tasks);
                 if again {
                     self.list(true);
@@ -380,22 +380,22 @@ impl Watcher {
     }
 
     fn publish(&self) {
-        let candidates = self.leaving.and(&self.world.candidates());
+        let candidates = self.leaving.and(&self.store.candidates());
         super::publish(&self.snapshots, Snapshot { candidates, generation: self.in_force });
     }
 
     /// Takes over the list of a new session.
     fn adopt(&mut self, running: Vec<ContainerSummary>) {
-        self.standing.synced();
+        self.status.synced();
         self.listing = Listing::default();
-        let since = self.world.now();
-        let tasks = self.world.listed(listed(running), since, true);
+        let since = self.store.now();
+        let tasks = self.store.listed(listed(running), since, true);
         self.carry_out(tasks);
     }
 
     /// Opens new sessions until one holds. What is offered stays as it is meanwhile.
     async fn reconnect(&mut self, why: &str) {
-        self.standing.lost();
+        self.status.lost();
         self.resyncs.count(Gap::Engine);
         self.session.events.abort();
         self.take_waiting();
@@ -456,7 +456,7 @@ impl Watcher {
                 tokio::spawn(async move {
                     let _permit = permits.acquire().await;
                     let outcome = inspector.look(&question.id, question.served.as_ref()).await;
-                    let _ = inbox.send(Message::Answer(Answer { question, outcome }));
+                    let _ = inbox.send(Message::Answer(InspectResult { question, outcome }));
                 });
             }
         }

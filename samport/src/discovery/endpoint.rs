@@ -155,12 +155,12 @@ pub struct Unreachable {
     /// Where it was looked for.
     pub endpoint: Endpoint,
     /// What is wrong.
-    pub trouble: Trouble,
+    pub reason: UnreachableReason,
 }
 
 /// What may be wrong with the way to the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Trouble {
+pub enum UnreachableReason {
     /// There is no such socket.
     Absent,
     /// There is something else in its place.
@@ -185,24 +185,28 @@ impl fmt::Display for Unreachable {
         let elsewhere =
             format!("name its address with --endpoint unix:///PATH or {}", self.engine.variable());
         write!(f, "cannot reach {name} at {}: ", self.endpoint)?;
-        match &self.trouble {
-            Trouble::Absent => write!(f, "there is no such socket; {start}, or {elsewhere}"),
-            Trouble::NoSocket => write!(f, "that is no socket; {elsewhere}"),
-            Trouble::Forbidden => write!(
+        match &self.reason {
+            UnreachableReason::Absent => {
+                write!(f, "there is no such socket; {start}, or {elsewhere}")
+            }
+            UnreachableReason::NoSocket => write!(f, "that is no socket; {elsewhere}"),
+            UnreachableReason::Forbidden => write!(
                 f,
                 "permission denied; run samport as root, or as a user who may open the socket"
             ),
-            Trouble::AnotherUsers(whose) => write!(
+            UnreachableReason::AnotherUsers(whose) => write!(
                 f,
                 "permission denied: {whose}, and samport gives up root's right to open what is others' \
                  (CAP_DAC_OVERRIDE); containers of a rootless engine cannot be served: run {name} as root, or, \
                  if it does run as root, let root open the socket (setfacl -m u:root:rw)"
             ),
-            Trouble::NobodyListens => {
+            UnreachableReason::NobodyListens => {
                 write!(f, "nothing listens there; {start}, or {elsewhere}")
             }
-            Trouble::Silent => write!(f, "no answer; see whether {name} is well, or {elsewhere}"),
-            Trouble::Other(words) => {
+            UnreachableReason::Silent => {
+                write!(f, "no answer; see whether {name} is well, or {elsewhere}")
+            }
+            UnreachableReason::Other(words) => {
                 write!(f, "{words}; see whether {name} is well, or {elsewhere}")
             }
         }
@@ -212,46 +216,46 @@ impl fmt::Display for Unreachable {
 impl Unreachable {
     /// Finds out what an error of the client means.
     pub(super) fn new(engine: Engine, endpoint: &Endpoint, error: &bollard::errors::Error) -> Self {
-        let trouble = match (error, io_kind(error)) {
+        let reason = match (error, io_kind(error)) {
             (bollard::errors::Error::SocketNotFoundError(path), _) => absence(path, endpoint),
             (bollard::errors::Error::RequestTimeoutError, _) | (_, Some(ErrorKind::TimedOut)) => {
-                Trouble::Silent
+                UnreachableReason::Silent
             }
             (_, Some(ErrorKind::PermissionDenied)) => refusal_by_mode(endpoint),
-            (_, Some(ErrorKind::NotFound | ErrorKind::NotADirectory)) => Trouble::Absent,
+            (_, Some(ErrorKind::NotFound | ErrorKind::NotADirectory)) => UnreachableReason::Absent,
             (_, Some(ErrorKind::ConnectionRefused)) => refusal(endpoint),
-            _ => Trouble::Other(words(error)),
+            _ => UnreachableReason::Other(words(error)),
         };
-        Self { engine, endpoint: endpoint.clone(), trouble }
+        Self { engine, endpoint: endpoint.clone(), reason }
     }
 }
 
 /// The client calls everything absent that it cannot look at.
-fn absence(path: &str, endpoint: &Endpoint) -> Trouble {
+fn absence(path: &str, endpoint: &Endpoint) -> UnreachableReason {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => refusal_by_mode(endpoint),
-        _ => Trouble::Absent,
+        _ => UnreachableReason::Absent,
     }
 }
 
 /// Somebody may not open it: whose it is, if that is in the way.
-pub(super) fn refusal_by_mode(endpoint: &Endpoint) -> Trouble {
+pub(super) fn refusal_by_mode(endpoint: &Endpoint) -> UnreachableReason {
     let whose = match endpoint {
         Endpoint::Unix(path) => access::obstacle(Path::new(path)),
         Endpoint::Http(_) => None,
     };
-    whose.map_or(Trouble::Forbidden, Trouble::AnotherUsers)
+    whose.map_or(UnreachableReason::Forbidden, UnreachableReason::AnotherUsers)
 }
 
 /// Connecting to a plain file is refused just as connecting to a socket without a listener.
-fn refusal(endpoint: &Endpoint) -> Trouble {
+fn refusal(endpoint: &Endpoint) -> UnreachableReason {
     match endpoint {
         Endpoint::Unix(path)
             if std::fs::metadata(path).is_ok_and(|m| !m.file_type().is_socket()) =>
         {
-            Trouble::NoSocket
+            UnreachableReason::NoSocket
         }
-        _ => Trouble::NobodyListens,
+        _ => UnreachableReason::NobodyListens,
     }
 }
 
@@ -314,50 +318,51 @@ mod tests {
         }
     }
 
-    async fn trouble(endpoint: &str) -> Trouble {
+    async fn reason(endpoint: &str) -> UnreachableReason {
         let endpoint = Endpoint::parse(endpoint).unwrap();
         let error = match endpoint.client() {
             Ok(client) => client.ping().await.unwrap_err(),
             Err(error) => error,
         };
-        Unreachable::new(Engine::Docker, &endpoint, &error).trouble
+        Unreachable::new(Engine::Docker, &endpoint, &error).reason
     }
 
     #[tokio::test]
     async fn troubles_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        assert_eq!(trouble(&path("absent")).await, Trouble::Absent);
+        assert_eq!(reason(&path("absent")).await, UnreachableReason::Absent);
         std::fs::write(path("file"), "").unwrap();
-        assert_eq!(trouble(&path("file")).await, Trouble::NoSocket);
-        assert_eq!(trouble(&path("file/under")).await, Trouble::Absent);
+        assert_eq!(reason(&path("file")).await, UnreachableReason::NoSocket);
+        assert_eq!(reason(&path("file/under")).await, UnreachableReason::Absent);
         drop(std::os::unix::net::UnixListener::bind(path("left")).unwrap());
-        assert_eq!(trouble(&path("left")).await, Trouble::NobodyListens);
+        assert_eq!(reason(&path("left")).await, UnreachableReason::NobodyListens);
         // Port 1 of the machine itself: tcpmux is no longer in use.
-        assert_eq!(trouble("tcp://127.0.0.1:1").await, Trouble::NobodyListens);
+        assert_eq!(reason("tcp://127.0.0.1:1").await, UnreachableReason::NobodyListens);
     }
 
     #[test]
     fn each_trouble_is_told_with_a_way_out() {
         let engine = Engine::Docker;
         let endpoint = Endpoint::parse(engine.usual()).unwrap();
-        for (trouble, word) in [
-            (Trouble::Absent, "--endpoint"),
-            (Trouble::NoSocket, "DOCKER_HOST"),
-            (Trouble::Forbidden, "as root"),
+        for (reason, word) in [
+            (UnreachableReason::Absent, "--endpoint"),
+            (UnreachableReason::NoSocket, "DOCKER_HOST"),
+            (UnreachableReason::Forbidden, "as root"),
             (
-                Trouble::AnotherUsers("/run/user/7 is user 7's (mode 0700)".into()),
+                UnreachableReason::AnotherUsers("/run/user/7 is user 7's (mode 0700)".into()),
                 "/run/user/7 is user 7's",
             ),
-            (Trouble::NobodyListens, "start Docker"),
-            (Trouble::Silent, "no answer"),
-            (Trouble::Other("odd".into()), "odd"),
+            (UnreachableReason::NobodyListens, "start Docker"),
+            (UnreachableReason::Silent, "no answer"),
+            (UnreachableReason::Other("odd".into()), "odd"),
         ] {
-            let text = Unreachable { engine, endpoint: endpoint.clone(), trouble }.to_string();
+            let text = Unreachable { engine, endpoint: endpoint.clone(), reason }.to_string();
             assert!(text.contains("unix:///var/run/docker.sock") && text.contains(word), "{text}");
         }
         let engine = Engine::Podman;
-        let absent = Unreachable { engine, endpoint, trouble: Trouble::Absent }.to_string();
+        let absent =
+            Unreachable { engine, endpoint, reason: UnreachableReason::Absent }.to_string();
         assert!(absent.contains("podman system service") && absent.contains("CONTAINER_HOST"));
     }
 }

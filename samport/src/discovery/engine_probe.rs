@@ -60,8 +60,8 @@ pub async fn look(
         && access::is_refused(path)
     {
         // We could; a run could not.
-        let trouble = refusal_by_mode(&endpoint);
-        return Err(Unreachable { engine, endpoint, trouble }.into());
+        let reason = refusal_by_mode(&endpoint);
+        return Err(Unreachable { engine, endpoint, reason }.into());
     }
     let asked = ask(&endpoint).await;
     let (version, info, running) =

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bollard::models::{EventMessage, EventMessageTypeEnum};
 
-use super::container::Health;
+use super::container::ContainerHealth;
 
 /// A container's event.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,7 +29,7 @@ pub(super) enum Event {
     Signalled(i32),
     Paused(bool),
     /// Docker says how it is; Podman only that there is news.
-    HealthChanged(Option<Health>),
+    HealthChanged(Option<ContainerHealth>),
     LeftNetwork(String),
     /// Something else about it may be different.
     Changed,
@@ -83,11 +83,11 @@ fn container_event(action: &str, attributes: &HashMap<String, String>) -> Option
 }
 
 /// Reads the engine's word for health; `None` for those that have no check.
-pub(super) fn health(text: &str) -> Option<Health> {
+pub(super) fn health(text: &str) -> Option<ContainerHealth> {
     match text {
-        "starting" => Some(Health::Starting),
-        "healthy" => Some(Health::Healthy),
-        "unhealthy" => Some(Health::Unhealthy),
+        "starting" => Some(ContainerHealth::Starting),
+        "healthy" => Some(ContainerHealth::Healthy),
+        "unhealthy" => Some(ContainerHealth::Unhealthy),
         _ => None,
     }
 }
@@ -158,8 +158,12 @@ mod tests {
             ("kill", &[], None),
             ("pause", &[], Some(Paused(true))),
             ("unpause", &[], Some(Paused(false))),
-            ("health_status: healthy", &[], Some(HealthChanged(Some(Health::Healthy)))),
-            ("health_status: unhealthy", &[], Some(HealthChanged(Some(Health::Unhealthy)))),
+            ("health_status: healthy", &[], Some(HealthChanged(Some(ContainerHealth::Healthy)))),
+            (
+                "health_status: unhealthy",
+                &[],
+                Some(HealthChanged(Some(ContainerHealth::Unhealthy))),
+            ),
             ("health_status", &[], Some(HealthChanged(None))),
             ("rename", &[("name", "b")], Some(Changed)),
             ("update", &[], Some(Changed)),

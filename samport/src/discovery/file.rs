@@ -19,14 +19,14 @@ use tokio::time::Instant;
 
 use super::ProviderSettings;
 use super::leaving::Leaving;
-use super::provider_status::Standing;
+use super::provider_status::ProviderStatus;
 use super::static_::Address;
 use crate::model::allow::Networks;
 use crate::model::check::Config;
 use crate::model::ports::{Listen, PortSpec};
 use crate::model::{Candidate, Egress, ServiceHints, Snapshot};
 use crate::system::escape;
-use crate::system::file_watch::Followed;
+use crate::system::file_watch::FileWatch;
 use crate::system::resyncs::Resyncs;
 
 #[derive(Deserialize)]
@@ -63,17 +63,17 @@ pub(super) async fn start(
     path: PathBuf,
     ports: Vec<PortSpec>,
     terms: watch::Receiver<ProviderSettings>,
-    standing: Arc<Standing>,
+    status: Arc<ProviderStatus>,
     resyncs: &Resyncs,
 ) -> Result<watch::Receiver<Snapshot>> {
     // Watched before it is read: a change in between is not lost.
-    let watch = Followed::start(&path, resyncs).await?;
+    let watch = FileWatch::start(&path, resyncs).await?;
     let text = read(&path)?;
     let current =
         parse(&text, &ports, &terms.borrow().health).with_context(|| path.display().to_string())?;
     let generation = terms.borrow().generation;
     let (sender, receiver) = watch::channel(Snapshot { candidates: current.clone(), generation });
-    standing.synced();
+    status.synced();
     let follower = Follower {
         path,
         ports,
@@ -84,7 +84,7 @@ pub(super) async fn start(
         generation,
         leaving: Leaving::default(),
         sender,
-        standing,
+        status,
     };
     tokio::spawn(follower.follow(watch));
     Ok(receiver)
@@ -161,15 +161,15 @@ struct Follower {
     /// Candidates that have left the file.
     leaving: Leaving,
     sender: watch::Sender<Snapshot>,
-    standing: Arc<Standing>,
+    status: Arc<ProviderStatus>,
 }
 
 impl Follower {
-    async fn follow(mut self, mut followed: Followed) {
+    async fn follow(mut self, mut watch: FileWatch) {
         loop {
             tokio::select! {
                 () = self.sender.closed() => return,
-                () = followed.touched() => self.reread(),
+                () = watch.touched() => self.reread(),
                 Ok(()) = self.terms.changed() => self.judge_anew(),
                 () = self.leaving.next() => {}
             }
@@ -192,7 +192,7 @@ impl Follower {
             // Between an editor's unlink and its rename there is no file for a moment: if it stays
             // away, that is no reason to take backends out of service.
             Err(error) => {
-                self.standing.lost();
+                self.status.lost();
                 if !std::mem::replace(&mut self.unreadable, true) {
                     tracing::warn!("{error:#}; its backends stay as they were");
                 }
@@ -202,19 +202,19 @@ impl Follower {
         let is_back = std::mem::take(&mut self.unreadable);
         if text == self.text {
             if is_back {
-                self.standing.synced();
+                self.status.synced();
             }
             return;
         }
-        self.standing.happened();
+        self.status.happened();
         let health = self.terms.borrow().health.clone();
         match parse(&text, &self.ports, &health) {
             Ok(candidates) => {
-                self.standing.synced();
+                self.status.synced();
                 self.replace(candidates, Instant::now());
             }
             Err(error) => {
-                self.standing.lost();
+                self.status.lost();
                 tracing::error!(
                     "{}: {}; its backends stay as they were",
                     self.path.display(),

@@ -24,16 +24,16 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use self::ask::Finding;
-use self::progress::{Pace, Phase, Progress};
+use self::progress::{CheckInterval, Phase, Progress};
 use crate::model::check::{Check, Method, Rhythm};
 use crate::model::target::{Target, target};
 use crate::model::{Candidate, Condition, State};
 
 /// When the user is told that a backend that starts is still not healthy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The health of all candidates.
-pub struct Health {
+pub struct HealthChecks {
     watched: BTreeMap<Target, Watched>,
     /// What another samport has found out, until we know better.
     assumed: BTreeMap<(String, SocketAddr), Phase>,
@@ -66,7 +66,7 @@ struct Report {
     failure: Option<String>,
 }
 
-impl Default for Health {
+impl Default for HealthChecks {
     fn default() -> Self {
         let (report, reports) = mpsc::unbounded_channel();
         let (watched, assumed) = (BTreeMap::new(), BTreeMap::new());
@@ -75,7 +75,7 @@ impl Default for Health {
     }
 }
 
-impl Health {
+impl HealthChecks {
     /// Where a candidate is in its life; starts checking it if it is to be checked.
     pub fn state(&mut self, candidate: &Candidate) -> State {
         if candidate.condition == Condition::Ready && candidate.listen.protocol == Protocol::Tcp {
@@ -239,8 +239,8 @@ impl Watch {
         let (name, endpoint) = (&self.name, self.target.1);
         let rhythm = &self.check.rhythm;
         let mut progress = Progress::at(phase);
-        let mut pace = Pace::new();
-        let mut patience = Some(Instant::now() + PATIENCE);
+        let mut pace = CheckInterval::new();
+        let mut deadline = Some(Instant::now() + TIMEOUT);
         let mut is_blind = false;
         loop {
             let failure = match ask::ask(endpoint, &self.check).await {
@@ -262,7 +262,7 @@ impl Watch {
                 self.tell(progress.phase(), failure);
             } else if let Some(why) = failure
                 && progress.phase() == Phase::Starting
-                && patience.take_if(|until| *until < Instant::now()).is_some()
+                && deadline.take_if(|until| *until < Instant::now()).is_some()
             {
                 tracing::warn!(
                     "{name} is not healthy on {endpoint} yet: {why}; it gets no traffic until it is"
@@ -273,7 +273,7 @@ impl Watch {
     }
 
     /// Waits for the next check.
-    async fn rest(&self, pause: Duration, pace: &mut Pace) {
+    async fn rest(&self, pause: Duration, pace: &mut CheckInterval) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = self.alarm.notified() => pace.alarm(),

@@ -77,7 +77,7 @@ fn mac(text: &str) -> Option<[u8; 6]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::container::Health;
+    use crate::discovery::container::ContainerHealth;
 
     fn read(json: serde_json::Value) -> ContainerView {
         view(serde_json::from_value(json).unwrap())
@@ -108,7 +108,7 @@ mod tests {
             name: "web-1".into(),
             pid: Some(42),
             running: true,
-            health: Some(Health::Starting),
+            health: Some(ContainerHealth::Starting),
             labels: [("samport.port".to_owned(), "80".to_owned())].into(),
             image: "web:1".into(),
             exposed: [Listen::udp(53), Listen::tcp(8080)].into(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::model::ServiceHints;
 use crate::model::allow::{self, Networks};
-use crate::model::check::{self, RhythmLabels, Source};
+use crate::model::check::{self, CheckOrigin, RhythmLabels};
 use crate::model::duration::read as time;
 use crate::model::ports::{PortSpec, port};
 use crate::plan::policy;
@@ -51,7 +51,7 @@ pub struct Labels {
     /// `samport.allow`.
     pub allow: Networks,
     /// `samport.health`.
-    pub health: Option<Source>,
+    pub health: Option<CheckOrigin>,
     /// `samport.health.interval` and so on.
     pub rhythm: RhythmLabels,
     /// `samport.service`, `group`, `group.weight`, `balance` and `affinity`.
@@ -260,7 +260,7 @@ mod tests {
             allow: ["10.0.0.0/8", "2001:db8::/32", "192.0.2.9/32"]
                 .map(|n| n.parse().unwrap())
                 .into(),
-            health: Some(Source::Tcp),
+            health: Some(CheckOrigin::Tcp),
             rhythm: RhythmLabels {
                 interval: Some(Duration::from_mins(1)),
                 timeout: Some(Duration::from_millis(100)),

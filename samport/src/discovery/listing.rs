@@ -56,11 +56,8 @@ fn marks(summary: ContainerSummary) -> String {
         .collect();
     let status = summary.status.unwrap_or_default();
     // "Up 3 minutes (healthy)".
-    let standing = status.split_once('(').map(|(_, standing)| standing.to_owned());
-    format!(
-        "{names:?} {:?} {:?} {labels:?} {networks:?} {standing:?}",
-        summary.image, summary.state
-    )
+    let health = status.split_once('(').map(|(_, health)| health.to_owned());
+    format!("{names:?} {:?} {:?} {labels:?} {networks:?} {health:?}", summary.image, summary.state)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use rtnetlink::{Handle, new_connection_with_strict_check};
 
 use super::container::Attachment;
 use super::egress::{egress, routes_of};
-use crate::model::{Egress, Place, Site};
+use crate::model::{Egress, HostDevice, Reach};
 use crate::net::netdev;
 
 /// Longest wait for all that is asked of the kernel about a container.
@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Located {
     /// `None` if that could not be found out.
-    pub(super) site: Option<Site>,
+    pub(super) reach: Option<Reach>,
     /// Its address on the link that leads here, if its network's own link leads elsewhere: of a
     /// container in an overlay network, that in `docker_gwbridge`.
     pub(super) instead: Option<Ipv4Addr>,
@@ -83,7 +83,7 @@ async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> 
     let here = number_of(handle, std::process::id()).await?;
     let on_host = network.addresses().all(|addr| addr.is_unspecified());
     match (theirs == here, on_host) {
-        (true, true) => return Ok(Located { site: Some(Site::Host), ..Located::default() }),
+        (true, true) => return Ok(Located { reach: Some(Reach::Host), ..Located::default() }),
         (true, false) => bail!("it is in our own network namespace"),
         (false, true) => bail!("the engine's host is another network namespace"),
         (false, false) => {}
@@ -95,9 +95,10 @@ async fn ask(handle: &Handle, pid: u32, network: Attachment) -> Result<Located> 
     let mut addresses = handle.address().get();
     addresses.message_mut().attributes.push(AddressAttribute::TargetNetNsId(theirs));
     let addresses = addresses.execute().try_collect::<Vec<AddressMessage>>().await;
-    let mut located = judge(&links, &addresses.context("cannot list addresses")?, network, here);
+    let mut located =
+        choose_link(&links, &addresses.context("cannot list addresses")?, network, here);
     located.egress = egress(&links, routes_of(pid), here);
-    if let Some(Site::Veth(place)) = &mut located.site {
+    if let Some(Reach::Veth(place)) = &mut located.reach {
         place.polls = netdev::takes_frames(place.ifindex).unwrap_or_else(|error| {
             tracing::debug!("whether device {} takes bare frames: {error}", place.ifindex);
             false
@@ -147,7 +148,7 @@ async fn known_number_of(handle: &Handle, pid: u32) -> Result<Option<i32>> {
 }
 
 /// The container's connection, from its links and addresses; `here` is the number of our namespace.
-fn judge(
+fn choose_link(
     links: &[LinkMessage],
     addresses: &[AddressMessage],
     network: Attachment,
@@ -161,10 +162,10 @@ fn judge(
     };
     let Some(link) = by_mac.or_else(by_address) else { return Located::default() };
     let leads_here = |link: &LinkMessage| leads_to(link, here);
-    let site = match kind(link) {
-        Some(InfoKind::Veth) if leads_here(link) => place(link).map(Site::Veth),
-        Some(InfoKind::MacVlan) if leads_here(link) => place(link).map(Site::Macvlan),
-        Some(InfoKind::IpVlan) => Some(Site::Ipvlan),
+    let reach = match kind(link) {
+        Some(InfoKind::Veth) if leads_here(link) => place(link).map(Reach::Veth),
+        Some(InfoKind::MacVlan) if leads_here(link) => place(link).map(Reach::Macvlan),
+        Some(InfoKind::IpVlan) => Some(Reach::Ipvlan),
         Some(InfoKind::Veth | InfoKind::MacVlan) if namespace(link).is_some() => {
             let other = links
                 .iter()
@@ -172,16 +173,16 @@ fn judge(
                 .find_map(|link| Some((place(link)?, ipv4_of(link, addresses)?)));
             if let Some((place, address)) = other {
                 return Located {
-                    site: Some(Site::Veth(place)),
+                    reach: Some(Reach::Veth(place)),
                     instead: Some(address),
                     ..Located::default()
                 };
             }
-            Some(Site::Elsewhere)
+            Some(Reach::Elsewhere)
         }
         _ => None,
     };
-    Located { site, ..Located::default() }
+    Located { reach, ..Located::default() }
 }
 
 fn ips(message: &AddressMessage) -> impl Iterator<Item = IpAddr> {
@@ -200,8 +201,8 @@ fn ipv4_of(link: &LinkMessage, addresses: &[AddressMessage]) -> Option<Ipv4Addr>
 }
 
 /// The other end of a veth, or the parent of a child, and the link's own MAC.
-fn place(link: &LinkMessage) -> Option<Place> {
-    Some(Place { ifindex: other_end(link)?, mac: mac(link)?, polls: false })
+fn place(link: &LinkMessage) -> Option<HostDevice> {
+    Some(HostDevice { ifindex: other_end(link)?, mac: mac(link)?, polls: false })
 }
 
 /// The index of the other end of a veth, or of the parent of a child.
@@ -272,31 +273,31 @@ mod tests {
     /// The container's own network is that of link 1, by its MAC.
     fn of(links: &[LinkMessage]) -> Located {
         let network = Attachment { mac: Some([2, 0, 0, 0, 0, 1]), ..Attachment::default() };
-        judge(links, &[address(1, 1), address(2, 2)], network, HERE)
+        choose_link(links, &[address(1, 1), address(2, 2)], network, HERE)
     }
 
-    fn place(index: u32) -> Place {
+    fn place(index: u32) -> HostDevice {
         let mac = [2, 0, 0, 0, 0, u8::try_from(index).unwrap()];
-        Place { ifindex: index + 100, mac, polls: false }
+        HostDevice { ifindex: index + 100, mac, polls: false }
     }
 
-    fn at(site: Site) -> Located {
-        Located { site: Some(site), ..Located::default() }
+    fn at(reach: Reach) -> Located {
+        Located { reach: Some(reach), ..Located::default() }
     }
 
     #[test]
     fn a_veth_or_macvlan_that_leads_here_has_a_place() {
-        assert_eq!(of(&[link(1, InfoKind::Veth, HERE)]), at(Site::Veth(place(1))));
-        assert_eq!(of(&[link(1, InfoKind::MacVlan, HERE)]), at(Site::Macvlan(place(1))));
-        assert_eq!(of(&[link(1, InfoKind::IpVlan, HERE)]), at(Site::Ipvlan));
+        assert_eq!(of(&[link(1, InfoKind::Veth, HERE)]), at(Reach::Veth(place(1))));
+        assert_eq!(of(&[link(1, InfoKind::MacVlan, HERE)]), at(Reach::Macvlan(place(1))));
+        assert_eq!(of(&[link(1, InfoKind::IpVlan, HERE)]), at(Reach::Ipvlan));
     }
 
     #[test]
     fn without_a_mac_the_link_is_found_by_its_address() {
         let network = Attachment { ipv4: Some([10, 0, 0, 2].into()), ..Attachment::default() };
         let links = [link(1, InfoKind::Veth, HERE), link(2, InfoKind::Veth, HERE)];
-        let found = judge(&links, &[address(1, 1), address(2, 2)], network, HERE);
-        assert_eq!(found, at(Site::Veth(place(2))));
+        let found = choose_link(&links, &[address(1, 1), address(2, 2)], network, HERE);
+        assert_eq!(found, at(Reach::Veth(place(2))));
     }
 
     #[test]
@@ -305,7 +306,7 @@ mod tests {
             let mut link = link(1, InfoKind::Veth, HERE);
             link.attributes.remove(missing);
             let network = Attachment { ipv4: Some([10, 0, 0, 1].into()), ..Attachment::default() };
-            let found = judge(&[link], &[address(1, 1)], network, HERE);
+            let found = choose_link(&[link], &[address(1, 1)], network, HERE);
             assert_eq!(found, Located::default(), "attribute {missing}");
         }
     }
@@ -315,14 +316,14 @@ mod tests {
         let overlay = link(1, InfoKind::Veth, OVERLAY);
         let found = of(&[overlay.clone(), link(2, InfoKind::Veth, HERE)]);
         let instead = Some([10, 0, 0, 2].into());
-        let site = Some(Site::Veth(place(2)));
-        assert_eq!(found, Located { site, instead, ..Located::default() });
+        let reach = Some(Reach::Veth(place(2)));
+        assert_eq!(found, Located { reach, instead, ..Located::default() });
         let v4 = found.endpoint("10.9.9.9:80".parse().unwrap());
         assert_eq!(v4, Some("10.0.0.2:80".parse().unwrap()));
         assert_eq!(found.endpoint("[2001:db8::9]:80".parse().unwrap()), None);
         // Of rootless Podman there is no other.
-        assert_eq!(of(&[overlay]), at(Site::Elsewhere));
-        assert_eq!(of(&[link(1, InfoKind::MacVlan, OVERLAY)]), at(Site::Elsewhere));
+        assert_eq!(of(&[overlay]), at(Reach::Elsewhere));
+        assert_eq!(of(&[link(1, InfoKind::MacVlan, OVERLAY)]), at(Reach::Elsewhere));
     }
 
     #[tokio::test]
@@ -336,6 +337,6 @@ mod tests {
     async fn a_process_on_our_network_is_at_home() {
         let unspecified = Some(Ipv4Addr::UNSPECIFIED);
         let network = Attachment { ipv4: unspecified, ..Attachment::default() };
-        assert_eq!(find(std::process::id(), network).await, at(Site::Host));
+        assert_eq!(find(std::process::id(), network).await, at(Reach::Host));
     }
 }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a provider says of itself. Each number stands alone: nothing follows from two of them together.
 #[derive(Debug)]
-pub struct Standing {
+pub struct ProviderStatus {
     provider: &'static str,
     connected: AtomicBool,
     events: AtomicU64,
@@ -14,7 +14,7 @@ pub struct Standing {
     synced: AtomicU64,
 }
 
-impl Standing {
+impl ProviderStatus {
     /// Of a provider that has not begun.
     #[must_use]
     pub fn of(provider: &'static str) -> Arc<Self> {

@@ -13,7 +13,7 @@ use crate::model::ports::port;
 
 /// Whose word on a backend's health holds.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub enum Source {
+pub enum CheckOrigin {
     /// The container's own HEALTHCHECK, as the engine reports it. For those without one a TCP
     /// connection of ours; nothing for UDP ports, and for backends that are no containers.
     #[default]
@@ -26,7 +26,7 @@ pub enum Source {
     None,
 }
 
-impl FromStr for Source {
+impl FromStr for CheckOrigin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -180,7 +180,7 @@ pub enum Method {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Config {
     /// Whose word holds.
-    pub source: Source,
+    pub source: CheckOrigin,
     /// When we ask, if it is us.
     pub rhythm: Rhythm,
 }
@@ -196,10 +196,10 @@ impl Config {
     #[must_use]
     pub fn of_listed(&self, protocol: Protocol) -> Condition {
         match (&self.source, protocol) {
-            (Source::Http(page), _) => self.checked(Method::Http(page.clone())),
-            (Source::Tcp, Protocol::Tcp) => self.checked(Method::Tcp),
-            (Source::None, _) => Condition::Unchecked,
-            (Source::Docker | Source::Tcp, _) => Condition::Ready,
+            (CheckOrigin::Http(page), _) => self.checked(Method::Http(page.clone())),
+            (CheckOrigin::Tcp, Protocol::Tcp) => self.checked(Method::Tcp),
+            (CheckOrigin::None, _) => Condition::Unchecked,
+            (CheckOrigin::Docker | CheckOrigin::Tcp, _) => Condition::Ready,
         }
     }
 }
@@ -220,9 +220,11 @@ mod tests {
 
     #[test]
     fn sources_are_read() {
-        for (text, expected) in
-            [("docker", Source::Docker), ("tcp", Source::Tcp), ("none", Source::None)]
-        {
+        for (text, expected) in [
+            ("docker", CheckOrigin::Docker),
+            ("tcp", CheckOrigin::Tcp),
+            ("none", CheckOrigin::None),
+        ] {
             assert_eq!(text.parse(), Ok(expected));
         }
         let endpoint = "[2001:db8::2]:80".parse().unwrap();
@@ -231,7 +233,7 @@ mod tests {
             ("http:/up?deep=1", "/up?deep=1", "[2001:db8::2]:80"),
             ("http:8080/up", "/up", "[2001:db8::2]:8080"),
         ] {
-            let Ok(Source::Http(page)) = text.parse() else { panic!("{text} is not read") };
+            let Ok(CheckOrigin::Http(page)) = text.parse() else { panic!("{text} is not read") };
             assert_eq!(
                 (page.path.as_str(), page.address(endpoint).to_string().as_str()),
                 (path, at)
@@ -257,7 +259,7 @@ mod tests {
             ("http:/a b", "invalid path"),
             ("https:/up", "HTTPS is not supported"),
         ] {
-            let error = text.parse::<Source>().unwrap_err();
+            let error = text.parse::<CheckOrigin>().unwrap_err();
             assert!(error.contains(way_out), "{text:?}: {error}");
         }
     }

@@ -19,7 +19,7 @@ mod tests {
     #[test]
     fn the_kernel_and_the_loader_agree_on_wide_addresses() {
         let addr = [192, 0, 2, 7];
-        assert_eq!(wide(IpAddr::from(addr)), V4::widen(addr));
-        assert_eq!(V4::narrow(&wide(IpAddr::from(addr))), addr);
+        assert_eq!(wide(IpAddr::from(addr)), V4::to_mapped(addr));
+        assert_eq!(V4::from_mapped(&wide(IpAddr::from(addr))), addr);
     }
 }

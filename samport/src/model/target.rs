@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use super::{Candidate, Site};
+use super::{Candidate, Reach};
 
 /// Container id, address and place: a container that is started again under the same name and address is another.
-pub type Target = (String, SocketAddr, Option<Site>);
+pub type Target = (String, SocketAddr, Option<Reach>);
 
 /// The target of a candidate.
 #[must_use]

@@ -90,9 +90,9 @@ fn scope_of(devices: &Devices, interfaces: &[String], addr: IpAddr) -> Option<Sc
     let mut holders = devices.values().filter(|device| device.addresses.contains(&addr)).peekable();
     let inside = addr.is_loopback() || holders.peek().is_some() && !is_link_local(addr);
     if holders.any(|device| interfaces.contains(&device.name)) {
-        return Some(Scope::Everybody);
+        return Some(Scope::External);
     }
-    inside.then_some(Scope::Inside)
+    inside.then_some(Scope::Internal)
 }
 
 /// The addresses to be served.
@@ -130,7 +130,7 @@ fn addresses(devices: &Devices, interfaces: &[String], room: usize) -> Addresses
             addresses.outer_left_out.insert(addr);
         } else {
             room[family] -= 1;
-            addresses.served.insert(addr, Scope::Everybody);
+            addresses.served.insert(addr, Scope::External);
         }
     }
     for addr in inside {
@@ -139,7 +139,7 @@ fn addresses(devices: &Devices, interfaces: &[String], room: usize) -> Addresses
             addresses.left_out[family] += 1;
         } else {
             room[family] -= 1;
-            addresses.served.entry(addr).or_insert(Scope::Inside);
+            addresses.served.entry(addr).or_insert(Scope::Internal);
         }
     }
     addresses
@@ -209,7 +209,7 @@ mod tests {
         let with = |list: &[&str], scope| -> Vec<(IpAddr, Scope)> {
             list.iter().map(|addr| (addr.parse().unwrap(), scope)).collect()
         };
-        let all = [with(everybody, Scope::Everybody), with(inside, Scope::Inside)].concat();
+        let all = [with(everybody, Scope::External), with(inside, Scope::Internal)].concat();
         let all: BTreeMap<_, _> = all.into_iter().collect();
         all.into_iter().map(|(addr, scope)| (addr.to_string(), scope)).collect()
     }
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(found.left_out, [100, 0]);
         let served = |scope| found.served.values().filter(|served| **served == scope).count();
         // Of the other family everything is served, and 127.0.0.1 and one more of this one.
-        assert_eq!((served(Scope::Everybody), served(Scope::Inside)), (2_046, 4));
+        assert_eq!((served(Scope::External), served(Scope::Internal)), (2_046, 4));
         assert!(found.served.contains_key(&IpAddr::from([127, 0, 0, 1])));
         let complaint = found.complaint(2).unwrap();
         assert!(complaint.starts_with("100 IPv4 addresses of this machine"), "{complaint}");
@@ -265,7 +265,7 @@ mod tests {
     }
 
     fn served_to_all(found: &Addresses) -> usize {
-        found.served.values().filter(|scope| **scope == Scope::Everybody).count()
+        found.served.values().filter(|scope| **scope == Scope::External).count()
     }
 
     #[test]
@@ -286,7 +286,7 @@ mod tests {
 
     fn shown(fronts: &Fronts) -> Vec<String> {
         let one = |listen: &Listen, (addr, scope): (&IpAddr, &Scope)| {
-            let everybody = if *scope == Scope::Everybody { " to everybody" } else { "" };
+            let everybody = if *scope == Scope::External { " to everybody" } else { "" };
             format!("{} on {addr}{everybody}", listen.brief())
         };
         fronts.on.iter().flat_map(|(listen, on)| on.iter().map(|to| one(listen, to))).collect()

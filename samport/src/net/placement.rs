@@ -1,10 +1,10 @@
-//! What a candidate's [`Site`] means on this machine: which address a container in the host's own
+//! What a candidate's [`Reach`] means on this machine: which address a container in the host's own
 //! network answers on, and which candidates cannot be reached at all. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::model::{Candidate, Condition, Place, Site, Snapshot};
+use crate::model::{Candidate, Condition, HostDevice, Reach, Snapshot};
 use crate::net::frontends::is_link_local;
 use crate::net::netlink::Devices;
 
@@ -24,7 +24,7 @@ pub fn settle(
         let mut settled = candidate.clone();
         let name = candidate.name.as_str();
         let trouble = match candidate.place {
-            Some(Site::Host) => {
+            Some(Reach::Host) => {
                 let family = usize::from(candidate.endpoint.is_ipv6());
                 let Some(address) = own[family] else {
                     without_address.insert(name, &candidate.id);
@@ -33,7 +33,7 @@ pub fn settle(
                 settled.endpoint = SocketAddr::new(address, candidate.endpoint.port());
                 None
             }
-            Some(Site::Macvlan(place)) => {
+            Some(Reach::Macvlan(place)) => {
                 if matches!(candidate.condition, Condition::Checked(_)) {
                     settled.condition = Condition::Unchecked;
                     notes.insert(format!(
@@ -47,11 +47,11 @@ pub fn settle(
                 }
                 parent_trouble(place, devices, interfaces)
             }
-            Some(Site::Ipvlan) => Some(
+            Some(Reach::Ipvlan) => Some(
                 "it is in an ipvlan network, which samport cannot serve; use macvlan or a bridge"
                     .to_owned(),
             ),
-            Some(Site::Elsewhere) => Some(
+            Some(Reach::Elsewhere) => Some(
                 "its network ends in another network namespace than samport's (rootless Podman, or an \
                  engine inside of a container); run the container rootful, or samport beside its engine"
                     .to_owned(),
@@ -61,7 +61,7 @@ pub fn settle(
                  runs in; run samport there"
                     .to_owned(),
             ),
-            Some(Site::Veth(_)) | None => None,
+            Some(Reach::Veth(_)) | None => None,
         };
         settled.egress.leads_out = leads_out(candidate, devices, interfaces);
         if trouble.is_none() && settled.egress.leads_out == Some(false) {
@@ -103,7 +103,7 @@ pub(crate) fn leads_out(
     devices: &Devices,
     interfaces: &[String],
 ) -> Option<bool> {
-    let Some(Site::Veth(place)) = candidate.place else { return None };
+    let Some(Reach::Veth(place)) = candidate.place else { return None };
     let master = devices.get(&place.ifindex).and_then(|device| device.master);
     let bridge = master.and_then(|master| devices.get(&master));
     let is_outer = |name: &String| interfaces.contains(name);
@@ -126,7 +126,7 @@ fn own_addresses(devices: &Devices, interfaces: &[String]) -> [Option<IpAddr>; 2
 }
 
 /// Why a macvlan child of this parent cannot be served, if it cannot.
-fn parent_trouble(place: Place, devices: &Devices, interfaces: &[String]) -> Option<String> {
+fn parent_trouble(place: HostDevice, devices: &Devices, interfaces: &[String]) -> Option<String> {
     let parent = devices.get(&place.ifindex).map_or("a device that is gone", |d| d.name.as_str());
     let served = interfaces.iter().any(|name| name == parent);
     (!served).then(|| {
@@ -161,7 +161,7 @@ mod tests {
         .collect()
     }
 
-    fn candidate(endpoint: &str, place: Option<Site>) -> Candidate {
+    fn candidate(endpoint: &str, place: Option<Reach>) -> Candidate {
         Candidate {
             id: "c1".into(),
             name: "web".into(),
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_container_on_the_hosts_network_has_the_first_address_of_each_family() {
-        let both = ["0.0.0.0:9090", "[::]:9090"].map(|at| candidate(at, Some(Site::Host)));
+        let both = ["0.0.0.0:9090", "[::]:9090"].map(|at| candidate(at, Some(Reach::Host)));
         let (endpoints, notes) = settled(&both, &["eth0", "eth1"]);
         assert_eq!(endpoints, ["192.0.2.1:9090", "[2001:db8::1]:9090"]);
         assert_eq!(notes, "");
@@ -205,7 +205,7 @@ mod tests {
     fn a_macvlan_child_is_served_from_its_parent_without_being_asked() {
         let child = candidate(
             "192.0.2.77:80",
-            Some(Site::Macvlan(Place { ifindex: 2, mac: [2; 6], polls: false })),
+            Some(Reach::Macvlan(HostDevice { ifindex: 2, mac: [2; 6], polls: false })),
         );
         let snapshot = Snapshot { candidates: vec![child.clone()], generation: 0 };
         let (served, notes) = settle(&snapshot, &devices(), &["eth0".to_owned()]);
@@ -218,14 +218,14 @@ mod tests {
     /// Case 87: a network without a gateway, or a container without a default route.
     #[test]
     fn a_container_without_a_route_back_is_named_and_served() {
-        let place = Place { ifindex: 9, mac: [2; 6], polls: false };
-        let of = |endpoint: &str, site, leads_out, interfaces: &[&str]| {
+        let place = HostDevice { ifindex: 9, mac: [2; 6], polls: false };
+        let of = |endpoint: &str, reach, leads_out, interfaces: &[&str]| {
             let egress = Egress { leads_out, ..Egress::default() };
-            let one = Candidate { egress, ..candidate(endpoint, Some(site)) };
+            let one = Candidate { egress, ..candidate(endpoint, Some(reach)) };
             settled(&[one], interfaces)
         };
-        let veth = Site::Veth(place);
-        for (endpoint, site, leads_out, interfaces, is_said) in [
+        let veth = Reach::Veth(place);
+        for (endpoint, reach, leads_out, interfaces, is_said) in [
             ("10.0.0.2:80", veth, Some(false), &["eth0"][..], true),
             ("10.0.0.2:80", veth, Some(true), &["eth0"], false),
             ("10.0.0.2:80", veth, None, &["eth0"], false),
@@ -235,41 +235,42 @@ mod tests {
             // Clients are on its own segment.
             (
                 "192.0.2.7:80",
-                Site::Veth(Place { ifindex: 2, ..place }),
+                Reach::Veth(HostDevice { ifindex: 2, ..place }),
                 Some(false),
                 &["eth0"],
                 false,
             ),
             (
                 "192.0.2.7:80",
-                Site::Veth(Place { ifindex: 7, ..place }),
+                Reach::Veth(HostDevice { ifindex: 7, ..place }),
                 Some(false),
                 &["eth0"],
                 false,
             ),
             (
                 "192.0.2.7:80",
-                Site::Macvlan(Place { ifindex: 2, ..place }),
+                Reach::Macvlan(HostDevice { ifindex: 2, ..place }),
                 Some(false),
                 &["eth0"],
                 false,
             ),
         ] {
-            let (endpoints, notes) = of(endpoint, site, leads_out, interfaces);
+            let (endpoints, notes) = of(endpoint, reach, leads_out, interfaces);
             assert_eq!(endpoints, [endpoint]);
             let has_said = notes.contains("web has no IPv") && notes.contains("; connect it");
-            assert_eq!(has_said, is_said, "{endpoint} {site:?} {leads_out:?}: {notes}");
+            assert_eq!(has_said, is_said, "{endpoint} {reach:?} {leads_out:?}: {notes}");
         }
     }
 
     /// Case 87: rootless Podman, seen by where its containers' interfaces end.
     #[test]
     fn what_cannot_be_reached_is_named() {
-        for (site, expected) in [(Site::Ipvlan, "ipvlan"), (Site::Elsewhere, "rootless Podman")] {
-            let (endpoints, notes) = settled(&[candidate("10.0.0.2:80", Some(site))], &["eth0"]);
+        for (reach, expected) in [(Reach::Ipvlan, "ipvlan"), (Reach::Elsewhere, "rootless Podman")]
+        {
+            let (endpoints, notes) = settled(&[candidate("10.0.0.2:80", Some(reach))], &["eth0"]);
             assert!(endpoints.is_empty() && notes.contains(expected), "{notes}");
         }
-        let veth = Site::Veth(Place { ifindex: 9, mac: [2; 6], polls: false });
+        let veth = Reach::Veth(HostDevice { ifindex: 9, mac: [2; 6], polls: false });
         for place in [None, Some(veth)] {
             let (endpoints, notes) = settled(&[candidate("10.0.0.2:80", place)], &["eth0"]);
             assert_eq!((endpoints.len(), notes.as_str()), (1, ""));

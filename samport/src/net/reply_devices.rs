@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use samport_common::layout::DeviceSet;
 
-use crate::model::{Egress, Place, Site};
+use crate::model::{Egress, HostDevice, Reach};
 use crate::net::netlink::Devices;
 use crate::plan::Route;
 
@@ -53,7 +53,7 @@ pub struct ReplyDevices {
 pub fn reply_devices(
     route: Route,
     device: Option<u32>,
-    site: Option<Site>,
+    reach: Option<Reach>,
     egress: &Egress,
     devices: &Devices,
     namespaces: &Namespaces,
@@ -63,8 +63,8 @@ pub fn reply_devices(
         let known = egress.veths.iter().copied().filter(|ifindex| is_veth(*ifindex));
         namespaces.beside(veth, devices).chain(known).collect()
     };
-    let (own, others) = match (route, site) {
-        (Route::Peer(Place { ifindex: veth, .. }), _) => (Some(veth), beside(veth)),
+    let (own, others) = match (route, reach) {
+        (Route::Peer(HostDevice { ifindex: veth, .. }), _) => (Some(veth), beside(veth)),
         (Route::Neighbour { answers_on, .. }, _) if is_veth(answers_on) => {
             (Some(answers_on), beside(answers_on))
         }
@@ -74,7 +74,7 @@ pub fn reply_devices(
             (Some(DeviceSet::HOST), veths.collect())
         }
         // Up there they come out of the bridge.
-        (Route::Stack, Some(Site::Veth(place))) => {
+        (Route::Stack, Some(Reach::Veth(place))) => {
             let master = |veth: u32| devices.get(&veth).and_then(|device| device.master);
             let veths = beside(place.ifindex).into_iter();
             (device, veths.map(|veth| master(veth).unwrap_or(veth)).collect())
@@ -133,14 +133,19 @@ mod tests {
         Route::Peer(place(ifindex))
     }
 
-    fn place(ifindex: u32) -> Place {
-        Place { ifindex, mac: [2; 6], polls: false }
+    fn place(ifindex: u32) -> HostDevice {
+        HostDevice { ifindex, mac: [2; 6], polls: false }
     }
 
-    fn of(route: Route, device: Option<u32>, site: Option<Site>, egress: &Egress) -> ReplyDevices {
+    fn of(
+        route: Route,
+        device: Option<u32>,
+        reach: Option<Reach>,
+        egress: &Egress,
+    ) -> ReplyDevices {
         let devices = devices();
         let namespaces = Namespaces::of(&devices, &["dev2".to_owned()]);
-        reply_devices(route, device, site, egress, &devices, &namespaces)
+        reply_devices(route, device, reach, egress, &devices, &namespaces)
     }
 
     fn set(devices: &[u32]) -> DeviceSet {
@@ -170,14 +175,14 @@ mod tests {
         let neighbour = Route::Neighbour { ifindex: BRIDGE, answers_on: BRIDGE };
         let egress = Egress::default();
         assert_eq!(of(neighbour, Some(BRIDGE), None, &egress).answers_on, set(&[BRIDGE]));
-        assert_eq!(of(Route::Stack, Some(1), Some(Site::Host), &egress).answers_on, set(&[1]));
+        assert_eq!(of(Route::Stack, Some(1), Some(Reach::Host), &egress).answers_on, set(&[1]));
         assert!(of(Route::Stack, None, None, &egress).answers_on.is_empty());
     }
 
     #[test]
     fn through_the_stack_replies_come_out_of_the_bridge_of_each_veth() {
-        let site = Some(Site::Veth(place(10)));
-        let found = of(Route::Stack, Some(BRIDGE), site, &Egress::default());
+        let reach = Some(Reach::Veth(place(10)));
+        let found = of(Route::Stack, Some(BRIDGE), reach, &Egress::default());
         assert_eq!(found.answers_on, set(&[BRIDGE, BRIDGE + 1]));
     }
 
@@ -191,7 +196,7 @@ mod tests {
         // Served by its macvlan link, and its default route leads by a veth.
         let child = Route::Child(place(2));
         egress = Egress { default_device: Some(11), veths: vec![11, 77], ..egress };
-        let found = of(child, None, Some(Site::Macvlan(place(2))), &egress);
+        let found = of(child, None, Some(Reach::Macvlan(place(2))), &egress);
         assert_eq!((found.answers_on, &found.leaves_by[..]), (set(&[11, 1]), &[2][..]));
         // Its parent is gone.
         egress = Egress { parents: vec![99], ..Egress::default() };

@@ -17,7 +17,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 
 use self::adopted::Adopted;
-use self::find::{Found, Outcome, Question, given};
+use self::find::{FoundRoute, Outcome, Question, given};
 use crate::model::Candidate;
 use crate::model::target::{Target, target};
 use crate::net::netlink::{self, Known, Netlink};
@@ -46,7 +46,7 @@ pub enum Forward {
 /// The routes found so far.
 #[derive(Default)]
 pub struct Routes {
-    found: BTreeMap<Target, Found>,
+    found: BTreeMap<Target, FoundRoute>,
     failed: BTreeMap<Target, Failed>,
     /// Where another samport has left them.
     adopted: Adopted,
@@ -76,7 +76,7 @@ pub struct Network {
 
 /// How packets get to a backend, and how its replies come back.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Way {
+pub struct BackendPath {
     /// Where they are sent.
     pub route: Route,
     /// Where replies are recognised.
@@ -146,7 +146,7 @@ impl Routes {
         at: u64,
         network: &Network,
     ) -> Option<Question> {
-        let (addr, site) = (candidate.endpoint.ip(), candidate.place);
+        let (addr, reach) = (candidate.endpoint.ip(), candidate.place);
         let known =
             self.found.get_mut(target).filter(|found| is_there(found.route, &network.devices));
         if let Some(found) = known {
@@ -156,22 +156,22 @@ impl Routes {
                 found.at = at;
                 return None;
             }
-            return Some(Question { addr, site, known: Some(*found), may_have_moved, at });
+            return Some(Question { addr, reach, known: Some(*found), may_have_moved, at });
         }
-        if let Some(found) = given(site, at, network) {
+        if let Some(found) = given(reach, at, network) {
             self.found.insert(target.clone(), found);
             return None;
         }
         if let Some(found) = self.adopted.take(target, at, network) {
             self.found.insert(target.clone(), found);
             let may_have_moved = found.place.is_some();
-            return Some(Question { addr, site, known: Some(found), may_have_moved, at });
+            return Some(Question { addr, reach, known: Some(found), may_have_moved, at });
         }
         let has_just_failed = |failed: &Failed| failed.at == at && Instant::now() < failed.again;
         if self.failed.get(target).is_some_and(has_just_failed) {
             return None;
         }
-        Some(Question { addr, site, known: None, may_have_moved: false, at })
+        Some(Question { addr, reach, known: None, may_have_moved: false, at })
     }
 
     /// Waits until all are found that are looked for, but not for longer than this.
@@ -241,7 +241,7 @@ impl Routes {
     ///
     /// # Errors
     /// Why they cannot, for the user.
-    pub fn to(&self, candidate: &Candidate, network: &Network) -> Result<Option<Way>> {
+    pub fn to(&self, candidate: &Candidate, network: &Network) -> Result<Option<BackendPath>> {
         let target = target(candidate);
         let found = self.found.get(&target);
         if let Some(found) = found.filter(|found| is_there(found.route, &network.devices)) {
@@ -259,13 +259,13 @@ impl Routes {
     }
 }
 
-impl Found {
+impl FoundRoute {
     /// With the devices of its replies: links may come and go while the way there stays.
-    fn way(&self, candidate: &Candidate, network: &Network) -> Way {
+    fn way(&self, candidate: &Candidate, network: &Network) -> BackendPath {
         let Network { devices, namespaces, .. } = network;
-        let (site, egress) = (candidate.place, &candidate.egress);
-        let replies = reply_devices(self.route, self.device, site, egress, devices, namespaces);
-        Way { route: self.route, replies }
+        let (reach, egress) = (candidate.place, &candidate.egress);
+        let replies = reply_devices(self.route, self.device, reach, egress, devices, namespaces);
+        BackendPath { route: self.route, replies }
     }
 }
 

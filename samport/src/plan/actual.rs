@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{DEFAULT_BACKENDS, DeviceInfo, DeviceSet, Life};
+use samport_common::layout::{BackendState, DEFAULT_BACKENDS, DeviceInfo, DeviceSet};
 
-use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, ServiceKey};
+use super::change::{BackendId, BackendKey, Change, Frontend, ReverseNatTable, Role, ServiceKey};
 use crate::model::ports::Listen;
 use crate::plan::table::{Recipe, Region, Tables};
 
@@ -15,7 +15,7 @@ use crate::plan::table::{Recipe, Region, Tables};
 #[derive(Clone, Debug)]
 pub struct Actual {
     pub(super) backends: BTreeMap<BackendKey, (BackendId, Attributes)>,
-    pub(super) owners: Owners,
+    pub(super) reverse_nat: ReverseNatTable,
     pub(super) services: BTreeMap<ServiceKey, Installed>,
     /// By address and port, whichever service has them.
     pub(super) frontends: BTreeMap<(IpAddr, Listen), Frontend>,
@@ -41,7 +41,7 @@ pub struct Attributes {
     /// Its share relative to the others.
     pub weight: u32,
     /// Whether it takes new flows, and keeps which.
-    pub life: Life,
+    pub state: BackendState,
     /// The devices its replies may come in by.
     pub answers_on: DeviceSet,
 }
@@ -66,7 +66,7 @@ impl Actual {
     pub fn with_room_for(backends: u32) -> Self {
         Self {
             backends: BTreeMap::new(),
-            owners: BTreeMap::new(),
+            reverse_nat: BTreeMap::new(),
             services: BTreeMap::new(),
             frontends: BTreeMap::new(),
             allowed: BTreeSet::new(),
@@ -88,8 +88,8 @@ impl Actual {
     }
 
     /// The backends, and whether they take no new flows.
-    pub fn standing(&self) -> impl Iterator<Item = (&BackendKey, bool)> {
-        self.backends.iter().map(|(key, (_, marks))| (key, marks.life != Life::Serving))
+    pub fn draining_by_backend(&self) -> impl Iterator<Item = (&BackendKey, bool)> {
+        self.backends.iter().map(|(key, (_, marks))| (key, marks.state != BackendState::Serving))
     }
 
     /// The id of a backend the kernel has.
@@ -101,9 +101,9 @@ impl Actual {
     /// Records a change that was made.
     pub fn record(&mut self, change: &Change) {
         match change {
-            Change::SetBackend { key, id, shared, weight, life, answers_on } => {
-                let (shared, weight, life) = (*shared, *weight, *life);
-                let marks = Attributes { shared, weight, life, answers_on: *answers_on };
+            Change::SetBackend { key, id, shared, weight, state, answers_on } => {
+                let (shared, weight, state) = (*shared, *weight, *state);
+                let marks = Attributes { shared, weight, state, answers_on: *answers_on };
                 self.last_id = id.index;
                 self.generations[id.index as usize] = id.generation;
                 self.backends.insert(key.clone(), (*id, marks));
@@ -120,8 +120,8 @@ impl Actual {
             Change::RemoveSource(addr) => {
                 self.sources.remove(addr);
             }
-            Change::SetOwners { source, owners } => {
-                self.owners.insert(*source, owners.clone());
+            Change::SetReverseNat { source, reverse_nat } => {
+                self.reverse_nat.insert(*source, reverse_nat.clone());
             }
             Change::Attach(role, ifindex) => {
                 self.attached.insert((*role, *ifindex));
@@ -162,8 +162,8 @@ impl Actual {
                     self.give_back(before.region);
                 }
             }
-            Change::RemoveOwners(source) => {
-                self.owners.remove(source);
+            Change::RemoveReverseNat(source) => {
+                self.reverse_nat.remove(source);
             }
             Change::RetireBackend { key, id } => {
                 self.backends.remove(key);

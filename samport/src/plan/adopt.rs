@@ -13,7 +13,9 @@ use samport_common::layout::{DeviceInfo, DeviceSet};
 use serde::{Deserialize, Serialize};
 
 use super::actual::{Actual, Attributes, Installed};
-use super::change::{BackendId, BackendKey, Change, Frontend, Owners, Role, Route, ServiceKey};
+use super::change::{
+    BackendId, BackendKey, Change, Frontend, ReverseNatTable, Role, Route, ServiceKey,
+};
 use crate::model::ports::Listen;
 use crate::plan::table::{Recipe, Region};
 
@@ -91,7 +93,7 @@ impl IdManifest {
 
 /// What the kernel's maps say.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Found {
+pub struct KernelContents {
     /// Backends of the ledger that serve, just as it says.
     pub backends: BTreeMap<BackendKey, (BackendId, Attributes)>,
     /// Numbers in use of which it does not know, or knows otherwise.
@@ -99,14 +101,14 @@ pub struct Found {
     /// The generation of every number; as many as there is room for, and number 0.
     pub generations: Vec<u32>,
     /// Whose replies come from where.
-    pub owners: Owners,
+    pub reverse_nat: ReverseNatTable,
     /// What is served.
     pub frontends: BTreeMap<(IpAddr, Listen), Frontend>,
     /// Networks that are allowed.
     pub allowed: BTreeSet<(ServiceId, IpNet)>,
     /// Ports that are looked at.
     pub ports: BTreeSet<Listen>,
-    /// Programs that sit on devices.
+    /// Programs that are attached to devices.
     pub attached: BTreeSet<(Role, u32)>,
     /// What the programs know of devices.
     pub devices: BTreeMap<u32, DeviceInfo>,
@@ -126,11 +128,12 @@ pub enum Orphan {
 impl Actual {
     /// Goes on from what was found in the kernel, and says what has to be undone.
     #[must_use]
-    pub fn adopt(ledger: &IdManifest, found: Found) -> (Self, Vec<Orphan>) {
-        let Found { backends, orphans, frontends, allowed, .. } = found;
-        let Found { generations, owners, ports, attached, devices, sources, .. } = found;
+    pub fn adopt(ledger: &IdManifest, found: KernelContents) -> (Self, Vec<Orphan>) {
+        let KernelContents { backends, orphans, frontends, allowed, .. } = found;
+        let KernelContents { generations, reverse_nat, ports, attached, devices, sources, .. } =
+            found;
         let known = Self { devices, sources, generations, ..Self::with_room_for(0) };
-        let mut actual = Self { owners, ports, attached, ..known };
+        let mut actual = Self { reverse_nat, ports, attached, ..known };
         let by_id: BTreeMap<ServiceId, ServiceKey> =
             ledger.services().map(|(key, id)| (id, key)).collect();
         for (id, key) in &by_id {

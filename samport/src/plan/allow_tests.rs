@@ -18,7 +18,7 @@ fn networks(list: &[&str]) -> Networks {
 /// Ports on an address of each family, and who may use them; everybody, if no network is named.
 fn wish(ports: &[(Listen, Networks)]) -> Desired {
     let on: BTreeMap<IpAddr, Scope> = ["203.0.113.1", "2001:db8:1::1"]
-        .map(|addr| (addr.parse().unwrap(), Scope::Everybody))
+        .map(|addr| (addr.parse().unwrap(), Scope::External))
         .into();
     Desired {
         frontends: ports.iter().map(|(listen, _)| (*listen, on.clone())).collect(),
@@ -80,12 +80,12 @@ fn networks_of_one_family_close_the_door_of_the_other() {
 
 /// What the kernel knows of who may be served.
 #[derive(Clone, Default)]
-struct Door {
+struct Admitted {
     restricted: BTreeMap<(IpAddr, Listen), (ServiceId, bool)>,
     allowed: BTreeSet<(ServiceId, IpNet)>,
 }
 
-impl Door {
+impl Admitted {
     fn apply(&mut self, change: &Change) {
         match change {
             Change::SetFrontend { addr, listen, to } => {
@@ -133,7 +133,7 @@ proptest! {
     /// not.
     #[test]
     fn nobody_is_locked_out_or_let_in_half_way(hints in hints()) {
-        let (mut actual, mut door) = (Actual::default(), Door::default());
+        let (mut actual, mut door) = (Actual::default(), Admitted::default());
         for desired in hints {
             let changes = plan(&desired, &mut actual).unwrap();
             let before = door.served();

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use samport_common::choose::Balance;
 use samport_common::flow::{FlowWord, ServiceId};
-use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceInfo, DeviceSet, Scope};
 use samport_common::seed::Seed;
 use samport_common::wire::protocol::Protocol;
 use serde::{Deserialize, Serialize};
@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::model::allow::Networks;
 use crate::model::groups::Group;
 use crate::model::ports::Listen;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 use crate::plan::table::{Recipe, Region};
 
 /// How packets get to a backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Route {
     /// Straight into the namespace behind a veth.
-    Peer(Place),
+    Peer(HostDevice),
     /// By the neighbour table.
     Neighbour {
         /// The device packets leave by.
@@ -32,7 +32,7 @@ pub enum Route {
     /// Through the host's stack.
     Stack,
     /// To a macvlan child of an interface clients come in by: the place's.
-    Child(Place),
+    Child(HostDevice),
 }
 
 impl Route {
@@ -182,7 +182,7 @@ pub struct Desired {
     pub own: BTreeSet<IpAddr>,
 }
 
-/// Where a program sits.
+/// Where a program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Role {
     /// Forward, at ingress of an interface clients come in by.
@@ -248,7 +248,7 @@ pub enum Change {
         /// Its share relative to the others.
         weight: u32,
         /// Whether it takes new flows, and keeps which.
-        life: Life,
+        state: BackendState,
         /// The devices its replies may come in by.
         answers_on: DeviceSet,
     },
@@ -261,11 +261,11 @@ pub enum Change {
     /// Forgets it: routes say so again.
     RemoveSource(IpAddr),
     /// Says whose replies come from a socket.
-    SetOwners {
+    SetReverseNat {
         /// The socket.
         source: Source,
         /// Its services and backend ids.
-        owners: Vec<Owner>,
+        reverse_nat: Vec<ServiceBackend>,
     },
     /// Attaches a program.
     Attach(Role, u32),
@@ -321,7 +321,7 @@ pub enum Change {
         listen: Listen,
     },
     /// Forgets the replies of a socket.
-    RemoveOwners(Source),
+    RemoveReverseNat(Source),
     /// Refuses a backend's flows from now on, and frees its id: the generation that the kernel then has is no
     /// backend's.
     RetireBackend {
@@ -371,9 +371,9 @@ impl Default for Policy {
 }
 
 /// A service and the id a backend has in it.
-pub type Owner = (ServiceId, BackendId);
+pub type ServiceBackend = (ServiceId, BackendId);
 /// Services and backends by the socket that answers for them.
-pub type Owners = BTreeMap<Source, Vec<Owner>>;
+pub type ReverseNatTable = BTreeMap<Source, Vec<ServiceBackend>>;
 
 /// Index into `BACKENDS` and how often it has been used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

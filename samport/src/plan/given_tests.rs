@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use samport_common::layout::{DeviceSet, Scope};
 
 use super::*;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 
 const WEB: Listen = Listen::tcp(80);
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
@@ -17,7 +17,7 @@ fn wish(ports: &[(Listen, &[IpAddr])]) -> Desired {
         listen,
         id: "web-1".into(),
         endpoint: SocketAddr::from(([172, 17, 0, 2], 9090)),
-        route: Route::Peer(Place { ifindex: 9, mac: [9; 6], polls: false }),
+        route: Route::Peer(HostDevice { ifindex: 9, mac: [9; 6], polls: false }),
     };
     let share = Share {
         name: "web-1".into(),
@@ -29,7 +29,7 @@ fn wish(ports: &[(Listen, &[IpAddr])]) -> Desired {
         route_back: None,
     };
     let everybody =
-        |on: &[IpAddr]| on.iter().map(|addr| (*addr, Scope::Everybody)).collect::<BTreeMap<_, _>>();
+        |on: &[IpAddr]| on.iter().map(|addr| (*addr, Scope::External)).collect::<BTreeMap<_, _>>();
     Desired {
         frontends: ports.iter().map(|(listen, on)| (*listen, everybody(on))).collect(),
         backends: ports.iter().map(|(listen, _)| (backend(*listen), share.clone())).collect(),
@@ -59,7 +59,7 @@ fn an_address_and_the_port_everywhere_are_two_services_that_share_an_endpoint() 
     reach(&[(WEB, &[HOST]), (WEB.at(VIP), &[VIP])], &mut actual);
     assert_eq!(service_at(VIP, &actual).listen, WEB.at(VIP));
     assert_eq!(service_at(HOST, &actual).listen, WEB);
-    assert_eq!(actual.owners.values().map(Vec::len).collect::<Vec<_>>(), [2]);
+    assert_eq!(actual.reverse_nat.values().map(Vec::len).collect::<Vec<_>>(), [2]);
     assert!(actual.backends.values().all(|(_, marks)| marks.shared));
     assert!(actual.frontends.values().all(|to| to.shared));
 }
@@ -69,7 +69,7 @@ fn an_address_goes_from_one_service_to_the_other_in_one_step() {
     let mut actual = Actual::default();
     let apart: [(Listen, &[IpAddr]); 2] = [(WEB, &[HOST]), (WEB.at(VIP), &[VIP])];
     reach(&[(WEB, &[HOST, VIP])], &mut actual);
-    for (ports, owner) in [(&apart[..], WEB.at(VIP)), (&[(WEB, &[HOST, VIP][..])], WEB)] {
+    for (ports, entry) in [(&apart[..], WEB.at(VIP)), (&[(WEB, &[HOST, VIP][..])], WEB)] {
         let changes = reach(ports, &mut actual);
         let at_vip: Vec<_> = changes
             .iter()
@@ -81,7 +81,7 @@ fn an_address_goes_from_one_service_to_the_other_in_one_step() {
             })
             .collect();
         assert!(matches!(at_vip[..], [Change::SetFrontend { .. }]), "{changes:?}");
-        assert_eq!(service_at(VIP, &actual).listen, owner);
+        assert_eq!(service_at(VIP, &actual).listen, entry);
     }
 }
 

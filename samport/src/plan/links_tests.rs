@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use samport_common::layout::DeviceSet;
 
 use super::*;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 
 fn wish(route: Route, answers_on: &[u32], leaves_by: &[u32]) -> Desired {
     let key = BackendKey {
@@ -38,7 +38,7 @@ fn reach(desired: &Desired, actual: &mut Actual) -> Vec<Change> {
 }
 
 fn peer(ifindex: u32) -> Route {
-    Route::Peer(Place { ifindex, mac: [2; 6], polls: false })
+    Route::Peer(HostDevice { ifindex, mac: [2; 6], polls: false })
 }
 
 /// What happens when a network is connected to a container, and disconnected: its flows' backend stays.
@@ -59,7 +59,7 @@ fn links_come_and_go_while_the_backend_stays() {
 
 #[test]
 fn replies_are_taken_on_every_link_whatever_the_route() {
-    let child = Route::Child(Place { ifindex: 2, mac: [2; 6], polls: false });
+    let child = Route::Child(HostDevice { ifindex: 2, mac: [2; 6], polls: false });
     let neighbour = |answers_on| Route::Neighbour { ifindex: 5, answers_on };
     for (route, answers_on, leaves_by, expected) in [
         (peer(9), &[12, 9][..], &[][..], &[(Role::Reverse, 9), (Role::Reverse, 12)][..]),

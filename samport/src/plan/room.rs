@@ -162,8 +162,8 @@ fn forget_services(desired: &Desired, actual: &mut Actual) {
     let of_networks = actual.allowed.iter().map(|(service, _)| *service);
     let in_use: BTreeSet<ServiceKey> = of_backends.chain(of_networks).collect();
     let of_frontends = actual.frontends.values().map(|to| to.id);
-    let of_owners = actual.owners.values().flatten().map(|(id, _)| *id);
-    let ids: BTreeSet<u16> = of_frontends.chain(of_owners).map(ServiceId::get).collect();
+    let of_reverse_nat = actual.reverse_nat.values().flatten().map(|(id, _)| *id);
+    let ids: BTreeSet<u16> = of_frontends.chain(of_reverse_nat).map(ServiceId::get).collect();
     actual.services.retain(|key, installed| {
         desired.frontends.contains_key(&key.listen)
             || installed.region != Region::EMPTY

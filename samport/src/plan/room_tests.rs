@@ -29,7 +29,7 @@ fn wish(
     ports: impl IntoIterator<Item = u16>,
     backends: impl IntoIterator<Item = (BackendKey, Share)>,
 ) -> Desired {
-    let on = BTreeMap::from([(VIP, Scope::Everybody)]);
+    let on = BTreeMap::from([(VIP, Scope::External)]);
     Desired {
         frontends: ports.into_iter().map(|port| (Listen::tcp(port), on.clone())).collect(),
         backends: backends.into_iter().collect(),

@@ -62,7 +62,7 @@ mod tests {
     use super::super::change::{BackendKey, Share};
     use super::*;
     use crate::model::ports::Listen;
-    use crate::model::{Place, State};
+    use crate::model::{HostDevice, State};
 
     const VETH: u32 = 9;
 
@@ -83,7 +83,7 @@ mod tests {
     }
 
     fn peer(ifindex: u32) -> Route {
-        Route::Peer(Place { ifindex, mac: [1; 6], polls: false })
+        Route::Peer(HostDevice { ifindex, mac: [1; 6], polls: false })
     }
 
     fn sides(desired: &Desired) -> Vec<(u32, Option<Side>)> {
@@ -159,7 +159,7 @@ mod tests {
     /// Of these the routes say where packets may come from: by several ways, perhaps.
     #[test]
     fn an_address_behind_no_veth_is_tied_to_no_device() {
-        let child = Route::Child(Place { ifindex: 2, mac: [1; 6], polls: false });
+        let child = Route::Child(HostDevice { ifindex: 2, mac: [1; 6], polls: false });
         for route in [Route::Stack, child, Route::Neighbour { ifindex: 4, answers_on: 4 }] {
             assert!(sources(&with("10.9.0.2", route, 4)).is_empty(), "{route:?}");
         }

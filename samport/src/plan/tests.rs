@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 use samport_common::choose::Balance;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceInfo, DeviceSet, Scope};
 use samport_common::source::Side;
 
 use super::*;
-use crate::model::{Place, State};
+use crate::model::{HostDevice, State};
 
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(172, 17, 0, 1));
@@ -19,7 +19,7 @@ fn key(name: u8, listen: u16) -> BackendKey {
         listen: Listen::tcp(listen),
         id: format!("web-{name}"),
         endpoint: SocketAddr::from(([172, 17, 0, name], 9090)),
-        route: Route::Peer(Place { ifindex: u32::from(name), mac: [name; 6], polls: false }),
+        route: Route::Peer(HostDevice { ifindex: u32::from(name), mac: [name; 6], polls: false }),
     }
 }
 
@@ -47,7 +47,7 @@ fn wish(backends: &[(BackendKey, Share)]) -> Desired {
     let listens: BTreeSet<Listen> = backends.iter().map(|(key, _)| key.listen).collect();
     let on = |listen: &Listen| {
         let given_away = listen.addr.is_none() && listens.contains(&listen.at(VIP));
-        (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::Everybody))))
+        (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::External))))
     };
     Desired {
         frontends: listens.iter().map(on).collect(),
@@ -112,17 +112,17 @@ fn who_is_unhealthy_is_marked_while_others_take_new_flows() {
     let life_of_two = |wanted: &[(BackendKey, Share)]| {
         let mut actual = Actual::default();
         reach(&wish(wanted), &mut actual);
-        actual.backends[&key(2, 80)].1.life
+        actual.backends[&key(2, 80)].1.state
     };
     let second = (key(2, 80), unhealthy());
-    assert_eq!(life_of_two(&[(key(1, 80), active(1)), second.clone()]), Life::Unhealthy);
+    assert_eq!(life_of_two(&[(key(1, 80), active(1)), second.clone()]), BackendState::Unhealthy);
     for other in [unhealthy(), draining(), Share { weight: 0, ..active(1) }] {
-        assert_eq!(life_of_two(&[(key(1, 80), other), second.clone()]), Life::Draining);
+        assert_eq!(life_of_two(&[(key(1, 80), other), second.clone()]), BackendState::Draining);
     }
     // Another service's are no others.
-    assert_eq!(life_of_two(&[(key(1, 81), active(1)), second.clone()]), Life::Draining);
+    assert_eq!(life_of_two(&[(key(1, 81), active(1)), second.clone()]), BackendState::Draining);
     let drains = (key(2, 80), draining());
-    assert_eq!(life_of_two(&[(key(1, 80), active(1)), drains]), Life::Draining);
+    assert_eq!(life_of_two(&[(key(1, 80), active(1)), drains]), BackendState::Draining);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_backend_behind_another_veth_is_another_backend() {
     let mut actual = Actual::default();
     let before = key(1, 80);
     reach(&wish(&[(before.clone(), active(1))]), &mut actual);
-    let route = Route::Peer(Place { ifindex: 77, mac: [1; 6], polls: false });
+    let route = Route::Peer(HostDevice { ifindex: 77, mac: [1; 6], polls: false });
     let after = BackendKey { route, ..before.clone() };
     reach(&wish(&[(after.clone(), active(1))]), &mut actual);
     let ids: Vec<_> = actual.backends().map(|(key, id)| (key.clone(), id.index)).collect();
@@ -156,7 +156,7 @@ fn an_endpoint_behind_two_ports_is_marked_as_shared() {
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     reach(&wish(&[(key(1, 80), active(1)), (key(1, 443), active(1))]), &mut actual);
     assert!(actual.backends.values().all(|(_, marks)| marks.shared));
-    assert_eq!(actual.owners[&key(1, 80).source()].len(), 2);
+    assert_eq!(actual.reverse_nat[&key(1, 80).source()].len(), 2);
     reach(&wish(&[(key(1, 80), active(1))]), &mut actual);
     assert!(actual.backends.values().all(|(_, marks)| !marks.shared));
 }
@@ -168,19 +168,19 @@ fn one_port_under_two_protocols_is_two_services_and_its_endpoint_two_sockets() {
     let changes = reach(&wish(&both), &mut actual);
     for listen in [Listen::tcp(53), Listen::udp(53)] {
         assert!(changes.contains(&Change::OpenPort(listen)));
-        assert_eq!(served(&actual, VIP, listen), Some(Scope::Everybody));
+        assert_eq!(served(&actual, VIP, listen), Some(Scope::External));
     }
     let ids: BTreeSet<_> = actual.frontends.values().map(|to| to.id).collect();
     assert_eq!(ids.len(), 2);
     assert!(actual.backends.values().all(|(_, marks)| !marks.shared));
-    assert!(actual.owners.values().all(|owners| owners.len() == 1));
-    assert_eq!(actual.owners.len(), 2);
+    assert!(actual.reverse_nat.values().all(|reverse_nat| reverse_nat.len() == 1));
+    assert_eq!(actual.reverse_nat.len(), 2);
 
     let changes = reach(&wish(&both[..1]), &mut actual);
     assert!(changes.contains(&Change::ClosePort(Listen::udp(53))));
     assert!(!changes.contains(&Change::ClosePort(Listen::tcp(53))));
     assert_eq!(served(&actual, VIP, Listen::udp(53)), None);
-    assert_eq!(actual.owners.len(), 1);
+    assert_eq!(actual.reverse_nat.len(), 1);
 }
 
 fn served(actual: &Actual, addr: IpAddr, listen: Listen) -> Option<Scope> {
@@ -199,12 +199,12 @@ fn an_address_that_moves_to_an_interface_is_everybodys_in_one_step_and_back() {
             None => on.remove(&OTHER),
         };
         let changes = reach(&desired, actual);
-        assert_eq!(served(actual, VIP, listen), Some(Scope::Everybody));
+        assert_eq!(served(actual, VIP, listen), Some(Scope::External));
         assert_eq!(served(actual, OTHER, listen), scope);
         changes
     };
-    serve_other(Some(Scope::Inside), &mut actual);
-    for scope in [Scope::Everybody, Scope::Inside] {
+    serve_other(Some(Scope::Internal), &mut actual);
+    for scope in [Scope::External, Scope::Internal] {
         let changes = serve_other(Some(scope), &mut actual);
         let [Change::SetFrontend { addr: OTHER, to, .. }] = &changes[..] else {
             panic!("more than one step: {changes:?}")
@@ -221,7 +221,7 @@ fn where_there_is_no_room_for_both_the_old_address_goes_before_the_new_one_comes
     let mut desired = wish(&[(key(1, 80), active(1))]);
     reach(&desired, &mut actual);
     let on = desired.frontends.get_mut(&Listen::tcp(80)).unwrap();
-    *on = BTreeMap::from([(OTHER, Scope::Everybody)]);
+    *on = BTreeMap::from([(OTHER, Scope::External)]);
     let kinds: Vec<_> = reach(&desired, &mut actual).iter().map(kind).collect();
     assert_eq!(kinds, ["remove", "frontend"]);
 }
@@ -295,7 +295,7 @@ fn a_backend_for_a_port_nobody_serves_is_an_error() {
 fn kind(change: &Change) -> &'static str {
     match change {
         Change::SetBackend { .. } => "set",
-        Change::SetOwners { .. } => "owners",
+        Change::SetReverseNat { .. } => "owners",
         Change::SetDevice(..) => "device",
         Change::RemoveDevice(_) => "forget device",
         Change::SetSource(..) => "source",
@@ -309,7 +309,7 @@ fn kind(change: &Change) -> &'static str {
         Change::OpenPort(_) => "open",
         Change::ClosePort(_) => "close",
         Change::RemoveFrontend { .. } => "remove",
-        Change::RemoveOwners(_) => "forget",
+        Change::RemoveReverseNat(_) => "forget",
         Change::RetireBackend { .. } => "retire",
         Change::Detach(..) => "detach",
     }
@@ -332,7 +332,7 @@ pub(super) struct Model {
     serving: BTreeMap<u32, BackendKey>,
     /// Generations of ids that a program may have seen in use that is still running, and will count for.
     retired: BTreeMap<u32, u32>,
-    owners: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
+    reverse_nat: BTreeMap<Source, Vec<(ServiceId, BackendId)>>,
     frontends: BTreeMap<(IpAddr, Listen), Region>,
     attached: BTreeSet<(Role, u32)>,
     devices: BTreeMap<u32, DeviceInfo>,
@@ -350,11 +350,11 @@ impl Model {
                 self.serving.remove(&id.index);
                 self.retired.insert(id.index, id.generation);
             }
-            Change::SetOwners { source, owners } => {
-                self.owners.insert(*source, owners.clone());
+            Change::SetReverseNat { source, reverse_nat } => {
+                self.reverse_nat.insert(*source, reverse_nat.clone());
             }
-            Change::RemoveOwners(source) => {
-                self.owners.remove(source);
+            Change::RemoveReverseNat(source) => {
+                self.reverse_nat.remove(source);
             }
             Change::WriteTable { region, slots, .. } => {
                 for live in self.frontends.values().filter(|live| live.len > 0) {
@@ -417,8 +417,8 @@ impl Model {
                 let backend = self.serving.get(&id).unwrap_or_else(|| panic!("id {id} is not set"));
                 let port = backend.listen.everywhere();
                 assert_eq!(port, *listen, "{backend:?} is in another port's table");
-                let owners = &self.owners[&backend.source()];
-                assert!(owners.iter().any(|(_, owner)| owner.index == id), "{backend:?}");
+                let reverse_nat = &self.reverse_nat[&backend.source()];
+                assert!(reverse_nat.iter().any(|(_, entry)| entry.index == id), "{backend:?}");
                 let Route::Peer(place) = backend.route else { panic!("only peers here") };
                 assert!(self.attached.contains(&(Role::Reverse, place.ifindex)), "{backend:?}");
             }
@@ -529,7 +529,7 @@ proptest! {
 
 #[test]
 fn a_macvlan_child_is_answered_for_at_its_parent_alone() {
-    let route = Route::Child(Place { ifindex: 2, mac: [1; 6], polls: false });
+    let route = Route::Child(HostDevice { ifindex: 2, mac: [1; 6], polls: false });
     let mut desired = wish(&[(BackendKey { route, ..key(1, 80) }, active(1))]);
     desired.interfaces = [2, 3].into();
     desired.bridges = [5].into();

@@ -19,12 +19,12 @@ const SETTLE: Duration = Duration::from_millis(5);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A file that may change, or another one in its folder.
-pub struct Followed {
+pub struct FileWatch {
     touches: mpsc::Receiver<()>,
     _watcher: notify::RecommendedWatcher,
 }
 
-impl Followed {
+impl FileWatch {
     /// Follows a file from now on.
     ///
     /// # Errors

@@ -71,7 +71,7 @@ struct Places<'a> {
 
 /// Why there is no seed.
 #[derive(Debug)]
-enum Trouble {
+enum SeedError {
     /// A file that is not there cannot be made.
     Unmade(io::Error),
     /// There is one, which cannot be used.
@@ -89,7 +89,7 @@ impl Places<'_> {
         }
         let why = match with_folder(self.usual) {
             Ok(file) => return Ok(file),
-            Err(Trouble::Unmade(why)) => why,
+            Err(SeedError::Unmade(why)) => why,
             Err(unusable) => return Err(unusable.of(self.usual)),
         };
         let file = with_folder(self.until_reboot);
@@ -112,7 +112,7 @@ impl Places<'_> {
         };
         match (may, named) {
             (Ok(()), _) => Ok(Look::New(path.to_owned())),
-            (Err(error), Some(_)) => Err(Trouble::Unmade(error).of(path)),
+            (Err(error), Some(_)) => Err(SeedError::Unmade(error).of(path)),
             (Err(error), None) => {
                 read(self.until_reboot)?;
                 Ok(Look::UntilReboot(self.until_reboot.to_owned(), self.not_kept(&error)))
@@ -131,7 +131,7 @@ impl Places<'_> {
     }
 }
 
-impl Trouble {
+impl SeedError {
     fn of(self, path: &Path) -> anyhow::Error {
         match self {
             Self::Unmade(error) => coded(
@@ -148,30 +148,30 @@ impl Trouble {
 }
 
 /// The same as [`found_or_made`], with the folder too.
-fn with_folder(path: &Path) -> Result<SeedFile, Trouble> {
+fn with_folder(path: &Path) -> Result<SeedFile, SeedError> {
     let made = DirBuilder::new().mode(0o755).create(folder_of(path));
     match (found_or_made(path), made) {
         // Why the folder is missing says more than that it is.
-        (Err(Trouble::Unmade(_)), Err(why)) if why.kind() != ErrorKind::AlreadyExists => {
-            Err(Trouble::Unmade(why))
+        (Err(SeedError::Unmade(_)), Err(why)) if why.kind() != ErrorKind::AlreadyExists => {
+            Err(SeedError::Unmade(why))
         }
         (found, _) => found,
     }
 }
 
 /// The seed of a file, which is made at random where it is missing.
-fn found_or_made(path: &Path) -> Result<SeedFile, Trouble> {
+fn found_or_made(path: &Path) -> Result<SeedFile, SeedError> {
     for _ in 0..TRIES {
-        if let Some(seed) = read(path).map_err(Trouble::Unusable)? {
+        if let Some(seed) = read(path).map_err(SeedError::Unusable)? {
             return Ok(SeedFile { path: path.to_owned(), seed });
         }
         match make(path) {
             // Whoever was first has made it; we read what there is.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            made => made.map_err(Trouble::Unmade)?,
+            made => made.map_err(SeedError::Unmade)?,
         }
     }
-    Err(Trouble::Unmade(ErrorKind::NotFound.into()))
+    Err(SeedError::Unmade(ErrorKind::NotFound.into()))
 }
 
 /// Makes a file with a new seed: whole and on disk, or not at all, and never in the place of another.

@@ -7,7 +7,7 @@ use samport_common::rewrite::End;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{icmp, ipv4, ipv6, tcp, udp};
 
-use crate::sum::sum;
+use crate::sum::csum;
 
 /// What a receiver says to a checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +34,7 @@ pub fn put_address<P: Family>(frame: &mut [u8], l3: usize, end: End, addr: P::Ad
         End::Source => P::SOURCE,
         End::Destination => P::DESTINATION,
     };
-    put(frame, l3 + offset, bytes::<P>(&P::widen(addr)));
+    put(frame, l3 + offset, bytes::<P>(&P::to_mapped(addr)));
 }
 
 /// Puts an endpoint at one end of a packet, checksums aside.
@@ -72,7 +72,7 @@ pub fn end<P: Family>(frame: &[u8], l3: usize) -> usize {
 /// The checksum of the IP header at `l3`; right where there is none.
 pub fn header<P: Family>(frame: &[u8], l3: usize) -> Checksum {
     match P::CHECKSUM {
-        Some(_) => Checksum::of(sum(&[header_bytes(frame, l3)])),
+        Some(_) => Checksum::of(csum(&[header_bytes(frame, l3)])),
         None => Checksum::Right,
     }
 }
@@ -80,7 +80,7 @@ pub fn header<P: Family>(frame: &[u8], l3: usize) -> Checksum {
 pub fn correct_header<P: Family>(frame: &mut [u8], l3: usize) {
     if let Some(offset) = P::CHECKSUM {
         put(frame, l3 + offset, &[0; 2]);
-        let checksum = !sum(&[header_bytes(frame, l3)]);
+        let checksum = !csum(&[header_bytes(frame, l3)]);
         put(frame, l3 + offset, &checksum.to_be_bytes());
     }
 }
@@ -139,7 +139,7 @@ pub fn correct_message<P: Family>(frame: &mut [u8], at: usize) {
 
 fn message_sum<P: Family>(frame: &[u8], at: usize) -> u16 {
     match P::CHECKSUM {
-        Some(_) => sum(&[&frame[at..end::<P>(frame, L3)]]),
+        Some(_) => csum(&[&frame[at..end::<P>(frame, L3)]]),
         None => covered::<P>(frame, at, P::ICMP),
     }
 }
@@ -149,5 +149,5 @@ fn covered<P: Family>(frame: &[u8], l4: usize, protocol: u8) -> u16 {
     let payload = &frame[l4..end::<P>(frame, L3)];
     let address = |offset| &frame[L3 + offset..][..size_of::<P::Addr>()];
     let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-    sum(&[address(P::SOURCE), address(P::DESTINATION), &[0, protocol], &length, payload])
+    csum(&[address(P::SOURCE), address(P::DESTINATION), &[0, protocol], &length, payload])
 }

@@ -8,7 +8,7 @@ pub mod conntrack;
 mod fields;
 pub mod parse;
 pub mod rewrite;
-mod second;
+mod second_parser;
 mod sum;
 
 /// A fuzz target: a function that panics if something that must hold does not.

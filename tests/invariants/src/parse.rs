@@ -7,7 +7,7 @@ use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, icmp, ipv4, ipv6, tcp, udp};
 
-use crate::second::{self, Opinion};
+use crate::second_parser::{self, Reading};
 
 /// Whatever a frame holds, it is parsed without a crash, what is found lies inside of it and is what
 /// another parser finds, and of a frame that is cut off nothing else is said than of the whole.
@@ -79,11 +79,11 @@ fn family<P: Family + PartialEq + std::fmt::Debug>(frame: &[u8], part: &[u8]) {
         Seen::Error(error) => error_lies_inside::<P>(frame, error),
         Seen::Nothing(_) => {}
     }
-    match (second::opinion::<P>(frame), &whole) {
+    match (second_parser::read::<P>(frame), &whole) {
         (None, _) => {}
         // Also one of a protocol that no service has.
-        (Some(Opinion::Fragment), ours) if !matches!(ours, Seen::Packet(_)) => {}
-        (Some(Opinion::Whole(protocol, l4)), Seen::Packet(ours)) => {
+        (Some(Reading::Fragment), ours) if !matches!(ours, Seen::Packet(_)) => {}
+        (Some(Reading::Whole(protocol, l4)), Seen::Packet(ours)) => {
             assert_eq!((ours.protocol, ours.l4), (protocol, l4));
         }
         (Some(theirs), ours) => panic!("{ours:?}, and etherparse: {theirs:?}"),
@@ -160,5 +160,5 @@ fn endpoints_are_theirs<P: Family>(frame: &[u8], packet: &Packet<P::Addr>) {
 
 fn stands_at<P: Family>(frame: &[u8], at: usize, address: P::Addr) -> bool {
     let len = size_of::<P::Addr>();
-    frame[at..at + len] == P::widen(address)[16 - len..]
+    frame[at..at + len] == P::to_mapped(address)[16 - len..]
 }

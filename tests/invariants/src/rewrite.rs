@@ -30,7 +30,7 @@ pub fn check(bytes: &[u8]) {
 
 fn family<P: Family + PartialEq + Debug>(frame: &[u8], choices: u8, to: &[u8; 18]) {
     let [address @ .., p0, p1] = to;
-    let to = Endpoint { addr: P::narrow(address), port: [*p0, *p1] };
+    let to = Endpoint { addr: P::from_mapped(address), port: [*p0, *p1] };
     let end = if choices & 1 == 0 { End::Destination } else { End::Source };
     match look::<P>(frame) {
         Seen::Packet(packet) | Seen::First(packet, _) => {
@@ -215,6 +215,6 @@ fn quoted_checksum<P: Family>(frame: &[u8], quoted: &Packet<P::Addr>) -> Option<
 }
 
 fn bytes<P: Family>(of: Endpoint<P::Addr>) -> Vec<u8> {
-    let wide = P::widen(of.addr);
+    let wide = P::to_mapped(of.addr);
     [fields::bytes::<P>(&wide), &of.port].concat()
 }

@@ -1,7 +1,7 @@
 //! Internet checksums (RFC 1071), the slow and plain way: no code is shared with what is checked.
 
 /// The ones' complement sum of big-endian words; an odd last byte counts as if a zero followed.
-pub fn sum(parts: &[&[u8]]) -> u16 {
+pub fn csum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for part in parts {
         for word in part.chunks(2) {
@@ -17,7 +17,7 @@ pub fn sum(parts: &[&[u8]]) -> u16 {
 /// The checksum that was `field` before `from` became `to` in what it covers.
 pub fn moved(field: [u8; 2], from: &[u8], to: &[u8]) -> [u8; 2] {
     let complement = |bytes: &[u8]| bytes.iter().map(|byte| !byte).collect::<Vec<_>>();
-    (!sum(&[&complement(&field), &complement(from), to])).to_be_bytes()
+    (!csum(&[&complement(&field), &complement(from), to])).to_be_bytes()
 }
 
 #[cfg(test)]
@@ -26,8 +26,8 @@ mod tests {
 
     #[test]
     fn the_example_of_rfc_1071() {
-        assert_eq!(sum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), 0xddf2);
-        assert_eq!(sum(&[&[1, 2, 3]]), 0x0402);
+        assert_eq!(csum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), 0xddf2);
+        assert_eq!(csum(&[&[1, 2, 3]]), 0x0402);
     }
 
     #[test]

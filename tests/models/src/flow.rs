@@ -3,7 +3,7 @@
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicU32, AtomicU64};
 use samport_common::conntrack::{
-    self, Advance, Counted, Decision, Known, Openers, Segment, Sender, Sequences, State,
+    self, Advance, Decision, Known, OpenChange, Openers, Segment, Sender, Sequences, State,
 };
 use samport_common::flow::FlowWord;
 use samport_common::wire::protocol::Protocol;
@@ -21,7 +21,7 @@ pub enum Without {
     NumbersFirst,
 }
 
-/// Open flows as they are counted, by backend: `CONDITIONS`.
+/// Open flows as they are counted, by backend: `BACKEND_LOAD`.
 #[derive(Default, Debug)]
 pub struct Open {
     opened: [AtomicU64; 3],
@@ -48,10 +48,10 @@ impl Open {
     }
 
     fn moves(&self, from: FlowWord, to: FlowWord) {
-        match conntrack::counted(from.state(), to.state()) {
-            Counted::Opened => Self::add(&self.opened, to),
-            Counted::Ended => Self::add(&self.ended, from),
-            Counted::Neither => {}
+        match conntrack::open_change(from.state(), to.state()) {
+            OpenChange::Opened => Self::add(&self.opened, to),
+            OpenChange::Ended => Self::add(&self.ended, from),
+            OpenChange::Neither => {}
         }
     }
 

@@ -7,7 +7,7 @@ use samport::plan::{BackendId, Change};
 use samport_common::choose;
 use samport_common::conntrack::State;
 use samport_common::flow::FlowWord;
-use samport_common::layout::{Life, Slots};
+use samport_common::layout::{BackendState, Slots};
 use samport_common::wire::protocol::Protocol;
 
 /// Frontends of the model's services.
@@ -21,7 +21,7 @@ const BACKENDS: usize = 3;
 struct Backend {
     port: AtomicU32,
     generation: AtomicU32,
-    life: AtomicU32,
+    state: AtomicU32,
 }
 
 /// A value of `SERVICES`, in the order of its bytes.
@@ -95,8 +95,8 @@ impl Kernel {
     /// Whether a flow's backend still takes its packets: `forward::serves_in`.
     pub fn serves(&self, word: FlowWord) -> bool {
         let backend = &self.backends[word.backend() as usize];
-        let life = backend.life.load(Acquire).to_le_bytes()[0];
-        Life::from_byte(life).keeps(Protocol::Tcp)
+        let state = backend.state.load(Acquire).to_le_bytes()[0];
+        BackendState::from_byte(state).keeps(Protocol::Tcp)
             && backend.generation.load(Acquire) == word.generation()
     }
 
@@ -145,22 +145,24 @@ impl<'a> Loader<'a> {
         self.spare = self.kernel.frontends[frontend].swap(self.spare, AcqRel);
     }
 
-    fn set_backend(&self, id: BackendId, port: Option<u16>, life: Life) {
+    fn set_backend(&self, id: BackendId, port: Option<u16>, state: BackendState) {
         let backend = &self.kernel.backends[id.index as usize];
         if let Some(port) = port {
             backend.port.store(port.into(), Release);
         }
         backend.generation.store(id.generation, Release);
-        backend.life.store(life as u32, Release);
+        backend.state.store(state as u32, Release);
     }
 
     /// Makes a change of a plan, as `Dataplane::apply` does.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::SetBackend { key, id, life, .. } => {
-                self.set_backend(*id, Some(key.endpoint.port()), *life);
+            Change::SetBackend { key, id, state, .. } => {
+                self.set_backend(*id, Some(key.endpoint.port()), *state);
             }
-            Change::RetireBackend { id, .. } => self.set_backend(id.next(), None, Life::Down),
+            Change::RetireBackend { id, .. } => {
+                self.set_backend(id.next(), None, BackendState::Down)
+            }
             Change::WriteTable { region, slots, .. } => self.write_table(region.base, slots),
             Change::SetFrontend { to, .. } => {
                 let slots = Slots { base: to.region.base, len: to.region.len, key_fold: 1 };

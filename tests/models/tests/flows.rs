@@ -24,10 +24,10 @@ fn by_backend(flags: u8, acknowledgement: u32) -> (Segment, Sender) {
 }
 
 /// An entry and its counters, for each CPU.
-type Scene = (Arc<Entry>, Arc<Open>);
+type Fixture = (Arc<Entry>, Arc<Open>);
 
 /// An open connection to backend 1, in this state.
-fn scene(state: State, awaited: u32, without: Without) -> Scene {
+fn fixture(state: State, awaited: u32, without: Without) -> Fixture {
     let word = FlowWord::new(1, 1, state).with_tag(1);
     let open = Open::default();
     open.opens(word);
@@ -36,7 +36,7 @@ fn scene(state: State, awaited: u32, without: Without) -> Scene {
 }
 
 /// Runs these packets on a CPU each.
-fn at_once<const N: usize>((entry, open): &Scene, packets: [(Segment, Sender); N]) {
+fn at_once<const N: usize>((entry, open): &Fixture, packets: [(Segment, Sender); N]) {
     let cpus = packets.map(|packet| {
         let (entry, open) = (entry.clone(), open.clone());
         thread::spawn(move || entry.pass(&packet, &open))
@@ -47,21 +47,21 @@ fn at_once<const N: usize>((entry, open): &Scene, packets: [(Segment, Sender); N
 }
 
 /// The backend has no open flow, and the one it had was counted out once.
-fn assert_over((entry, open): &Scene, state: State) {
+fn assert_over((entry, open): &Fixture, state: State) {
     assert_eq!(entry.state(), state);
     assert_eq!(open.of(1), (1, 1), "flows opened and ended");
 }
 
 fn fins_cross(without: Without) {
     samport_models::run(move || {
-        let scene = scene(State::Established, BACKEND, without);
+        let fixture = fixture(State::Established, BACKEND, without);
         let (fin, ack) = (Flags::FIN | Flags::ACK, Flags::ACK);
-        at_once(&scene, [by_client(fin, BACKEND), by_backend(fin, CLIENT)]);
+        at_once(&fixture, [by_client(fin, BACKEND), by_backend(fin, CLIENT)]);
         // Each acknowledges the other's.
-        let (entry, open) = &scene;
+        let (entry, open) = &fixture;
         entry.pass(&by_client(ack, BACKEND + 1), open);
         entry.pass(&by_backend(ack, CLIENT + 1), open);
-        assert_over(&scene, State::Finished);
+        assert_over(&fixture, State::Finished);
     });
 }
 
@@ -87,10 +87,10 @@ fn without_an_exchange_one_of_two_fins_is_lost() {
 fn fin_is_repeated(without: Without) {
     samport_models::run(move || {
         let fin = Flags::FIN | Flags::ACK;
-        let scene = scene(State::ClientFinishing, CLIENT + 1, without);
+        let fixture = fixture(State::ClientFinishing, CLIENT + 1, without);
         let answer = by_backend(fin, CLIENT + 1);
-        at_once(&scene, [by_client(fin, BACKEND), answer, answer]);
-        assert_over(&scene, State::Finished);
+        at_once(&fixture, [by_client(fin, BACKEND), answer, answer]);
+        assert_over(&fixture, State::Finished);
     });
 }
 
@@ -108,9 +108,9 @@ fn without_an_exchange_a_flow_is_counted_out_twice() {
 /// A client's reset, and the backend's segment that was on its way before: it does not take the state back, in no order.
 fn reset_and_late_segment(without: Without) {
     samport_models::run(move || {
-        let scene = scene(State::Established, BACKEND, without);
-        at_once(&scene, [by_client(Flags::RST, 0), by_backend(Flags::ACK, CLIENT)]);
-        assert_over(&scene, State::Reset);
+        let fixture = fixture(State::Established, BACKEND, without);
+        at_once(&fixture, [by_client(Flags::RST, 0), by_backend(Flags::ACK, CLIENT)]);
+        assert_over(&fixture, State::Reset);
     });
 }
 
@@ -138,14 +138,14 @@ const SYN: u32 = 77_000;
 #[test]
 fn a_port_that_is_used_again_while_its_flow_ends_is_counted_once_for_each_backend() {
     samport_models::run(|| {
-        let scene = scene(State::Established, BACKEND, Without::Nothing);
-        let (entry, open) = &scene;
+        let fixture = fixture(State::Established, BACKEND, Without::Nothing);
+        let (entry, open) = &fixture;
         let syn = {
             let (entry, open) = (entry.clone(), open.clone());
             thread::spawn(move || entry.open(segment(Flags::SYN, SYN, 0), chosen(2), &open))
         };
         let fin = by_backend(Flags::FIN | Flags::ACK, CLIENT);
-        at_once(&scene, [by_client(Flags::RST, 0), fin]);
+        at_once(&fixture, [by_client(Flags::RST, 0), fin]);
         let sent_to = syn.join().unwrap();
         if sent_to == chosen(2) {
             assert_eq!(entry.word().with_state(State::SynSent), chosen(2));
@@ -170,8 +170,8 @@ fn a_port_that_is_used_again_while_its_flow_ends_is_counted_once_for_each_backen
 
 fn syn_on_two_cpus(without: Without) {
     samport_models::run(move || {
-        let scene = scene(State::Reset, BACKEND, without);
-        let (entry, open) = &scene;
+        let fixture = fixture(State::Reset, BACKEND, without);
+        let (entry, open) = &fixture;
         let cpus = [2, 3].map(|tag| {
             let (entry, open) = (entry.clone(), open.clone());
             thread::spawn(move || entry.open(segment(Flags::SYN, SYN, 0), chosen(tag), &open))
@@ -198,8 +198,8 @@ fn without_an_exchange_one_syn_opens_two_flows() {
 /// service, with the same backend, in the same state, that began `tag` ticks of 1.024 µs later.
 fn element_is_used_again(tag: u16) {
     samport_models::run(move || {
-        let scene = scene(State::Established, BACKEND, Without::Nothing);
-        let (entry, open) = &scene;
+        let fixture = fixture(State::Established, BACKEND, Without::Nothing);
+        let (entry, open) = &fixture;
         let before = entry.word();
         let late = {
             let (entry, open) = (entry.clone(), open.clone());

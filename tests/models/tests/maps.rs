@@ -7,7 +7,7 @@ use std::sync::Arc as StdArc;
 use loom::sync::Arc;
 use loom::thread;
 use samport::model::ports::Listen;
-use samport::model::{Place, State};
+use samport::model::{HostDevice, State};
 use samport::plan::table::{Region, Tables};
 use samport::plan::{Actual, BackendKey, Change, Desired, Route, Share, plan};
 use samport_common::flow::FlowWord;
@@ -17,7 +17,7 @@ use samport_models::kernel::{Element, FRONTENDS, Kernel, Loader};
 /// The one service with one backend, which answers at a port of its own.
 fn wish(port: u16) -> Desired {
     let listen = Listen::tcp(80);
-    let place = Place { ifindex: port.into(), mac: [1; 6], polls: false };
+    let place = HostDevice { ifindex: port.into(), mac: [1; 6], polls: false };
     let key = BackendKey {
         listen,
         id: format!("web-{port}"),
@@ -34,7 +34,7 @@ fn wish(port: u16) -> Desired {
         route_back: None,
     };
     Desired {
-        frontends: [(listen, [([192, 0, 2, 1].into(), Scope::Everybody)].into())].into(),
+        frontends: [(listen, [([192, 0, 2, 1].into(), Scope::External)].into())].into(),
         backends: [(key, share)].into(),
         ..Desired::default()
     }

@@ -14,7 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long killed processes may take to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Removes everything but the folder itself.
 pub(super) fn remove(folder: &Path, cgroup: &str) -> Result<()> {
@@ -40,7 +40,7 @@ fn kill_all(folder: &Path, cgroup: &str) -> Result<()> {
         if pids.is_empty() {
             return Ok(());
         }
-        ensure!(begin.elapsed() < PATIENCE, "processes of the Docker daemon do not end: {pids:?}");
+        ensure!(begin.elapsed() < TIMEOUT, "processes of the Docker daemon do not end: {pids:?}");
         for pid in pids.into_iter().filter_map(Pid::from_raw) {
             // One that has just ended is what is wanted.
             let _ = kill_process(pid, Signal::KILL);

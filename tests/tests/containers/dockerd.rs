@@ -21,10 +21,10 @@ fn a_killed_dockerd_is_not_noticed_by_clients_and_what_it_missed_is_caught_up_wi
     let load = load(&docker);
     wait_for_more(&load);
     docker.kill9_daemon();
-    samport.wait_for_line("lost Docker", samport_tests::PATIENCE);
+    samport.wait_for_line("lost Docker", samport_tests::TIMEOUT);
     wait_for_more(&load);
     docker.restart_daemon();
-    samport.wait_for_line("is back", samport_tests::PATIENCE);
+    samport.wait_for_line("is back", samport_tests::TIMEOUT);
     docker.run_server("three", &LABEL);
     println!("{}", wait_until_serving(&samport, 0, "three").text);
     wait_for_more(&load);
@@ -35,7 +35,7 @@ fn a_killed_dockerd_is_not_noticed_by_clients_and_what_it_missed_is_caught_up_wi
     let process = docker.cli(&["inspect", "-f", "{{.State.Pid}}", "two"]);
     let mark = samport.mark();
     docker.kill9_daemon();
-    samport.wait_for_line_after(mark, "lost Docker", samport_tests::PATIENCE);
+    samport.wait_for_line_after(mark, "lost Docker", samport_tests::TIMEOUT);
     let process = process.parse().ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(process, Signal::KILL).unwrap();
     docker.restart_daemon();

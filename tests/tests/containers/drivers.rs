@@ -11,7 +11,7 @@ use samport_tests::frames::{datagram, ends_of};
 use samport_tests::load::{Connection, ask, get};
 use samport_tests::raw::{self, Sniffer, Socket};
 use samport_tests::served::{Status, second_client};
-use samport_tests::{HOST_V4, HOST_V6, PATIENCE, eventually};
+use samport_tests::{HOST_V4, HOST_V6, TIMEOUT, eventually};
 
 use crate::{
     LABEL, ask_front, engine, engine_of, front, heard, load, names, serve, start_samport,
@@ -181,7 +181,7 @@ fn a_macvlan_container_answers_in_no_others_name() {
     let mut sockets = (0..100).map(|_| {
         lab.client().run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
             let (name, _) = ask_to(&socket, front).unwrap();
             (socket, name)
         })

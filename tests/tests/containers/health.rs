@@ -136,7 +136,7 @@ fn a_container_that_listens_late_gets_no_request_before() {
 fn a_container_that_is_the_only_one_serves_as_soon_as_it_listens() {
     let docker = engine();
     let samport = serve(&docker, &[]);
-    samport.wait_for_line("no backend yet", samport_tests::PATIENCE);
+    samport.wait_for_line("no backend yet", samport_tests::TIMEOUT);
     docker.run_server("only", &LABEL);
     println!("{}", wait_until_serving(&samport, 0, "only").text);
     assert_eq!(names(&ask_front(&docker, 20)), ["only"]);

@@ -32,7 +32,7 @@ use samport_tests::daemon::Daemon;
 use samport_tests::docker::{Dockerd, Options};
 use samport_tests::load::{Load, Tally, ask};
 use samport_tests::stats::{chi_square, chi_square_limit};
-use samport_tests::{Lab, PATIENCE, eventually, require_root};
+use samport_tests::{Lab, TIMEOUT, eventually, require_root};
 
 /// What makes a container one of samport's.
 const LABEL: [&str; 2] = ["--label", "samport.port=80"];
@@ -126,7 +126,7 @@ fn names(tally: &Tally) -> Vec<&str> {
 
 /// Waits for more answers than any gap could hide.
 fn wait_for_more(load: &Load) {
-    assert!(load.wait_for_more(200, PATIENCE), "no more answers: {}", load.so_far());
+    assert!(load.wait_for_more(200, TIMEOUT), "no more answers: {}", load.so_far());
 }
 
 /// Panics unless requests are shared by the weights, in the order of the containers' names. Fair

@@ -3,7 +3,7 @@
 use samport_tests::daemon::samport;
 use samport_tests::docker::Dockerd;
 use samport_tests::served::{Status, text};
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::life::hold;
@@ -79,7 +79,7 @@ fn a_containers_own_time_to_drain_counts() {
     let samport = serve(&docker, &["one", "two"]);
     let mut held = hold(&docker, "two");
     order(&docker, &["drain", "two"]);
-    samport.wait_for_line("- two", PATIENCE);
+    samport.wait_for_line("- two", TIMEOUT);
     eventually("two is down", || (state_of(&docker, "two")? == "down").then_some(()));
     assert!(held.get("/").is_err());
     samport.stop();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use samport_tests::PATIENCE;
+use samport_tests::TIMEOUT;
 use samport_tests::daemon::Daemon;
 use samport_tests::docker::{Dockerd, SERVER_IMAGE};
 
@@ -72,7 +72,7 @@ fn compose_scales_up_and_down_under_load_and_no_request_fails() {
     project.scale(&docker, &samport, 0, 1);
 
     let load = load(&docker);
-    assert!(load.wait_for_more(100, PATIENCE));
+    assert!(load.wait_for_more(100, TIMEOUT));
     for (from, to) in [(1, 5), (5, 2), (2, 3)] {
         project.scale(&docker, &samport, from, to);
         wait_for_more(&load);

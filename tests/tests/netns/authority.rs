@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use samport_tests::daemon::samport;
 use samport_tests::served::second_client;
-use samport_tests::{CLIENT_V4, Namespace, PATIENCE, eventually};
+use samport_tests::{CLIENT_V4, Namespace, TIMEOUT, eventually};
 
-use crate::limits::Scene;
+use crate::limits::Fixture;
 
 /// How long a client waits that is not served: its packets are dropped.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// Whether a client gets a connection; the other outcome is silence.
-fn connects(scene: &Scene, from: &Namespace, port: u16) -> bool {
-    let front = scene.lab.front(port);
+fn connects(fixture: &Fixture, from: &Namespace, port: u16) -> bool {
+    let front = fixture.lab.front(port);
     match from.run(|| TcpStream::connect_timeout(&front, SILENCE)) {
         Ok(_) => true,
         Err(error) => {
@@ -26,34 +26,34 @@ fn connects(scene: &Scene, from: &Namespace, port: u16) -> bool {
 }
 
 /// Two clients, the second of whom is in another network, and who of them is served.
-fn served(scene: &Scene, second: &Namespace, port: u16) -> [bool; 2] {
-    [scene.lab.client(), second].map(|from| connects(scene, from, port))
+fn served(fixture: &Fixture, second: &Namespace, port: u16) -> [bool; 2] {
+    [fixture.lab.client(), second].map(|from| connects(fixture, from, port))
 }
 
-fn start(options: &[&str]) -> (Scene, Namespace) {
+fn start(options: &[&str]) -> (Fixture, Namespace) {
     let mut second = None;
-    let scene = Scene::start_tuned(3, &[&["-i", "eth1"], options].concat(), |lab| {
+    let fixture = Fixture::start_tuned(3, &[&["-i", "eth1"], options].concat(), |lab| {
         second = Some(second_client(lab));
     });
-    (scene, second.unwrap())
+    (fixture, second.unwrap())
 }
 
 /// Case 82: a label says who may use a port within `--allow`, and nobody beyond.
 #[test]
 fn a_label_narrows_the_operators_allow_list_and_never_widens_it() {
-    let (scene, second) = start(&["--allow", "192.0.2.0/24"]);
+    let (fixture, second) = start(&["--allow", "192.0.2.0/24"]);
     let open = [("samport.allow", "0.0.0.0/0")];
-    scene.engine.runs(scene.container("open", 0, 80, &open));
-    scene.wait_for(80, 1);
-    assert_eq!(served(&scene, &second, 80), [true, false]);
-    scene.wait_for_words(&["warning", "open names 0.0.0.0/0", "only narrows --allow"]);
+    fixture.engine.runs(fixture.container("open", 0, 80, &open));
+    fixture.wait_for(80, 1);
+    assert_eq!(served(&fixture, &second, 80), [true, false]);
+    fixture.wait_for_words(&["warning", "open names 0.0.0.0/0", "only narrows --allow"]);
     let other = [("samport.allow", "192.0.2.77")];
-    scene.engine.runs(scene.container("narrow", 1, 81, &other));
-    scene.daemon.wait_for_line("+ narrow", PATIENCE);
-    assert_eq!(served(&scene, &second, 81), [false, false]);
+    fixture.engine.runs(fixture.container("narrow", 1, 81, &other));
+    fixture.daemon.wait_for_line("+ narrow", TIMEOUT);
+    assert_eq!(served(&fixture, &second, 81), [false, false]);
     let beyond = [("samport.allow", "203.0.113.0/24")];
-    scene.engine.runs(scene.container("beyond", 2, 82, &beyond));
-    scene
+    fixture.engine.runs(fixture.container("beyond", 2, 82, &beyond));
+    fixture
         .wait_for_words(&["beyond is left out on port 82", "names no network that --allow covers"]);
 }
 
@@ -61,48 +61,48 @@ fn a_label_narrows_the_operators_allow_list_and_never_widens_it() {
 /// ends when the operator says so or the service has gone.
 #[test]
 fn a_restriction_by_a_label_does_not_vanish_with_the_container_that_carried_it() {
-    let (mut scene, second) = start(&[]);
+    let (mut fixture, second) = start(&[]);
     let allow = CLIENT_V4.to_string();
-    scene.engine.runs(scene.container("plain", 0, 80, &[]));
-    scene.wait_for(80, 1);
-    assert_eq!(served(&scene, &second, 80), [true, true]);
-    scene.engine.runs(scene.container("strict", 1, 80, &[("samport.allow", &allow)]));
-    scene.wait_for(80, 2);
-    assert_eq!(served(&scene, &second, 80), [true, false]);
-    let gone = |scene: &Scene, name: &str| {
-        let mark = scene.daemon.mark();
-        scene.engine.ends(name);
-        scene.daemon.wait_for_line_after(mark, &format!("- {name}"), PATIENCE);
+    fixture.engine.runs(fixture.container("plain", 0, 80, &[]));
+    fixture.wait_for(80, 1);
+    assert_eq!(served(&fixture, &second, 80), [true, true]);
+    fixture.engine.runs(fixture.container("strict", 1, 80, &[("samport.allow", &allow)]));
+    fixture.wait_for(80, 2);
+    assert_eq!(served(&fixture, &second, 80), [true, false]);
+    let gone = |fixture: &Fixture, name: &str| {
+        let mark = fixture.daemon.mark();
+        fixture.engine.ends(name);
+        fixture.daemon.wait_for_line_after(mark, &format!("- {name}"), TIMEOUT);
     };
-    gone(&scene, "strict");
-    assert_eq!(served(&scene, &second, 80), [true, false]);
-    scene.restart_killed();
-    assert_eq!(served(&scene, &second, 80), [true, false]);
+    gone(&fixture, "strict");
+    assert_eq!(served(&fixture, &second, 80), [true, false]);
+    fixture.restart_killed();
+    assert_eq!(served(&fixture, &second, 80), [true, false]);
     // The operator lifts it.
-    let reset = samport(scene.lab.host(), &["allow", "80", "--reset"]);
+    let reset = samport(fixture.lab.host(), &["allow", "80", "--reset"]);
     assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
-    assert_eq!(served(&scene, &second, 80), [true, true]);
+    assert_eq!(served(&fixture, &second, 80), [true, true]);
     // Or its service goes.
-    scene.engine.runs(scene.container("strict-2", 1, 80, &[("samport.allow", &allow)]));
-    scene.wait_for(80, 2);
-    assert_eq!(served(&scene, &second, 80), [true, false]);
-    gone(&scene, "strict-2");
-    gone(&scene, "plain");
-    scene.engine.runs(scene.container("plain-2", 0, 80, &[]));
-    scene.wait_for(80, 1);
-    assert_eq!(served(&scene, &second, 80), [true, true]);
+    fixture.engine.runs(fixture.container("strict-2", 1, 80, &[("samport.allow", &allow)]));
+    fixture.wait_for(80, 2);
+    assert_eq!(served(&fixture, &second, 80), [true, false]);
+    gone(&fixture, "strict-2");
+    gone(&fixture, "plain");
+    fixture.engine.runs(fixture.container("plain-2", 0, 80, &[]));
+    fixture.wait_for(80, 1);
+    assert_eq!(served(&fixture, &second, 80), [true, true]);
 }
 
 /// Case 87: labels claim the ports they may claim.
 #[test]
 fn labels_open_only_ports_that_the_operator_lets_them() {
-    let scene = Scene::start(2, &["--label-ports", "80,8000-8999"]);
-    scene.engine.runs(scene.container("web", 0, 8_080, &[]));
-    scene.wait_for(8_080, 1);
-    scene.engine.runs(scene.container("ssh", 1, 22, &[]));
+    let fixture = Fixture::start(2, &["--label-ports", "80,8000-8999"]);
+    fixture.engine.runs(fixture.container("web", 0, 8_080, &[]));
+    fixture.wait_for(8_080, 1);
+    fixture.engine.runs(fixture.container("ssh", 1, 22, &[]));
     let words = ["\"ssh\" is not served", "claim port 22", "--label-ports", "80,8000-8999"];
-    scene.wait_for_words(&words);
-    assert!(!scene.is_served(22));
+    fixture.wait_for_words(&words);
+    assert!(!fixture.is_served(22));
 }
 
 const PROJECT: &str = "com.docker.compose.project";
@@ -110,55 +110,55 @@ const PROJECT: &str = "com.docker.compose.project";
 /// Case 81: two Compose projects that claim one port: named, and the first one keeps it until it goes.
 #[test]
 fn two_projects_that_claim_one_port_are_named_and_do_not_share_it() {
-    let scene = Scene::start(3, &[]);
-    scene.engine.runs(scene.container("shop-web-1", 0, 80, &[(PROJECT, "shop")]));
-    scene.wait_for(80, 1);
-    scene.engine.runs(scene.container("blog-web-1", 1, 80, &[(PROJECT, "blog")]));
+    let fixture = Fixture::start(3, &[]);
+    fixture.engine.runs(fixture.container("shop-web-1", 0, 80, &[(PROJECT, "shop")]));
+    fixture.wait_for(80, 1);
+    fixture.engine.runs(fixture.container("blog-web-1", 1, 80, &[(PROJECT, "blog")]));
     let words =
         ["blog-web-1 is left out on port 80", "project \"blog\"", "project \"shop\"", "shop-web-1"];
-    scene.wait_for_words(&words);
+    fixture.wait_for_words(&words);
     // Its own replica joins.
-    scene.engine.runs(scene.container("shop-web-2", 2, 80, &[(PROJECT, "shop")]));
-    scene.wait_for(80, 2);
-    let mark = scene.daemon.mark();
+    fixture.engine.runs(fixture.container("shop-web-2", 2, 80, &[(PROJECT, "shop")]));
+    fixture.wait_for(80, 2);
+    let mark = fixture.daemon.mark();
     for name in ["shop-web-1", "shop-web-2"] {
-        scene.engine.ends(name);
+        fixture.engine.ends(name);
     }
-    scene.daemon.wait_for_line_after(mark, "+ blog-web-1", PATIENCE);
-    scene.wait_for(80, 1);
+    fixture.daemon.wait_for_line_after(mark, "+ blog-web-1", TIMEOUT);
+    fixture.wait_for(80, 1);
 }
 
 /// Case 81: they share it if the operator says so, or they say they are one service.
 #[test]
 fn two_projects_share_a_port_when_they_or_the_operator_say_so() {
-    let scene = Scene::start(2, &["--service-conflict", "merge"]);
-    scene.engine.runs(scene.container("shop-1", 0, 80, &[(PROJECT, "shop")]));
-    scene.engine.runs(scene.container("blog-1", 1, 80, &[(PROJECT, "blog")]));
-    scene.wait_for(80, 2);
-    scene.wait_for_words(&["warning", "port 80 is shared by", "shop-1", "blog-1"]);
-    drop(scene);
+    let fixture = Fixture::start(2, &["--service-conflict", "merge"]);
+    fixture.engine.runs(fixture.container("shop-1", 0, 80, &[(PROJECT, "shop")]));
+    fixture.engine.runs(fixture.container("blog-1", 1, 80, &[(PROJECT, "blog")]));
+    fixture.wait_for(80, 2);
+    fixture.wait_for_words(&["warning", "port 80 is shared by", "shop-1", "blog-1"]);
+    drop(fixture);
 
-    let scene = Scene::start(2, &[]);
+    let fixture = Fixture::start(2, &[]);
     let web = ("samport.service", "web");
-    scene.engine.runs(scene.container("blue-1", 0, 80, &[(PROJECT, "blue"), web]));
-    scene.engine.runs(scene.container("green-1", 1, 80, &[(PROJECT, "green"), web]));
-    scene.wait_for(80, 2);
-    assert!(scene.daemon.lines().iter().all(|line| !line.text.contains("shared")));
+    fixture.engine.runs(fixture.container("blue-1", 0, 80, &[(PROJECT, "blue"), web]));
+    fixture.engine.runs(fixture.container("green-1", 1, 80, &[(PROJECT, "green"), web]));
+    fixture.wait_for(80, 2);
+    assert!(fixture.daemon.lines().iter().all(|line| !line.text.contains("shared")));
 }
 
 /// Case 81: plain containers of one image share a port without a word, and others with one.
 #[test]
 fn plain_containers_share_a_port() {
-    let scene = Scene::start(3, &[]);
-    scene.engine.runs(scene.container("web-1", 0, 80, &[]));
-    scene.engine.runs(scene.container("web-2", 1, 80, &[]).of_image("app:2"));
-    scene.wait_for(80, 2);
-    assert!(scene.daemon.lines().iter().all(|line| !line.text.contains("shared")));
-    scene.engine.runs(scene.container("test", 2, 80, &[]).of_image("nginx"));
-    scene.wait_for(80, 3);
+    let fixture = Fixture::start(3, &[]);
+    fixture.engine.runs(fixture.container("web-1", 0, 80, &[]));
+    fixture.engine.runs(fixture.container("web-2", 1, 80, &[]).of_image("app:2"));
+    fixture.wait_for(80, 2);
+    assert!(fixture.daemon.lines().iter().all(|line| !line.text.contains("shared")));
+    fixture.engine.runs(fixture.container("test", 2, 80, &[]).of_image("nginx"));
+    fixture.wait_for(80, 3);
     let words = ["warning", "shared by web-1", "\"app\"", "test", "\"nginx\""];
     eventually("a warning", || {
-        let lines = scene.daemon.lines();
+        let lines = fixture.daemon.lines();
         lines.iter().any(|line| words.iter().all(|word| line.text.contains(word))).then_some(())
     });
 }

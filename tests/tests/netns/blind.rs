@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use samport_tests::flood::Flood;
 use samport_tests::frames::{ends_of, fragments, icmp, quote, to_mac};
-use samport_tests::kept::{Asking, Kept};
+use samport_tests::open_connections::{OpenConnection, Requests};
 use samport_tests::packet::Segment;
 use samport_tests::raw::{Sniffer, mac, send};
 use samport_tests::served::{Served, text};
@@ -48,9 +48,9 @@ struct Forger {
 }
 
 impl Forger {
-    fn new(served: &Served, kept: &[&[Kept]]) -> Self {
+    fn new(served: &Served, kept: &[&[OpenConnection]]) -> Self {
         let (fronts, host_mac) = (served.fronts(), mac(served.lab.host(), "eth0"));
-        let ends = |kept: &Kept| {
+        let ends = |kept: &OpenConnection| {
             let client = kept.connection.local_addr();
             [client, fronts[usize::from(client.is_ipv6())]]
         };
@@ -133,9 +133,9 @@ fn count(served: &Served, state: &str) -> usize {
 
 /// The flows of these connections lead to the backends that have answered, and nothing has ended them. What may be a
 /// FIN of the client is waited for to be acknowledged; nothing comes of that.
-fn assert_flows_live(served: &Served, kept: &[Kept]) {
+fn assert_flows_live(served: &Served, kept: &[OpenConnection]) {
     let flows = open_flows(served);
-    let flow_of = |kept: &Kept| {
+    let flow_of = |kept: &OpenConnection| {
         let own = kept.connection.local_addr().to_string();
         let ours: Vec<_> = flows.iter().filter(|flow| text(flow, "client") == own).collect();
         let [flow] = ours[..] else { panic!("{own} has one flow: {ours:?}") };
@@ -156,18 +156,18 @@ fn who_knows_no_sequence_number_harms_no_established_connection() {
     // A reset that was believed is a flow that is over within two rounds of the collector.
     let served = Served::start(lab(2), &["--tcp-rst-timeout", "1s", "--tcp-fin-timeout", "1s"]);
     let client = served.lab.client();
-    let mut idle = Kept::open(client, &served.fronts(), EACH);
-    let busy = Kept::open(client, &served.fronts(), EACH);
+    let mut idle = OpenConnection::open(client, &served.fronts(), EACH);
+    let busy = OpenConnection::open(client, &served.fronts(), EACH);
     let mut forger = Forger::new(&served, &[&idle, &busy]);
     let before = served.status();
 
-    let asking = Asking::start(busy);
+    let asking = Requests::start(busy);
     let flood = Flood::start(client, FORGED, move |number| forger.next(number));
     flood.wait_for(FORGED);
     flood.stop();
     let mut busy = asking.stop();
-    Kept::check_all(&mut idle);
-    Kept::check_all(&mut busy);
+    OpenConnection::check_all(&mut idle);
+    OpenConnection::check_all(&mut busy);
     assert_flows_live(&served, &idle);
     assert_flows_live(&served, &busy);
 
@@ -186,7 +186,7 @@ fn a_handshake_that_was_guessed_is_never_established() {
     const HANDSHAKES: u32 = 400;
     let served = Served::start(lab(2), &[]);
     let client = served.lab.client();
-    let mut kept = Kept::open(client, &served.fronts(), 10);
+    let mut kept = OpenConnection::open(client, &served.fronts(), 10);
     let fronts = served.fronts();
     let host_mac = mac(served.lab.host(), "eth0");
     // Who owns the addresses keeps silent: a reset of his would end the handshakes.
@@ -236,7 +236,7 @@ fn a_handshake_that_was_guessed_is_never_established() {
     assert_eq!(states(&forged, "syn-received"), forged.len(), "{forged:?}");
     // A guess within 64 KiB of the right number, one in 65,537, is answered by a reset that is believed.
     assert!(forged.len() >= HANDSHAKES as usize - 5, "{} are open", forged.len());
-    Kept::check_all(&mut kept);
+    OpenConnection::check_all(&mut kept);
 }
 
 /// A reset in each window of the sequence space, 65,537 in half a second, of which this test sends only the one that
@@ -249,7 +249,7 @@ fn a_reset_that_draws_no_challenge_ends_no_idle_connection() {
     let served = Served::start(lab, &["--tcp-rst-timeout", "1s"]);
     let client = served.lab.client();
     let sniffer = Sniffer::start(served.lab.host(), "eth0");
-    let mut idle = Kept::open(client, &served.fronts(), 20);
+    let mut idle = OpenConnection::open(client, &served.fronts(), 20);
     let mut next = BTreeMap::new();
     for frame in sniffer.frames().iter().filter(|frame| ends_of(frame).is_some()) {
         let Segment { source, tcp, payload, .. } = Segment::read(frame);
@@ -266,6 +266,6 @@ fn a_reset_that_draws_no_challenge_ends_no_idle_connection() {
     }
     // The collector has seen a time-out of two ticks pass, of 1.07 s each, several times.
     thread::sleep(Duration::from_secs(6));
-    Kept::check_all(&mut idle);
+    OpenConnection::check_all(&mut idle);
     assert_flows_live(&served, &idle);
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use samport::lab::output_of;
 use samport_tests::eventually;
-use samport_tests::kept::{Asking, Kept};
 use samport_tests::load::{Load, ask};
+use samport_tests::open_connections::{OpenConnection, Requests};
 use samport_tests::served::Served;
 use samport_tests::socket::{read_answer, send_question};
 
@@ -17,8 +17,8 @@ use crate::lab;
 const KEPT: usize = 20;
 
 /// Some connections through either front.
-fn open(served: &Served) -> Vec<Kept> {
-    Kept::open(served.lab.client(), &served.fronts(), KEPT)
+fn open(served: &Served) -> Vec<OpenConnection> {
+    OpenConnection::open(served.lab.client(), &served.fronts(), KEPT)
 }
 
 /// Weights change, a backend comes, one drains and comes back.
@@ -37,11 +37,11 @@ fn churn(served: &mut Served) {
 #[test]
 fn connections_stay_with_their_backends_while_others_come_and_go() {
     let mut served = Served::start(lab(3), &["--drain", "100"]);
-    let asking = Asking::start(open(&served));
+    let asking = Requests::start(open(&served));
     let load = Load::start(served.lab.client(), served.fronts()[0], 1);
     churn(&mut served);
     load.stop().assert_no_failure();
-    asking.stop().iter_mut().for_each(Kept::check);
+    asking.stop().iter_mut().for_each(OpenConnection::check);
     // web-1 drains and web-3 has weight 0: what is new goes to the others.
     for front in served.fronts() {
         let tally = ask(&served.lab, front, 50);
@@ -54,12 +54,12 @@ fn connections_stay_with_their_backends_while_others_come_and_go() {
 fn a_half_closed_connection_is_answered_by_its_backend_while_that_drains() {
     let mut served = Served::start(lab(3), &["--drain", "100"]);
     let kept = open(&served);
-    for Kept { connection, .. } in &kept {
+    for OpenConnection { connection, .. } in &kept {
         send_question(connection.stream(), "/slow/500").unwrap();
         connection.stream().shutdown(Shutdown::Write).unwrap();
     }
     churn(&mut served);
-    for Kept { connection, backend } in &kept {
+    for OpenConnection { connection, backend } in &kept {
         assert_eq!(read_answer(connection.stream()).unwrap().backend, *backend);
     }
 }
@@ -88,7 +88,7 @@ fn a_drained_backends_connections_are_reset_and_never_moved() {
     let kept = open(&served);
     served.change(("-", "web-2", "draining"), |file| file.remove("web-2"));
     served.change(("-", "web-2", "gone"), |_| ());
-    for Kept { mut connection, backend } in kept {
+    for OpenConnection { mut connection, backend } in kept {
         match connection.get("/") {
             Ok(answer) => assert_eq!((&*answer.backend, &*backend), ("web-1", "web-1")),
             Err(error) => {

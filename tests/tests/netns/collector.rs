@@ -1,8 +1,8 @@
 //! Flows that are over leave the tables.
 
 use samport_tests::eventually;
-use samport_tests::kept::Kept;
 use samport_tests::load::ask;
+use samport_tests::open_connections::OpenConnection;
 use samport_tests::served::Served;
 use serde_json::Value;
 
@@ -44,13 +44,13 @@ fn flows_that_are_not_over_stay() {
 fn closed_flows_make_room_first() {
     let served = Served::start(lab(1), &["--flows", "1024", "--tcp-fin-timeout", "30d"]);
     let [front, _] = served.fronts();
-    let mut kept = Kept::open(served.lab.client(), &[front], 100);
+    let mut kept = OpenConnection::open(served.lab.client(), &[front], 100);
     assert_eq!(ask(&served.lab, front, 2_500).total(), 2_500);
     eventually("closed flows leave the table", || {
         let table = table(&served);
         (table["expired"].as_u64()? > 0 && table["ipv4"].as_u64()? <= 768).then_some(())
     });
-    Kept::check_all(&mut kept);
+    OpenConnection::check_all(&mut kept);
     assert_eq!(table(&served)["evicted"], 0);
 }
 
@@ -60,18 +60,18 @@ fn closed_flows_make_room_first() {
 fn a_full_table_makes_room_and_says_so() {
     let served = Served::start(lab(1), &["--flows", "1024"]);
     let (client, [front, _]) = (served.lab.client(), served.fronts());
-    let mut used = Kept::open(client, &[front], 100);
+    let mut used = OpenConnection::open(client, &[front], 100);
     let mut idle = Vec::new();
     eventually("evicted flows are counted", || {
         // Some at a time: a table that was filled all at once makes room for the rest only later.
         if idle.len() < 1_500 {
-            idle.extend(Kept::open(client, &[front], 100));
+            idle.extend(OpenConnection::open(client, &[front], 100));
         }
-        Kept::check_all(&mut used);
+        OpenConnection::check_all(&mut used);
         let table = table(&served);
         (table["evicted"].as_u64()? > 0 && table["ipv4"].as_u64()? <= 1_024).then_some(())
     });
     assert!(idle.len() > 800, "{}", idle.len());
-    Kept::check_all(&mut used);
+    OpenConnection::check_all(&mut used);
     assert_eq!(ask(&served.lab, front, 100).total(), 100);
 }

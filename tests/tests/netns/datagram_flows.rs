@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use samport_tests::datagrams::{Echo, ask_connected, ask_to, client};
 use samport_tests::socket::ask_on;
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 
 use crate::datagrams::{Datagrams, WAYS, connected};
 
@@ -40,7 +40,7 @@ fn ask_again(socket: &UdpSocket) -> (String, u32) {
             Err(error) => panic!("told after {sent} datagrams: {error}"),
         }
     });
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     (name, sent)
 }
 
@@ -215,7 +215,7 @@ fn datagrams_stay_with_a_backend_that_never_answers() {
             socket.send(&[number]).unwrap();
         }
         for _ in &sockets {
-            let (name, number) = receiver.recv_timeout(PATIENCE).unwrap();
+            let (name, number) = receiver.recv_timeout(TIMEOUT).unwrap();
             assert_eq!(*at.entry(number).or_insert_with(|| name.clone()), name);
         }
         // Longer than after what a connection's silence counts.

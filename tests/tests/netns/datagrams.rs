@@ -14,7 +14,7 @@ use samport_tests::datagrams::{
 };
 use samport_tests::load::ask;
 use samport_tests::served::{LISTEN, Served, TARGET};
-use samport_tests::{Lab, PATIENCE, eventually, require_root};
+use samport_tests::{Lab, TIMEOUT, eventually, require_root};
 
 use crate::lab;
 
@@ -107,7 +107,7 @@ fn tcp_and_udp_on_one_port_have_backends_of_their_own() {
                 let same_port = SocketAddr::new(stream.local_addr().unwrap().ip(), 0);
                 let port = stream.local_addr().unwrap().port();
                 let socket = UdpSocket::bind(SocketAddr::new(same_port.ip(), port)).unwrap();
-                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                socket.set_read_timeout(Some(TIMEOUT)).unwrap();
                 assert_eq!(ask_to(&socket, front).unwrap(), ("web-2".into(), front));
             }
         });
@@ -116,7 +116,7 @@ fn tcp_and_udp_on_one_port_have_backends_of_their_own() {
     let mark = daemon.mark();
     file.write_text(&entry(first, "80/tcp"));
     for address in [second.v4(TARGET), second.v6(TARGET)] {
-        daemon.wait_for_line_after(mark, &address.to_string(), PATIENCE);
+        daemon.wait_for_line_after(mark, &address.to_string(), TIMEOUT);
     }
     for front in fronts {
         assert_eq!(ask(&lab, front, 30).of("web-1"), 30);
@@ -188,7 +188,7 @@ fn datagrams_go_every_way() {
 
 /// Sends 10 MB in datagrams of 1,200 bytes to the mirrors, 16 on their way at a time, and compares
 /// what comes back.
-fn carry(builder: Builder) {
+fn transfer(builder: Builder) {
     let datagrams = Datagrams::start(builder, &[], Echo::mirror);
     for front in datagrams.served.fronts() {
         datagrams.on_client(|| {
@@ -220,13 +220,13 @@ fn numbered(number: u32) -> Vec<u8> {
 /// Case 18: tx offload off everywhere: 10 MB arrives intact, over UDP.
 #[test]
 fn ten_megabytes_of_datagrams_arrive_intact_with_checksums_computed_by_the_senders() {
-    carry(Lab::builder().backends(2).tx_offload_off());
+    transfer(Lab::builder().backends(2).tx_offload_off());
 }
 
 /// Case 18: the same with checksums left to devices.
 #[test]
 fn ten_megabytes_of_datagrams_arrive_intact() {
-    carry(Lab::builder().backends(2));
+    transfer(Lab::builder().backends(2));
 }
 
 /// Case 20: UDP_SEGMENT intact: 40 datagrams that the kernel carries as one, there and back.
@@ -307,7 +307,7 @@ fn a_client_without_an_answer_is_chosen_for_anew_sooner() {
             for (number, socket) in (0..).zip(&sockets) {
                 socket.send(&[number]).unwrap();
             }
-            let heard = sockets.iter().map(|_| heard.recv_timeout(PATIENCE).unwrap());
+            let heard = sockets.iter().map(|_| heard.recv_timeout(TIMEOUT).unwrap());
             let by_number: BTreeMap<_, _> = heard.map(|(name, number)| (number, name)).collect();
             assert_eq!(by_number.len(), sockets.len());
             by_number

@@ -14,7 +14,7 @@ use samport_tests::load::Tally;
 use samport_tests::packet::Segment;
 use samport_tests::served::{LISTEN, Served, TARGET};
 use samport_tests::socket::{ask_on, connect_between};
-use samport_tests::{Lab, PATIENCE, eventually, number_in, stats};
+use samport_tests::{Lab, TIMEOUT, eventually, number_in, stats};
 use serde_json::Value;
 
 use crate::lab;
@@ -310,7 +310,7 @@ fn a_backend_that_fails_several_clients_and_the_check_is_avoided_by_all_until_it
                 (found || said(&served.daemon, &line)).then_some(())
             });
         }
-        served.daemon.wait_for_line(&line, PATIENCE);
+        served.daemon.wait_for_line(&line, TIMEOUT);
         assert_eq!(counted(&served.lab, &victim, "evidence_confirmed"), 1);
         let before = counted(&served.lab, &victim, counter);
         let tally = ask_often(&served.lab, clients[0], 60);
@@ -345,7 +345,7 @@ fn one_address_never_makes_a_backend_avoided_but_has_its_health_check_made_at_on
     drop(served.servers.remove(1));
     assert_not_avoided(&served.lab, "web-2", "refused");
     let unhealthy = "unhealthy: connection refused (3 times)";
-    served.daemon.wait_for_line(unhealthy, PATIENCE);
+    served.daemon.wait_for_line(unhealthy, TIMEOUT);
     let before = counted(&served.lab, "web-2", "refused");
     assert_eq!(ask_often(&served.lab, CLIENT_V4, 40).of("web-1"), 40);
     assert_eq!(counted(&served.lab, "web-2", "refused"), before);
@@ -370,7 +370,7 @@ fn clients_of_ipv6_are_as_many_as_their_networks() {
     assert_eq!(counted(&served.lab, "web-2", "evidence_confirmed"), 0);
     assert!(!said(&served.daemon, AVOIDED), "{:?}", served.daemon.lines());
     let_these_fail(&served.lab, "web-2", "refused", of_four.map(Into::into));
-    served.daemon.wait_for_line(AVOIDED, PATIENCE);
+    served.daemon.wait_for_line(AVOIDED, TIMEOUT);
 }
 
 /// With `--health none` nothing of ours may ask a backend, so nothing confirms what clients say. Each of their
@@ -392,7 +392,7 @@ fn without_the_loader_connections_fail_over_and_what_was_confirmed_runs_out() {
     let mut served = Served::start(lab_of_clients(2), &[]);
     drop(served.servers.remove(1));
     let_clients_fail(&served.lab, "web-2", "refused");
-    served.daemon.wait_for_line(AVOIDED, PATIENCE);
+    served.daemon.wait_for_line(AVOIDED, TIMEOUT);
     served.daemon.kill9();
     let refused = || counted_in_maps(&served.lab, "web-2");
     let before = refused();

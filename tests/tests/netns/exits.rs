@@ -6,7 +6,7 @@ use std::time::Duration;
 use samport_tests::datagrams::{Echo, ask_until_answered, mirrored};
 use samport_tests::served::LISTEN;
 use samport_tests::socket::{ask_on, connect_between};
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 
 use crate::datagrams::{Datagrams, WAYS};
 use crate::sources::{
@@ -95,7 +95,7 @@ fn open_connections_follow_the_route_to_their_client() {
         .collect();
     let ask = || {
         for stream in &streams {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             assert_eq!(ask_on(stream, "/bytes/100000").unwrap().body.len(), 100_000);
         }
     };

@@ -9,7 +9,7 @@ use samport::lab::output_of;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{Connection, Tally};
 use samport_tests::served::{LISTEN, Served, TARGET};
-use samport_tests::{Lab, PATIENCE};
+use samport_tests::{Lab, TIMEOUT};
 
 use crate::lab;
 
@@ -69,8 +69,8 @@ fn two_thousand_requests_over_a_closed_port_a_silent_backend_and_three_good_ones
             assert!(count > 333 - 75, "{tally}");
         }
     }
-    served.daemon.wait_for_line("unhealthy: connection refused (3 times)", PATIENCE);
-    served.daemon.wait_for_line("unhealthy: no answer within 2s (3 times)", PATIENCE);
+    served.daemon.wait_for_line("unhealthy: connection refused (3 times)", TIMEOUT);
+    served.daemon.wait_for_line("unhealthy: no answer within 2s (3 times)", TIMEOUT);
 }
 
 /// Case 63: the same without any check: each connection that fails goes to another backend, and to none that has

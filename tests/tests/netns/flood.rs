@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use samport::lab::Namespace;
 use samport_tests::bpf::Map;
 use samport_tests::flood::Flood;
-use samport_tests::kept::Kept;
 use samport_tests::load::ask;
+use samport_tests::open_connections::OpenConnection;
 use samport_tests::packet::Segment;
 use samport_tests::raw;
 use samport_tests::served::{LISTEN, Served, second_client};
@@ -36,8 +36,8 @@ fn forged(number: u32, host_mac: [u8; 6]) -> Vec<u8> {
 }
 
 /// Some connections through either front.
-fn open(served: &Served, each: usize) -> Vec<Kept> {
-    Kept::open(served.lab.client(), &served.fronts(), each)
+fn open(served: &Served, each: usize) -> Vec<OpenConnection> {
+    OpenConnection::open(served.lab.client(), &served.fronts(), each)
 }
 
 /// Case 83: SYN flood from another namespace: what is established goes on, what is new is served, and
@@ -67,17 +67,17 @@ fn a_flood_of_syns_drives_nobody_out() {
         for front in served.fronts() {
             assert_eq!(ask(&served.lab, front, 5).total(), 5);
         }
-        busy.iter_mut().for_each(Kept::check);
+        busy.iter_mut().for_each(OpenConnection::check);
     }
     let mut during = open(&served, KEPT);
-    during.iter_mut().for_each(Kept::check);
+    during.iter_mut().for_each(OpenConnection::check);
     let sent = flood.stop();
     let status = served.status();
     let flooded = status.verdict("forward-flood");
     assert!(flooded > sent / 2, "{flooded} of {sent} were taken for a flood");
 
     for kept in [&mut idle, &mut busy, &mut during] {
-        kept.iter_mut().for_each(Kept::check);
+        kept.iter_mut().for_each(OpenConnection::check);
     }
     for front in served.fronts() {
         assert_eq!(ask(&served.lab, front, 50).total(), 50);
@@ -102,7 +102,7 @@ fn a_full_table_serves_new_connections_and_keeps_those_that_are_used() {
         for front in fronts {
             assert_eq!(ask(&served.lab, front, 50).total(), 50);
         }
-        busy.iter_mut().for_each(Kept::check);
+        busy.iter_mut().for_each(OpenConnection::check);
     }
     let status = served.status();
     assert!(status.sum("flows") > 3_000);
@@ -117,13 +117,13 @@ fn a_connection_whose_entry_is_gone_is_reset_at_its_next_packet() {
     let mut kept = open(&served, 3);
     let forgotten = forget_all(served.lab.host());
     assert_eq!(forgotten, 6);
-    for Kept { connection, backend } in &mut kept {
+    for OpenConnection { connection, backend } in &mut kept {
         let error = connection.get("/").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{backend}: {error}");
     }
     assert!(served.status().verdict("mid-flow-miss") >= 6);
     // The same ports, at once: new connections.
-    for (Kept { connection, .. }, front) in
+    for (OpenConnection { connection, .. }, front) in
         kept.iter().zip(served.fronts().map(|f| [f; 3]).concat())
     {
         let port = connection.local_addr().port();

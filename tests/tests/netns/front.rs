@@ -8,7 +8,7 @@ use samport_tests::load::{Connection, ask, get};
 use samport_tests::served::{
     LISTEN, Served, TARGET, fronts_of_second, second_client, wait_for_answer,
 };
-use samport_tests::{HOST_V4, Lab, PATIENCE, Server, eventually};
+use samport_tests::{HOST_V4, Lab, Server, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -49,7 +49,7 @@ fn udp_on_a_port_that_is_balanced_for_tcp_is_the_hosts_own() {
     let served = Served::start(lab(1), &[]);
     let any = (Ipv6Addr::UNSPECIFIED, LISTEN);
     let own = served.lab.host().run(|| UdpSocket::bind(any)).unwrap();
-    own.set_read_timeout(Some(PATIENCE)).unwrap();
+    own.set_read_timeout(Some(TIMEOUT)).unwrap();
     for front in served.fronts() {
         let client = served.lab.client().run(|| UdpSocket::bind("[::]:0")).unwrap();
         // The socket speaks IPv6; an IPv4 address goes in its mapped form.
@@ -131,7 +131,7 @@ fn an_interface_that_goes_and_comes_back_is_served_again() {
     let second = second_client(&lab);
     let served = Served::start(lab, &["-i", "eth1"]);
     served.lab.host().ip(&["link", "del", "eth1"]).unwrap();
-    served.daemon.wait_for_line("eth1 is gone", PATIENCE);
+    served.daemon.wait_for_line("eth1 is gone", TIMEOUT);
     assert_eq!(ask(&served.lab, served.fronts()[0], 20).total(), 20);
     drop(second);
     let third = second_client(&served.lab);

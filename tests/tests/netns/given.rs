@@ -7,7 +7,7 @@ use samport_tests::daemon::Daemon;
 use samport_tests::load::{ask, get};
 use samport_tests::served::{LISTEN, wait_for_answer};
 use samport_tests::socket::{ask_on, connect_from};
-use samport_tests::{Lab, PATIENCE, Server, eventually, require_root};
+use samport_tests::{Lab, Server, TIMEOUT, eventually, require_root};
 
 const V4: [u8; 4] = [198, 51, 100, 7];
 const V6: &str = "2001:db8:9::7";
@@ -94,7 +94,7 @@ fn an_address_that_is_given_is_served_as_soon_as_the_host_has_it() {
     let daemon = start(&lab, &["198.51.100.9:80:9090", "[2001:db8:9::9]:80:9090"]);
     for address in ["198.51.100.9", "2001:db8:9::9"] {
         let front = SocketAddr::new(address.parse().unwrap(), LISTEN);
-        daemon.wait_for_line(&format!("{front} is not served"), PATIENCE);
+        daemon.wait_for_line(&format!("{front} is not served"), TIMEOUT);
         let host = lab.host();
         host.ip(&["addr", "add", address, "dev", "eth0"]).unwrap();
         wait_for_answer(&lab, front);

@@ -7,7 +7,7 @@ use std::path::Path;
 use samport_tests::daemon::{Daemon, samport};
 use samport_tests::served::{LISTEN, Served, TARGET, text};
 use samport_tests::socket::{ask_on, connect_between};
-use samport_tests::{Lab, PATIENCE};
+use samport_tests::{Lab, TIMEOUT};
 use serde_json::Value;
 
 use crate::lab;
@@ -124,7 +124,7 @@ fn a_hand_over_with_another_seed_keeps_what_is_open_and_says_so() {
     assert_eq!(all_explained(&served.lab), first, "the file is read at the start only");
 
     let served = taken_over(served, &options(&seed));
-    served.daemon.wait_for_line(ANOTHER, PATIENCE);
+    served.daemon.wait_for_line(ANOTHER, TIMEOUT);
     held.assert_answered();
     let second = chosen(&served.lab);
     assert!(alike(&first, &second) <= MOST_BY_CHANCE, "{first:?} {second:?}");

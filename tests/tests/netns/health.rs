@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{LISTEN, Served, Status, TARGET, text};
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -50,7 +50,7 @@ fn said(daemon: &Daemon, text: &str) -> bool {
 }
 
 fn hear(daemon: &Daemon, text: &str) {
-    daemon.wait_for_line(text, PATIENCE);
+    daemon.wait_for_line(text, TIMEOUT);
 }
 
 /// The states of all backends, in the order of their names.
@@ -174,7 +174,7 @@ fn when_all_are_unhealthy_clients_are_still_served() {
         served.change(("-", name, "unhealthy: answered 503"), |_| ());
     }
     let before = load.so_far().tally;
-    assert!(load.wait_for_more(100, PATIENCE), "{}", load.so_far());
+    assert!(load.wait_for_more(100, TIMEOUT), "{}", load.so_far());
     let report = load.stop();
     report.assert_no_failure();
     let since = report.tally.since(&before);

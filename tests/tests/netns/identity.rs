@@ -9,7 +9,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use samport::lab::{Backend, CLIENT_V4, CLIENT_V6};
-use samport_tests::PATIENCE;
+use samport_tests::TIMEOUT;
 use samport_tests::datagrams::{client, set_receive_buffer};
 use samport_tests::served::{Served, TARGET};
 
@@ -137,7 +137,7 @@ fn of_a_million_datagrams_none_goes_to_a_wrong_backend() {
 fn wait_until(arrived: &AtomicU64, wanted: u64) {
     let begin = Instant::now();
     while arrived.load(SeqCst) < wanted {
-        assert!(begin.elapsed() < PATIENCE, "{} of {wanted} have arrived", arrived.load(SeqCst));
+        assert!(begin.elapsed() < TIMEOUT, "{} of {wanted} have arrived", arrived.load(SeqCst));
         sleep(Duration::from_micros(20));
     }
 }

@@ -8,7 +8,7 @@ use samport_tests::datagrams::{Echo, ask_to, ask_whom};
 use samport_tests::load::{Connection, Tally, get};
 use samport_tests::served::{LISTEN, Served, TARGET};
 use samport_tests::socket::{ask_on, connect_from};
-use samport_tests::{HOST_V4, HOST_V6, Lab, PATIENCE, require_root};
+use samport_tests::{HOST_V4, HOST_V6, Lab, TIMEOUT, require_root};
 
 /// Questions to each address by each protocol.
 const QUESTIONS: u32 = 12;
@@ -189,7 +189,7 @@ fn outside_clients_are_not_served_at_addresses_of_the_hosts_inside() {
         .filter(|front| ![IpAddr::from(HOST_V4), HOST_V6.into()].contains(&front.ip()));
     for front in gateways {
         inside.lab().client().run(|| {
-            let error = TcpStream::connect_timeout(&front, PATIENCE).unwrap_err();
+            let error = TcpStream::connect_timeout(&front, TIMEOUT).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{front}");
             assert_eq!(ask_whom(front).unwrap_err().kind(), ErrorKind::ConnectionRefused);
         });
@@ -282,7 +282,7 @@ fn a_port_that_a_backend_has_dialled_itself_from_serves_the_host_too() {
                     drop(stream);
                     let any = if front.is_ipv4() { "0.0.0.0" } else { "::" };
                     let socket = UdpSocket::bind((any, port)).unwrap();
-                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
                     ask_to(&socket, front).unwrap_or_else(|e| {
                         panic!("UDP from port {port} of {who} to {front}: {e}")
                     });

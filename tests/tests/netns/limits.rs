@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use samport_tests::daemon::{Daemon, samport};
 use samport_tests::fake_engine::{Container, FakeEngine};
 use samport_tests::load::{ask, get};
-use samport_tests::{CLIENT_V4, Lab, PATIENCE, Server, eventually};
+use samport_tests::{CLIENT_V4, Lab, Server, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -14,7 +14,7 @@ use crate::lab;
 pub(crate) const TARGET: u16 = 9_090;
 
 /// A lab whose backends are containers of an engine that is none.
-pub(crate) struct Scene {
+pub(crate) struct Fixture {
     pub(crate) engine: FakeEngine,
     pub(crate) daemon: Daemon,
     pub(crate) lab: Lab,
@@ -22,7 +22,7 @@ pub(crate) struct Scene {
     _servers: Vec<Server>,
 }
 
-impl Scene {
+impl Fixture {
     /// Nothing runs yet.
     pub(crate) fn start(backends: u8, options: &[&str]) -> Self {
         Self::start_tuned(backends, options, |_| {})
@@ -110,9 +110,9 @@ fn networks(first: usize, count: usize) -> String {
 /// Case 87: what one container asks for beyond its limits keeps nobody else from coming and going.
 #[test]
 fn a_container_beyond_its_limits_is_named_and_keeps_nobody_from_coming_and_going() {
-    let scene = Scene::start(3, &[]);
-    scene.engine.runs(scene.container("web-1", 0, 80, &[]));
-    scene.wait_for(80, 1);
+    let fixture = Fixture::start(3, &[]);
+    fixture.engine.runs(fixture.container("web-1", 0, 80, &[]));
+    fixture.wait_for(80, 1);
     let ports: Vec<_> = (1_000..1_065).map(|port| port.to_string()).collect();
     for (name, label, value, limit) in [
         ("hog-0", "samport.allow", networks(0, 20_000), "65536 at most"),
@@ -122,107 +122,107 @@ fn a_container_beyond_its_limits_is_named_and_keeps_nobody_from_coming_and_going
         ("hog-4", "samport.service", "x".repeat(1_000), "128 at most"),
         ("hog-5", "samport.network", "x".repeat(100_000), "65536 at most"),
     ] {
-        let address = scene.lab.backends()[2].v4(TARGET).ip();
-        scene.engine.runs(Container::new(
+        let address = fixture.lab.backends()[2].v4(TARGET).ip();
+        fixture.engine.runs(Container::new(
             name,
             address,
             &[("samport.port", "80"), (label, &value)],
         ));
-        let line = scene.wait_for_words(&[name, "is not served", label, limit]);
+        let line = fixture.wait_for_words(&[name, "is not served", label, limit]);
         assert!(line.len() < 1_000, "{line}");
     }
-    scene.engine.runs(scene.container("web-2", 1, 80, &[]));
-    scene.wait_for(80, 2);
-    scene.engine.ends("web-1");
-    scene.daemon.wait_for_line("- web-1", PATIENCE);
-    scene.wait_for(80, 1);
+    fixture.engine.runs(fixture.container("web-2", 1, 80, &[]));
+    fixture.wait_for(80, 2);
+    fixture.engine.ends("web-1");
+    fixture.daemon.wait_for_line("- web-1", TIMEOUT);
+    fixture.wait_for(80, 1);
 }
 
 /// Case 80: backends: the one too many is named, and joins when another has gone.
 #[test]
 fn a_backend_there_is_no_room_for_is_named_and_joins_when_there_is() {
-    let scene = Scene::start(3, &["--max-backends", "2"]);
-    scene.engine.runs(scene.container("b", 0, 80, &[]));
-    scene.engine.runs(scene.container("c", 1, 80, &[]));
-    scene.wait_for(80, 2);
+    let fixture = Fixture::start(3, &["--max-backends", "2"]);
+    fixture.engine.runs(fixture.container("b", 0, 80, &[]));
+    fixture.engine.runs(fixture.container("c", 1, 80, &[]));
+    fixture.wait_for(80, 2);
     // First by its name, and last to come: those that serve stay.
-    scene.engine.runs(scene.container("a", 2, 80, &[]));
-    scene.wait_for_words(&[
+    fixture.engine.runs(fixture.container("a", 2, 80, &[]));
+    fixture.wait_for_words(&[
         "warning",
         "a is left out on port 80",
         "room for 2 backends",
         "--max-backends",
     ]);
     let status_says = |sentence: &str| {
-        let output = samport(scene.lab.host(), &["status"]);
+        let output = samport(fixture.lab.host(), &["status"]);
         String::from_utf8(output.stdout).unwrap().contains(sentence)
     };
     let sentence = "warning: a is left out on port 80";
     eventually("status says so", || status_says(sentence).then_some(()));
-    let mark = scene.daemon.mark();
-    scene.engine.ends("b");
-    scene.daemon.wait_for_line_after(mark, "+ a ", PATIENCE);
-    scene.wait_for(80, 2);
+    let mark = fixture.daemon.mark();
+    fixture.engine.ends("b");
+    fixture.daemon.wait_for_line_after(mark, "+ a ", TIMEOUT);
+    fixture.wait_for(80, 2);
     assert!(!status_says(sentence));
     // All of them are exchanged in one step, with no room for one more.
-    let mark = scene.daemon.mark();
+    let mark = fixture.daemon.mark();
     for name in ["a", "c"] {
-        scene.engine.loses(name);
+        fixture.engine.loses(name);
     }
-    scene.engine.has([scene.container("x", 0, 80, &[]), scene.container("y", 1, 80, &[])]);
-    scene.engine.end_events();
-    scene.daemon.wait_for_line_after(mark, "+ x ", PATIENCE);
-    scene.daemon.wait_for_line_after(mark, "+ y ", PATIENCE);
-    scene.wait_for(80, 2);
+    fixture.engine.has([fixture.container("x", 0, 80, &[]), fixture.container("y", 1, 80, &[])]);
+    fixture.engine.end_events();
+    fixture.daemon.wait_for_line_after(mark, "+ x ", TIMEOUT);
+    fixture.daemon.wait_for_line_after(mark, "+ y ", TIMEOUT);
+    fixture.wait_for(80, 2);
 }
 
 /// Networks: full of them, others still come and go, and whoever brought one too many joins when there is room.
 #[test]
 fn a_full_allow_list_leaves_out_one_port_by_name_and_serves_all_others() {
-    let scene = Scene::start(3, &[]);
+    let fixture = Fixture::start(3, &[]);
     for n in 0..16 {
         let allow = networks(1_024 * n, 1_024);
         let port = 1_000 + u16::try_from(n).unwrap();
         let ports = port.to_string();
         let labels =
             [("samport.allow", &*allow), ("samport.ports", &ports), ("samport.health", "none")];
-        let address = scene.lab.backends()[0].v4(TARGET).ip();
-        scene.engine.runs(Container::new(&format!("full-{n:02}"), address, &labels));
+        let address = fixture.lab.backends()[0].v4(TARGET).ip();
+        fixture.engine.runs(Container::new(&format!("full-{n:02}"), address, &labels));
     }
-    scene.daemon.wait_for_line("+ full-15", PATIENCE);
+    fixture.daemon.wait_for_line("+ full-15", TIMEOUT);
     let allow = CLIENT_V4.to_string();
-    scene.engine.runs(scene.container("more", 1, 80, &[("samport.allow", &allow)]));
-    scene.wait_for_words(&["more is left out on port 80", "16384", "samport.allow"]);
-    assert!(!scene.is_served(80));
-    scene.engine.runs(scene.container("web", 2, 81, &[]));
-    scene.wait_for(81, 1);
-    scene.engine.ends("full-03");
-    scene.daemon.wait_for_line("+ more", PATIENCE);
-    scene.wait_for(80, 1);
+    fixture.engine.runs(fixture.container("more", 1, 80, &[("samport.allow", &allow)]));
+    fixture.wait_for_words(&["more is left out on port 80", "16384", "samport.allow"]);
+    assert!(!fixture.is_served(80));
+    fixture.engine.runs(fixture.container("web", 2, 81, &[]));
+    fixture.wait_for(81, 1);
+    fixture.engine.ends("full-03");
+    fixture.daemon.wait_for_line("+ more", TIMEOUT);
+    fixture.wait_for(80, 1);
 }
 
 /// Frontends: labels that open more ports than there is room for.
 #[test]
 fn ports_there_is_no_room_for_are_named_and_served_when_there_is() {
     // 4,096 places, of 64 addresses of the interface for each port.
-    let scene = Scene::start_tuned(2, &[], |lab| {
+    let fixture = Fixture::start_tuned(2, &[], |lab| {
         let more = (1..64).map(|n| format!("addr add 198.51.100.{n}/32 dev eth0\n"));
         lab.host().batch(&more.collect::<String>()).unwrap();
     });
-    let address = scene.lab.backends()[0].v4(TARGET).ip();
+    let address = fixture.lab.backends()[0].v4(TARGET).ip();
     let hog = |name: &str, ports: std::ops::Range<u16>, last: &str| {
         // No more than four ports lead to one of a container's.
         let ports: Vec<_> = ports.map(|port| port.to_string()).chain([last.to_owned()]).collect();
         let ports = ports.join(",");
         Container::new(name, address, &[("samport.ports", &ports), ("samport.health", "none")])
     };
-    scene.engine.runs(hog("full", 10_000..10_063, "10063"));
-    scene.daemon.wait_for_line("+ full ", PATIENCE);
-    scene.engine.runs(hog("hog", 11_000..11_009, &format!("11009:{TARGET}")));
-    scene.wait_for_words(&["hog is left out on ports 11000, 11001, 11002 and 7 more", "4096"]);
-    scene.engine.runs(scene.container("web", 1, 10_000, &[]));
-    scene.wait_for(10_000, 1);
-    assert!(!scene.is_served(11_009));
-    scene.engine.ends("full");
-    eventually("the last port is served", || scene.is_served(11_009).then_some(()));
+    fixture.engine.runs(hog("full", 10_000..10_063, "10063"));
+    fixture.daemon.wait_for_line("+ full ", TIMEOUT);
+    fixture.engine.runs(hog("hog", 11_000..11_009, &format!("11009:{TARGET}")));
+    fixture.wait_for_words(&["hog is left out on ports 11000, 11001, 11002 and 7 more", "4096"]);
+    fixture.engine.runs(fixture.container("web", 1, 10_000, &[]));
+    fixture.wait_for(10_000, 1);
+    assert!(!fixture.is_served(11_009));
+    fixture.engine.ends("full");
+    eventually("the last port is served", || fixture.is_served(11_009).then_some(()));
 }

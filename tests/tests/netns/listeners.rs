@@ -105,7 +105,7 @@ fn a_connection_on_which_nothing_comes_is_closed() {
     for begin in [&b""[..], b"GET /metr"] {
         served.lab.host().run(|| {
             let mut stream = TcpStream::connect(METRICS).unwrap();
-            stream.set_read_timeout(Some(samport_tests::PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(samport_tests::TIMEOUT)).unwrap();
             stream.write_all(begin).unwrap();
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).unwrap();
@@ -126,7 +126,7 @@ fn a_backend_is_not_unhealthy_for_want_of_descriptors() {
     };
     // Whatever it opens from now on is one too many.
     limit(3);
-    served.daemon.wait_for_line("cannot be checked on", samport_tests::PATIENCE);
+    served.daemon.wait_for_line("cannot be checked on", samport_tests::TIMEOUT);
     eventually("both are said", || {
         let lines = served.daemon.lines();
         (lines.iter().filter(|line| line.text.contains("cannot be checked")).count() >= 2)

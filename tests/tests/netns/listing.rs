@@ -7,7 +7,7 @@ use samport_tests::daemon::samport_command;
 use samport_tests::load::Connection;
 use samport_tests::served::{Served, text};
 use samport_tests::traces::undisturbed;
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::lab;
@@ -108,14 +108,14 @@ fn what_opens_and_closes_is_followed() {
     let before = hold(&served, served.fronts()[0]);
     let command = samport_command(served.lab.host(), &["flows", "--follow"]);
     let follower = Watched::spawn(command, None).unwrap();
-    follower.wait_for_line("1 are open", PATIENCE).unwrap();
+    follower.wait_for_line("1 are open", TIMEOUT).unwrap();
     for front in served.fronts() {
         let (connection, backend) = hold(&served, front);
         let client = connection.local_addr();
         let whole = format!("tcp {client} → {front} → {backend} ");
-        follower.wait_for_line(&format!("+ {whole}"), PATIENCE).unwrap();
+        follower.wait_for_line(&format!("+ {whole}"), TIMEOUT).unwrap();
         drop(connection);
-        follower.wait_for_line(&format!("- {whole}"), PATIENCE).unwrap();
+        follower.wait_for_line(&format!("- {whole}"), TIMEOUT).unwrap();
     }
     let stays = before.0.local_addr().to_string();
     assert!(follower.lines().iter().all(|line| !line.text.contains(&stays)), "{stays} was told of");

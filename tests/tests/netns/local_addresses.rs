@@ -111,7 +111,7 @@ fn sockets_bound_to_the_hosts_addresses_are_served_from_these() {
                 let answer = ask_on(&stream, "/").unwrap();
                 assert_eq!(answer.client, from, "to {address}");
                 let socket = UdpSocket::bind(from).unwrap();
-                socket.set_read_timeout(Some(samport_tests::PATIENCE)).unwrap();
+                socket.set_read_timeout(Some(samport_tests::TIMEOUT)).unwrap();
                 let (name, sender) = ask_to(&socket, address).unwrap();
                 local.assert_backend(&name);
                 assert_eq!(sender, address, "to {from}");

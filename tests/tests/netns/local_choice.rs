@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use samport_tests::load::get;
 use samport_tests::served::{Served, TARGET};
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 
 use crate::evidence::{AVOIDED, lab_of_clients, let_clients_fail};
 use crate::failover::silence;
@@ -66,7 +66,7 @@ fn the_host_avoids_a_backend_that_is_confirmed_to_fail() {
     let mut served = Served::start(lab_of_clients(3), &options);
     drop(served.servers.pop());
     let_clients_fail(&served.lab, "web-3", "refused");
-    served.daemon.wait_for_line(AVOIDED, PATIENCE);
+    served.daemon.wait_for_line(AVOIDED, TIMEOUT);
     let after = answers(&served.lab, LOCALHOST, 60);
     for name in ["web-1", "web-2"] {
         assert!(after.iter().any(|one| one == name), "{after:?}");

@@ -10,7 +10,7 @@ use samport_tests::daemon::{HASH_SEED_FILE, clean, hash_seed_file, samport_binar
 use samport_tests::load::get;
 use samport_tests::served::{LISTEN, Served, Status, TARGET, text};
 use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
-use samport_tests::{PATIENCE, eventually, require_root};
+use samport_tests::{TIMEOUT, eventually, require_root};
 
 use crate::lab;
 use crate::local::LOCALHOST;
@@ -70,7 +70,7 @@ fn assert_not_served(begin: &str, why: &str) {
     let mut command = lab.host().command("sh");
     command.args(["-c", &command_line]).env(HASH_SEED_FILE, hash_seed_file());
     let mut samport = Watched::spawn(command, None).unwrap();
-    samport.wait_for_line_after(0, "ready: ", PATIENCE).unwrap();
+    samport.wait_for_line_after(0, "ready: ", TIMEOUT).unwrap();
     let said = samport.said();
     assert!(said.contains("not served: ") && said.contains(why), "{said}");
     let status = Status::all_in(lab.host()).remove(0);

@@ -117,7 +117,7 @@ fn what_is_scraped_under_traffic_is_open_metrics_and_true() {
     let load = Load::start(served.lab.client(), served.fronts()[0], 2);
     let mut before = quiet;
     for _ in 0..3 {
-        assert!(load.wait_for_more(50, samport_tests::PATIENCE), "{}", load.so_far());
+        assert!(load.wait_for_more(50, samport_tests::TIMEOUT), "{}", load.so_far());
         let now = Scraped::of(&served);
         for name in ["samport_backend_connections_total", "samport_backend_receive_bytes_total"] {
             assert!(now.sum(name) > before.sum(name), "{name}\n{}", now.text);

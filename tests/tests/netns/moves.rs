@@ -8,7 +8,7 @@ use samport_tests::daemon::Daemon;
 use samport_tests::datagrams::{Echo, ask_to, client};
 use samport_tests::load::{ask, get};
 use samport_tests::served::TARGET;
-use samport_tests::{HOST_V4, Lab, PATIENCE, Server, eventually};
+use samport_tests::{HOST_V4, Lab, Server, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -112,7 +112,7 @@ impl Pair {
 fn an_address_that_another_container_takes_over_is_followed() {
     let pair = Pair::start("auto");
     for addr in shared() {
-        let line = pair.daemon.wait_for_line(&format!("+ {addr}"), PATIENCE);
+        let line = pair.daemon.wait_for_line(&format!("+ {addr}"), TIMEOUT);
         assert!(line.text.contains("by peer"), "{}", line.text);
     }
     for (from, to) in [(0, 1), (1, 0)] {
@@ -172,7 +172,7 @@ fn an_interface_that_clients_come_in_by_is_nobodys_veth() {
     let backend = CLIENT_V4.to_string();
     let args = ["-i", "eth0", "-p", "80:9090", "--backend", &backend];
     let daemon = Daemon::start(&lab, &args);
-    let line = daemon.wait_for_line(&format!("+ {CLIENT_V4}"), PATIENCE);
+    let line = daemon.wait_for_line(&format!("+ {CLIENT_V4}"), TIMEOUT);
     assert!(line.text.contains("by neigh"), "{}", line.text);
     let front: SocketAddr = (HOST_V4, 80).into();
     let container = lab.containers()[0].namespace();

@@ -8,7 +8,7 @@ use samport_tests::daemon::samport_command;
 use samport_tests::load::{Connection, Load, Tally, ask};
 use samport_tests::served::Served;
 use samport_tests::stats::{chi_square, chi_square_limit};
-use samport_tests::{Namespace, PATIENCE, eventually};
+use samport_tests::{Namespace, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -186,7 +186,7 @@ fn a_service_is_told_to_choose_in_another_way() {
     let load = Load::start(served.lab.client(), served.fronts()[0], 1);
     for mode in ["source-hash", "random"] {
         assert_eq!(served.order(&["balance", mode]), format!("80/tcp {mode}\n"));
-        assert!(load.wait_for_more(50, PATIENCE), "{}", load.so_far());
+        assert!(load.wait_for_more(50, TIMEOUT), "{}", load.so_far());
     }
     load.stop().assert_no_failure();
 }

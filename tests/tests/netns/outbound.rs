@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use samport::lab::{Bridge, CLIENT_V4, CLIENT_V6, Namespace, output_of};
 use samport_tests::datagrams::{Echo, ask_connected, ask_to};
 use samport_tests::socket::{ask_on, connect_from};
-use samport_tests::{HOST_V4, HOST_V6, Lab, PATIENCE, Server, eventually};
+use samport_tests::{HOST_V4, HOST_V6, Lab, Server, TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::datagrams::{Datagrams, connected};
@@ -32,7 +32,7 @@ fn any(v6: bool, port: u16) -> SocketAddr {
 
 fn bound(to: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(to).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 

@@ -10,7 +10,7 @@ use samport_tests::frames::{datagram, fragments};
 use samport_tests::load::Connection;
 use samport_tests::raw;
 use samport_tests::served::Served;
-use samport_tests::{Lab, PATIENCE, eventually, require_root};
+use samport_tests::{Lab, TIMEOUT, eventually, require_root};
 
 use crate::datagrams::{Datagrams, WAYS, connected};
 
@@ -117,18 +117,18 @@ fn datagrams_in_fragments_arrive_whole() {
 }
 
 /// A client's socket and both ends of its datagrams, for frames that are made by hand.
-struct ByHand {
+struct ManualRoutes {
     socket: UdpSocket,
     from: SocketAddr,
     front: SocketAddr,
 }
 
-impl ByHand {
+impl ManualRoutes {
     fn new(datagrams: &Datagrams, front: SocketAddr, port: u16) -> Self {
         let ip: IpAddr = if front.is_ipv4() { CLIENT_V4.into() } else { CLIENT_V6.into() };
         let from = SocketAddr::new(ip, port);
         let socket = datagrams.on_client(|| UdpSocket::bind(from)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { socket, from, front }
     }
 
@@ -152,7 +152,7 @@ impl ByHand {
         self.socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let error = self.socket.recv_from(&mut [0; 64]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
-        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     }
 }
 
@@ -163,7 +163,7 @@ fn fragments_out_of_order_arrive_whole_or_are_counted() {
     let datagrams = Datagrams::start(Lab::builder().backends(2), &[], Echo::mirror);
     for (front, base) in datagrams.served.fronts().into_iter().zip([40_000, 41_000]) {
         for (port, order) in (base..).zip([[0, 5, 3, 1, 4, 2], [0, 1, 2, 3, 5, 4]]) {
-            let by_hand = ByHand::new(&datagrams, front, port);
+            let by_hand = ManualRoutes::new(&datagrams, front, port);
             let all = fragments(&by_hand.frame(&datagrams, &payload), port, 1_400);
             let shuffled: Vec<_> = order.iter().map(|at| all[*at].clone()).collect();
             raw::send(datagrams.served.lab.client(), "eth0", &shuffled);
@@ -171,7 +171,7 @@ fn fragments_out_of_order_arrive_whole_or_are_counted() {
         }
         let orphans = || datagrams.served.status().verdict("fragment-orphan");
         let before = orphans();
-        let by_hand = ByHand::new(&datagrams, front, base + 10);
+        let by_hand = ManualRoutes::new(&datagrams, front, base + 10);
         let all = fragments(&by_hand.frame(&datagrams, &payload), base + 10, 1_400);
         let first_comes_last: Vec<_> = all.iter().rev().cloned().collect();
         raw::send(datagrams.served.lab.client(), "eth0", &first_comes_last);
@@ -192,7 +192,7 @@ fn a_priority_tag_is_served_and_a_vlan_is_left_alone() {
         let options = ["--forward", way];
         let datagrams = Datagrams::start(Lab::builder().backends(2), &options, Echo::mirror);
         for front in datagrams.served.fronts() {
-            let by_hand = ByHand::new(&datagrams, front, 40_000);
+            let by_hand = ManualRoutes::new(&datagrams, front, 40_000);
             let frame = by_hand.frame(&datagrams, b"a question");
             let tagged =
                 |tag: [u8; 2]| vec![[&frame[..12], &[0x81, 0x00], &tag, &frame[12..]].concat()];

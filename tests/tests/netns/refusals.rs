@@ -7,7 +7,7 @@ use samport::lab::{Bridge, output_of};
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::Connection;
 use samport_tests::served::{LISTEN, Served, Status};
-use samport_tests::{Lab, Namespace, PATIENCE, require_root};
+use samport_tests::{Lab, Namespace, TIMEOUT, require_root};
 
 use crate::lab;
 
@@ -24,7 +24,7 @@ fn close_the_stack(lab: &Lab) {
 }
 
 fn assert_refused(client: &Namespace, front: SocketAddr) {
-    let error = client.run(|| TcpStream::connect_timeout(&front, PATIENCE)).unwrap_err();
+    let error = client.run(|| TcpStream::connect_timeout(&front, TIMEOUT)).unwrap_err();
     assert_eq!(
         error.kind(),
         ErrorKind::ConnectionRefused,
@@ -69,7 +69,7 @@ fn assert_datagrams_refused(client: &Namespace, front: SocketAddr) {
             if front.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
         let socket = UdpSocket::bind(any).unwrap();
         socket.connect(front).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket.send(b"?").unwrap();
         socket.recv(&mut [0; 16]).unwrap_err()
     });

@@ -9,8 +9,8 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::datagrams::{Echo, ask_connected};
 use samport_tests::flood::Flood;
 use samport_tests::frames::{datagram, fragments, icmp, quote, to_mac};
-use samport_tests::kept::{Asking, Kept};
 use samport_tests::load::get;
+use samport_tests::open_connections::{OpenConnection, Requests};
 use samport_tests::packet::Segment;
 use samport_tests::raw::mac;
 use samport_tests::served::{LISTEN, Served, Status, TARGET, second_client};
@@ -112,8 +112,8 @@ impl TestBed {
         move |number| to_mac(frame(number, forged_source(number)), mac)
     }
 
-    fn open(&self, each: usize) -> Vec<Kept> {
-        Kept::open(self.served.lab.client(), &self.served.fronts(), each)
+    fn open(&self, each: usize) -> Vec<OpenConnection> {
+        OpenConnection::open(self.served.lab.client(), &self.served.fronts(), each)
     }
 
     /// A new connection through either front, and a datagram to either; all are answered.
@@ -163,7 +163,7 @@ fn assert_datagrams_drive_no_connection_out(port: u16) {
     }
     flood.stop();
     let table = table(&bed.served.lab);
-    Kept::check_all(&mut idle);
+    OpenConnection::check_all(&mut idle);
     bed.assert_serves_new_clients();
     assert_eq!(table["evicted"], 0, "{table:#}");
     let beside = bed.served.status().verdict("forward-overflow");
@@ -199,7 +199,7 @@ fn datagrams_of_clients_that_seem_real_take_no_more_than_their_services_share() 
         bed.assert_serves_new_clients();
     }
     flood.stop();
-    Kept::check_all(&mut idle);
+    OpenConnection::check_all(&mut idle);
     bed.assert_serves_new_clients();
 }
 
@@ -300,14 +300,14 @@ fn assert_a_long_flood_loses_nobody(kind: Kind, time: Duration) {
         (f64::from(served) / begin.elapsed().as_secs_f64(), failed)
     };
     let (without, _) = serve(Duration::from_secs(10).min(time));
-    let asking = Asking::each_within(kept, EACH_WITHIN);
+    let asking = Requests::each_within(kept, EACH_WITHIN);
     let begin = Instant::now();
     let frames = bed.forged(move |number, source| kind.frame(number, source));
     let flood = Flood::unlimited(&bed.attacker, frames);
     let (beside, failed) = serve(time);
     let (seconds, sent) = (begin.elapsed().as_secs_f64(), flood.stop());
     let mut kept = asking.stop();
-    Kept::check_all(&mut kept);
+    OpenConnection::check_all(&mut kept);
     bed.assert_serves_new_clients();
     #[allow(clippy::cast_precision_loss, reason = "a figure to be read")]
     let rate = sent as f64 / seconds;
@@ -327,11 +327,11 @@ fn assert_a_flood_loses_nobody(kind: Kind) {
     let mut kept = bed.open(100);
     let flood = bed.flood(FORGED, move |number, source| kind.frame(number, source));
     flood.wait_for(FORGED / 10);
-    Kept::check_all(&mut kept);
+    OpenConnection::check_all(&mut kept);
     let (begin, first) = (Instant::now(), flood.sent());
     let during = bed.serve_while(|| flood.sent() < FORGED);
     let (time, packets) = (begin.elapsed(), flood.stop() - first);
-    Kept::check_all(&mut kept);
+    OpenConnection::check_all(&mut kept);
     bed.assert_serves_new_clients();
     let begin = Instant::now();
     let without = bed.serve_while(|| begin.elapsed() < time);
@@ -377,19 +377,19 @@ fn assert_a_service_keeps_to_its_share(percent: &str, share: u64) {
     let limits = ["--flows", "1024", "--service-share", percent];
     let _daemon = Daemon::start(&lab, &[&args[..], &limits].concat());
     let (client, fronts) = (lab.client(), [LISTEN, OTHER].map(|port| lab.front(port)));
-    let many = Kept::open(client, &fronts[..1], 1_200);
-    let mut few = Kept::open(client, &fronts[1..], 100);
+    let many = OpenConnection::open(client, &fronts[..1], 1_200);
+    let mut few = OpenConnection::open(client, &fronts[1..], 100);
     eventually("the first service makes room for the other", || {
         // Those that were opened before there was room get it with their next packet.
-        Kept::check_all(&mut few);
+        OpenConnection::check_all(&mut few);
         let table = table(&lab);
         let (evicted, held) = (table["evicted"].as_u64()?, table["ipv4"].as_u64()?);
         (evicted > 0 && held <= share + 100).then_some(())
     });
     // New ones, of both: some find a table that is nearly full no more.
-    let mut new = Kept::open(client, &fronts, 50);
-    Kept::check_all(&mut new);
-    Kept::check_all(&mut few);
+    let mut new = OpenConnection::open(client, &fronts, 50);
+    OpenConnection::check_all(&mut new);
+    OpenConnection::check_all(&mut few);
     drop(many);
 }
 

@@ -8,7 +8,7 @@ use samport::lab::Namespace;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{ask, get};
 use samport_tests::served::{Status, TARGET};
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -53,7 +53,7 @@ fn lead_anew(daemon: &Daemon, host: &Namespace, device: &str, gateways: [IpAddr;
     }
     lead(host, device, gateways);
     for endpoint in ENDPOINTS {
-        daemon.wait_for_line_after(mark, &format!("+ {endpoint}"), PATIENCE);
+        daemon.wait_for_line_after(mark, &format!("+ {endpoint}"), TIMEOUT);
     }
 }
 

@@ -11,7 +11,7 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::datagrams::{Echo, ask_connected};
 use samport_tests::served::{LISTEN, TARGET, fronts_of_second, second_client, wait_for_answer};
 use samport_tests::socket::{ask_on, connect_between};
-use samport_tests::{HOST_V4, HOST_V6, Lab, PATIENCE, Server, require_root};
+use samport_tests::{HOST_V4, HOST_V6, Lab, Server, TIMEOUT, require_root};
 
 use crate::inside::{Inside, addresses};
 use crate::matrix::assert_all_served;
@@ -38,7 +38,7 @@ fn assert_served_from(client: &Namespace, source: IpAddr, fronts: &[SocketAddr])
                     assert_eq!((answer.client.ip(), answer.body.len()), (source.ip(), 100_000));
                 }
                 let socket = UdpSocket::bind(source).unwrap();
-                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                socket.set_read_timeout(Some(TIMEOUT)).unwrap();
                 socket.connect(front).unwrap();
                 for _ in 0..2 {
                     ask_connected(&socket).unwrap_or_else(|e| panic!("{source} to {front}: {e}"));
@@ -502,12 +502,12 @@ fn a_clients_connections_outlive_its_becoming_a_backend_on_the_uplink() {
     let before = open();
     let mark = daemon.mark();
     file.add("app-1", app.v4(TARGET));
-    daemon.wait_for_line_after(mark, "+ app-1", PATIENCE);
+    daemon.wait_for_line_after(mark, "+ app-1", TIMEOUT);
     ask_on(&before, "/").expect("it goes on when its client has become a backend");
     let meanwhile = open();
     let mark = daemon.mark();
     file.remove("app-1");
-    daemon.wait_for_line_after(mark, "- app-1", PATIENCE);
+    daemon.wait_for_line_after(mark, "- app-1", TIMEOUT);
     ask_on(&meanwhile, "/").expect("it goes on when its client is none any more");
 }
 

@@ -11,7 +11,7 @@ use samport_tests::daemon::{samport, samport_command};
 use samport_tests::load::{Connection, get};
 use samport_tests::served::{Served, text};
 use samport_tests::traces::undisturbed;
-use samport_tests::{Lab, PATIENCE, eventually, require_root};
+use samport_tests::{Lab, TIMEOUT, eventually, require_root};
 use serde_json::Value;
 
 use crate::lab;
@@ -20,7 +20,7 @@ use crate::lab;
 fn trace(served: &Served, args: &[&str]) -> Watched {
     let args = [&["trace", "-o", "json"], args].concat();
     let tracer = Watched::spawn(samport_command(served.lab.host(), &args), None).unwrap();
-    tracer.wait_for_line("tracing ", PATIENCE).unwrap();
+    tracer.wait_for_line("tracing ", TIMEOUT).unwrap();
     tracer
 }
 
@@ -150,7 +150,7 @@ fn a_count_ends_it_and_another_one_may_begin() {
     for _ in 0..2 {
         let mut tracer = trace(&served, &["--count", "3"]);
         served.lab.client().run(|| get(front, "/").unwrap());
-        let status = tracer.wait(PATIENCE).unwrap();
+        let status = tracer.wait(TIMEOUT).unwrap();
         assert!(status.success(), "{status}");
         assert_eq!(told(&tracer).len(), 3);
     }
@@ -182,7 +182,7 @@ fn a_second_tracer_is_refused_and_a_killed_one_is_forgotten() {
     });
     let mut next = trace(&served, &["--count", "1"]);
     client.run(|| get(front, "/").unwrap());
-    assert!(next.wait(PATIENCE).unwrap().success());
+    assert!(next.wait(TIMEOUT).unwrap().success());
     assert!(!is_watched(&served), "it has said that it ends");
     let mut stopped = trace(&served, &[]);
     assert!(stopped.stop().unwrap().success());

@@ -14,7 +14,7 @@ const FRAME: u64 = 1_514;
 
 /// Sends 10 MB each way through both fronts; the mean length of the frames to the backend, and of
 /// those back.
-fn carry(builder: Builder) -> (u64, u64) {
+fn transfer(builder: Builder) -> (u64, u64) {
     require_root();
     let served = Served::start(builder.build().unwrap(), &[]);
     served.lab.client().run(|| {
@@ -38,14 +38,14 @@ fn carry(builder: Builder) -> (u64, u64) {
 /// Case 18: tx offload off everywhere: 10 MB arrives intact.
 #[test]
 fn ten_megabytes_arrive_intact_with_checksums_computed_by_the_senders() {
-    let (forth, back) = carry(Lab::builder().tx_offload_off());
+    let (forth, back) = transfer(Lab::builder().tx_offload_off());
     assert!(forth <= FRAME && back <= FRAME, "{forth} and {back}: offload is not off");
 }
 
 /// Case 19: 64 KB GSO intact.
 #[test]
 fn ten_megabytes_arrive_intact_in_frames_of_up_to_64_kilobytes() {
-    let (forth, back) = carry(Lab::builder());
+    let (forth, back) = transfer(Lab::builder());
     // ACKs lower the mean; without GSO no frame would be longer than the MTU allows.
     assert!(forth > FRAME && back > FRAME, "{forth} and {back}: that was no GSO");
 }
@@ -53,8 +53,8 @@ fn ten_megabytes_arrive_intact_in_frames_of_up_to_64_kilobytes() {
 /// Case 18, with what a cloud's tunnel leaves of the MTU.
 #[test]
 fn ten_megabytes_arrive_intact_with_a_small_mtu() {
-    carry(Lab::builder().mtu(1_280).tx_offload_off());
-    carry(Lab::builder().mtu(1_280));
+    transfer(Lab::builder().mtu(1_280).tx_offload_off());
+    transfer(Lab::builder().mtu(1_280));
 }
 
 /// An interface to the clients that takes less than the containers send, and a client that does not

@@ -7,7 +7,7 @@ use samport_tests::daemon::Backends;
 use samport_tests::load::ask;
 use samport_tests::served::{Served, TARGET};
 use samport_tests::traces::{assert_traces, traces};
-use samport_tests::{Lab, PATIENCE, Server, eventually};
+use samport_tests::{Lab, Server, TIMEOUT, eventually};
 
 use crate::{ended, ended_with, lab};
 
@@ -97,8 +97,8 @@ fn a_backend_without_a_route_is_named_and_the_others_serve() {
     let served = Served::start(lab(1), &[]);
     let mut file = served.file;
     file.add("nowhere", "203.0.113.1:80".parse().unwrap());
-    served.daemon.wait_for_line("nowhere is not served", PATIENCE);
-    let line = served.daemon.wait_for_line("203.0.113.1", PATIENCE);
+    served.daemon.wait_for_line("nowhere is not served", TIMEOUT);
+    let line = served.daemon.wait_for_line("203.0.113.1", TIMEOUT);
     assert!(line.text.contains("route"), "{}", line.text);
     assert_eq!(ask(&served.lab, served.lab.front(80), 10).of("web-1"), 10);
 }
@@ -245,12 +245,12 @@ fn a_file_that_goes_bad_is_named_and_the_old_backends_stay() {
     for (text, word) in bad {
         let mark = served.daemon.mark();
         file.write_text(text);
-        served.daemon.wait_for_line_after(mark, word, PATIENCE);
-        served.daemon.wait_for_line_after(mark, "stay as they were", PATIENCE);
+        served.daemon.wait_for_line_after(mark, word, TIMEOUT);
+        served.daemon.wait_for_line_after(mark, "stay as they were", TIMEOUT);
         let tally = ask(lab, front, 40);
         assert!(tally.of("web-1") > 0 && tally.of("web-2") > 0, "{tally}");
     }
     file.remove("web-2");
-    served.daemon.wait_for_line(&format!("- web-2 {}", lab.backends()[1].v4(TARGET)), PATIENCE);
+    served.daemon.wait_for_line(&format!("- web-2 {}", lab.backends()[1].v4(TARGET)), TIMEOUT);
     assert_eq!(ask(lab, front, 40).of("web-1"), 40);
 }

@@ -9,7 +9,7 @@ mod explain;
 mod kernel;
 mod requests;
 mod schedule;
-mod world;
+mod test_bed;
 
 use std::fmt::Write as _;
 use std::thread;
@@ -23,7 +23,7 @@ use serde_json::Value;
 use self::explain::{Request, unexplained};
 use self::requests::Clients;
 use self::schedule::{Fault, schedule, steps};
-use self::world::World;
+use self::test_bed::TestBed;
 
 /// Between two looks at samport.
 const LOOK: Duration = Duration::from_millis(20);
@@ -47,16 +47,17 @@ fn run(seed: u64, length: Duration) {
     let planned = schedule(seed, length, lab.backends().len());
     eprintln!("{} faults, programs attached by {hook}", planned.len());
     let before = traces(lab.host());
-    let mut world = World::start(lab, hook);
-    let objects = Objects::of(world.lab.host());
-    let fronts = [world.lab.front(LISTEN), world.lab.front_v6(LISTEN)];
-    let clients = Clients::start(&[(world.lab.client(), false), (world.lab.host(), true)], fronts);
-    world.begins(clients.begin);
+    let mut test_bed = TestBed::start(lab, hook);
+    let objects = Objects::of(test_bed.lab.host());
+    let fronts = [test_bed.lab.front(LISTEN), test_bed.lab.front_v6(LISTEN)];
+    let clients =
+        Clients::start(&[(test_bed.lab.client(), false), (test_bed.lab.host(), true)], fronts);
+    test_bed.begins(clients.begin);
 
     let mut skipped = Vec::new();
     for step in steps(&planned) {
         while clients.begin.elapsed() < step.at {
-            world.look();
+            test_bed.look();
             thread::sleep(LOOK);
         }
         let fault = planned[step.number].fault;
@@ -64,26 +65,26 @@ fn run(seed: u64, length: Duration) {
         let is_off = matches!(fault, Fault::TakenOff(_));
         if step.is_end {
             if !skipped.contains(&step.number) {
-                world.end(fault);
+                test_bed.end(fault);
             }
-        } else if is_off && world.lacks_programs() {
+        } else if is_off && test_bed.lacks_programs() {
             skipped.push(step.number);
         } else {
-            world.begin(fault);
+            test_bed.begin(fault);
         }
     }
-    world.wait_until_settled();
+    test_bed.wait_until_settled();
     eprintln!("{:9.3?} samport has settled", clients.begin.elapsed());
     eventually("all clients are answered again", || are_content(&clients.so_far()).then_some(()));
     let requests = clients.stop();
-    judge(&requests, &world);
-    assert!(world.ended.is_empty(), "samport has ended by itself: {:#?}", world.ended);
+    check(&requests, &test_bed);
+    assert!(test_bed.ended.is_empty(), "samport has ended by itself: {:#?}", test_bed.ended);
 
-    let name = world.instance();
-    let state = |status: &Value| kernel::state(world.lab.host(), &name, status).unwrap();
-    let after_chaos = state(&world.status().expect("samport runs"));
-    let chaotic = Objects::of(world.lab.host());
-    let stopped = world.stop();
+    let name = test_bed.instance();
+    let state = |status: &Value| kernel::state(test_bed.lab.host(), &name, status).unwrap();
+    let after_chaos = state(&test_bed.status().expect("samport runs"));
+    let chaotic = Objects::of(test_bed.lab.host());
+    let stopped = test_bed.stop();
     assert_traces(stopped.lab.host(), &before);
     objects.assert_gone();
     chaotic.assert_gone();
@@ -101,7 +102,7 @@ fn run(seed: u64, length: Duration) {
 }
 
 /// What a fresh start has made, once everybody is served.
-fn after_fresh_start(stopped: &world::Stopped, name: &str) -> kernel::State {
+fn after_fresh_start(stopped: &test_bed::Stopped, name: &str) -> kernel::State {
     let all = 2 * stopped.lab.backends().len();
     let status = eventually("a fresh samport serves everybody", || {
         let output = samport_tests::daemon::samport(stopped.lab.host(), &["status", "-o", "json"]);
@@ -131,14 +132,14 @@ fn are_content(requests: &[Request]) -> bool {
 }
 
 /// Panics if a request has failed that no fault explains.
-fn judge(requests: &[Request], world: &World) {
+fn check(requests: &[Request], test_bed: &TestBed) {
     let failed = requests.iter().filter(|one| one.error.is_some()).count();
-    let left = unexplained(requests, &world.windows);
+    let left = unexplained(requests, &test_bed.windows);
     eprintln!(
         "{} requests, {failed} of them failed, {} for no reason; {} faults",
         requests.len(),
         left.len(),
-        world.windows.len()
+        test_bed.windows.len()
     );
     let mut text = String::new();
     for one in left.iter().take(20) {

@@ -13,7 +13,7 @@ use samport_tests::daemon::{
 use samport_tests::load::ask;
 use samport_tests::served::Served;
 use samport_tests::traces::{Objects, alone, assert_traces, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 
 use crate::{ended, ended_with, lab};
 
@@ -66,7 +66,7 @@ fn a_clean_exit_leaves_nothing_of_a_device_that_has_gone() {
     let objects = Objects::of(served.lab.host());
     served.lab.remove_backend("web-2").unwrap();
     served.file.remove("web-2");
-    served.daemon.wait_for_line("- web-2", PATIENCE);
+    served.daemon.wait_for_line("- web-2", TIMEOUT);
     let (name, addresses) = served.add_backend();
     served.change(("+", &name, ""), |file| file.add_all(&name, addresses));
     let Served { daemon, lab, .. } = served;
@@ -82,7 +82,7 @@ fn ctrl_c_is_a_clean_exit() {
     let before = traces(lab.host());
     let served = Daemon::start(&lab, &["-i", "eth0", "-p", "80", "--backend", "172.30.0.10"]);
     served.signal(Signal::INT);
-    served.wait_for_line("removed everything", PATIENCE);
+    served.wait_for_line("removed everything", TIMEOUT);
     served.stop();
     assert_traces(lab.host(), &before);
 }
@@ -144,8 +144,8 @@ fn where_bpffs_is_missing_it_is_mounted() {
     shell.arg(samport_binary()).env(HASH_SEED_FILE, hash_seed_file());
     shell.args(["run", "-i", "eth0", "-p", "80", "--backend", "172.30.0.10"]);
     let mut child = samport::lab::Watched::spawn(shell, None).unwrap();
-    child.wait_for_line("mounting bpffs", PATIENCE).unwrap();
-    child.wait_for_line("ready", PATIENCE).unwrap();
+    child.wait_for_line("mounting bpffs", TIMEOUT).unwrap();
+    child.wait_for_line("ready", TIMEOUT).unwrap();
     assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);
     assert!(child.stop().unwrap().success(), "{}", child.said());
 }

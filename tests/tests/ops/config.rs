@@ -10,7 +10,7 @@ use samport_tests::daemon::{Daemon, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{LISTEN, Served, Status, TARGET, text as text_of};
 use samport_tests::traces::{assert_traces, traces};
-use samport_tests::{Lab, PATIENCE, Server};
+use samport_tests::{Lab, Server, TIMEOUT};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -77,7 +77,7 @@ impl Configured {
     fn change(&self, backends: &[&str], more: &str, expected: &str) {
         let mark = self.daemon.mark();
         self.file.write(&text(&self.lab, backends, more));
-        self.daemon.wait_for_line_after(mark, expected, PATIENCE);
+        self.daemon.wait_for_line_after(mark, expected, TIMEOUT);
     }
 
     /// What `samport status -o json` says of it.
@@ -88,7 +88,7 @@ impl Configured {
     fn hang_up(&self, expected: &str) {
         let mark = self.daemon.mark();
         self.daemon.signal(Signal::HUP);
-        self.daemon.wait_for_line_after(mark, expected, PATIENCE);
+        self.daemon.wait_for_line_after(mark, expected, TIMEOUT);
     }
 }
 
@@ -194,7 +194,7 @@ fn a_bad_configuration_is_refused_before_anything_is_touched() {
 fn a_good_change_is_applied_and_a_bad_one_refused_under_load() {
     let set = Configured::start(&["web-1"], "drain = '60s'");
     let load = Load::start(set.lab.client(), set.front(), 2);
-    assert!(load.wait_for_more(50, PATIENCE));
+    assert!(load.wait_for_more(50, TIMEOUT));
     let mut old = set.lab.client().run(|| Connection::open(set.front()).unwrap());
     assert_eq!(old.get("/").unwrap().backend, "web-1");
 
@@ -230,7 +230,7 @@ fn what_waits_for_the_next_start_is_named_and_the_rest_applied() {
     let _other = Daemon::start(&elsewhere, &["-i", "eth0", "-p", "1", "--backend", "192.0.2.77"]);
     let more = "allow = ['203.0.113.0/24']\ndrain = '7s'\nflows = 2048\nhook = 'tc'";
     set.change(&["web-1", "web-2"], more, "hook, flows: takes effect at the next start");
-    set.daemon.wait_for_line("configuration applied: allow, drain", PATIENCE);
+    set.daemon.wait_for_line("configuration applied: allow, drain", TIMEOUT);
     // What is shown is what is in force.
     let limits = &set.status()["limits"];
     assert_eq!((&limits["drain_seconds"], &limits["flows"]), (&7.into(), &131_072.into()));
@@ -291,11 +291,11 @@ fn what_is_said_of_a_backend_is_what_everybody_sees() {
     fs::create_dir(&in_the_way).unwrap();
     let mark = served.daemon.mark();
     served.file.remove("web-2");
-    served.daemon.wait_for_line_after(mark, "trying again", PATIENCE);
+    served.daemon.wait_for_line_after(mark, "trying again", TIMEOUT);
     let said = served.daemon.lines()[mark..].iter().any(|line| line.text.contains("- web-2"));
     fs::remove_dir(&in_the_way).unwrap();
     assert!(!said, "it is said before it is written down");
-    served.daemon.wait_for_line_after(mark, "- web-2", PATIENCE);
+    served.daemon.wait_for_line_after(mark, "- web-2", TIMEOUT);
     assert_eq!(names(&served.status().0["backends"]), ["web-1", "web-1"]);
 }
 
@@ -306,11 +306,11 @@ fn a_change_that_cannot_be_made_changes_nothing() {
     let taken = set.lab.host().run(|| std::net::TcpListener::bind("127.0.0.1:9464").unwrap());
     let more = "metrics = '127.0.0.1:9464'";
     set.change(&["web-2"], more, "another program listens there");
-    set.daemon.wait_for_line("the configuration stays as it was", PATIENCE);
+    set.daemon.wait_for_line("the configuration stays as it was", TIMEOUT);
     assert_eq!(ask(&set.lab, set.front(), 20).of("web-1"), 20);
     drop(taken);
     set.hang_up("configuration applied: backend, metrics");
-    set.daemon.wait_for_line("- web-1", PATIENCE);
+    set.daemon.wait_for_line("- web-1", TIMEOUT);
     set.change(&["web-2", "web-2"], more, "given twice");
     assert_eq!(ask(&set.lab, set.front(), 20).of("web-2"), 20);
 }

@@ -10,7 +10,7 @@ use samport_tests::daemon::Daemon;
 use samport_tests::engine::{Container, Engine};
 use samport_tests::load::ask;
 use samport_tests::served::{Status, TARGET};
-use samport_tests::{Backend, Lab, PATIENCE, Server, eventually};
+use samport_tests::{Backend, Lab, Server, TIMEOUT, eventually};
 
 use crate::lab;
 
@@ -18,7 +18,7 @@ use crate::lab;
 const GROWTH: u64 = 64 * 1024;
 
 /// Namespaces with servers, some of which an engine says are containers. Fields are dropped in their order.
-struct Scene {
+struct Fixture {
     daemon: Daemon,
     engine: Engine,
     containers: Vec<Container>,
@@ -27,7 +27,7 @@ struct Scene {
     lab: Lab,
 }
 
-impl Scene {
+impl Fixture {
     /// Of three containers the first runs.
     fn start(options: &[&str]) -> Self {
         let lab = lab(3);
@@ -47,7 +47,7 @@ impl Scene {
         let url = engine.url();
         let usual = ["-i", "eth0", "-p", "80:9090", "--endpoint", &url, "--drain", "1"];
         let daemon = Daemon::start(&lab, &[&usual[..], options].concat());
-        daemon.wait_for_line("+ web-1", PATIENCE);
+        daemon.wait_for_line("+ web-1", TIMEOUT);
         Self { daemon, engine, containers, inhabitants, _servers: servers, lab }
     }
 
@@ -62,7 +62,7 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Fixture {
     fn drop(&mut self) {
         for inhabitant in &mut self.inhabitants {
             let _ = inhabitant.kill();
@@ -93,93 +93,93 @@ fn peak_memory(pid: u32) -> u64 {
 /// Row D2 of the field faults: the engine drops what nobody reads.
 #[test]
 fn what_happened_while_samport_was_stopped_is_known_when_it_goes_on() {
-    let scene = Scene::start(&[]);
-    scene.assert_served_by("web-1");
-    scene.daemon.signal(Signal::STOP);
-    scene.engine.loses("web-1");
-    scene.engine.has([scene.containers[1].clone()]);
+    let fixture = Fixture::start(&[]);
+    fixture.assert_served_by("web-1");
+    fixture.daemon.signal(Signal::STOP);
+    fixture.engine.loses("web-1");
+    fixture.engine.has([fixture.containers[1].clone()]);
     // No event comes; how long it is stopped is what it has to notice.
     thread::sleep(Duration::from_secs(6));
-    let mark = scene.daemon.mark();
+    let mark = fixture.daemon.mark();
     let begin = Instant::now();
-    scene.daemon.signal(Signal::CONT);
-    scene.daemon.wait_for_line_after(mark, "+ web-2", PATIENCE);
+    fixture.daemon.signal(Signal::CONT);
+    fixture.daemon.wait_for_line_after(mark, "+ web-2", TIMEOUT);
     eprintln!("web-2 served {:?} after SIGCONT", begin.elapsed());
-    scene.daemon.wait_for_line_after(mark, "- web-1", PATIENCE);
+    fixture.daemon.wait_for_line_after(mark, "- web-1", TIMEOUT);
     eventually("web-1 is gone", || {
-        (ask(&scene.lab, scene.lab.front(80), 5).of("web-2") == 5).then_some(())
+        (ask(&fixture.lab, fixture.lab.front(80), 5).of("web-2") == 5).then_some(())
     });
-    scene.assert_served_by("web-2");
-    assert!(scene.resyncs("pause") > 0);
+    fixture.assert_served_by("web-2");
+    assert!(fixture.resyncs("pause") > 0);
 }
 
 /// Row D2: whatever the reason is that nothing was heard.
 #[test]
 fn what_the_engine_does_not_tell_is_found_by_the_next_list() {
-    let scene = Scene::start(&[]);
-    let [_, lists] = scene.engine.questions();
-    let mark = scene.daemon.mark();
-    scene.engine.loses("web-1");
-    scene.engine.has([scene.containers[1].clone()]);
-    scene.daemon.wait_for_line_after(mark, "+ web-2", PATIENCE);
-    scene.daemon.wait_for_line_after(mark, "- web-1", PATIENCE);
-    scene.assert_served_by("web-2");
-    assert_eq!((scene.resyncs("pause"), scene.resyncs("engine")), (0, 0));
+    let fixture = Fixture::start(&[]);
+    let [_, lists] = fixture.engine.questions();
+    let mark = fixture.daemon.mark();
+    fixture.engine.loses("web-1");
+    fixture.engine.has([fixture.containers[1].clone()]);
+    fixture.daemon.wait_for_line_after(mark, "+ web-2", TIMEOUT);
+    fixture.daemon.wait_for_line_after(mark, "- web-1", TIMEOUT);
+    fixture.assert_served_by("web-2");
+    assert_eq!((fixture.resyncs("pause"), fixture.resyncs("engine")), (0, 0));
     // A list of containers of which nothing is new asks about none of them.
-    let [inspections, _] = scene.engine.questions();
+    let [inspections, _] = fixture.engine.questions();
     eventually("containers are listed again", || {
-        (scene.engine.questions()[1] > lists + 1).then_some(())
+        (fixture.engine.questions()[1] > lists + 1).then_some(())
     });
-    assert_eq!(scene.engine.questions()[0], inspections);
+    assert_eq!(fixture.engine.questions()[0], inspections);
 }
 
 /// Row E3 of the field faults.
 #[test]
 fn three_hundred_thousand_events_cost_no_memory_and_hold_nobody_up() {
     const EVENTS: usize = 300_000;
-    let scene = Scene::start(&[]);
-    let before = peak_memory(scene.daemon.pid());
+    let fixture = Fixture::start(&[]);
+    let before = peak_memory(fixture.daemon.pid());
     let begin = Instant::now();
     thread::scope(|scope| {
-        let storm = scope.spawn(|| scene.engine.changes("web-1", EVENTS));
+        let storm = scope.spawn(|| fixture.engine.changes("web-1", EVENTS));
         // Others come meanwhile.
-        scene.engine.starts(&scene.containers[1]);
+        fixture.engine.starts(&fixture.containers[1]);
         let started = Instant::now();
-        scene.daemon.wait_for_line("+ web-2", PATIENCE);
+        fixture.daemon.wait_for_line("+ web-2", TIMEOUT);
         eprintln!("web-2 served after {:?}", started.elapsed());
         storm.join().unwrap();
     });
     eprintln!("{EVENTS} events read in {:?}", begin.elapsed());
     let started = Instant::now();
-    scene.engine.starts(&scene.containers[2]);
-    scene.daemon.wait_for_line("+ web-3", PATIENCE);
+    fixture.engine.starts(&fixture.containers[2]);
+    fixture.daemon.wait_for_line("+ web-3", TIMEOUT);
     eprintln!("web-3 served after {:?}", started.elapsed());
-    let [inspections, lists] = scene.engine.questions();
-    let overruns = scene.resyncs("engine");
-    let grown = peak_memory(scene.daemon.pid()) - before;
+    let [inspections, lists] = fixture.engine.questions();
+    let overruns = fixture.resyncs("engine");
+    let grown = peak_memory(fixture.daemon.pid()) - before;
     eprintln!("{inspections} inspections, {lists} lists, {overruns} overruns, grown by {grown} kB");
     assert!(grown < GROWTH, "samport has grown by {grown} kB");
     assert!(inspections < EVENTS as u64 / 2, "{inspections} inspections");
-    let tally = ask(&scene.lab, scene.lab.front(80), 60);
+    let tally = ask(&fixture.lab, fixture.lab.front(80), 60);
     assert!(["web-1", "web-2", "web-3"].iter().all(|name| tally.of(name) > 0), "{tally}");
 }
 
 /// Row D5 of the field faults: it was sent its stop signal, and goes on.
 #[test]
 fn a_container_that_ignores_its_stop_signal_serves_again() {
-    let scene = Scene::start(&[]);
-    scene.engine.starts(&scene.containers[1]);
-    scene.daemon.wait_for_line("+ web-2", PATIENCE);
-    let mark = scene.daemon.mark();
-    scene.engine.kills("web-1");
-    scene.daemon.wait_for_line_after(mark, "- web-1", PATIENCE);
-    scene.daemon.wait_for_line_after(
+    let fixture = Fixture::start(&[]);
+    fixture.engine.starts(&fixture.containers[1]);
+    fixture.daemon.wait_for_line("+ web-2", TIMEOUT);
+    let mark = fixture.daemon.mark();
+    fixture.engine.kills("web-1");
+    fixture.daemon.wait_for_line_after(mark, "- web-1", TIMEOUT);
+    fixture.daemon.wait_for_line_after(
         mark,
         "web-1 was sent its stop signal and still runs",
-        PATIENCE,
+        TIMEOUT,
     );
-    scene.daemon.wait_for_line_after(mark, "+ web-1", PATIENCE);
+    fixture.daemon.wait_for_line_after(mark, "+ web-1", TIMEOUT);
     eventually("web-1 serves again", || {
-        (ask(&scene.lab, scene.lab.front(80), 20).of("web-1") > 0).then_some(())
+        (ask(&fixture.lab, fixture.lab.front(80), 20).of("web-1") > 0).then_some(())
     });
 }

@@ -9,10 +9,10 @@ use samport_tests::daemon::{Daemon, clean, samport_binary};
 use samport_tests::load::{Load, ask, get};
 use samport_tests::served::{Served, text};
 use samport_tests::traces::{assert_traces, tc, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE, Server, eventually, own_mounts};
+use samport_tests::{Lab, Server, TIMEOUT, eventually, own_mounts};
 
 use crate::lab;
-use crate::takeover::{Kept, taken_over};
+use crate::takeover::{OpenConnections, taken_over};
 
 /// Case 79: Another tcx program on the hook: both run; each survives the other.
 #[test]
@@ -133,7 +133,7 @@ fn assert_comes_back(options: &[&str], take_off: impl Fn(&Served) -> u64) {
     }
     let mark = served.daemon.mark();
     let taken = take_off(&served);
-    served.daemon.wait_for_line_after(mark, "by somebody else; ", PATIENCE);
+    served.daemon.wait_for_line_after(mark, "by somebody else; ", TIMEOUT);
     eventually("all programs are counted that were attached again", || {
         let count = served.status().0["control_loop"]["reattached"].as_u64().unwrap();
         (count == taken).then_some(())
@@ -234,7 +234,7 @@ fn pins_come_back_when_somebody_removes_them() {
         let lab = lab(2);
         let before = traces(lab.host());
         let mut served = Served::start(lab, options);
-        let mut kept = Kept::open(&served, 5);
+        let mut kept = OpenConnections::open(&served, 5);
         let load = Load::start(served.lab.client(), served.fronts()[0], 1);
         let (all, repinned) = pins_of(&served);
         assert_eq!(repinned, 0);
@@ -251,14 +251,14 @@ fn pins_come_back_when_somebody_removes_them() {
                 fs::remove_dir(&folder).unwrap();
             }
             let said = format!("pins in {} ({}) were removed", folder.display(), removed.len());
-            served.daemon.wait_for_line_after(mark, &said, PATIENCE);
+            served.daemon.wait_for_line_after(mark, &said, TIMEOUT);
             eventually("they are counted", || (pins_of(&served).1 == expected).then_some(()));
             assert_eq!(pins_of(&served).0, all);
         }
         served = taken_over(served, &samport_binary(), options);
-        served.daemon.wait_for_line("taking over from samport ", PATIENCE);
+        served.daemon.wait_for_line("taking over from samport ", TIMEOUT);
         kept.assert_answered("taken over by pins that were made again");
-        assert!(load.wait_for_more(20, PATIENCE));
+        assert!(load.wait_for_more(20, TIMEOUT));
         load.stop().assert_no_failure();
         let Served { daemon, lab, .. } = served;
         daemon.stop();
@@ -277,7 +277,7 @@ fn a_bpffs_that_somebody_unmounts_is_named_and_a_new_one_is_used_after_a_restart
         let mark = served.daemon.mark();
         own_mounts::unmount_bpffs();
         let said = "/sys/fs/bpf is no bpffs any more; mount it again (mount -t bpf bpf /sys/fs/bpf), and restart";
-        served.daemon.wait_for_line_after(mark, said, PATIENCE);
+        served.daemon.wait_for_line_after(mark, said, TIMEOUT);
         for front in served.fronts() {
             assert_eq!(ask(&served.lab, front, 20).total(), 20);
         }
@@ -324,7 +324,7 @@ fn a_process_that_takes_a_served_port_later_is_named_once() {
     let args = [&args[..], &["--metrics", "0.0.0.0:80"]].concat();
     let late = Daemon::start_through(served.lab.host(), &["sh", "-c", &enter], &args, &[]);
     let said = "port 80 is served, and listened on by";
-    let line = served.daemon.wait_for_line(said, PATIENCE);
+    let line = served.daemon.wait_for_line(said, TIMEOUT);
     let by = format!("{said} a process of user root in unit {name} since: ");
     assert!(line.text.contains(&by), "{}", line.text);
     assert_eq!(ask(&served.lab, served.fronts()[0], 20).of("web-1"), 20);

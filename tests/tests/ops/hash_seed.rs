@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use samport_tests::PATIENCE;
+use samport_tests::TIMEOUT;
 use samport_tests::daemon::{Daemon, HASH_SEED_FILE, samport, samport_binary};
 use samport_tests::served::{Served, Status, text};
 use samport_tests::traces::{assert_traces, traces};
@@ -55,7 +55,7 @@ fn where_that_is_read_only_it_is_in_run_and_a_line_says_so() {
     // whose /run does not say that they are in use: `samport clean` of another test would remove them.
     let mounts = "mount -t tmpfs -o ro none /var/lib && mount -t tmpfs none /run && mount -t bpf none /sys/fs/bpf";
     let daemon = with_mounts(&lab, mounts);
-    let line = daemon.wait_for_line(NOT_KEPT, PATIENCE).text;
+    let line = daemon.wait_for_line(NOT_KEPT, TIMEOUT).text;
     for part in [USUAL, "Read-only file system", "--hash-seed-file"] {
         assert!(line.contains(part), "no {part} in {line}");
     }

@@ -20,7 +20,7 @@ fn a_loop_that_completes_no_round_is_not_healthy_and_says_why() {
     served.file.remove("web-2");
     let why = format!("cannot write /run/samport/{}.json", text(&served.status().0, "name"));
     let said = "the control loop has not completed a round for 3";
-    served.daemon.wait_for_line(said, samport_tests::PATIENCE);
+    served.daemon.wait_for_line(said, samport_tests::TIMEOUT);
     ended(host, &["healthcheck"]).assert(1, &[said, &why]);
     let control = || served.status().0["control_loop"].clone();
     let now = control();
@@ -30,7 +30,7 @@ fn a_loop_that_completes_no_round_is_not_healthy_and_says_why() {
     let table = samport(host, &["status", "-o", "wide"]).stdout;
     assert!(String::from_utf8(table).unwrap().contains(said));
     fs::remove_dir(&in_the_way).unwrap();
-    served.daemon.wait_for_line("the control loop goes on", samport_tests::PATIENCE);
+    served.daemon.wait_for_line("the control loop goes on", samport_tests::TIMEOUT);
     eventually("samport is healthy again", || {
         let now = control();
         (!now["is_stalled"].as_bool().unwrap() && text(&now, "error").is_empty()).then_some(())

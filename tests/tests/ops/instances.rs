@@ -8,7 +8,7 @@ use samport_tests::load::{Load, ask, get};
 use samport_tests::served::{Served, Status, TARGET, fronts_of_second, second_client, text};
 use samport_tests::traces::{assert_traces, traces};
 
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{TIMEOUT, eventually};
 
 use crate::{ended, lab};
 
@@ -111,7 +111,7 @@ fn addresses_inside_are_served_by_the_first_of_two_instances() {
     let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
     second.wait_for_line(
         "port 80 on this machine's other addresses (loopback, bridges) stays",
-        PATIENCE,
+        TIMEOUT,
     );
     let inside = ["127.0.0.1", "::1", "172.31.0.1", "2001:db8:4::1"].map(at);
     for front in inside.into_iter().chain([lab.front(80), lab.front_v6(80)]) {
@@ -127,7 +127,7 @@ fn addresses_inside_are_served_by_the_first_of_two_instances() {
         });
     }
     first.stop();
-    second.wait_for_line("port 80 on this machine's other addresses is ours now", PATIENCE);
+    second.wait_for_line("port 80 on this machine's other addresses is ours now", TIMEOUT);
     for front in inside {
         eventually(&format!("{front} is the second's"), || {
             let answer = lab.host().run(|| get(front, "/")).ok()?;

@@ -8,10 +8,10 @@ use samport_tests::daemon::{Backends, Daemon, clean, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{Served, Status, TARGET, text};
 use samport_tests::traces::{Objects, alone, assert_traces, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE, number_in, own_mounts};
+use samport_tests::{Lab, TIMEOUT, number_in, own_mounts};
 
 use crate::lab;
-use crate::takeover::{Kept, taken_over};
+use crate::takeover::{OpenConnections, taken_over};
 
 /// Traffic goes on after SIGKILL until `clean`, which leaves nothing.
 fn assert_serves_until_clean(options: &[&str]) {
@@ -167,7 +167,7 @@ fn clean_leaves_a_running_instance_alone() {
     let output = samport(served.lab.host(), &["clean"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(traces(served.lab.host()), before);
-    assert!(load.wait_for_more(50, PATIENCE));
+    assert!(load.wait_for_more(50, TIMEOUT));
     load.stop().assert_no_failure();
 }
 
@@ -239,7 +239,7 @@ fn a_run_that_cannot_write_its_record_leaves_the_killed_ones_filters_and_none_of
         let lab = lab(2);
         let before = traces(lab.host());
         let mut served = Served::start(lab, &["--hook", "tc"]);
-        let mut kept = Kept::open(&served, 5);
+        let mut kept = OpenConnections::open(&served, 5);
         served.daemon.kill9();
         let found = programs_in_filters(&served);
         own_mounts::fill();
@@ -292,7 +292,7 @@ fn traffic_does_not_stop_whenever_samport_is_killed_and_the_next_one_adopts() {
         let mut served = Served::start(lab, &["--hook", hook]);
         // As long as a start takes here, and a bit: a third of the kills come while it runs.
         let longest = begin.elapsed() * 3 / 2;
-        let mut kept = Kept::open(&served, 5);
+        let mut kept = OpenConnections::open(&served, 5);
         let loads = served.fronts().map(|front| Load::start(served.lab.client(), front, 1));
         let mut killed: Vec<Killed> = Vec::new();
         for _ in 0..kills() / 2 {
@@ -300,10 +300,10 @@ fn traffic_does_not_stop_whenever_samport_is_killed_and_the_next_one_adopts() {
             kept.assert_answered(&format!("after {} kills", killed.len()));
         }
         // The last one has the time to be ready.
-        served.daemon.wait_for_line("taking over from samport ", PATIENCE);
-        served.daemon.wait_for_line("ready: ", 3 * PATIENCE);
+        served.daemon.wait_for_line("taking over from samport ", TIMEOUT);
+        served.daemon.wait_for_line("ready: ", 3 * TIMEOUT);
         for load in loads {
-            assert!(load.wait_for_more(20, PATIENCE));
+            assert!(load.wait_for_more(20, TIMEOUT));
             load.stop().assert_no_failure();
         }
         kept.assert_answered("at the end");

@@ -9,10 +9,10 @@ use samport_tests::daemon::{Daemon, samport_binary};
 use samport_tests::load::{Connection, ask};
 use samport_tests::served::{Served, Status, TARGET, text};
 use samport_tests::traces::undisturbed;
-use samport_tests::{CLIENT_V4, Lab, PATIENCE, eventually};
+use samport_tests::{CLIENT_V4, Lab, TIMEOUT, eventually};
 
 use crate::lab;
-use crate::takeover::{Kept, taken_over};
+use crate::takeover::{OpenConnections, taken_over};
 
 /// Long enough for samport to hear of it and to have looked for everybody once more.
 const A_WHILE: Duration = Duration::from_secs(2);
@@ -36,11 +36,11 @@ fn assert_peers(lab: &Lab, when: &str) {
 /// Requests on kept connections, one after the other on each, until told to stop.
 struct UnderWay {
     is_over: Arc<AtomicBool>,
-    worker: thread::JoinHandle<Kept>,
+    worker: thread::JoinHandle<OpenConnections>,
 }
 
 impl UnderWay {
-    fn begin(served: &Served, mut kept: Kept) -> Self {
+    fn begin(served: &Served, mut kept: OpenConnections) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&is_over);
         let (begun, first) = mpsc::channel();
@@ -53,12 +53,12 @@ impl UnderWay {
                 kept
             })
         });
-        first.recv_timeout(PATIENCE).expect("a round of answers");
+        first.recv_timeout(TIMEOUT).expect("a round of answers");
         Self { is_over, worker }
     }
 
     /// Waits for the request that is under way.
-    fn end(self) -> Kept {
+    fn end(self) -> OpenConnections {
         self.is_over.store(true, Relaxed);
         self.worker.join().expect("every request is answered")
     }
@@ -71,8 +71,8 @@ fn a_samport_that_starts_while_a_veth_is_down_keeps_its_connections() {
     let mut served = Served::start(lab(2), &["--health", "tcp"]);
     assert_peers(&served.lab, "at first");
     let veth = served.lab.backends()[0].host_interface().to_owned();
-    let mut idle = Kept::open(&served, 10);
-    let busy = UnderWay::begin(&served, Kept::open(&served, 2));
+    let mut idle = OpenConnections::open(&served, 10);
+    let busy = UnderWay::begin(&served, OpenConnections::open(&served, 2));
     set(&served.lab, &veth, "down");
     thread::sleep(A_WHILE);
     assert_peers(&served.lab, "with a veth down");
@@ -148,7 +148,7 @@ fn a_backend_without_a_bridge_keeps_its_way_while_its_link_is_down() {
 fn a_samport_that_starts_while_a_neighbour_is_silent_keeps_its_way() {
     let _undisturbed = undisturbed();
     let mut served = Served::start(lab(2), &[]);
-    let mut kept = Kept::open(&served, 10);
+    let mut kept = OpenConnections::open(&served, 10);
     let be_silent = |served: &Served, value: &str| {
         let silent = served.lab.backends()[0].namespace();
         silent.sysctl("net/ipv4/conf/eth0/arp_ignore", value).unwrap();

@@ -8,7 +8,7 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{Connection, ask, get};
 use samport_tests::served::{Served, TARGET};
 use samport_tests::traces::{assert_traces, traces, undisturbed};
-use samport_tests::{Lab, PATIENCE};
+use samport_tests::{Lab, TIMEOUT};
 
 use crate::{ended_with, lab};
 
@@ -78,7 +78,7 @@ fn without_the_sandbox_the_log_and_status_say_so() {
     let inherited = fs::read_to_string("/proc/self/status").unwrap();
     let inherited = inherited.lines().find_map(|line| line.strip_prefix("Seccomp:\t")).unwrap();
     assert_eq!(seccomp, &BTreeSet::from([inherited.to_owned()]), "none but that of this test's");
-    served.daemon.wait_for_line("the sandbox is off (--sandbox off)", PATIENCE);
+    served.daemon.wait_for_line("the sandbox is off (--sandbox off)", TIMEOUT);
     let told = &served.status().0["privileges"];
     assert_eq!((&told["sandbox_off"], &told["seccomp"]), (&true.into(), &false.into()), "{told}");
     assert!(told["landlock_abi"].is_null() && told["missing"].as_array().unwrap().len() == 1);
@@ -182,7 +182,7 @@ fn with_the_capabilities_of_the_list_and_no_others_it_takes_over() {
         kept.get("/").unwrap();
         let next = start_with_only(&lab, &needed(), &args);
         killed.adopted();
-        next.wait_for_line("taking over from samport ", PATIENCE);
+        next.wait_for_line("taking over from samport ", TIMEOUT);
         kept.get("/").unwrap_or_else(|e| panic!("--hook {hook}: the connection is lost: {e}"));
         assert_no_complaint(&next);
         next.stop();

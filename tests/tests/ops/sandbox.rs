@@ -15,7 +15,7 @@ use std::thread;
 
 use samport::lab::Watched;
 use samport::system::sandbox::{Grant, Purpose, restrict};
-use samport_tests::PATIENCE;
+use samport_tests::TIMEOUT;
 use samport_tests::bpf::{Map, open_pin};
 use samport_tests::daemon::{Backends, samport_command};
 use samport_tests::served::TARGET;
@@ -291,12 +291,12 @@ fn a_sandbox_that_the_kernel_refuses_is_an_error_with_the_way_out() {
         Watched::spawn(command, None).unwrap()
     };
     let mut refused = start(&[]);
-    let line = refused.wait_for_line("the sandbox cannot be set up: ", PATIENCE).unwrap();
+    let line = refused.wait_for_line("the sandbox cannot be set up: ", TIMEOUT).unwrap();
     assert!(line.text.contains("; `--sandbox off` starts samport without it"), "{}", line.text);
-    let status = refused.wait(PATIENCE).unwrap();
+    let status = refused.wait(TIMEOUT).unwrap();
     assert_eq!(status.code(), Some(4), "{}", refused.said());
     let mut works = start(&["--sandbox", "off"]);
-    works.wait_for_line("ready: ", PATIENCE).unwrap();
+    works.wait_for_line("ready: ", TIMEOUT).unwrap();
     assert!(works.stop().unwrap().success(), "{}", works.said());
 }
 

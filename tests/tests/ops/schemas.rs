@@ -8,7 +8,7 @@ use samport_tests::daemon::{samport, samport_command};
 use samport_tests::load::{Connection, ask};
 use samport_tests::served::Served;
 use samport_tests::traces::undisturbed;
-use samport_tests::{Lab, PATIENCE, eventually};
+use samport_tests::{Lab, TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::lab;
@@ -66,7 +66,7 @@ fn what_a_running_samport_says_is_described() {
     let front_again = served.fronts()[1];
     let args = ["trace", "--count", "4", "-o", "json"];
     let tracer = Watched::spawn(samport_command(served.lab.host(), &args), None).unwrap();
-    tracer.wait_for_line("tracing ", PATIENCE).unwrap();
+    tracer.wait_for_line("tracing ", TIMEOUT).unwrap();
     assert_eq!(ask(&served.lab, front_again, 1).total(), 1);
     let packets = eventually("four packets are told of", || {
         let lines = tracer.lines();

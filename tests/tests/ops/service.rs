@@ -12,7 +12,7 @@ use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::ask;
 use samport_tests::served::TARGET;
 use samport_tests::traces::{assert_traces, traces};
-use samport_tests::{PATIENCE, eventually, own_mounts};
+use samport_tests::{TIMEOUT, eventually, own_mounts};
 
 use crate::lab;
 
@@ -97,7 +97,7 @@ impl Manager {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { socket, folder }
     }
 

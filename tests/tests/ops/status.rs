@@ -84,7 +84,7 @@ fn what_is_not_ours_is_counted_as_such() {
 #[test]
 fn clients_without_any_backend_are_refused_and_counted() {
     let served = Served::start(lab(0), &[]);
-    served.daemon.wait_for_line("no backend yet", samport_tests::PATIENCE);
+    served.daemon.wait_for_line("no backend yet", samport_tests::TIMEOUT);
     for front in served.fronts() {
         let error = served.lab.get(front, "/").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{front}");
@@ -109,7 +109,7 @@ fn the_table_shows_services_rates_and_verdicts() {
     let mut served = Served::start(lab(3), &["--drain", "100"]);
     let load = Load::start(served.lab.client(), served.fronts()[0], 1);
     served.change(("-", "web-2", "draining"), |file| file.remove("web-2"));
-    assert!(load.wait_for_more(20, samport_tests::PATIENCE));
+    assert!(load.wait_for_more(20, samport_tests::TIMEOUT));
     let shown = printed(&served, &[]);
     load.stop().assert_no_failure();
     let line = |begin: &str| -> Vec<String> {

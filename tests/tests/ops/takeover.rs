@@ -14,15 +14,15 @@ use samport_tests::daemon::{Daemon, clean, samport, samport_binary};
 use samport_tests::load::{Connection, Load, ask};
 use samport_tests::served::{Served, inode, text};
 use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::lab;
 
 /// Connections of both families that are kept, and the backend each of them has.
-pub struct Kept(Vec<(Connection, String)>);
+pub struct OpenConnections(Vec<(Connection, String)>);
 
-impl Kept {
+impl OpenConnections {
     pub fn open(served: &Served, of_each: usize) -> Self {
         let fronts = served.fronts().into_iter();
         let open = || {
@@ -110,19 +110,19 @@ fn assert_taken_over(rounds: usize, options: &[&str]) {
     let lab = lab(3);
     let before = traces(lab.host());
     let mut served = Served::start(lab, options);
-    let mut kept = Kept::open(&served, 10);
+    let mut kept = OpenConnections::open(&served, 10);
     let objects = Objects::of(served.lab.host());
     let loads = served.fronts().map(|front| Load::start(served.lab.client(), front, 2));
     for round in 1..=rounds {
         let program = &programs[round % 2];
         served = taken_over(served, program, options);
-        let line = served.daemon.wait_for_line("taking over from samport ", PATIENCE);
+        let line = served.daemon.wait_for_line("taking over from samport ", TIMEOUT);
         assert!(line.text.contains("6 backends"), "{}", line.text);
         kept.assert_answered(&format!("round {round}"));
         assert_eq!(text(&served.status().0, "version"), versions[round % 2]);
     }
     for load in loads {
-        assert!(load.wait_for_more(20, PATIENCE));
+        assert!(load.wait_for_more(20, TIMEOUT));
         load.stop().assert_no_failure();
     }
     kept.assert_answered("at the end");
@@ -163,7 +163,7 @@ fn flows_are_carried_over_into_tables_of_another_size() {
     let lab = lab(2);
     let before = traces(lab.host());
     let mut served = Served::start(lab, &["--flows", "4096", "--max-backends", "32"]);
-    let mut kept = Kept::open(&served, 100);
+    let mut kept = OpenConnections::open(&served, 100);
     for (flows, backends) in [("16384", "64"), ("8192", "8")] {
         let sizes = ["--flows", flows, "--flows6", "2048", "--max-backends", backends];
         served = taken_over(served, &samport_binary(), &sizes);
@@ -188,7 +188,7 @@ fn another_hook_takes_the_place_of_the_one_before() {
     let lab = lab(2);
     let before = traces(lab.host());
     let mut served = Served::start(lab, &[]);
-    let mut kept = Kept::open(&served, 5);
+    let mut kept = OpenConnections::open(&served, 5);
     let ways: [&[&str]; 5] = [
         &["--hook", "tc"],
         &["--hook", "xdp", "--xdp-mode", "generic"],
@@ -219,13 +219,13 @@ fn another_hook_takes_the_place_of_the_one_before() {
 fn backends_that_went_and_came_meanwhile_are_noticed() {
     let _undisturbed = undisturbed();
     let mut served = Served::start(lab(3), &["--allow", "0.0.0.0/0,::/0"]);
-    let mut kept = Kept::open(&served, 10);
+    let mut kept = OpenConnections::open(&served, 10);
     served.daemon.kill9();
     let gone = served.addresses_of("web-1");
     served.file.remove("web-1");
     let served = taken_over(served, &samport_binary(), &[]);
     for address in gone {
-        served.daemon.wait_for_line(&format!("- web-1 {address}"), PATIENCE);
+        served.daemon.wait_for_line(&format!("- web-1 {address}"), TIMEOUT);
     }
     kept.0.retain(|(_, backend)| backend != "web-1");
     kept.assert_answered("without web-1");
@@ -278,7 +278,7 @@ fn frontends_of_versions_before_are_completed() {
 fn orders_are_kept() {
     let _undisturbed = undisturbed();
     let served = Served::start(lab(3), &["--drain", "10m"]);
-    let mut kept = Kept::open(&served, 10);
+    let mut kept = OpenConnections::open(&served, 10);
     served.order(&["drain", "web-1"]);
     served.order(&["weight", "web-2", "7"]);
     served.order(&["balance", "round-robin"]);
@@ -298,11 +298,11 @@ fn what_is_kept_on_purpose_is_taken_over_too() {
     let lab = lab(2);
     let before = traces(lab.host());
     let served = Served::start(lab, &["--keep"]);
-    let mut kept = Kept::open(&served, 10);
+    let mut kept = OpenConnections::open(&served, 10);
     let Served { daemon, file, servers, lab } = served;
     daemon.stop();
     let daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80:9090", "--file", file.path()]);
-    daemon.wait_for_line("taking over", PATIENCE);
+    daemon.wait_for_line("taking over", TIMEOUT);
     kept.assert_answered("after --keep");
     daemon.stop();
     assert_traces(lab.host(), &before);
@@ -313,7 +313,7 @@ fn what_is_kept_on_purpose_is_taken_over_too() {
 /// it must leave everything as it was.
 fn refused(change: impl FnOnce(&Path), options: &[&str]) -> (Served, Output) {
     let mut served = Served::start(lab(2), &[]);
-    let mut kept = Kept::open(&served, 5);
+    let mut kept = OpenConnections::open(&served, 5);
     let record = record_of(&served);
     served.daemon.kill9();
     change(&record);

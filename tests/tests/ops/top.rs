@@ -7,7 +7,7 @@ use samport_tests::load::{Load, ask};
 use samport_tests::screen::Screen;
 use samport_tests::served::{Served, text};
 use samport_tests::traces::undisturbed;
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{TIMEOUT, eventually};
 use serde_json::Value;
 
 use crate::lab;
@@ -47,7 +47,7 @@ fn weights(served: &Served, name: &str) -> Vec<u64> {
 fn top_shows_what_goes_on_and_leaves_the_terminal_as_it_was() {
     let served = Served::start(lab(3), &[]);
     let load = Load::start(served.lab.client(), served.fronts()[0], 1);
-    assert!(load.wait_for_more(100, PATIENCE));
+    assert!(load.wait_for_more(100, TIMEOUT));
     let screen = top(&served, USUAL);
     let rate = |shown: &str| -> Option<f64> {
         let service =

@@ -15,10 +15,10 @@ use samport_tests::datagrams::{Echo, ask_connected, client};
 use samport_tests::load::{Connection, Load};
 use samport_tests::served::{Served, TARGET};
 use samport_tests::traces::{Objects, assert_traces, traces, undisturbed};
-use samport_tests::{PATIENCE, eventually};
+use samport_tests::{TIMEOUT, eventually};
 
 use crate::lab;
-use crate::takeover::{Kept as Connections, assert_said, instance_of, refusal, taken_over};
+use crate::takeover::{OpenConnections, assert_said, instance_of, refusal, taken_over};
 
 /// TCP connections that are open during an upgrade, of both families together.
 const CONNECTIONS: usize = 1_000;
@@ -69,7 +69,7 @@ impl Released {
         assert_eq!(layout_of(&self.served), self.layout, "not the released version");
         let options = [&["-p", "80:9090/udp"], options].concat();
         let served = taken_over(self.served, &samport_binary(), &options);
-        served.daemon.wait_for_line("taking over from samport ", PATIENCE);
+        served.daemon.wait_for_line("taking over from samport ", TIMEOUT);
         assert_eq!(layout_of(&served), LAYOUT_VERSION);
         Self { served, ..self }
     }
@@ -81,12 +81,12 @@ fn layout_of(served: &Served) -> u32 {
 }
 
 /// A client of one flow, and the backend that has it.
-struct Kept<T> {
+struct OpenFlow<T> {
     by: T,
     backend: String,
 }
 
-impl<T: Asks> Kept<T> {
+impl<T: Asks> OpenFlow<T> {
     fn open(front: SocketAddr) -> Self {
         let mut by = T::open(front);
         let backend = by.ask().unwrap_or_else(|e| panic!("the first answer: {e}"));
@@ -130,11 +130,11 @@ impl Asks for UdpSocket {
 }
 
 /// As many flows, by turns to each front.
-fn kept<T: Asks>(fronts: [SocketAddr; 2], count: usize) -> Vec<Kept<T>> {
-    (0..count).map(|number| Kept::open(fronts[number % 2])).collect()
+fn kept<T: Asks>(fronts: [SocketAddr; 2], count: usize) -> Vec<OpenFlow<T>> {
+    (0..count).map(|number| OpenFlow::open(fronts[number % 2])).collect()
 }
 
-fn lost<T: Asks>(flows: &mut [Kept<T>]) -> Vec<String> {
+fn lost<T: Asks>(flows: &mut [OpenFlow<T>]) -> Vec<String> {
     flows.iter_mut().filter_map(|flow| flow.is_kept().err()).collect()
 }
 
@@ -161,14 +161,14 @@ fn assert_upgraded(layout: u32, connections: usize, options: &[&str]) {
     let objects = Objects::of(released.served.lab.host());
     let fronts = released.served.fronts();
     let open = || {
-        let active: Vec<Vec<Kept<Connection>>> =
+        let active: Vec<Vec<OpenFlow<Connection>>> =
             (0..ASKERS).map(|_| kept(fronts, connections / 2 / ASKERS)).collect();
         (active, kept::<Connection>(fronts, connections / 2), kept::<UdpSocket>(fronts, SOCKETS))
     };
     let (active, mut idle, mut sockets) = released.served.lab.client().run(open);
     let loads = fronts.map(|front| Load::start(released.served.lab.client(), front, LOAD));
     let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let ask_on = |mut flows: Vec<Kept<Connection>>| {
+    let ask_on = |mut flows: Vec<OpenFlow<Connection>>| {
         let mut failed = Vec::new();
         while failed.is_empty() && !stop.load(SeqCst) {
             failed = lost(&mut flows);
@@ -195,7 +195,7 @@ fn assert_upgraded(layout: u32, connections: usize, options: &[&str]) {
     assert_eq!(lost(&mut idle), [""; 0], "idle connections");
     assert_eq!(lost(&mut sockets), [""; 0], "datagrams");
     for load in loads {
-        assert!(load.wait_for_more(20, PATIENCE));
+        assert!(load.wait_for_more(20, TIMEOUT));
         // One that is opened in the moment of the exchange may be lost (docs/concepts/limits.md): each thread has one.
         let report = load.stop();
         assert!(report.failures.len() <= LOAD, "{report}");
@@ -232,7 +232,7 @@ fn no_connection_is_lost_in_an_upgrade_with_other_hooks_and_ways() {
 fn an_upgrade_that_fails_has_changed_nothing() {
     let _undisturbed = undisturbed();
     let mut released = Released::start(3, 2, &[]);
-    let mut kept = Connections::open(&released.served, 10);
+    let mut kept = OpenConnections::open(&released.served, 10);
     let folder = pins::folder_of(&instance_of(&released.served));
     released.served.daemon.kill9();
     let [flows, elsewhere, lost, conditions] =
@@ -251,7 +251,7 @@ fn an_upgrade_that_fails_has_changed_nothing() {
     kept.assert_answered("after a pin that is missing");
 
     exchange();
-    assert_said(&refusal(&released.served, &udp), 1, &["CONDITIONS", "another layout"]);
+    assert_said(&refusal(&released.served, &udp), 1, &["BACKEND_LOAD", "another layout"]);
     exchange();
     kept.assert_answered("after a pin of another map");
 

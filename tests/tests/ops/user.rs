@@ -14,7 +14,7 @@ use samport::system::privileges::USES;
 use samport_tests::daemon::{Backends, Daemon, samport_binary};
 use samport_tests::load::{Connection, ask};
 use samport_tests::served::TARGET;
-use samport_tests::{Lab, PATIENCE};
+use samport_tests::{Lab, TIMEOUT};
 use serde_json::Value;
 
 use crate::lab;
@@ -36,7 +36,7 @@ impl Mounts {
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", script]);
         let keeper = Watched::spawn(command, None).unwrap();
-        keeper.wait_for_line("mounted", PATIENCE).unwrap();
+        keeper.wait_for_line("mounted", TIMEOUT).unwrap();
         Self(keeper)
     }
 
@@ -106,7 +106,7 @@ fn as_another_user_it_serves_follows_files_and_obeys_root() {
     assert_eq!((&told["user"], &told["capabilities"]), (&USER.into(), &serde_json::json!(KEPT)));
     assert_eq!(mounts.owners("/run/samport"), BTreeSet::from([(UID, 0o600), (UID, 0o700)]));
     file.add("web-2", lab.backends()[1].v4(TARGET));
-    daemon.wait_for_line("+ web-2", PATIENCE);
+    daemon.wait_for_line("+ web-2", TIMEOUT);
     let output = mounts.samport(&lab, &["drain", "web-1"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(ask(&lab, lab.front(80), 10).of("web-2"), 10);
@@ -133,7 +133,7 @@ fn users_take_over_from_each_other_without_losing_a_connection() {
         let user_flag: &[&str] = if user == "root" { &[] } else { &["--user", user] };
         let next = mounts.start(&lab, &[&run[..], user_flag].concat());
         killed.adopted();
-        next.wait_for_line("taking over from samport ", PATIENCE);
+        next.wait_for_line("taking over from samport ", TIMEOUT);
         assert_eq!(mounts.privileges(&lab)["user"], user);
         kept.get("/").unwrap();
         assert_eq!(ask(&lab, lab.front(80), 10).total(), 10);

@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use samport::dataplane::program_run::{Ran, Runner};
 use samport::dataplane::{Dataplane, Options};
-use samport::model::Place;
+use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{BackendStats, DeviceSet, Evidence, Life, Scope};
+use samport_common::layout::{BackendState, BackendStats, DeviceSet, Evidence, Scope};
 use samport_common::verdict::Verdict;
 use samport_tests::bpf::Map;
 use samport_tests::packet::Segment;
 use samport_tests::require_root;
 
-use crate::GO_ON;
+use crate::UNSPEC;
 
 pub const CLIENT: &str = "192.0.2.2:40000";
 pub const CLIENT6: &str = "[2001:db8::2]:40000";
@@ -130,12 +130,12 @@ impl Bench {
                 id,
                 shared,
                 weight: 1,
-                life: Life::Serving,
+                state: BackendState::Serving,
                 answers_on: DeviceSet::from_iter([DEVICE]),
             })
             .unwrap();
-        let owners = vec![(service(listen, endpoint.is_ipv6()), id)];
-        self.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
+        let reverse_nat = vec![(service(listen, endpoint.is_ipv6()), id)];
+        self.dataplane.apply(&Change::SetReverseNat { source, reverse_nat }).unwrap();
     }
 
     pub fn set_table(&mut self, port: u16, v6: bool, base: u32, slots: &[u32]) {
@@ -162,7 +162,7 @@ impl Bench {
         let to = Frontend {
             id: service(vip.port(), vip.is_ipv6()),
             region: Region { base: 0, len: 2 },
-            scope: Scope::Everybody,
+            scope: Scope::External,
             restricted: true,
             shared: false,
             policy: Policy::default(),
@@ -207,7 +207,7 @@ impl Bench {
         let to = Frontend {
             id,
             region: Region { base, len },
-            scope: Scope::Everybody,
+            scope: Scope::External,
             restricted: false,
             shared: false,
             policy,
@@ -256,7 +256,7 @@ impl Bench {
     pub fn expect_untouched(&mut self, program: &str, frame: &[u8], verdict: Verdict) {
         let (ran, counted) = self.run(program, frame);
         assert_eq!(counted, [verdict]);
-        assert_eq!(ran.action, GO_ON, "{}", verdict.name());
+        assert_eq!(ran.action, UNSPEC, "{}", verdict.name());
         assert_eq!(ran.bytes, frame, "{}", verdict.name());
     }
 
@@ -283,7 +283,7 @@ impl Bench {
 }
 
 fn key(index: u32, endpoint: SocketAddr, listen: u16) -> BackendKey {
-    let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index), polls: false });
+    let route = Route::Peer(HostDevice { ifindex: DEVICE, mac: mac(index), polls: false });
     BackendKey { listen: Listen::tcp(listen), id: format!("web-{index}"), endpoint, route }
 }
 

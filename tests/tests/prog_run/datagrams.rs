@@ -2,18 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use samport::model::Place;
+use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport_common::flow::ServiceId;
-use samport_common::layout::{DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceSet, Scope};
 use samport_common::verdict::Verdict;
 use samport_tests::frames::{IP, IPV4_LEN, IPV6_LEN, UDP_CHECKSUM, datagram, is_v6, to_mac};
 use samport_tests::packet::Segment;
 
 use crate::bench::{BACKENDS, Bench, CLIENT, CLIENT6, DEVICE, VIP, VIP6, at_host, mac};
-use crate::{DROP, GO_ON, REDIRECT};
+use crate::{DROP, REDIRECT, UNSPEC};
 
 /// UDP port 80.
 const LISTEN: Listen = Listen::udp(80);
@@ -40,13 +40,13 @@ impl Bench {
         let services = [(VIP, 4, 5, BACKENDS[0], 4), (VIP6, 5, 7, BACKENDS[2], 6)];
         for (vip, service, index, endpoint, base) in services {
             let (vip, endpoint) = (address(vip), address(endpoint));
-            let route = Route::Peer(Place { ifindex: DEVICE, mac: mac(index), polls: false });
+            let route = Route::Peer(HostDevice { ifindex: DEVICE, mac: mac(index), polls: false });
             let key = BackendKey { listen: LISTEN, id: format!("udp-{index}"), endpoint, route };
             let (source, id) = (key.source(), BackendId { index, generation: 1 });
             let number = ServiceId::new(service).unwrap();
             let service = ServiceKey { listen: LISTEN, v6: vip.is_ipv6() };
             let region = Region { base, len: 2 };
-            let scope = Scope::Everybody;
+            let scope = Scope::External;
             let to = Frontend {
                 id: number,
                 region,
@@ -61,10 +61,10 @@ impl Bench {
                     id,
                     shared: false,
                     weight: 1,
-                    life: Life::Serving,
+                    state: BackendState::Serving,
                     answers_on: DeviceSet::from_iter([DEVICE]),
                 },
-                Change::SetOwners { source, owners: vec![(number, id)] },
+                Change::SetReverseNat { source, reverse_nat: vec![(number, id)] },
                 Change::WriteTable {
                     service,
                     region,
@@ -109,7 +109,7 @@ fn a_datagram_that_answers_comes_from_what_the_client_dialled() {
     for (program, verdict, action) in [
         ("samport_reverse", Verdict::Reply, REDIRECT),
         ("samport_device", Verdict::Reply, REDIRECT),
-        ("samport_egress", Verdict::ReplyStack, GO_ON),
+        ("samport_egress", Verdict::ReplyStack, UNSPEC),
     ] {
         let mut bench = Bench::with_datagrams();
         for (client, vip, backend, _) in FAMILIES.map(addressed) {

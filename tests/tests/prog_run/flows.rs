@@ -264,9 +264,9 @@ fn two_services_on_one_backend_port_are_kept_apart() {
     bench.set_backend(5, BACKENDS[0], 443, 1, true);
     bench.set_backend(1, BACKENDS[0], 80, 1, true);
     let id = |index| BackendId { index, generation: 1 };
-    let owners = vec![(service(80, false), id(1)), (service(443, false), id(5))];
+    let reverse_nat = vec![(service(80, false), id(1)), (service(443, false), id(5))];
     let source = Source { endpoint, protocol: Protocol::Tcp };
-    bench.dataplane.apply(&Change::SetOwners { source, owners }).unwrap();
+    bench.dataplane.apply(&Change::SetReverseNat { source, reverse_nat }).unwrap();
     bench.set_table(443, false, 10, &[5]);
     bench.set_frontend(VIP_443, 10, 1);
     bench.dataplane.apply(&Change::OpenPort(Listen::tcp(443))).unwrap();

@@ -17,7 +17,7 @@ use samport_common::verdict::Verdict;
 use samport_tests::packet::Segment;
 
 /// What a program tells the kernel when the packet is none of ours: go on (`TC_ACT_UNSPEC`).
-const GO_ON: i32 = -1;
+const UNSPEC: i32 = -1;
 /// Follow the redirect that a helper has prepared (`TC_ACT_REDIRECT`).
 const REDIRECT: i32 = 7;
 /// Discard (`TC_ACT_SHOT`).
@@ -92,7 +92,7 @@ fn programs_stay_below_their_instruction_ceilings() {
     const CEILINGS: [(&str, u32); 21] = [
         ("samport_forward", 15_000),
         ("samport_bridge", 15_000),
-        ("samport_inside", 15_000),
+        ("samport_hairpin", 15_000),
         ("samport_forward6", 40_000),
         ("samport_choose", 65_000),
         ("samport_slow_path", 130_000),

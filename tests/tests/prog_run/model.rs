@@ -11,7 +11,7 @@ use samport_tests::frames::{IP, IPV4_LEN, IPV6_LEN, SOURCE_MAC, is_v6};
 
 use crate::bench::{Bench, mac};
 use crate::datagrams::{FAMILIES, addressed};
-use crate::{GO_ON, REDIRECT};
+use crate::{REDIRECT, UNSPEC};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -120,10 +120,10 @@ fn any_extensions(random: &mut Random, protocol: u8) -> (u8, Vec<u8>) {
 fn modelled<P: Family>(frame: &[u8], end: End, to: SocketAddr) -> Vec<u8> {
     let packet = packet::parse::<P, _>(frame).unwrap_or_else(|special| panic!("{special:?}"));
     let wide = match to.ip() {
-        IpAddr::V4(ip) => V4::widen(ip.octets()),
+        IpAddr::V4(ip) => V4::to_mapped(ip.octets()),
         IpAddr::V6(ip) => ip.octets(),
     };
-    let to = Endpoint { addr: P::narrow(&wide), port: to.port().to_be_bytes() };
+    let to = Endpoint { addr: P::from_mapped(&wide), port: to.port().to_be_bytes() };
     let mut frame = frame.to_vec();
     rewrite::apply(&mut frame, &rewrite::plan::<P>(&packet, end, to)).unwrap();
     frame
@@ -154,7 +154,7 @@ fn the_kernel_makes_of_any_packet_what_the_core_makes_of_it() {
         let expected = if is_tcp(&answer) == is_tcp(&sent) {
             (REDIRECT, model(&answer, End::Source, vip))
         } else {
-            (GO_ON, answer.clone())
+            (UNSPEC, answer.clone())
         };
         assert_eq!((ran.action, ran.bytes), expected, "{round}: {answer:02x?}");
     }
@@ -192,7 +192,7 @@ fn the_kernel_leaves_alone_what_the_core_cannot_read() {
         let Some(verdict) = unreadable(&frame) else { continue };
         let (ran, counted) = bench.run("samport_forward", &frame);
         assert_eq!(counted, [verdict], "{round}: {frame:02x?}");
-        assert_eq!((ran.action, &ran.bytes), (GO_ON, &frame), "{round}: {}", verdict.name());
+        assert_eq!((ran.action, &ran.bytes), (UNSPEC, &frame), "{round}: {}", verdict.name());
         *seen.entry(verdict).or_insert(0) += 1;
     }
     for verdict in [Verdict::Malformed, Verdict::Truncated, Verdict::OtherProtocol] {

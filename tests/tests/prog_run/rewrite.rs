@@ -58,7 +58,7 @@ fn a_reply_comes_from_what_the_client_dialled() {
         for program in ["samport_reverse", "samport_egress"] {
             let (verdict, action) = match program {
                 "samport_reverse" => (Verdict::Reply, REDIRECT),
-                _ => (Verdict::ReplyStack, crate::GO_ON),
+                _ => (Verdict::ReplyStack, crate::UNSPEC),
             };
             let mut bench = Bench::new();
             bench.only(1, 3);

@@ -11,7 +11,7 @@ use samport_tests::frames::{datagram, fragments, icmp, quote};
 use samport_tests::packet::Segment;
 
 use crate::bench::{BACKENDS, Bench, CLIENT, CLIENT6, DEVICE, VIP, VIP_443, VIP6, at_host};
-use crate::{DROP, GO_ON, REDIRECT};
+use crate::{DROP, REDIRECT, UNSPEC};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -50,7 +50,7 @@ impl Tracing {
         let (ran, counted) = self.bench.run(program, frame);
         let [verdict] = counted[..] else { panic!("{counted:?}") };
         let action = match verdict.action() {
-            Action::Pass => GO_ON,
+            Action::Pass => UNSPEC,
             Action::Redirect => REDIRECT,
             Action::Drop => DROP,
         };
@@ -236,7 +236,7 @@ fn what_cannot_be_told_is_counted() {
     let runner = bench.runner("samport_forward");
     for _ in 0..PACKETS {
         tracer.renew().unwrap();
-        assert_eq!(runner.run(&other, DEVICE).unwrap().action, GO_ON);
+        assert_eq!(runner.run(&other, DEVICE).unwrap().action, UNSPEC);
     }
     let mut told = 0;
     while tracer.take().is_some() {

@@ -32,10 +32,10 @@ pub struct Args {
 }
 
 /// The tests of each case that has any.
-type Cover = BTreeMap<u8, Vec<Found>>;
+type Cover = BTreeMap<u8, Vec<FoundTest>>;
 
 /// A test and where it is.
-struct Found {
+struct FoundTest {
     name: String,
     /// From the root of the checkout.
     file: String,
@@ -43,13 +43,13 @@ struct Found {
 
 /// What the tests say about cases.
 #[derive(Default)]
-struct Survey {
+struct CaseScan {
     cover: Cover,
     problems: Vec<String>,
 }
 
 pub fn verb(args: &Args) -> Result<ExitCode> {
-    let Survey { cover, mut problems } = survey()?;
+    let CaseScan { cover, mut problems } = scan_tests()?;
     let path = path();
     fs::write(&path, page::text(&cover)).with_context(|| format!("write {}", path.display()))?;
     println!("{}: {} of {} cases have a test", path.display(), cover.len(), list::all().count());
@@ -66,16 +66,16 @@ fn path() -> PathBuf {
 }
 
 /// Looks through every Rust file of the checkout.
-fn survey() -> Result<Survey> {
-    let mut survey = Survey::default();
+fn scan_tests() -> Result<CaseScan> {
+    let mut scan_tests = CaseScan::default();
     let files = WalkDir::new(sh::root()).sort_by_file_name().into_iter();
     for entry in files.filter_entry(is_ours) {
         let entry = entry.context("list the checkout's files")?;
         if entry.path().extension() == Some(OsStr::new("rs")) {
-            survey.file(entry.path())?;
+            scan_tests.file(entry.path())?;
         }
     }
-    Ok(survey)
+    Ok(scan_tests)
 }
 
 /// Whether a folder or file is neither hidden nor of a build.
@@ -84,7 +84,7 @@ fn is_ours(entry: &DirEntry) -> bool {
     entry.depth() == 0 || !(name == "target" || name.starts_with('.'))
 }
 
-impl Survey {
+impl CaseScan {
     fn file(&mut self, path: &Path) -> Result<()> {
         let file = path.strip_prefix(sh::root()).unwrap_or(path).display().to_string();
         let source = fs::read_to_string(path).with_context(|| format!("read {file}"))?;
@@ -99,7 +99,7 @@ impl Survey {
                     self.problems.push(format!("{file}:{}: there is no case {case}", test.line));
                     continue;
                 };
-                let found = Found { name: test.name.clone(), file: file.clone() };
+                let found = FoundTest { name: test.name.clone(), file: file.clone() };
                 self.cover.entry(known.number).or_default().push(found);
             }
         }
@@ -122,21 +122,21 @@ mod tests {
 
     #[test]
     fn tests_name_cases_that_exist_and_in_the_right_form() {
-        let problems = survey().unwrap().problems;
+        let problems = scan_tests().unwrap().problems;
         assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
     }
 
     #[test]
     fn every_required_case_has_a_test() {
-        let survey = survey().unwrap();
-        let missing: Vec<_> = missing(&survey.cover, &REQUIRED.parse().unwrap()).collect();
+        let scan_tests = scan_tests().unwrap();
+        let missing: Vec<_> = missing(&scan_tests.cover, &REQUIRED.parse().unwrap()).collect();
         assert!(missing.is_empty(), "\n{}\n", missing.join("\n"));
     }
 
     #[test]
     fn the_page_is_as_the_tests_are() {
         let written = fs::read_to_string(path()).unwrap_or_default();
-        let fresh = page::text(&survey().unwrap().cover);
+        let fresh = page::text(&scan_tests().unwrap().cover);
         // No diff of the whole: what it says is nothing to act on.
         assert!(
             written == fresh,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::list::{self, Case, GROUPS};
-use super::{Cover, Found};
+use super::{Cover, FoundTest};
 
 const INTRODUCTION: &str = "\
 # Cases
@@ -36,8 +36,8 @@ pub fn text(cover: &Cover) -> String {
 }
 
 /// The tests of one case, one a line of the table's cell.
-fn tests(found: &[Found]) -> String {
-    let link = |Found { name, file }: &Found| format!("[`{name}`](../../{file})");
+fn tests(found: &[FoundTest]) -> String {
+    let link = |FoundTest { name, file }: &FoundTest| format!("[`{name}`](../../{file})");
     if found.is_empty() {
         return "no test yet".to_owned();
     }
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_case_shows_its_tests_or_that_there_is_none() {
-        let found = |name: &str| Found { name: name.to_owned(), file: "tests/a.rs".to_owned() };
+        let found = |name: &str| FoundTest { name: name.to_owned(), file: "tests/a.rs".to_owned() };
         assert_eq!(tests(&[]), "no test yet");
         let one = "[`one`](../../tests/a.rs)";
         let both = format!("{one}<br>[`two`](../../tests/a.rs)");

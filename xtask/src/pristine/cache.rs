@@ -69,7 +69,7 @@ impl Cache {
     }
 
     /// Takes over what a machine has downloaded.
-    pub fn gather(&self, suite: &str, archives: &Path, registry: &Path) -> Result<()> {
+    pub fn fetch(&self, suite: &str, archives: &Path, registry: &Path) -> Result<()> {
         merge(archives, &self.debs(suite), |file| file.extension().is_some_and(|e| e == "deb"))?;
         // One that a killed cargo has written half of would fail every run after this one.
         merge(&registry.join("cache"), &self.folder.join("registry/cache"), is_whole)?;
@@ -163,7 +163,7 @@ mod tests {
         assert!(gzip.status().unwrap().success());
 
         let cache = Cache::open(&folder.join("cache")).unwrap();
-        cache.gather("sid", &first.join("debs"), &first.join("registry")).unwrap();
+        cache.fetch("sid", &first.join("debs"), &first.join("registry")).unwrap();
         cache.fill("sid", Some(&second.join("debs")), &second.join("registry")).unwrap();
         let there = WalkDir::new(&second).sort_by_file_name().into_iter().flatten();
         let there = there.filter(|entry| entry.file_type().is_file());

@@ -74,7 +74,7 @@ struct Findings {
 
 /// How a toolchain can be had that is not there.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum ToolchainSource {
     /// The distribution's packages, with the LLVM that their compiler has.
     Packages { llvm: u32 },
     /// The library's source, added to a nightly of rustup's.
@@ -93,7 +93,7 @@ pub fn find() -> Option<Found> {
 ///
 /// # Errors
 /// There is no way; what could be done by hand.
-pub fn way() -> Result<Way> {
+pub fn way() -> Result<ToolchainSource> {
     let packages = offered();
     if let Err(error) = &packages {
         eprintln!("setup: {error:#}: asking rustup instead");
@@ -106,16 +106,16 @@ const BY_HAND: &str = "no compiler for the BPF programs; \
     `rustup toolchain install nightly --component rust-src`, \
     or Debian's rustc-web, cargo-web and rust-web-src";
 
-fn choose(findings: &Findings, packages: Option<u32>) -> Option<Way> {
+fn choose(findings: &Findings, packages: Option<u32>) -> Option<ToolchainSource> {
     if let Some(llvm) = packages {
-        return Some(Way::Packages { llvm });
+        return Some(ToolchainSource::Packages { llvm });
     }
     if !findings.has_rustup {
         return None;
     }
     Some(match &findings.bare_nightly {
-        Some(nightly) => Way::AddSource(nightly.clone()),
-        None => Way::Nightly,
+        Some(nightly) => ToolchainSource::AddSource(nightly.clone()),
+        None => ToolchainSource::Nightly,
     })
 }
 
@@ -220,18 +220,18 @@ mod tests {
 
     #[test]
     fn packages_are_preferred_to_a_download() {
-        assert_eq!(choose(&findings(None), Some(22)), Some(Way::Packages { llvm: 22 }));
+        assert_eq!(choose(&findings(None), Some(22)), Some(ToolchainSource::Packages { llvm: 22 }));
     }
 
     #[test]
     fn a_nightly_that_is_there_gets_the_source_and_is_not_replaced() {
         let way = choose(&findings(Some("nightly-2026-01-01")), None);
-        assert_eq!(way, Some(Way::AddSource("nightly-2026-01-01".to_owned())));
+        assert_eq!(way, Some(ToolchainSource::AddSource("nightly-2026-01-01".to_owned())));
     }
 
     #[test]
     fn rustup_alone_downloads_a_nightly() {
-        assert_eq!(choose(&findings(None), None), Some(Way::Nightly));
+        assert_eq!(choose(&findings(None), None), Some(ToolchainSource::Nightly));
     }
 
     #[test]

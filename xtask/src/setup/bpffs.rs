@@ -9,7 +9,7 @@ use crate::sh;
 
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
-pub fn survey() -> Need {
+pub fn check() -> Need {
     if is_mounted() {
         Need::found("BPF file system", MOUNT_POINT.to_owned())
     } else {

@@ -71,7 +71,7 @@ fn llvm_prefix(llvm: u32) -> PathBuf {
 
 /// How bpf-linker can be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum LinkerSource {
     /// Built with the distribution's LLVM of this version.
     Build { llvm: u32 },
     /// The project's own build, which has an LLVM inside.
@@ -79,12 +79,12 @@ pub enum Way {
 }
 
 /// How to get a bpf-linker for a compiler with this LLVM: with the distribution's LLVM where the archive has it.
-pub fn way(llvm: u32) -> Way {
+pub fn way(llvm: u32) -> LinkerSource {
     let has_it = |package: &String| apt::is_installed(package) || apt::candidate(package).is_some();
     if apt::is_there() && packages(llvm).iter().all(has_it) {
-        Way::Build { llvm }
+        LinkerSource::Build { llvm }
     } else {
-        Way::Download
+        LinkerSource::Download
     }
 }
 
@@ -92,22 +92,22 @@ pub fn way(llvm: u32) -> Way {
 pub const DOWNLOADERS: [(&str, &str); 2] = [("curl", "curl"), ("zstd", "zstd")];
 
 /// Installs it.
-pub fn install(way: Way, cache: &Path) -> Result<()> {
+pub fn install(way: LinkerSource, cache: &Path) -> Result<()> {
     match way {
-        Way::Build { llvm } => build(llvm, cache).with_context(|| {
+        LinkerSource::Build { llvm } => build(llvm, cache).with_context(|| {
             format!("no {NAME}; by hand: install {}, then again", packages(llvm).join(" "))
         }),
-        Way::Download => download(cache).with_context(|| {
+        LinkerSource::Download => download(cache).with_context(|| {
             format!("no {NAME}; by hand: `cargo install cargo-binstall && cargo binstall {NAME}`")
         }),
     }
 }
 
 /// The folder that this makes in the cache.
-pub fn folder(way: Way, cache: &Path) -> PathBuf {
+pub fn folder(way: LinkerSource, cache: &Path) -> PathBuf {
     match way {
-        Way::Build { llvm } => built(cache, llvm),
-        Way::Download => released(cache),
+        LinkerSource::Build { llvm } => built(cache, llvm),
+        LinkerSource::Download => released(cache),
     }
 }
 

@@ -149,7 +149,7 @@ pub fn verb(args: &Args) -> Result<ExitCode> {
     if !args.check {
         ensure(args.level)?;
     }
-    let needs = survey(args.level)?;
+    let needs = check_needs(args.level)?;
     for need in &needs {
         match &need.state {
             Ok(place) => println!("ok       {:<15} {place}", need.name),
@@ -235,7 +235,7 @@ fn given() -> Option<Bpf> {
 }
 
 /// Looks for everything `level` needs and changes nothing.
-fn survey(level: Level) -> Result<Vec<Need>> {
+fn check_needs(level: Level) -> Result<Vec<Need>> {
     let cache = cache()?;
     let mut needs = Vec::new();
     if needs_bpf(level)? {
@@ -254,7 +254,7 @@ fn survey(level: Level) -> Result<Vec<Need>> {
         Need { name: tool.name.to_owned(), state: place.ok_or_else(way_out) }
     }));
     if level.includes(Level::Run) {
-        needs.push(bpffs::survey());
+        needs.push(bpffs::check());
     }
     Ok(needs)
 }

@@ -33,7 +33,7 @@ enum Step {
     },
     AddSource(String),
     Nightly,
-    Linker(linker::Way),
+    Linker(linker::LinkerSource),
     Tool(&'static Tool),
     Bpffs,
 }
@@ -110,17 +110,21 @@ impl Plan {
         let Some(found) = found else {
             let way = bpf::way()?;
             let linker = match way {
-                bpf::Way::Packages { llvm } => linker::Way::Build { llvm },
+                bpf::ToolchainSource::Packages { llvm } => linker::LinkerSource::Build { llvm },
                 // Which LLVM it has is known when it is there.
-                bpf::Way::AddSource(_) | bpf::Way::Nightly => linker::Way::Download,
+                bpf::ToolchainSource::AddSource(_) | bpf::ToolchainSource::Nightly => {
+                    linker::LinkerSource::Download
+                }
             };
             match way {
-                bpf::Way::Packages { llvm } => {
+                bpf::ToolchainSource::Packages { llvm } => {
                     let packages = bpf::packages(llvm);
                     self.packages.extend(packages.into_iter().map(|name| (name, PURPOSE)));
                 }
-                bpf::Way::AddSource(nightly) => self.steps.push(Step::AddSource(nightly)),
-                bpf::Way::Nightly => self.steps.push(Step::Nightly),
+                bpf::ToolchainSource::AddSource(nightly) => {
+                    self.steps.push(Step::AddSource(nightly));
+                }
+                bpf::ToolchainSource::Nightly => self.steps.push(Step::Nightly),
             }
             return self.add_linker(linker);
         };
@@ -138,20 +142,21 @@ impl Plan {
             return Ok(());
         }
         let way = linker::way(found.rustc.llvm);
-        let can_use = matches!(way, linker::Way::Build { .. }) || !found.toolchain.is_system();
+        let can_use =
+            matches!(way, linker::LinkerSource::Build { .. }) || !found.toolchain.is_system();
         let llvm = found.rustc.llvm;
         ensure!(can_use, "no bpf-linker: no package of this system has LLVM {llvm}");
         self.add_linker(way)
     }
 
-    fn add_linker(&mut self, way: linker::Way) -> Result<()> {
+    fn add_linker(&mut self, way: linker::LinkerSource) -> Result<()> {
         match way {
-            linker::Way::Build { llvm } => {
+            linker::LinkerSource::Build { llvm } => {
                 let packages = linker::packages(llvm).into_iter();
                 let packages = packages.filter(|package| !apt::is_installed(package));
                 self.packages.extend(packages.map(|name| (name, "building bpf-linker")));
             }
-            linker::Way::Download => {
+            linker::LinkerSource::Download => {
                 for (program, package) in linker::DOWNLOADERS {
                     if sh::find(program).is_some() {
                         continue;
@@ -278,10 +283,12 @@ impl fmt::Display for Step {
             Self::Nightly => {
                 f.write_str("a nightly Rust (rustup, 1 GB), for compiling the BPF programs")
             }
-            Self::Linker(linker::Way::Build { llvm }) => {
+            Self::Linker(linker::LinkerSource::Build { llvm }) => {
                 write!(f, "bpf-linker (built by cargo with LLVM {llvm}, a minute or two)")
             }
-            Self::Linker(linker::Way::Download) => f.write_str("bpf-linker (its release, 100 MB)"),
+            Self::Linker(linker::LinkerSource::Download) => {
+                f.write_str("bpf-linker (its release, 100 MB)")
+            }
             Self::Tool(tool) => write!(f, "{} {}, for {}", tool.name, tool.version, tool.purpose),
             Self::Bpffs => f.write_str("the BPF file system, mounted at /sys/fs/bpf"),
         }

@@ -48,7 +48,7 @@ pub fn run(release: &str, which: Which) -> Result<Tally> {
     let console = folder.join("console");
     let mut machine = qemu.machine(&image_of(&files)?, &image, &console);
     let report = boot(&mut machine).context("run the tests in QEMU")?;
-    let tally = report.judge(release, &selection.expected);
+    let tally = report.evaluate(release, &selection.expected);
     if tally.failed > 0 {
         show_end(&console);
     }

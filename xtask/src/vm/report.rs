@@ -37,7 +37,7 @@ impl Report {
 
     /// To be called after the last line: the results, with a failure for everything that is missing
     /// for a pass on this kernel.
-    pub fn judge(mut self, release: &str, expected: &BTreeSet<String>) -> Tally {
+    pub fn evaluate(mut self, release: &str, expected: &BTreeSet<String>) -> Tally {
         self.tally.end();
         match &self.kernel {
             None => self.wrong.push("it has not booted".to_owned()),
@@ -85,7 +85,7 @@ mod tests {
     fn judged(output: &str) -> (u64, Vec<String>) {
         let mut report = Report::default();
         output.lines().for_each(|line| report.line(line));
-        let tally = report.judge("6.1", &BTreeSet::from(["a::b".to_owned()]));
+        let tally = report.evaluate("6.1", &BTreeSet::from(["a::b".to_owned()]));
         assert_eq!(tally.failed, tally.failures().count() as u64);
         (tally.passed, tally.failures().map(str::to_owned).collect())
     }

@@ -6,16 +6,16 @@ use anyhow::Result;
 use samport_common::layout::{BackendStats, Handshakes, Suspicion};
 use samport_common::verdict::Verdict;
 
-use super::Source;
-use crate::api::words::ControlLoop;
-use crate::control::handle::{BackendView, View};
+use super::MetricsSource;
+use crate::api::types::ControlLoop;
+use crate::control::handle::{BackendView, ControlView};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::model::State;
 
 /// The kernel's numbers at one moment, and how the providers are doing.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Sample {
-    pub(super) backends: BTreeMap<Who, Backend>,
+    pub(super) backends: BTreeMap<Who, BackendSample>,
     pub(super) verdicts: Vec<(Verdict, u64)>,
     pub(super) flows: Flows,
     pub(super) providers: Vec<Provider>,
@@ -32,17 +32,17 @@ pub(super) struct Who {
 
 /// A backend.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(super) struct Backend {
+pub(super) struct BackendSample {
     /// Those its addresses are in.
     pub(super) states: BTreeSet<State>,
     pub(super) weight: u32,
     /// Nothing before the kernel has it.
-    pub(super) counted: Option<Counted>,
+    pub(super) counted: Option<BackendCounters>,
 }
 
 /// What the kernel has counted of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Counted {
+pub(super) struct BackendCounters {
     pub(super) open: u64,
     pub(super) stats: BackendStats,
     pub(super) handshakes: Handshakes,
@@ -60,10 +60,10 @@ pub(super) struct Provider {
 
 impl Sample {
     /// Looks.
-    pub(super) fn take(source: &Source) -> Result<Self> {
+    pub(super) fn take(source: &MetricsSource) -> Result<Self> {
         let counters = Counters::open(&source.instance)?;
         let counted = |index| {
-            Ok(Counted {
+            Ok(BackendCounters {
                 open: counters.open_flows(index)?,
                 stats: counters.backend(index)?,
                 handshakes: counters.handshakes(index)?,
@@ -71,11 +71,11 @@ impl Sample {
             })
         };
         let verdicts = Verdict::ALL.iter().copied().zip(counters.verdicts.iter().copied());
-        let providers = source.providers.iter().map(|standing| Provider {
-            name: standing.provider(),
-            is_connected: standing.is_connected(),
-            events: standing.events(),
-            synced_ms: standing.synced_ms(),
+        let providers = source.providers.iter().map(|status| Provider {
+            name: status.provider(),
+            is_connected: status.is_connected(),
+            events: status.events(),
+            synced_ms: status.synced_ms(),
         });
         let view = source.control.view();
         Ok(Self {
@@ -90,20 +90,20 @@ impl Sample {
 }
 
 fn backends(
-    view: &View,
-    counted: impl Fn(u32) -> Result<Counted>,
-) -> Result<BTreeMap<Who, Backend>> {
-    let mut all: BTreeMap<Who, Backend> = BTreeMap::new();
+    view: &ControlView,
+    counted: impl Fn(u32) -> Result<BackendCounters>,
+) -> Result<BTreeMap<Who, BackendSample>> {
+    let mut all: BTreeMap<Who, BackendSample> = BTreeMap::new();
     for one in &view.backends {
         let counted = one.index.map(&counted).transpose()?;
-        let who = Who { service: one.seat.listen.to_string(), backend: one.name.clone() };
+        let who = Who { service: one.backend_ref.listen.to_string(), backend: one.name.clone() };
         all.entry(who).or_default().take_in(one, counted);
     }
     Ok(all)
 }
 
-impl Backend {
-    fn take_in(&mut self, one: &BackendView, counted: Option<Counted>) {
+impl BackendSample {
+    fn take_in(&mut self, one: &BackendView, counted: Option<BackendCounters>) {
         self.states.insert(one.state);
         self.weight = self.weight.max(one.weight);
         if let Some(counted) = counted {
@@ -112,7 +112,7 @@ impl Backend {
     }
 }
 
-impl Counted {
+impl BackendCounters {
     fn add(&mut self, other: &Self) {
         self.open += other.open;
         let (stats, more) = (&mut self.stats, other.stats);
@@ -144,7 +144,7 @@ mod tests {
     fn seated(name: &str, endpoint: &str, index: Option<u32>, state: State) -> BackendView {
         let endpoint = endpoint.parse().unwrap();
         BackendView {
-            seat: BackendRef { listen: Listen::tcp(80), id: name.into(), endpoint },
+            backend_ref: BackendRef { listen: Listen::tcp(80), id: name.into(), endpoint },
             name: name.into(),
             service: None,
             group: None,
@@ -165,13 +165,13 @@ mod tests {
 
     #[test]
     fn all_addresses_of_a_backend_are_one() {
-        let view = View {
+        let view = ControlView {
             backends: vec![
                 seated("web-1", "10.0.0.2:80", Some(10), State::Active),
                 seated("web-1", "[2001:db8::2]:80", Some(100), State::Draining),
                 seated("web-2", "10.0.0.3:80", None, State::Starting),
             ],
-            ..View::default()
+            ..ControlView::default()
         };
         let counted = |index: u32| {
             let index = u64::from(index);
@@ -188,7 +188,7 @@ mod tests {
             };
             let handshakes = Handshakes { classes: [index; 16], sum: index + 7 };
             let suspicion = suspicion(index, index + 1);
-            Ok(Counted { open: index + 8, stats, handshakes, suspicion })
+            Ok(BackendCounters { open: index + 8, stats, handshakes, suspicion })
         };
         let all = backends(&view, counted).unwrap();
         let names: Vec<_> = all.keys().map(|who| who.backend.as_str()).collect();
@@ -209,7 +209,10 @@ mod tests {
         };
         let handshakes = Handshakes { classes: [110; 16], sum: 124 };
         let suspicion = suspicion(110, 112);
-        assert_eq!(both.counted, Some(Counted { open: 126, stats: sums, handshakes, suspicion }));
+        assert_eq!(
+            both.counted,
+            Some(BackendCounters { open: 126, stats: sums, handshakes, suspicion })
+        );
         assert_eq!((none.counted, &none.states), (None, &BTreeSet::from([State::Starting])));
     }
 }

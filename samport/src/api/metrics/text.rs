@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use samport_common::layout::{Handshakes, Suspicion};
 
-use super::sample::{Counted, Sample, Who};
+use super::sample::{BackendCounters, Sample, Who};
 use crate::model::State;
 use crate::system::escape;
 
@@ -66,7 +66,7 @@ impl Sample {
     }
 
     fn backends_as_counted(&self, to: &mut DescriptorEncoder) -> Written {
-        let of = |read: fn(&Counted) -> u64| {
+        let of = |read: fn(&BackendCounters) -> u64| {
             self.counted().map(move |(labels, counted)| (labels, read(counted)))
         };
         let (name, help) = ("samport_backend_connections", "Open connections.");
@@ -223,7 +223,7 @@ impl Sample {
         counters(to, "samport_resyncs", help, None, by_source)
     }
 
-    fn counted(&self) -> impl Iterator<Item = (Labels<2>, &Counted)> {
+    fn counted(&self) -> impl Iterator<Item = (Labels<2>, &BackendCounters)> {
         let all = self.backends.iter();
         all.filter_map(|(who, backend)| Some((labels(who), backend.counted.as_ref()?)))
     }

@@ -8,7 +8,8 @@ fn command() -> Command {
 }
 
 fn file(text: &str) -> Result<File, String> {
-    let settings = settings(text, &command()).map_err(|fault| fault.shown(&"f", text))?;
+    let settings =
+        settings(text, &command()).map_err(|config_error| config_error.shown(&"f", text))?;
     Ok(File { path: "f".into(), text: text.to_owned(), settings })
 }
 
@@ -75,10 +76,10 @@ fn a_wrong_value_gets_the_flags_own_words_with_its_place() {
         ("drain = [1]", "f:1:9: ", "one value instead of a list"),
         ("[[backend]]\naddress = 'web-1'", "f:2:11: ", "invalid address \"web-1\""),
     ] {
-        let fault = file(text).unwrap_err();
-        assert!(fault.starts_with(place) && fault.contains(words), "{fault}");
+        let config_error = file(text).unwrap_err();
+        assert!(config_error.starts_with(place) && config_error.contains(words), "{config_error}");
         let key = text.split_once([' ', '\n']).unwrap().0;
-        assert!(!fault.lines().next().unwrap().contains("--"), "{key}: {fault}");
+        assert!(!config_error.lines().next().unwrap().contains("--"), "{key}: {config_error}");
     }
 }
 
@@ -93,8 +94,8 @@ fn an_unknown_key_is_named_and_the_nearest_one_is_offered() {
         ("config = 'other'", "f:1:1: unknown key", "flags"),
         ("help = true", "f:1:1: unknown key", ""),
     ] {
-        let fault = file(text).unwrap_err();
-        assert!(fault.starts_with(place) && fault.contains(words), "{fault}");
+        let config_error = file(text).unwrap_err();
+        assert!(config_error.starts_with(place) && config_error.contains(words), "{config_error}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::fault::Fault;
+use super::config_error::ConfigError;
 
 /// The key whose values may be tables.
 const BACKEND: &str = "backend";
@@ -35,10 +35,10 @@ pub(super) struct Word {
 }
 
 /// All keys of a text, in the order they are in.
-pub(super) fn entries(text: &str) -> Result<Vec<Entry>, Fault> {
+pub(super) fn entries(text: &str) -> Result<Vec<Entry>, ConfigError> {
     let document = DeTable::parse(text).map_err(|error| {
         let at = error.span().unwrap_or_default();
-        Fault::new(at, format!("this is no TOML: {}", error.message()))
+        ConfigError::new(at, format!("this is no TOML: {}", error.message()))
     })?;
     let mut entries = Vec::new();
     for (key, value) in document.into_inner() {
@@ -50,7 +50,7 @@ pub(super) fn entries(text: &str) -> Result<Vec<Entry>, Fault> {
     Ok(entries)
 }
 
-fn given(key: &Word, value: Spanned<DeValue<'_>>) -> Result<Given, Fault> {
+fn given(key: &Word, value: Spanned<DeValue<'_>>) -> Result<Given, ConfigError> {
     let at = value.span();
     match value.into_inner() {
         DeValue::Boolean(on) => Ok(Given::Switch(on)),
@@ -66,34 +66,34 @@ fn given(key: &Word, value: Spanned<DeValue<'_>>) -> Result<Given, Fault> {
 }
 
 /// A word or a number.
-fn word(key: &str, value: Spanned<DeValue<'_>>) -> Result<Word, Fault> {
+fn word(key: &str, value: Spanned<DeValue<'_>>) -> Result<Word, ConfigError> {
     let at = value.span();
     let text = match value.into_inner() {
         DeValue::String(text) => text.into_owned(),
         DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
         DeValue::Table(_) if key == BACKEND => {
             let what = "write [[backend]], with two brackets, once for each backend";
-            return Err(Fault::new(at, what));
+            return Err(ConfigError::new(at, what));
         }
         DeValue::Table(_) => {
             let what = format!(
                 "there is no table {key:?}; keys are the flags' names, like {key}-… = \"…\", before any [[backend]]"
             );
-            return Err(Fault::new(at, what));
+            return Err(ConfigError::new(at, what));
         }
         _ => {
             let what = format!("{key:?} takes a text in quotes or a whole number");
-            return Err(Fault::new(at, what));
+            return Err(ConfigError::new(at, what));
         }
     };
     Ok(Word { text, at })
 }
 
 /// A table of `[[backend]]` in the words of `--backend`.
-fn backend(table: Spanned<DeValue<'_>>) -> Result<Word, Fault> {
+fn backend(table: Spanned<DeValue<'_>>) -> Result<Word, ConfigError> {
     let at = table.span();
     let DeValue::Table(table) = table.into_inner() else {
-        return Err(Fault::new(at, "a backend is a text in quotes or a table"));
+        return Err(ConfigError::new(at, "a backend is a text in quotes or a table"));
     };
     let (mut address, mut name, mut weight) = (None, None, None);
     for (key, value) in table {
@@ -103,24 +103,30 @@ fn backend(table: Spanned<DeValue<'_>>) -> Result<Word, Fault> {
             "weight" => &mut weight,
             other => {
                 let what = format!("unknown key {other:?}; a backend has address, name and weight");
-                return Err(Fault::new(key.span(), what));
+                return Err(ConfigError::new(key.span(), what));
             }
         };
         *place = Some(word(key.get_ref(), value)?);
     }
     let Some(address) = address else {
-        return Err(Fault::new(at, "this backend has no address; give address = \"IP:PORT\""));
+        return Err(ConfigError::new(
+            at,
+            "this backend has no address; give address = \"IP:PORT\"",
+        ));
     };
     let mut text = address.text;
     if let Some(Word { text: name, at }) = name {
         if name.is_empty() || name.contains('=') {
-            return Err(Fault::new(at, "a name has one character at least, and no ="));
+            return Err(ConfigError::new(at, "a name has one character at least, and no ="));
         }
         text = format!("{name}={text}");
     }
     if let Some(Word { text: weight, at }) = weight {
         if weight.parse::<u32>().is_err() {
-            return Err(Fault::new(at, format!("weight {weight}: give a whole number from 0 up")));
+            return Err(ConfigError::new(
+                at,
+                format!("weight {weight}: give a whole number from 0 up"),
+            ));
         }
         text = format!("{text}@{weight}");
     }
@@ -138,7 +144,7 @@ mod tests {
             Given::One(word) => vec![word.text],
             Given::List(words) => words.into_iter().map(|word| word.text).collect(),
         };
-        let entries = entries(text).map_err(|fault| fault.shown(&"f", text))?;
+        let entries = entries(text).map_err(|config_error| config_error.shown(&"f", text))?;
         Ok(entries.into_iter().map(|entry| (entry.key.text, words(entry.given))).collect())
     }
 
@@ -188,8 +194,11 @@ mod tests {
             ("[[backend]]\naddress = '::1'\nweight = -1", "f:3:10", "from 0 up"),
             ("[[backend]]\naddress = '::1'\nname = 'a=b'", "f:3:8", "no ="),
         ] {
-            let fault = read(text).unwrap_err();
-            assert!(fault.starts_with(place) && fault.contains(words), "{text:?}: {fault}");
+            let config_error = read(text).unwrap_err();
+            assert!(
+                config_error.starts_with(place) && config_error.contains(words),
+                "{text:?}: {config_error}"
+            );
         }
     }
 }

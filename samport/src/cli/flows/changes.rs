@@ -12,7 +12,7 @@ pub(super) type Key = (Protocol, SocketAddr, SocketAddr, Option<SocketAddr>);
 
 /// What has happened to a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Change<'a> {
+pub(super) enum FlowChange<'a> {
     Opened(&'a Named),
     Closed(&'a Named),
 }
@@ -30,10 +30,10 @@ pub(super) fn by_key(flows: Vec<Named>) -> BTreeMap<Key, Named> {
 pub(super) fn between<'a>(
     before: &'a BTreeMap<Key, Named>,
     now: &'a BTreeMap<Key, Named>,
-) -> impl Iterator<Item = Change<'a>> {
+) -> impl Iterator<Item = FlowChange<'a>> {
     let gone = before.iter().filter(|(key, _)| !now.contains_key(key));
     let come = now.iter().filter(|(key, _)| !before.contains_key(key));
-    gone.map(|(_, one)| Change::Closed(one)).chain(come.map(|(_, one)| Change::Opened(one)))
+    gone.map(|(_, one)| FlowChange::Closed(one)).chain(come.map(|(_, one)| FlowChange::Opened(one)))
 }
 
 #[cfg(test)]
@@ -52,7 +52,10 @@ mod tests {
         moves.flow.endpoint = Some("10.0.0.2:80".parse().unwrap());
         let now = by_key(vec![stays, moves.clone()]);
         let told: Vec<_> = between(&before, &now).collect();
-        assert_eq!(told, [Change::Closed(&goes), Change::Closed(&was), Change::Opened(&moves)]);
+        assert_eq!(
+            told,
+            [FlowChange::Closed(&goes), FlowChange::Closed(&was), FlowChange::Opened(&moves)]
+        );
         assert_eq!(between(&now, &now).count(), 0);
     }
 }

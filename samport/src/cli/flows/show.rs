@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::super::table::{Column, LEFT, RIGHT, number, text};
 use super::super::units::time;
 use super::Named;
-use super::changes::Change;
-use crate::api::words::{Event, Flow, Flows, SCHEMA};
+use super::changes::FlowChange;
+use crate::api::types::{Event, Flow, Flows, SCHEMA};
 
 const NARROW: [Column<Named>; 8] = [
     ("PROTOCOL", LEFT, |one| one.flow.protocol.name().to_owned()),
@@ -51,10 +51,10 @@ fn object(one: &Named) -> Flow {
 }
 
 /// A change as a line.
-pub(super) fn line(change: Change) -> String {
+pub(super) fn line(change: FlowChange) -> String {
     let (sign, one) = match change {
-        Change::Opened(one) => ('+', one),
-        Change::Closed(one) => ('-', one),
+        FlowChange::Opened(one) => ('+', one),
+        FlowChange::Closed(one) => ('-', one),
     };
     let flow = &one.flow;
     let address = flow.endpoint.as_ref().map(SocketAddr::to_string).unwrap_or_default();
@@ -64,10 +64,10 @@ pub(super) fn line(change: Change) -> String {
 }
 
 /// A change as a document of one line.
-pub(super) fn event(change: Change) -> Event {
+pub(super) fn event(change: FlowChange) -> Event {
     let (event, one) = match change {
-        Change::Opened(one) => ("opened", one),
-        Change::Closed(one) => ("closed", one),
+        FlowChange::Opened(one) => ("opened", one),
+        FlowChange::Closed(one) => ("closed", one),
     };
     Event { schema: SCHEMA, event: event.to_owned(), flow: object(one) }
 }
@@ -125,9 +125,9 @@ pub(super) mod tests {
     fn changes_are_lines_of_text_or_json() {
         let one = named("192.0.2.1:1000", "10.0.0.1:8080");
         let said = "tcp 192.0.2.1:1000 → 198.51.100.7:80 → web-1 10.0.0.1:8080";
-        assert_eq!(line(Change::Opened(&one)), format!("+ {said}"));
-        assert_eq!(line(Change::Closed(&one)), format!("- {said}"));
-        let event = serde_json::to_value(event(Change::Closed(&one))).unwrap();
+        assert_eq!(line(FlowChange::Opened(&one)), format!("+ {said}"));
+        assert_eq!(line(FlowChange::Closed(&one)), format!("- {said}"));
+        let event = serde_json::to_value(event(FlowChange::Closed(&one))).unwrap();
         for (key, value) in [
             ("schema", json!(1)),
             ("event", json!("closed")),
@@ -157,7 +157,7 @@ pub(super) mod tests {
         pages.add("samport flows", &table(&all, false));
         pages.add("samport flows -o wide", &table(&all, true));
         pages.add_json("samport flows --limit 2 -o json", &document(&all, 3));
-        let changes = [Change::Opened(&all[0]), Change::Closed(&all[1])];
+        let changes = [FlowChange::Opened(&all[0]), FlowChange::Closed(&all[1])];
         pages.add("samport flows --follow", &changes.map(line).join("\n"));
         pages.add_json("samport flows --follow -o json", &event(changes[0]));
         pages.assert("flows");

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::api::words::Limits;
+use crate::api::types::Limits;
 use crate::control::admission::ServiceConflict;
 use crate::control::reconcile::{LoopSettings, RunConfig};
 use crate::dataplane;

@@ -166,7 +166,7 @@ impl Before {
 /// Who of the snapshot would be let in.
 fn admitted(config: &Config, snapshot: &Snapshot, devices: &Devices, before: &Before) -> Admission {
     let ports: BTreeSet<Listen> = config.listens().into_iter().collect();
-    let terms = admission::Terms {
+    let terms = admission::AdmissionRules {
         ports: &ports,
         allow: &config.allow,
         max_backends: config.dataplane.backends,

@@ -14,7 +14,7 @@ use super::names::{
     ForwardName, HookName, ProviderName, SandboxName, ServiceConflictName, XdpModeName,
 };
 use crate::cli::balance::Balancing;
-use crate::cli::health::Health;
+use crate::cli::health::HealthFlags;
 use crate::cli::limits::Limits;
 use crate::dataplane;
 use crate::discovery::filter::{Filter, Filters};
@@ -169,7 +169,7 @@ pub struct Flags {
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
-    health: Health,
+    health: HealthFlags,
     #[command(flatten)]
     balancing: Balancing,
     #[command(flatten)]

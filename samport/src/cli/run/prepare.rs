@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use super::Args;
 use super::config::Config;
-use crate::cli::resolved::{self, Asked};
+use crate::cli::resolved::{self, ResolvedConfig};
 use crate::dataplane::pins;
 use crate::net::port_conflicts;
 use crate::system::causes::io_kind;
@@ -23,7 +23,7 @@ use crate::system::user::{self, User};
 /// A configuration, and what takes more to have than is left.
 #[derive(Debug)]
 pub struct Prepared {
-    pub(super) asked: Asked,
+    pub(super) asked: ResolvedConfig,
     pub(super) config: Config,
     /// Nothing of it for a dry run.
     pub(super) held: Option<Held>,

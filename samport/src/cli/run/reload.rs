@@ -15,12 +15,12 @@ use super::reloadable::{Effect, effect};
 use crate::api::metrics;
 use crate::cli::file::File;
 use crate::cli::provenance::{Effective, changed};
-use crate::cli::resolved::{self, Asked};
+use crate::cli::resolved::{self, ResolvedConfig};
 use crate::control::reconcile::{LoopSettings, NewRules};
 use crate::discovery::{self, ProviderSettings};
-use crate::system::file_watch::Followed;
+use crate::system::file_watch::FileWatch;
 use crate::system::resyncs::Resyncs;
-use crate::system::service;
+use crate::system::sd_notify;
 
 /// How long a change may take until it counts as late: an engine that is away takes no terms.
 const TAKING_EFFECT: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ pub(super) struct ReloadHandles {
     /// The metrics' server, if there is one.
     pub(super) metrics: Option<metrics::Server>,
     /// What it serves.
-    pub(super) source: metrics::Source,
+    pub(super) source: metrics::MetricsSource,
 }
 
 impl ReloadHandles {
@@ -68,34 +68,34 @@ pub(super) struct Reloader {
     config: Config,
     /// Every key as it is in force: what waits for the next start is as it was at this one.
     effective: Vec<Effective>,
-    file: Option<Source>,
+    file: Option<ReloadSource>,
     hang_up: Signal,
     handles: ReloadHandles,
 }
 
 /// The file, followed.
-struct Source {
+struct ReloadSource {
     path: PathBuf,
     /// The last text read, good or bad: what is bad is complained about once.
     text: Option<String>,
-    followed: Option<Followed>,
+    watch: Option<FileWatch>,
 }
 
-impl Source {
+impl ReloadSource {
     /// The text is what was read: what has changed since then is new.
     async fn of(File { path, text, .. }: File, resyncs: &Resyncs) -> Self {
-        let followed = Followed::start(&path, resyncs).await;
-        if let Err(error) = &followed {
+        let watch = FileWatch::start(&path, resyncs).await;
+        if let Err(error) = &watch {
             tracing::warn!("{error:#}; changes of the configuration take effect on SIGHUP only");
         }
-        Self { path, text: Some(text), followed: followed.ok() }
+        Self { path, text: Some(text), watch: watch.ok() }
     }
 
     /// Waits until there is another text, or none any more.
     async fn changed(&mut self) {
         while !self.is_new() {
-            match &mut self.followed {
-                Some(followed) => followed.touched().await,
+            match &mut self.watch {
+                Some(watch) => watch.touched().await,
                 None => std::future::pending().await,
             }
         }
@@ -113,13 +113,13 @@ impl Source {
 impl Reloader {
     /// For a run that was started with this.
     pub(super) async fn new(
-        asked: Asked,
+        asked: ResolvedConfig,
         config: Config,
         hang_up: Signal,
         handles: ReloadHandles,
     ) -> Self {
         let file = match asked.file {
-            Some(file) => Some(Source::of(file, handles.source.progress.resyncs()).await),
+            Some(file) => Some(ReloadSource::of(file, handles.source.progress.resyncs()).await),
             None => None,
         };
         Self { config, effective: asked.effective, file, hang_up, handles }
@@ -151,12 +151,12 @@ impl Reloader {
     }
 
     async fn reload(&mut self) {
-        service::reloading();
+        sd_notify::reloading();
         match self.try_reload().await {
             Ok(changes) => changes.say(),
             Err(error) => tracing::error!("{error:#}\nthe configuration stays as it was"),
         }
-        service::ready();
+        sd_notify::ready();
     }
 
     /// Nothing is done before everything is known to be good.

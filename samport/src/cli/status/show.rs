@@ -8,7 +8,7 @@ use samport_common::verdict::{Action, Verdict};
 
 use super::super::table::{Column, LEFT, RIGHT, number, table, text as or_dash};
 use super::super::units::{bytes, time};
-use crate::api::words::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
+use crate::api::types::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
 use crate::control::progress;
 
 /// New connections a second, by the names of instance and service.
@@ -46,7 +46,7 @@ const MAPS: [Column<MapUse>; 3] = [
 
 /// An instance; `now` is the time since 1970.
 pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool) -> String {
-    let mut text = format!("{} ({})\n", instance.name, standing(instance, now));
+    let mut text = format!("{} ({})\n", instance.name, run_state(instance, now));
     if let Some(trouble) = progress::trouble(&instance.control_loop) {
         let _ = writeln!(text, "  {trouble}");
     }
@@ -104,7 +104,7 @@ fn indent(text: &mut String, lines: &str) {
     }
 }
 
-fn standing(instance: &Instance, now: Duration) -> String {
+fn run_state(instance: &Instance, now: Duration) -> String {
     if !instance.running {
         return "not running; the kernel keeps forwarding until `samport clean`".to_owned();
     }
@@ -205,7 +205,7 @@ fn verdicts(text: &mut String, instance: &Instance) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::words::{FlowTable, SCHEMA, Status};
+    use crate::api::types::{FlowTable, SCHEMA, Status};
     use crate::model::snapshots::Pages;
 
     fn service(port: &str) -> ServiceCount {

@@ -15,7 +15,7 @@ use super::super::backends::{round_trip, share, state};
 use super::super::units::{bytes, time};
 use super::columns::{Column, GAP, Shown, fitting};
 use super::screen::{Mode, Screen, Sort};
-use crate::api::words::{Backend, Instance};
+use crate::api::types::{Backend, Instance};
 
 /// Lines below which only the backends are shown.
 const FEW: u16 = 8;
@@ -166,13 +166,13 @@ fn backends(frame: &mut Frame, area: Rect, screen: &Screen) {
     let styles: Vec<Style> = all.iter().map(|one| style_of(screen, &one.state)).collect();
     let lines = styles.iter().enumerate().map(|(at, style)| row(&shown, at, *style));
     let widths = shown.iter().map(|column| Constraint::Length(column.width));
-    let mut standing =
+    let mut table_state =
         ratatui::widgets::TableState::new().with_selected(screen.place_of_selected());
     let table = Table::new(lines, widths)
         .header(Row::new(shown.iter().map(head)).bold())
         .column_spacing(GAP)
         .row_highlight_style(Modifier::REVERSED);
-    frame.render_stateful_widget(table, area, &mut standing);
+    frame.render_stateful_widget(table, area, &mut table_state);
 }
 
 fn head(column: &Shown) -> Cell<'static> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use samport_common::verdict::{Action, Verdict};
 
 use super::super::units::rate;
-use crate::api::words::{Backend, Instance};
+use crate::api::types::{Backend, Instance};
 
 /// Rates that are kept of each service: more than the broadest screen shows.
 const KEPT_RATES: usize = 512;
@@ -32,7 +32,7 @@ impl From<&Backend> for Key {
 
 /// Something that has happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Change {
+pub(super) struct Event {
     /// When it was seen, by the clock of the samples.
     pub(super) at: Duration,
     pub(super) what: String,
@@ -60,7 +60,7 @@ pub(super) struct History {
     /// When that was said.
     pub(super) at: Duration,
     /// The latest first.
-    pub(super) changes: VecDeque<Change>,
+    pub(super) changes: VecDeque<Event>,
     services: BTreeMap<String, VecDeque<f64>>,
     backends: BTreeMap<Key, f64>,
     verdicts: BTreeMap<String, f64>,
@@ -109,7 +109,7 @@ impl History {
         self.verdicts = after.verdicts.iter().map(rate_of).collect();
 
         for what in changes(old, &new) {
-            self.changes.push_front(Change { at, what });
+            self.changes.push_front(Event { at, what });
         }
         self.changes.truncate(KEPT_CHANGES);
         (self.now, self.at) = (new, at);

@@ -1,7 +1,7 @@
 //! Documents for the tests of `top`.
 
 use super::history::Documents;
-use crate::api::words::{Backend, Counters, Instance, Limits, ServiceCount};
+use crate::api::types::{Backend, Counters, Instance, Limits, ServiceCount};
 
 /// An active backend of `80/tcp` with this many flows in all, a tenth of which are open.
 pub(super) fn backend(name: &str, flows: u64) -> Backend {

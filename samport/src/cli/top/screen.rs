@@ -7,7 +7,7 @@ use std::time::Duration;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::history::{Documents, History, Key};
-use crate::api::words::Backend;
+use crate::api::types::Backend;
 use crate::control::commands::OperatorCommand;
 
 /// Digits of the largest weight.

@@ -11,7 +11,7 @@ use samport_common::verdict::{Action, Verdict};
 use samport_common::wire::protocol;
 use samport_common::wire::tcp::Flags;
 
-use crate::api::words::{SCHEMA, TracedPacket};
+use crate::api::types::{SCHEMA, TracedPacket};
 use crate::system::instance::Record;
 
 /// What backends are called, by where they answer.

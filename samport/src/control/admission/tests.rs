@@ -8,7 +8,7 @@ use crate::model::test::candidate;
 use crate::model::{Application, Condition};
 
 /// Candidates and what holds for them; by default there is room for all.
-struct Scene {
+struct Fixture {
     ports: BTreeSet<Listen>,
     allow: Networks,
     max_backends: u32,
@@ -18,7 +18,7 @@ struct Scene {
     served: BTreeSet<String>,
 }
 
-impl Default for Scene {
+impl Default for Fixture {
     fn default() -> Self {
         Self {
             ports: BTreeSet::new(),
@@ -32,9 +32,9 @@ impl Default for Scene {
     }
 }
 
-impl Scene {
+impl Fixture {
     fn admit(&mut self, candidates: &[Candidate]) -> Admission {
-        let terms = Terms {
+        let rules = AdmissionRules {
             ports: &self.ports,
             allow: &self.allow,
             max_backends: self.max_backends,
@@ -43,7 +43,7 @@ impl Scene {
             restricted: &self.restricted,
         };
         let served = |candidate: &Candidate| self.served.contains(&candidate.id);
-        let admission = admit(candidates, served, terms);
+        let admission = admit(candidates, served, rules);
         self.restricted.clone_from(&admission.restricted);
         // As if they were healthy.
         self.served = admission.candidates.iter().map(|one| one.id.clone()).collect();
@@ -72,18 +72,18 @@ fn limited(name: &str, port: u16, allow: Networks) -> Candidate {
 /// Fills a limit with candidates called `full-…`, then offers `a-new` (first by its name) and, if the limit is one
 /// of a port, `small`, which takes no room of it.
 fn assert_limited(
-    mut scene: Scene,
+    mut fixture: Fixture,
     full: &[Candidate],
     new: &Candidate,
     small: impl Into<Option<Candidate>>,
     limit: &str,
 ) {
-    let everybody = scene.admit(full);
+    let everybody = fixture.admit(full);
     assert_eq!((everybody.candidates.len(), &everybody.left_out), (full.len(), &BTreeSet::new()));
     let small: Vec<_> = small.into().into_iter().collect();
     let all = [slice::from_ref(new), full, &small].concat();
     for _ in 0..2 {
-        let admission = scene.admit(&all);
+        let admission = fixture.admit(&all);
         assert_eq!(names(&admission), names(&scene_without(&all, "a-new")), "{limit}");
         let [sentence] = &admission.left_out.iter().collect::<Vec<_>>()[..] else {
             panic!("{:?}", admission.left_out)
@@ -96,7 +96,7 @@ fn assert_limited(
     let without_last: Vec<_> =
         all.iter().filter(|one| one.name != full[full.len() - 1].name).collect();
     let without_last: Vec<_> = without_last.into_iter().cloned().collect();
-    let admission = scene.admit(&without_last);
+    let admission = fixture.admit(&without_last);
     assert_eq!(admission.candidates.len(), without_last.len(), "{:?}", admission.left_out);
 }
 
@@ -112,9 +112,9 @@ fn full(count: u16, of: impl Fn(u16, &str) -> Candidate) -> Vec<Candidate> {
 /// Case 80: more backends than there may be.
 #[test]
 fn more_candidates_than_are_looked_at_are_left_out_by_name() {
-    let scene = Scene { max_backends: 3, ..Scene::default() };
+    let fixture = Fixture { max_backends: 3, ..Fixture::default() };
     let all = full(6, |_, name| candidate(name));
-    assert_limited(scene, &all, &candidate("a-new"), None, "--max-backends");
+    assert_limited(fixture, &all, &candidate("a-new"), None, "--max-backends");
 }
 
 #[test]
@@ -122,18 +122,18 @@ fn more_ports_than_frontends_are_left_out_by_name() {
     for addresses in [[1, 1], [1, 7], [3, 0], [0, 0]] {
         let each = addresses.into_iter().max().unwrap().max(1);
         let count = u16::try_from(MAX_FRONTENDS as usize / each).unwrap();
-        let scene = Scene { addresses, max_backends: 10_000, ..Scene::default() };
+        let fixture = Fixture { addresses, max_backends: 10_000, ..Fixture::default() };
         let all = full(count, |n, name| on(name, Listen::tcp(1_000 + n)));
         let small = on("small", Listen::tcp(1_000));
-        assert_limited(scene, &all, &on("a-new", Listen::tcp(80)), small, "4096 addresses");
+        assert_limited(fixture, &all, &on("a-new", Listen::tcp(80)), small, "4096 addresses");
     }
 }
 
 #[test]
 fn a_container_that_is_left_out_on_many_ports_is_named_once() {
-    let mut scene = Scene { addresses: [MAX_FRONTENDS as usize, 1], ..Scene::default() };
+    let mut fixture = Fixture { addresses: [MAX_FRONTENDS as usize, 1], ..Fixture::default() };
     let all: Vec<_> = (80..=90).map(|port| on("hog", Listen::tcp(port))).collect();
-    let admission = scene.admit(&all);
+    let admission = fixture.admit(&all);
     assert_eq!(admission.left_out.len(), 1);
     let sentence = admission.left_out.first().unwrap();
     assert!(sentence.starts_with("hog is left out on ports 81, 82, 83 and 7 more: "), "{sentence}");
@@ -143,10 +143,10 @@ fn a_container_that_is_left_out_on_many_ports_is_named_once() {
 #[test]
 fn ports_of_the_command_line_take_their_room_first() {
     let ports: BTreeSet<_> = (0..4_095).map(|n| Listen::tcp(1_000 + n)).collect();
-    let mut scene = Scene { ports, ..Scene::default() };
+    let mut fixture = Fixture { ports, ..Fixture::default() };
     let on_p = on("on-p", Listen::tcp(1_000));
     let all = [on("a", Listen::tcp(80)), on("b", Listen::tcp(81)), on_p];
-    assert_eq!(names(&scene.admit(&all)), ["a", "on-p"]);
+    assert_eq!(names(&fixture.admit(&all)), ["a", "on-p"]);
 }
 
 #[test]
@@ -155,29 +155,29 @@ fn more_networks_than_allow_lists_hold_are_left_out_by_name() {
     let all = full(16, |n, name| limited(name, 1_000 + n, networks(n * 1_024, 1_024)));
     let new = limited("a-new", 80, networks(0, 1));
     let small = limited("small", 1_000, networks(0, 1));
-    assert_limited(Scene::default(), &all, &new, small, "16384");
+    assert_limited(Fixture::default(), &all, &new, small, "16384");
     // On one port they are united.
     let all = full(16, |n, name| limited(name, 80, networks(n * 1_024, 1_024)));
     let new = limited("a-new", 80, [allow::network("192.0.2.1").unwrap()].into());
     let small = limited("small", 80, networks(5, 1));
-    assert_limited(Scene::default(), &all, &new, small, "16384");
+    assert_limited(Fixture::default(), &all, &new, small, "16384");
 }
 
 #[test]
 fn every_port_that_labels_open_has_a_copy_of_the_operators_list() {
-    let scene = Scene { allow: networks(0, 4_096), ..Scene::default() };
+    let fixture = Fixture { allow: networks(0, 4_096), ..Fixture::default() };
     let all = full(4, |n, name| on(name, Listen::tcp(1_000 + n)));
     // One of the other family needs no room of this one.
     let small = on("small", Listen::tcp(1_000));
-    assert_limited(scene, &all, &on("a-new", Listen::tcp(80)), small, "16384");
+    assert_limited(fixture, &all, &on("a-new", Listen::tcp(80)), small, "16384");
 }
 
 #[test]
 fn a_label_that_leaves_nothing_of_allow_serves_nobody_and_is_named() {
-    let mut scene = Scene { allow: networks(0, 1), ..Scene::default() };
+    let mut fixture = Fixture { allow: networks(0, 1), ..Fixture::default() };
     let out = limited("out", 80, networks(9, 1));
     let wide = limited("wide", 80, [allow::network("0.0.0.0/0").unwrap()].into());
-    let admission = scene.admit(&[candidate("a"), out, wide]);
+    let admission = fixture.admit(&[candidate("a"), out, wide]);
     assert_eq!(names(&admission), ["a", "wide"]);
     assert!(admission.left_out.first().unwrap().contains("samport.allow names no network"));
     let note = admission.notes.first().unwrap();
@@ -186,7 +186,7 @@ fn a_label_that_leaves_nothing_of_allow_serves_nobody_and_is_named() {
 
 #[test]
 fn a_restriction_stays_while_its_port_has_any_container() {
-    let mut scene = Scene::default();
+    let mut fixture = Fixture::default();
     let listen = Listen::tcp(80);
     let (office, home) = (networks(1, 1), networks(2, 1));
     for (candidates, expected) in [
@@ -201,7 +201,7 @@ fn a_restriction_stays_while_its_port_has_any_container() {
         (vec![], None),
         (vec![candidate("plain")], None),
     ] {
-        assert_eq!(scene.admit(&candidates).restricted.get(&listen), expected);
+        assert_eq!(fixture.admit(&candidates).restricted.get(&listen), expected);
     }
 }
 
@@ -217,9 +217,9 @@ fn of(name: &str, service: Option<&str>, project: Option<&str>, image: &str) -> 
 fn two_applications_on_one_port_are_reported_and_the_first_keeps_it() {
     let shop = of("shop-1", None, Some("shop"), "nginx");
     let blog = of("blog-1", None, Some("blog"), "nginx");
-    let mut scene = Scene::default();
-    assert_eq!(names(&scene.admit(slice::from_ref(&shop))), ["shop-1"]);
-    let admission = scene.admit(&[blog.clone(), shop.clone()]);
+    let mut fixture = Fixture::default();
+    assert_eq!(names(&fixture.admit(slice::from_ref(&shop))), ["shop-1"]);
+    let admission = fixture.admit(&[blog.clone(), shop.clone()]);
     assert_eq!(names(&admission), ["shop-1"]);
     let sentence = admission.left_out.first().unwrap();
     for word in
@@ -229,9 +229,9 @@ fn two_applications_on_one_port_are_reported_and_the_first_keeps_it() {
     }
     // While it leaves it keeps no other application out, and what it has.
     let leaving = Candidate { condition: Condition::Draining, ..shop };
-    assert_eq!(names(&scene.admit(&[blog.clone(), leaving.clone()])), ["blog-1", "shop-1"]);
+    assert_eq!(names(&fixture.admit(&[blog.clone(), leaving.clone()])), ["blog-1", "shop-1"]);
     // Or the operator allows it.
-    let mut merged = Scene { conflict: ServiceConflict::Merge, ..Scene::default() };
+    let mut merged = Fixture { conflict: ServiceConflict::Merge, ..Fixture::default() };
     let shop = Candidate { condition: Condition::Ready, ..leaving };
     let admission = merged.admit(&[blog, shop]);
     assert_eq!(names(&admission), ["blog-1", "shop-1"]);
@@ -254,7 +254,7 @@ fn those_with_a_service_a_project_or_an_image_in_common_are_one_application() {
         (of("a", None, None, "app"), of("b", None, Some("shop"), "app"), true),
         (candidate("a"), of("b", None, Some("shop"), "app"), false),
     ] {
-        let admission = Scene::default().admit(&[one.clone(), other.clone()]);
+        let admission = Fixture::default().admit(&[one.clone(), other.clone()]);
         assert_eq!(names(&admission), ["a", "b"], "{one:?} {other:?}");
         assert_eq!(admission.notes.len(), usize::from(is_noted), "{:?}", admission.notes);
     }
@@ -266,6 +266,6 @@ fn a_container_in_between_makes_two_applications_one() {
     let (blue, green) = (of("a", None, Some("blue"), "app"), of("c", None, Some("green"), "app"));
     let between = of("b", Some("web"), Some("blue"), "app");
     let named = of("d", Some("web"), Some("green"), "app");
-    assert_eq!(names(&Scene::default().admit(&[blue, between, green.clone()])), ["a", "b"]);
-    assert_eq!(names(&Scene::default().admit(&[named, green])), ["d", "c"]);
+    assert_eq!(names(&Fixture::default().admit(&[blue, between, green.clone()])), ["a", "b"]);
+    assert_eq!(names(&Fixture::default().admit(&[named, green])), ["d", "c"]);
 }

@@ -6,7 +6,7 @@ const LONG_ID: &str = "0123456789abcdef0123456789abcdef";
 
 fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> BackendView {
     BackendView {
-        seat: BackendRef {
+        backend_ref: BackendRef {
             listen: Listen::tcp(port),
             id: id.into(),
             endpoint: endpoint.parse().unwrap(),
@@ -25,7 +25,7 @@ fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> BackendView {
 }
 
 /// `web-1` on two ports, `web-2` on one, a file's `plain`.
-fn view() -> View {
+fn view() -> ControlView {
     let backends = vec![
         seated("web-1", LONG_ID, "10.0.0.1:80", 80),
         seated("web-1", LONG_ID, "10.0.0.1:443", 443),
@@ -33,15 +33,15 @@ fn view() -> View {
         seated("plain", "plain", "10.0.0.3:80", 80),
     ];
     let services = [80, 443].map(|port| (Listen::tcp(port), Balance::Random)).into();
-    View { services, backends, left_out: 0 }
+    ControlView { services, backends, left_out: 0 }
 }
 
 fn candidate(one: &BackendView) -> Candidate {
     Candidate {
-        id: one.seat.id.clone(),
+        id: one.backend_ref.id.clone(),
         name: one.name.clone(),
-        listen: one.seat.listen,
-        endpoint: one.seat.endpoint,
+        listen: one.backend_ref.listen,
+        endpoint: one.backend_ref.endpoint,
         weight: one.weight,
         drain: None,
         condition: Condition::Ready,
@@ -57,7 +57,7 @@ fn candidate(one: &BackendView) -> Candidate {
 fn meant(name: &str) -> Result<Vec<String>, CommandError> {
     let view = view();
     let found = backends_called(name, &view.backends)?;
-    Ok(found.iter().map(|one| one.seat.endpoint.to_string()).collect())
+    Ok(found.iter().map(|one| one.backend_ref.endpoint.to_string()).collect())
 }
 
 #[test]
@@ -116,8 +116,8 @@ fn one_address_of_the_command_line_on_several_ports_is_one() {
 #[test]
 fn a_drain_is_the_containers_and_ends_with_its_id() {
     let (mut orders, view) = (Overrides::default(), view());
-    let seats = orders.take(&OperatorCommand::Drain("web-1".into()), &view).unwrap();
-    assert_eq!(seats.len(), 2);
+    let backend_refs = orders.take(&OperatorCommand::Drain("web-1".into()), &view).unwrap();
+    assert_eq!(backend_refs.len(), 2);
     let [first, second, other, _] = &view.backends[..] else { panic!("another view") };
     assert!(orders.drains(&candidate(first)) && orders.drains(&candidate(second)));
     assert!(!orders.drains(&candidate(other)));

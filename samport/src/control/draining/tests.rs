@@ -7,7 +7,7 @@ use crate::plan::Route;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A service on port 80 with backends `web-1`, `web-2`, … in these states.
-struct Scene {
+struct Fixture {
     drains: Drains,
     begin: Instant,
     open: Option<u64>,
@@ -15,7 +15,7 @@ struct Scene {
     gone: usize,
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         let (drains, begin) = (Drains::default(), Instant::now());
         Self { drains, begin, open: None, ending: Ending::EmptyOrAfter(LIMIT), gone: 0 }
@@ -43,7 +43,7 @@ impl Scene {
         desired.backends.into_values().map(|share| share.name).collect()
     }
 
-    fn seat() -> BackendRef {
+    fn backend_ref() -> BackendRef {
         BackendRef::from(&candidate(1))
     }
 }
@@ -64,90 +64,90 @@ const DRAINS: [State; 2] = [State::Draining, State::Active];
 
 #[test]
 fn who_drains_goes_down_when_its_time_is_over() {
-    let mut scene = Scene::new();
-    assert_eq!(scene.after(Duration::ZERO, &DRAINS), ["web-1", "web-2"]);
-    assert_eq!(scene.drains.until(&Scene::seat()), Some(scene.begin + LIMIT));
-    assert_eq!(scene.after(LIMIT / 2, &DRAINS), ["web-1", "web-2"]);
-    assert!(scene.drains.any());
-    assert_eq!(scene.after(LIMIT, &DRAINS), ["web-2"]);
-    assert!(!scene.drains.any() && scene.drains.down().contains_key(&Scene::seat()));
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.after(Duration::ZERO, &DRAINS), ["web-1", "web-2"]);
+    assert_eq!(fixture.drains.until(&Fixture::backend_ref()), Some(fixture.begin + LIMIT));
+    assert_eq!(fixture.after(LIMIT / 2, &DRAINS), ["web-1", "web-2"]);
+    assert!(fixture.drains.any());
+    assert_eq!(fixture.after(LIMIT, &DRAINS), ["web-2"]);
+    assert!(!fixture.drains.any() && fixture.drains.down().contains_key(&Fixture::backend_ref()));
     // And stays so, whatever time it is given.
-    assert_eq!(scene.after(LIMIT + LOOK, &DRAINS), ["web-2"]);
+    assert_eq!(fixture.after(LIMIT + LOOK, &DRAINS), ["web-2"]);
 }
 
 #[test]
 fn who_has_no_flow_left_goes_down_early_but_not_at_once() {
-    let mut scene = Scene::new();
-    scene.open = Some(0);
-    assert_eq!(scene.after(Duration::ZERO, &DRAINS).len(), 2);
-    scene.open = Some(1);
-    assert_eq!(scene.after(LOOK, &DRAINS).len(), 2);
-    scene.open = Some(0);
-    assert_eq!(scene.after(2 * LOOK, &DRAINS), ["web-2"]);
+    let mut fixture = Fixture::new();
+    fixture.open = Some(0);
+    assert_eq!(fixture.after(Duration::ZERO, &DRAINS).len(), 2);
+    fixture.open = Some(1);
+    assert_eq!(fixture.after(LOOK, &DRAINS).len(), 2);
+    fixture.open = Some(0);
+    assert_eq!(fixture.after(2 * LOOK, &DRAINS), ["web-2"]);
 }
 
 #[test]
 fn its_provider_ends_a_drain_of_its_own() {
-    let mut scene = Scene::new();
-    (scene.ending, scene.open) = (Ending::Empty, Some(3));
+    let mut fixture = Fixture::new();
+    (fixture.ending, fixture.open) = (Ending::Empty, Some(3));
     for time in [Duration::ZERO, LIMIT, 100 * LIMIT] {
-        assert_eq!(scene.after(time, &DRAINS).len(), 2);
+        assert_eq!(fixture.after(time, &DRAINS).len(), 2);
     }
-    assert_eq!(scene.drains.until(&Scene::seat()), None);
-    scene.open = Some(0);
-    assert_eq!(scene.after(101 * LIMIT, &DRAINS), ["web-2"]);
+    assert_eq!(fixture.drains.until(&Fixture::backend_ref()), None);
+    fixture.open = Some(0);
+    assert_eq!(fixture.after(101 * LIMIT, &DRAINS), ["web-2"]);
 }
 
 /// It may become healthy again, and is better than no backend if all others go.
 #[test]
 fn who_is_unhealthy_never_goes_down() {
-    let mut scene = Scene::new();
-    scene.open = Some(0);
+    let mut fixture = Fixture::new();
+    fixture.open = Some(0);
     for time in [Duration::ZERO, LOOK, LIMIT, 2 * LIMIT] {
-        assert_eq!(scene.after(time, &[State::Unhealthy, State::Active]).len(), 2);
+        assert_eq!(fixture.after(time, &[State::Unhealthy, State::Active]).len(), 2);
     }
-    assert!(!scene.drains.any());
+    assert!(!fixture.drains.any());
 }
 
 #[test]
 fn all_that_drain_go_on_serving_and_have_their_time_from_when_another_serves() {
-    let mut scene = Scene::new();
-    scene.open = Some(0);
+    let mut fixture = Fixture::new();
+    fixture.open = Some(0);
     let all = [State::Draining, State::Draining];
     for time in [Duration::ZERO, LIMIT, 2 * LIMIT] {
-        assert_eq!(scene.after(time, &all).len(), 2);
-        assert!(!scene.drains.any(), "nothing to wait for");
-        assert_eq!(scene.drains.until(&Scene::seat()), None);
+        assert_eq!(fixture.after(time, &all).len(), 2);
+        assert!(!fixture.drains.any(), "nothing to wait for");
+        assert_eq!(fixture.drains.until(&Fixture::backend_ref()), None);
     }
     // Not even one that has no time at all.
-    scene.ending = Ending::EmptyOrAfter(Duration::ZERO);
-    assert_eq!(scene.after(2 * LIMIT, &all).len(), 2);
-    (scene.open, scene.ending) = (Some(1), Ending::EmptyOrAfter(LIMIT));
-    assert_eq!(scene.after(3 * LIMIT, &DRAINS).len(), 2);
-    assert!(scene.drains.any());
-    assert_eq!(scene.after(7 * LIMIT / 2, &DRAINS).len(), 2);
-    assert_eq!(scene.after(4 * LIMIT, &DRAINS), ["web-2"]);
+    fixture.ending = Ending::EmptyOrAfter(Duration::ZERO);
+    assert_eq!(fixture.after(2 * LIMIT, &all).len(), 2);
+    (fixture.open, fixture.ending) = (Some(1), Ending::EmptyOrAfter(LIMIT));
+    assert_eq!(fixture.after(3 * LIMIT, &DRAINS).len(), 2);
+    assert!(fixture.drains.any());
+    assert_eq!(fixture.after(7 * LIMIT / 2, &DRAINS).len(), 2);
+    assert_eq!(fixture.after(4 * LIMIT, &DRAINS), ["web-2"]);
 }
 
 #[test]
 fn who_is_wanted_again_serves_and_drains_anew() {
-    let mut scene = Scene::new();
-    scene.after(Duration::ZERO, &DRAINS);
-    assert_eq!(scene.after(LIMIT, &DRAINS), ["web-2"]);
+    let mut fixture = Fixture::new();
+    fixture.after(Duration::ZERO, &DRAINS);
+    assert_eq!(fixture.after(LIMIT, &DRAINS), ["web-2"]);
     let active = [State::Active; 2];
-    assert_eq!(scene.after(LIMIT, &active).len(), 2);
-    assert!(scene.drains.down().is_empty());
-    assert_eq!(scene.after(LIMIT + LOOK, &DRAINS).len(), 2);
-    assert_eq!(scene.after(2 * LIMIT + LOOK, &DRAINS), ["web-2"]);
+    assert_eq!(fixture.after(LIMIT, &active).len(), 2);
+    assert!(fixture.drains.down().is_empty());
+    assert_eq!(fixture.after(LIMIT + LOOK, &DRAINS).len(), 2);
+    assert_eq!(fixture.after(2 * LIMIT + LOOK, &DRAINS), ["web-2"]);
 }
 
 #[test]
 fn who_is_gone_is_forgotten() {
-    let mut scene = Scene::new();
-    scene.after(Duration::ZERO, &DRAINS);
-    scene.after(LIMIT, &DRAINS);
-    assert_eq!(scene.drains.down().len(), 1);
-    scene.after(LIMIT, &[]);
-    assert!(scene.drains.down().is_empty());
-    assert_eq!(scene.gone, 1);
+    let mut fixture = Fixture::new();
+    fixture.after(Duration::ZERO, &DRAINS);
+    fixture.after(LIMIT, &DRAINS);
+    assert_eq!(fixture.drains.down().len(), 1);
+    fixture.after(LIMIT, &[]);
+    assert!(fixture.drains.down().is_empty());
+    assert_eq!(fixture.gone, 1);
 }

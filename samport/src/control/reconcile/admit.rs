@@ -18,15 +18,15 @@ impl Reconciler {
     /// The snapshot without those there is no room for, or whose port is another application's; each is named when
     /// that begins.
     pub(super) fn admit(&mut self, snapshot: &Snapshot, devices: &Devices) -> Snapshot {
-        let ports: BTreeSet<Listen> = self.job.ports.iter().map(|port| port.listen).collect();
+        let ports: BTreeSet<Listen> = self.config.ports.iter().map(|port| port.listen).collect();
         let served: BTreeSet<BackendRef> =
             self.actual.backends().map(|(key, _)| BackendRef::from(key)).collect();
-        let terms = admission::Terms {
+        let terms = admission::AdmissionRules {
             ports: &ports,
-            allow: &self.job.rules.allow,
-            max_backends: self.job.limits.max_backends,
-            addresses: frontends::outer_addresses(devices, &self.job.interfaces),
-            conflict: self.job.rules.service_conflict,
+            allow: &self.config.rules.allow,
+            max_backends: self.config.limits.max_backends,
+            addresses: frontends::outer_addresses(devices, &self.config.interfaces),
+            conflict: self.config.rules.service_conflict,
             restricted: &self.restricted,
         };
         let is_served = |candidate: &_| served.contains(&BackendRef::from(candidate));

@@ -21,7 +21,7 @@ impl Reconciler {
             self.dataplane.undo(orphan)?;
         }
         let flows = self.dataplane.open_flows_of(actual.backends().map(|(_, id)| id))?;
-        for (key, draining) in actual.standing() {
+        for (key, draining) in actual.draining_by_backend() {
             self.health.assume(key.id.clone(), key.endpoint, !draining);
         }
         self.routes.adopt(actual.backends().map(|(key, _)| key));

@@ -12,7 +12,7 @@ impl Reconciler {
     pub(super) fn settle_policies(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
         let ports = desired.frontends.keys();
         let (policies, complaints) =
-            policy::policies(ports, self.job.rules.policy, &snapshot.candidates);
+            policy::policies(ports, self.config.rules.policy, &snapshot.candidates);
         desired.policies = policies;
         for about in complaints {
             complain(&mut self.complained, &about);

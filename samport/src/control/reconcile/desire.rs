@@ -12,7 +12,7 @@ use crate::control::admission;
 use crate::control::handle::BackendRef;
 use crate::model::allow;
 use crate::model::groups::Group;
-use crate::model::{Candidate, Site, Snapshot, State};
+use crate::model::{Candidate, Reach, Snapshot, State};
 use crate::net::frontends::is_link_local;
 use crate::net::netlink::{Device, Devices};
 use crate::net::port_conflicts;
@@ -29,9 +29,9 @@ impl Reconciler {
         self.health.keep_only(&snapshot.candidates);
         self.routes.begin(&snapshot.candidates, &self.netlink);
         self.starting.clear();
-        let mut desired = Desired { hash_seed: self.job.hash_seed.seed, ..Desired::default() };
+        let mut desired = Desired { hash_seed: self.config.hash_seed.seed, ..Desired::default() };
         for device in devices.values() {
-            if self.job.interfaces.contains(&device.name) {
+            if self.config.interfaces.contains(&device.name) {
                 desired.interfaces.insert(device.ifindex);
             } else if device.is_bridge {
                 desired.bridges.insert(device.ifindex);
@@ -43,13 +43,13 @@ impl Reconciler {
         desired.narrow = narrow.map(|device| device.ifindex).collect();
         self.progress.waits_for("routes and policy rules");
         self.know_sources(&mut desired, devices).await;
-        for name in &self.job.interfaces {
+        for name in &self.config.interfaces {
             if devices.values().all(|device| device.name != *name) {
                 let about = format!("interface {name} is gone; it is served again when it is back");
                 complain(&mut self.complained, &about);
             }
         }
-        for port in &self.job.ports {
+        for port in &self.config.ports {
             desired.frontends.insert(port.listen, BTreeMap::new());
         }
         let group_weights = self.group_weights(snapshot);
@@ -97,17 +97,17 @@ impl Reconciler {
         self.tell_left_out(1, left_out);
         self.settle_fronts(&mut desired, devices);
         let ports = desired.frontends.keys();
-        desired.allowed = allow::allowed(ports, &self.job.rules.allow, &self.restricted);
+        desired.allowed = allow::allowed(ports, &self.config.rules.allow, &self.restricted);
         desired
     }
 
     fn network(&self, devices: &Arc<Devices>) -> Network {
         Network {
-            forward: self.job.forward,
-            interfaces: self.job.interfaces.clone().into(),
+            forward: self.config.forward,
+            interfaces: self.config.interfaces.clone().into(),
             netlink: self.netlink.clone(),
             devices: Arc::clone(devices),
-            namespaces: Arc::new(Namespaces::of(devices, &self.job.interfaces)),
+            namespaces: Arc::new(Namespaces::of(devices, &self.config.interfaces)),
         }
     }
 
@@ -128,7 +128,7 @@ impl Reconciler {
             }
             // Its container has just stopped, or started again: the engine's next word says which. No
             // other way leads there.
-            let has_gone = matches!(candidate.place, Some(Site::Veth(place))
+            let has_gone = matches!(candidate.place, Some(Reach::Veth(place))
                 if !devices.contains_key(&place.ifindex));
             if self.is_admitted(candidate, state) && !has_gone {
                 admitted.push((candidate, state));
@@ -179,7 +179,7 @@ impl Reconciler {
             }
         };
         let is_strict = |name: &String| reverse_path::is_strict(name).unwrap_or(false);
-        if self.job.interfaces.iter().any(is_strict) {
+        if self.config.interfaces.iter().any(is_strict) {
             for reason in paths.iter().flat_map(|paths| &paths.reasons) {
                 complain(&mut self.complained, reason);
             }
@@ -204,7 +204,7 @@ impl Reconciler {
         let protocol = candidate.listen.protocol;
         let source = Source { endpoint: candidate.endpoint, protocol };
         let ports = uses.get(&source).copied().unwrap_or_default();
-        admission::has_room(desired.backends.len(), self.job.limits.max_backends, ports)
+        admission::has_room(desired.backends.len(), self.config.limits.max_backends, ports)
     }
 
     /// Whether a candidate's port may be served. A label may open one only if it is free: not a server of this
@@ -217,7 +217,7 @@ impl Reconciler {
         }
         port_conflicts::refuse_taken(&[listen])?;
         let own = Some(self.instance.name());
-        instance::refuse_overlap(&self.job.interfaces, &[listen], self.job.namespace, own)
+        instance::refuse_overlap(&self.config.interfaces, &[listen], self.config.namespace, own)
     }
 
     /// Whether a candidate takes part: it has become healthy, or it leaves and still has flows.

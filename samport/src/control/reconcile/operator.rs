@@ -1,4 +1,4 @@
-//! The loop's side of the operator's seat: orders come in, what is in force goes out.
+//! The loop's side of the control handle: orders come in, what is in force goes out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{LOOK_AGAIN, RETRY, Reconciler};
 use crate::control::commands::{self, CommandError, OperatorCommand};
 use crate::control::draining::{self, Ending};
-use crate::control::handle::{BackendRef, BackendView, Request, View};
+use crate::control::handle::{BackendRef, BackendView, ControlView, Request};
 use crate::model::groups::{self, Group};
 use crate::model::{Candidate, Condition, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
@@ -63,7 +63,7 @@ impl Reconciler {
 
     /// Takes those out that have drained.
     pub(super) fn end_drains(&mut self, desired: &mut Desired, snapshot: &Snapshot) {
-        let (orders, limit) = (&self.orders, self.job.rules.drain);
+        let (orders, limit) = (&self.orders, self.config.rules.drain);
         let ending = |candidate: &Candidate, share: &Share| {
             // Active and draining all the same: its weight, or its group's, is 0.
             let is_ordered = orders.drains(candidate) || share.state == State::Active;
@@ -73,9 +73,9 @@ impl Reconciler {
         let open = |key: &BackendKey| self.dataplane.open_flows(self.actual.id_of(key)?.index).ok();
         let now = Instant::now();
         let gone = self.drains.settle(desired, &snapshot.candidates, ending, open, now);
-        for (seat, share) in gone {
-            let place = seat.listen.place();
-            self.news.push(format!("- {} {} on {place} gone", share.name, seat.endpoint));
+        for (backend_ref, share) in gone {
+            let place = backend_ref.listen.place();
+            self.news.push(format!("- {} {} on {place} gone", share.name, backend_ref.endpoint));
         }
     }
 
@@ -93,9 +93,9 @@ impl Reconciler {
             share.drains() && !active.contains(&key.service())
         };
         let seated = |candidate: &Candidate| {
-            let seat = BackendRef::from(candidate);
-            let served = served.get(&seat).copied();
-            let state = self.state_of(candidate, &seat, served.map(|(_, share)| share));
+            let backend_ref = BackendRef::from(candidate);
+            let served = served.get(&backend_ref).copied();
+            let state = self.state_of(candidate, &backend_ref, served.map(|(_, share)| share));
             BackendView {
                 name: candidate.name.clone(),
                 service: candidate.hints.service.clone(),
@@ -105,29 +105,36 @@ impl Reconciler {
                 via: served.map(|(key, _)| key.route.name().to_owned()),
                 route_back: candidate.egress.leads_out,
                 index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),
-                drains_until: self.drains.until(&seat),
+                drains_until: self.drains.until(&backend_ref),
                 is_last: served.is_some_and(is_last),
-                seat,
+                backend_ref,
             }
         };
         // A container may have addresses of a family its service has none of.
         let is_offered = |c: &&Candidate| c.listen.is_of_family(c.endpoint.is_ipv6());
         let offered = snapshot.candidates.iter().filter(is_offered);
         let mut backends: Vec<_> = offered.map(seated).collect();
-        let order = |one: &BackendView| (one.seat.listen, one.name.clone(), one.seat.endpoint);
+        let order = |one: &BackendView| {
+            (one.backend_ref.listen, one.name.clone(), one.backend_ref.endpoint)
+        };
         backends.sort_by_key(order);
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
         let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
         let left_out = self.left_out.iter().map(|sentences| sentences.len() as u64).sum();
-        self.receiver.show(View { services: services.collect(), backends, left_out });
+        self.receiver.show(ControlView { services: services.collect(), backends, left_out });
     }
 
-    fn state_of(&self, candidate: &Candidate, seat: &BackendRef, served: Option<&Share>) -> State {
+    fn state_of(
+        &self,
+        candidate: &Candidate,
+        backend_ref: &BackendRef,
+        served: Option<&Share>,
+    ) -> State {
         match (served, &candidate.condition) {
             (Some(share), _) if share.drains() && share.state == State::Active => State::Draining,
             (Some(share), _) => share.state,
             (None, Condition::Starting | Condition::Checked(_))
-                if !self.drains.down().contains_key(seat) =>
+                if !self.drains.down().contains_key(backend_ref) =>
             {
                 State::Starting
             }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
-use crate::control::handle::View;
+use crate::control::handle::ControlView;
 use crate::model::ports::Listen;
 use crate::net::port_conflicts;
 
@@ -20,7 +20,7 @@ pub(super) struct PortWatch(JoinHandle<()>);
 
 impl PortWatch {
     /// Of the services that are shown.
-    pub(super) fn begin(view: watch::Receiver<Arc<View>>) -> Self {
+    pub(super) fn begin(view: watch::Receiver<Arc<ControlView>>) -> Self {
         Self(tokio::spawn(async move {
             let mut said = BTreeSet::new();
             loop {
@@ -47,11 +47,11 @@ impl Drop for PortWatch {
 
 /// The ports that are served. Where a backend is on the host's own network and has the same port, it is the one that
 /// listens there.
-fn served(view: &View) -> Vec<Listen> {
+fn served(view: &ControlView) -> Vec<Listen> {
     let is_own = |listen: &Listen| {
         view.backends.iter().any(|one| {
             let is_on_host = one.via.as_deref() == Some("stack");
-            is_on_host && one.seat.endpoint.port() == listen.port
+            is_on_host && one.backend_ref.endpoint.port() == listen.port
         })
     };
     view.services.keys().filter(|listen| !is_own(listen)).copied().collect()
@@ -80,7 +80,7 @@ mod tests {
             ("peer", "10.0.0.2:80", true),
         ] {
             let record = Record { backends: vec![backend(via, endpoint)], ..Record::default() };
-            let mut view = View::of_record(&record);
+            let mut view = ControlView::of_record(&record);
             view.services.insert(Listen::tcp(80), samport_common::choose::Balance::Random);
             assert_eq!(served(&view).len(), usize::from(is_looked_at), "{via} {endpoint}");
         }

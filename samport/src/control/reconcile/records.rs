@@ -2,16 +2,16 @@
 
 use std::time::SystemTime;
 
-use crate::control::handle::View;
+use crate::control::handle::ControlView;
 use crate::model::{Candidate, State};
 use crate::plan::{BackendKey, Desired, Share};
 use crate::system::instance::{BackendRecord, ServiceRecord};
 
 /// The services, by the names their containers give them.
-pub(super) fn service_records(desired: &Desired, view: &View) -> Vec<ServiceRecord> {
+pub(super) fn service_records(desired: &Desired, view: &ControlView) -> Vec<ServiceRecord> {
     let record = |listen| {
         let policy = desired.policies.get(listen).copied().unwrap_or_default();
-        let mut named = view.backends.iter().filter(|one| one.seat.listen == *listen);
+        let mut named = view.backends.iter().filter(|one| one.backend_ref.listen == *listen);
         ServiceRecord {
             listen: *listen,
             name: named.find_map(|one| one.service.clone()),

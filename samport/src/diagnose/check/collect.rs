@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::facts::{Facts, Limits, Told};
+use super::facts::{Collected, Facts, Limits};
 use super::firewall;
 use crate::dataplane::{self, Tcx};
 use crate::discovery::{Engine, Seen, Unreachable, look};
@@ -20,7 +20,7 @@ use crate::system::resyncs::Resyncs;
 
 /// What `samport check` is asked about.
 #[derive(Debug)]
-pub struct Asked {
+pub struct CheckOptions {
     /// `-i`.
     pub interfaces: Vec<String>,
     /// `-p`.
@@ -43,7 +43,7 @@ pub struct Asked {
 ///
 /// # Errors
 /// An invalid address of an engine, or no netlink.
-pub async fn gather(asked: Asked) -> Result<Facts> {
+pub async fn collect(asked: CheckOptions) -> Result<Facts> {
     let (netlink, _) = Netlink::connect(&Resyncs::default())?;
     let devices = netlink.devices().await?;
     let links = netlink.links().await?;
@@ -83,11 +83,11 @@ pub async fn gather(asked: Asked) -> Result<Facts> {
     })
 }
 
-fn told<T>(result: Result<T>) -> Told<T> {
+fn told<T>(result: Result<T>) -> Collected<T> {
     result.map_err(|error| format!("{error:#}"))
 }
 
-fn kernel() -> Told<(u16, u8)> {
+fn kernel() -> Collected<(u16, u8)> {
     let version = procfs::sys::kernel::Version::current();
     let version =
         version.map_err(|error| format!("the kernel's version cannot be read: {error}"))?;
@@ -95,7 +95,7 @@ fn kernel() -> Told<(u16, u8)> {
 }
 
 /// An engine knows those who publish a port by name, which is better than a process's.
-fn taken(listen: Listen, engines: &[Told<Seen>]) -> Told<()> {
+fn taken(listen: Listen, engines: &[Collected<Seen>]) -> Collected<()> {
     let published = engines.iter().flatten().find_map(|seen| seen.published.get(&listen));
     match published {
         Some(sentence) => Err(sentence.clone()),

@@ -28,7 +28,7 @@ const FAILED: Level = Level::Failure(Exit::Kernel);
 
 /// One line for each thing worth a line, the machine first, then what was asked for.
 #[must_use]
-pub fn judge(facts: &Facts) -> Vec<Finding> {
+pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = basics(facts);
     for name in &facts.interfaces {
         interface(facts, name, &mut findings);
@@ -255,7 +255,7 @@ fn engines(facts: &Facts, findings: &mut Vec<Finding>) {
 /// Containers that would be left out, whoever's engine they are of.
 fn admission(facts: &Facts, findings: &mut Vec<Finding>) {
     let ports: BTreeSet<Listen> = facts.ports.iter().map(|(port, _)| *port).collect();
-    let terms = admission::Terms {
+    let terms = admission::AdmissionRules {
         ports: &ports,
         allow: &facts.limits.allow,
         max_backends: facts.limits.max_backends,

@@ -12,7 +12,7 @@ use crate::net::netlink::{Devices, LinkState};
 use crate::system::hash_seed::Look;
 
 /// A sentence in place of an error: what is wrong, a semicolon, and the way out.
-pub type Told<T> = Result<T, String>;
+pub type Collected<T> = Result<T, String>;
 
 /// By what containers are let in.
 #[derive(Clone, Debug)]
@@ -29,17 +29,17 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Facts {
     /// Major and minor number of the running kernel.
-    pub kernel: Told<(u16, u8)>,
+    pub kernel: Collected<(u16, u8)>,
     /// Whether the kernel describes its own types.
     pub btf: bool,
     /// Whether we may do what `samport run` does.
-    pub privileges: Told<()>,
+    pub privileges: Collected<()>,
     /// How programs would be attached.
     pub tcx: Tcx,
     /// The file system pins are in.
     pub bpffs: Bpffs,
     /// Whether clients on the machine itself can be served.
-    pub local: Told<()>,
+    pub local: Collected<()>,
     /// All devices.
     pub devices: Devices,
     /// More about them, by index.
@@ -52,23 +52,23 @@ pub struct Facts {
     /// Those of `-i` with strict reverse path filtering.
     pub strict: Vec<String>,
     /// Why samport cannot filter strictly, one sentence each.
-    pub not_strict: Told<Vec<String>>,
+    pub not_strict: Collected<Vec<String>>,
     /// The tcx programs on each of them, by name.
     pub at_tcx: BTreeMap<String, Vec<String>>,
     /// The XDP program on each of them that has one.
     pub at_xdp: BTreeMap<String, String>,
     /// The engines that are asked.
-    pub engines: Vec<Told<Seen>>,
+    pub engines: Vec<Collected<Seen>>,
     /// By what containers are let in.
     pub limits: Limits,
     /// `-p`, and who has it.
-    pub ports: Vec<(Listen, Told<()>)>,
+    pub ports: Vec<(Listen, Collected<()>)>,
     /// Whether another samport serves the same.
-    pub alone: Told<()>,
+    pub alone: Collected<()>,
     /// The file of the seed of choices by hash.
-    pub hash_seed: Told<Look>,
+    pub hash_seed: Collected<Look>,
     /// Whether `samport run` is to restrict itself.
     pub sandbox: bool,
     /// Who looks at what comes in for the host.
-    pub inspectors: Told<Vec<Inspector>>,
+    pub inspectors: Collected<Vec<Inspector>>,
 }

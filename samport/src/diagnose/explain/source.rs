@@ -12,7 +12,7 @@ use samport_common::source::{
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::tcp::Flags;
 
-use super::{Door, Facts, Remembered};
+use super::{EntryDevice, Facts, Remembered};
 
 /// What the kernel programs validate a packet's source by.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -82,24 +82,24 @@ pub struct Refused {
 }
 
 /// Whether the packet's source can belong to where the packet comes from.
-pub(super) fn is_valid(facts: &Facts, door: &Door) -> bool {
+pub(super) fn is_valid(facts: &Facts, door: &EntryDevice) -> bool {
     validity(facts, door) != Validity::Refused
 }
 
 /// The side of the host that packets come in from there.
-fn side(facts: &Facts, door: &Door) -> Side {
+fn side(facts: &Facts, door: &EntryDevice) -> Side {
     let of_veth = || Side::from_byte(facts.source.device.side).filter(|_| door.is_container);
     if door.is_outer { Side::External } else { of_veth().unwrap_or(Side::Internal) }
 }
 
-fn validity(facts: &Facts, door: &Door) -> Validity {
+fn validity(facts: &Facts, door: &EntryDevice) -> Validity {
     match facts.question.client.ip() {
         IpAddr::V4(ip) => validity_in::<V4>(ip.octets(), facts, door),
         IpAddr::V6(ip) => validity_in::<V6>(ip.octets(), facts, door),
     }
 }
 
-fn validity_in<P: Family>(addr: P::Addr, facts: &Facts, door: &Door) -> Validity {
+fn validity_in<P: Family>(addr: P::Addr, facts: &Facts, door: &EntryDevice) -> Validity {
     let Facts { source, .. } = facts;
     let ingress = if door.is_outer {
         Ingress::Interface
@@ -123,8 +123,8 @@ fn validity_in<P: Family>(addr: P::Addr, facts: &Facts, door: &Door) -> Validity
 }
 
 /// What becomes of the next packet of a flow, which may have come in by another device before.
-pub(super) fn moves(facts: &Facts, door: &Door, flow: &Remembered, flags: Flags) -> Move {
-    if flow.way == door.way() {
+pub(super) fn moves(facts: &Facts, door: &EntryDevice, flow: &Remembered, flags: Flags) -> Move {
+    if flow.reply_path == door.reply_path() {
         return Move::Stay;
     }
     Detour {
@@ -134,8 +134,10 @@ pub(super) fn moves(facts: &Facts, door: &Door, flow: &Remembered, flags: Flags)
         is_link_local: is_link_local(facts.question.client.ip()),
         is_unproven: flow.is_unproven,
         opens: facts.question.protocol == Protocol::Udp || flags.opens(),
-        is_old_device_hooked: facts.source.side_of(flow.way.ifindex()).is_some(),
-        is_from_veth_to_bridge: flow.way.is_container() && !door.is_outer && !door.is_container,
+        is_old_device_hooked: facts.source.side_of(flow.reply_path.ifindex()).is_some(),
+        is_from_veth_to_bridge: flow.reply_path.is_container()
+            && !door.is_outer
+            && !door.is_container,
     }
     .decide()
 }
@@ -143,14 +145,14 @@ pub(super) fn moves(facts: &Facts, door: &Door, flow: &Remembered, flags: Flags)
 /// What to say of a flow whose packets come in by another device from now on.
 pub(super) fn note_of(
     facts: &Facts,
-    door: &Door,
+    door: &EntryDevice,
     flow: &Remembered,
     moved: Move,
 ) -> Option<String> {
-    let before = facts.source.name_of(flow.way.ifindex());
+    let before = facts.source.name_of(flow.reply_path.ifindex());
     match moved {
         Move::Follow => Some(format!("replies follow the flow from {before} to {}", door.name)),
-        Move::Stay if flow.way != door.way() => {
+        Move::Stay if flow.reply_path != door.reply_path() => {
             Some(format!("replies still leave by {before}, where the flow was opened"))
         }
         Move::Stay | Move::Refuse | Move::Reopen => None,
@@ -158,13 +160,13 @@ pub(super) fn note_of(
 }
 
 /// A packet that would open a flow, and may not.
-pub(super) fn refused(facts: &Facts, door: &Door) -> Refused {
+pub(super) fn refused(facts: &Facts, door: &EntryDevice) -> Refused {
     Refused { is_of_flow: false, device: door.name.clone(), why: why_invalid(facts, door) }
 }
 
 /// A packet of a flow that does not move here.
-pub(super) fn refused_by_flow(facts: &Facts, door: &Door, flow: &Remembered) -> Refused {
-    let before = facts.source.name_of(flow.way.ifindex());
+pub(super) fn refused_by_flow(facts: &Facts, door: &EntryDevice, flow: &Remembered) -> Refused {
+    let before = facts.source.name_of(flow.reply_path.ifindex());
     let why = match (flow.side, side(facts, door)) {
         (Side::External, Side::Internal) => {
             format!("the flow is an outside client's, which came in by {before}")
@@ -182,7 +184,7 @@ pub(super) fn refused_by_flow(facts: &Facts, door: &Door, flow: &Remembered) -> 
 }
 
 /// Why a source is not valid: the first of the reasons of [`source::is_valid`] that applies.
-fn why_invalid(facts: &Facts, door: &Door) -> String {
+fn why_invalid(facts: &Facts, door: &EntryDevice) -> String {
     let (ip, source) = (facts.question.client.ip(), &facts.source);
     if let Some(kind) = kind_of(ip) {
         return format!("{ip} is {kind}, which is never a source");

@@ -17,7 +17,7 @@ const BR0: u32 = 5;
 const BR1: u32 = 6;
 const VETH: u32 = 12;
 
-fn member(id: u8, life: Life, state: &str) -> Member {
+fn member(id: u8, state: BackendState, shown: &str) -> Member {
     let mut addr = [0; 16];
     addr[10..].copy_from_slice(&[0xff, 0xff, 172, 18, 0, id]);
     let backend = Backend {
@@ -27,8 +27,8 @@ fn member(id: u8, life: Life, state: &str) -> Member {
         ifindex: 7,
         generation: 3,
         weight: 1,
-        life: life as u8,
-        via: Via::Peer as u8,
+        state: state as u8,
+        forward_mode: ForwardMode::Peer as u8,
         shared: 0,
         takes_frames: 0,
         answers_on: DeviceSet::NONE,
@@ -42,7 +42,7 @@ fn member(id: u8, life: Life, state: &str) -> Member {
     Member {
         known,
         name: format!("web-{id}"),
-        state: state.to_owned(),
+        state: shown.to_owned(),
         device: Some(format!("veth{id}")),
         route_back: None,
     }
@@ -53,12 +53,12 @@ fn facts() -> Facts {
         slots: 2,
         affinity_ticks: 0,
         id: 1,
-        scope: Scope::Everybody as u8,
+        scope: Scope::External as u8,
         balance: Balance::Random as u8,
         flags: 0,
         pad: 0,
     };
-    let found = Found {
+    let found = DialledService {
         service,
         listen: Listen::tcp(80),
         name: "80/tcp".to_owned(),
@@ -69,7 +69,7 @@ fn facts() -> Facts {
         affinity: None,
         slots: SLOTS.to_vec(),
         turn: 0,
-        members: [1, 2].map(|id| (id.into(), member(id, Life::Serving, "active"))).into(),
+        members: [1, 2].map(|id| (id.into(), member(id, BackendState::Serving, "active"))).into(),
         others: vec![("web-3".to_owned(), "is starting".to_owned())],
     };
     Facts {
@@ -89,8 +89,8 @@ fn facts() -> Facts {
     }
 }
 
-fn door(ifindex: u32, name: &str) -> Door {
-    Door {
+fn door(ifindex: u32, name: &str) -> EntryDevice {
+    EntryDevice {
         ifindex,
         name: name.to_owned(),
         is_outer: [ETH0, ETH1].contains(&ifindex),
@@ -125,7 +125,7 @@ fn source() -> SourceFacts {
 }
 
 /// The facts with something special about the service.
-fn with(change: impl FnOnce(&mut Found)) -> Facts {
+fn with(change: impl FnOnce(&mut DialledService)) -> Facts {
     let mut facts = facts();
     change(facts.found.as_mut().unwrap());
     facts
@@ -133,7 +133,7 @@ fn with(change: impl FnOnce(&mut Found)) -> Facts {
 
 #[test]
 fn a_backend_whose_answers_do_not_reach_outside_clients_is_named() {
-    let facts = |is_cut_off: bool, entry: Door| {
+    let facts = |is_cut_off: bool, entry: EntryDevice| {
         let mut facts = with(|found| {
             for member in found.members.values_mut() {
                 member.route_back = Some(!is_cut_off);
@@ -159,7 +159,7 @@ fn flow(backend: u32, state: State, idle_ticks: u32) -> Remembered {
         state,
         idle_ticks,
         age: 0,
-        way: ClientWay::out_of(ETH0),
+        reply_path: ReplyPath::out_of(ETH0),
         is_unproven: false,
         refusals: Refusals::default(),
         side: Side::External,
@@ -203,8 +203,8 @@ fn an_existing_flow_stays_with_its_backend() {
 
 #[test]
 fn an_existing_flow_stays_with_a_backend_that_drains_and_a_new_one_goes_elsewhere() {
-    let drains = |found: &mut Found| {
-        found.members.insert(2, member(2, Life::Draining, "draining"));
+    let drains = |found: &mut DialledService| {
+        found.members.insert(2, member(2, BackendState::Draining, "draining"));
         found.slots = vec![1];
         found.others = vec![("web-2".to_owned(), "is draining".to_owned())];
     };
@@ -240,12 +240,12 @@ fn a_flow_that_is_over_begins_anew() {
 
 #[test]
 fn a_flow_whose_backend_is_gone_is_reset() {
-    let gone = |found: &mut Found| {
-        found.members.insert(2, member(2, Life::Down, "down"));
+    let gone = |found: &mut DialledService| {
+        found.members.insert(2, member(2, BackendState::Down, "down"));
         found.flow = Some(flow(2, State::Established, 0));
     };
     assert_leaves(with(gone), Verdict::GoneReset, &["its backend is gone → answered with a reset"]);
-    let reused = |found: &mut Found| {
+    let reused = |found: &mut DialledService| {
         found.members.get_mut(&2).unwrap().known.backend.generation = 4;
         found.flow = Some(flow(2, State::Established, 0));
     };
@@ -269,7 +269,7 @@ fn a_backend_that_keeps_silent_is_exchanged_for_another() {
 fn a_connection_whose_refusal_was_held_back_goes_to_one_that_has_not_failed_its_client() {
     let failed = |also: Option<SocketAddr>| {
         with(|found| {
-            found.members.insert(3, member(3, Life::Serving, "active"));
+            found.members.insert(3, member(3, BackendState::Serving, "active"));
             found.slots = vec![1, 2, 3];
             found.flow = Some(flow(2, State::Failed, 1));
             let evidence = &mut found.members.get_mut(&3).unwrap().known.evidence;
@@ -293,7 +293,7 @@ fn hashes_lead_to_one_backend() {
     let by = |balance: Balance| {
         with(|found| {
             found.service.balance = balance as u8;
-            found.members.insert(3, member(3, Life::Serving, "active"));
+            found.members.insert(3, member(3, BackendState::Serving, "active"));
             found.slots = vec![1, 2, 3];
         })
     };
@@ -331,7 +331,7 @@ fn a_client_stays_with_its_backend_as_long_as_it_is_remembered() {
     assert_goes(stays(2, 101), &["web-1", "web-2"], &["new, random"]);
     let mut drains = stays(2, 0);
     let found = drains.found.as_mut().unwrap();
-    found.members.insert(2, member(2, Life::Draining, "draining"));
+    found.members.insert(2, member(2, BackendState::Draining, "draining"));
     found.slots = vec![1];
     assert_goes(drains, &["web-1"], &["new, random"]);
 }
@@ -348,16 +348,16 @@ fn who_is_not_allowed_is_dropped_and_who_is_outside_is_not_served_inside() {
     let not_allowed = with(|found| found.allowed = false);
     let words = ["203.0.113.9 is in none of its networks → dropped (not-allowed)"];
     assert_leaves(not_allowed, Verdict::NotAllowed, &words);
-    let inside = with(|found| found.service.scope = Scope::Inside as u8);
+    let inside = with(|found| found.service.scope = Scope::Internal as u8);
     assert_leaves(inside, Verdict::NotOurs, &["clients on this machine and in its containers"]);
-    let mut bridge = with(|found| found.service.scope = Scope::Inside as u8);
+    let mut bridge = with(|found| found.service.scope = Scope::Internal as u8);
     (bridge.entry, bridge.source.routes) = (Entry::Device(door(BR0, "br0")), [via(BR0); 2]);
     assert_goes(bridge, &["web-1", "web-2"], &[]);
 }
 
 #[test]
 fn without_a_backend_it_is_as_the_service_says() {
-    let empty = |found: &mut Found| found.slots = Vec::new();
+    let empty = |found: &mut DialledService| found.slots = Vec::new();
     assert_leaves(
         with(empty),
         Verdict::NoBackendReset,
@@ -386,8 +386,8 @@ fn what_is_not_served_says_what_is() {
 fn the_machine_itself_connects_to_a_backend() {
     let mut here = with(|found| {
         found.allowed = false;
-        found.service.scope = Scope::Inside as u8;
-        found.members.get_mut(&2).unwrap().known.backend.via = Via::Child as u8;
+        found.service.scope = Scope::Internal as u8;
+        found.members.get_mut(&2).unwrap().known.backend.forward_mode = ForwardMode::Child as u8;
     });
     here.entry = Entry::Call(true);
     let words = ["connect() on this machine (cgroup) → service 80/tcp → new, random → web-1"];
@@ -432,7 +432,7 @@ fn the_document_has_every_candidate_with_its_share() {
 }
 
 /// A packet of this client that comes in so.
-fn from(client: &str, by: Door, route: Route) -> Facts {
+fn from(client: &str, by: EntryDevice, route: Route) -> Facts {
     let mut facts = facts();
     facts.question.client = SocketAddr::new(client.parse().unwrap(), 51_022);
     facts.entry = Entry::Device(by);
@@ -537,13 +537,13 @@ fn the_source_is_validated_last_before_a_flow_is_opened() {
 
 #[test]
 fn a_flow_is_taken_over_by_nobody_on_the_other_side() {
-    let on = |by: Door, route, way, side| {
+    let on = |by: EntryDevice, route, reply_path, side| {
         let mut facts = from("203.0.113.9", by, route);
-        let open = Remembered { way, side, ..flow(2, State::Established, 3) };
+        let open = Remembered { reply_path, side, ..flow(2, State::Established, 3) };
         facts.found.as_mut().unwrap().flow = Some(open);
         facts
     };
-    let (eth0, br0) = (ClientWay::out_of(ETH0), ClientWay::out_of(BR0));
+    let (eth0, br0) = (ReplyPath::out_of(ETH0), ReplyPath::out_of(BR0));
     let begin = "existing flow → source not valid on";
     // Not even where the source would be valid.
     let inside = on(door(BR0, "br0"), via(BR0), eth0, Side::External);
@@ -571,22 +571,22 @@ fn a_flow_is_taken_over_by_nobody_on_the_other_side() {
 
 #[test]
 fn a_flow_that_moves_says_where_its_replies_go() {
-    let on = |by: Door, route, way, side| {
+    let on = |by: EntryDevice, route, reply_path, side| {
         let mut facts = from("203.0.113.9", by, route);
-        let open = Remembered { way, side, ..flow(2, State::Established, 3) };
+        let open = Remembered { reply_path, side, ..flow(2, State::Established, 3) };
         facts.found.as_mut().unwrap().flow = Some(open);
         facts
     };
-    let outside = on(door(ETH1, "eth1"), via(ETH1), ClientWay::out_of(ETH0), Side::External);
+    let outside = on(door(ETH1, "eth1"), via(ETH1), ReplyPath::out_of(ETH0), Side::External);
     assert_goes(outside, &["web-2"], &["(replies follow the flow from eth0 to eth1)"]);
     // A container that becomes a backend: by its bridge as before, until that is gone.
     let by_veth = || door(VETH, "veth12");
-    let mut becomes = on(by_veth(), via(VETH), ClientWay::out_of(BR0), Side::Internal);
+    let mut becomes = on(by_veth(), via(VETH), ReplyPath::out_of(BR0), Side::Internal);
     let words = ["(replies still leave by br0, where the flow was opened)"];
     assert_goes(becomes.clone(), &["web-2"], &words);
     becomes.source.devices.get_mut(&BR0).unwrap().info = None;
     assert_goes(becomes, &["web-2"], &["(replies follow the flow from br0 to veth12)"]);
-    let own = ClientWay::into_container(VETH);
+    let own = ReplyPath::into_container(VETH);
     let stays = explain(on(by_veth(), via(VETH), own, Side::Internal));
     assert!(stays.notes.is_empty(), "{:?}", stays.notes);
 }

@@ -139,29 +139,29 @@ fn a_label_port_that_no_flag_opens_is_told_and_left_out() {
 #[test]
 fn health_and_state_make_the_condition() {
     use Condition::{Draining, Ready, Starting, Unchecked, Unhealthy};
-    use Health::Healthy;
+    use ContainerHealth::Healthy;
     let checked = |source: &str| match source.parse() {
-        Ok(Source::Http(page)) => Config::default().checked(Method::Http(page)),
+        Ok(CheckOrigin::Http(page)) => Config::default().checked(Method::Http(page)),
         _ => Config::default().checked(Method::Tcp),
     };
     let (tcp, page) = (|| checked("tcp"), || checked("http:8080/up"));
     for (default, label, health, over_tcp, over_udp) in [
         ("docker", "", None, tcp(), Ready),
-        ("docker", "", Some(Health::Starting), Starting, Starting),
+        ("docker", "", Some(ContainerHealth::Starting), Starting, Starting),
         ("docker", "", Some(Healthy), Ready, Ready),
-        ("docker", "", Some(Health::Unhealthy), Unhealthy, Unhealthy),
-        ("docker", "tcp", Some(Health::Unhealthy), tcp(), Unhealthy),
-        ("docker", "none", Some(Health::Starting), Unchecked, Unchecked),
+        ("docker", "", Some(ContainerHealth::Unhealthy), Unhealthy, Unhealthy),
+        ("docker", "tcp", Some(ContainerHealth::Unhealthy), tcp(), Unhealthy),
+        ("docker", "none", Some(ContainerHealth::Starting), Unchecked, Unchecked),
         ("docker", "none", None, Unchecked, Unchecked),
         ("docker", "http:8080/up", None, page(), page()),
-        ("docker", "http:8080/up", Some(Health::Unhealthy), page(), page()),
+        ("docker", "http:8080/up", Some(ContainerHealth::Unhealthy), page(), page()),
         ("tcp", "", None, tcp(), Ready),
-        ("tcp", "", Some(Health::Starting), tcp(), Starting),
+        ("tcp", "", Some(ContainerHealth::Starting), tcp(), Starting),
         ("tcp", "docker", Some(Healthy), Ready, Ready),
         ("http:8080/up", "", Some(Healthy), page(), page()),
         ("http:8080/up", "tcp", None, tcp(), Ready),
         ("none", "", None, Unchecked, Unchecked),
-        ("none", "", Some(Health::Unhealthy), Unchecked, Unchecked),
+        ("none", "", Some(ContainerHealth::Unhealthy), Unchecked, Unchecked),
         ("none", "tcp", None, tcp(), Ready),
     ] {
         let mut labels = vec![("samport.enable", "true")];

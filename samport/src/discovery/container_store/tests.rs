@@ -1,13 +1,13 @@
 use super::*;
-use crate::discovery::container::{Attachment, Health};
-use crate::model::check::{Config, Source};
-use crate::model::{Condition, Place, Site};
+use crate::discovery::container::{Attachment, ContainerHealth};
+use crate::model::check::{CheckOrigin, Config};
+use crate::model::{Condition, HostDevice, Reach};
 
-const SITE: Site = Site::Veth(Place { ifindex: 7, mac: [2; 6], polls: false });
+const REACH: Reach = Reach::Veth(HostDevice { ifindex: 7, mac: [2; 6], polls: false });
 
-struct Scene(ContainerStore);
+struct Fixture(ContainerStore);
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         Self::after(BTreeMap::new())
     }
@@ -18,7 +18,7 @@ impl Scene {
         let policy = Policy {
             ports,
             filters: super::super::filter::Filters::default(),
-            health: Config { source: Source::None, ..Config::default() },
+            health: Config { source: CheckOrigin::None, ..Config::default() },
             label_ports: crate::model::ports::PortRanges::default(),
         };
         Self(ContainerStore::new(Arc::new(policy), served))
@@ -26,13 +26,13 @@ impl Scene {
 
     /// A world with `ids` running, all answered.
     fn with(ids: &[&str]) -> Self {
-        let mut scene = Self::new();
-        for task in scene.list(ids, true) {
+        let mut fixture = Self::new();
+        for task in fixture.list(ids, true) {
             let question = question(task);
             let view = view(&question.id);
-            assert_eq!(scene.answer(question, view), None);
+            assert_eq!(fixture.answer(question, view), None);
         }
-        scene
+        fixture
     }
 
     /// A list with the same marks for all.
@@ -47,9 +47,9 @@ impl Scene {
     }
 
     fn answer(&mut self, question: Question, view: ContainerView) -> Option<Task> {
-        let located = Located { site: Some(SITE), ..Located::default() };
+        let located = Located { reach: Some(REACH), ..Located::default() };
         let outcome = Outcome::Found(Box::new(view), located);
-        self.0.answered(Answer { question, outcome })
+        self.0.answered(InspectResult { question, outcome })
     }
 
     fn shows(&self) -> String {
@@ -88,65 +88,65 @@ fn view(id: &str) -> ContainerView {
 
 #[test]
 fn it_is_settled_when_all_that_were_listed_are_answered() {
-    let mut scene = Scene::new();
-    assert!(scene.0.is_settled());
-    let mut tasks = scene.list(&["1", "2"], true).into_iter().map(question);
+    let mut fixture = Fixture::new();
+    assert!(fixture.0.is_settled());
+    let mut tasks = fixture.list(&["1", "2"], true).into_iter().map(question);
     let (one, two) = (tasks.next().unwrap(), tasks.next().unwrap());
-    scene.answer(two, view("2"));
-    assert!(!scene.0.is_settled());
-    scene.0.answered(Answer { question: one, outcome: Outcome::Gone });
-    assert!(scene.0.is_settled());
-    assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked");
+    fixture.answer(two, view("2"));
+    assert!(!fixture.0.is_settled());
+    fixture.0.answered(InspectResult { question: one, outcome: Outcome::Gone });
+    assert!(fixture.0.is_settled());
+    assert_eq!(fixture.shows(), "web-2 10.0.0.2 Unchecked");
 }
 
 #[test]
 fn a_container_that_starts_knows_when_and_where() {
-    let mut scene = Scene::new();
-    let asked = question(scene.event("1", Event::Started).unwrap());
-    assert_eq!(scene.shows(), "");
-    scene.answer(asked, view("1"));
-    let candidate = &scene.0.candidates()[0];
+    let mut fixture = Fixture::new();
+    let asked = question(fixture.event("1", Event::Started).unwrap());
+    assert_eq!(fixture.shows(), "");
+    fixture.answer(asked, view("1"));
+    let candidate = &fixture.0.candidates()[0];
     assert_eq!(candidate.started, Some(SystemTime::UNIX_EPOCH));
-    assert_eq!(candidate.place, Some(SITE));
-    assert_eq!(Scene::with(&["1"]).0.candidates()[0].started, None);
+    assert_eq!(candidate.place, Some(REACH));
+    assert_eq!(Fixture::with(&["1"]).0.candidates()[0].started, None);
 }
 
 #[test]
 fn death_counts_at_once_and_answers_from_before_it_do_not() {
-    let mut scene = Scene::with(&["1", "2"]);
-    let stale = question(scene.event("1", Event::Changed).unwrap());
-    assert_eq!(scene.event("1", Event::Died), None);
-    assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked");
-    scene.answer(stale.clone(), view("1"));
-    assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked");
-    assert!(scene.event("1", Event::Changed).is_none(), "it does not run");
-    let again = question(scene.event("1", Event::Started).unwrap());
-    assert_eq!(scene.event("1", Event::Died), None);
+    let mut fixture = Fixture::with(&["1", "2"]);
+    let stale = question(fixture.event("1", Event::Changed).unwrap());
+    assert_eq!(fixture.event("1", Event::Died), None);
+    assert_eq!(fixture.shows(), "web-2 10.0.0.2 Unchecked");
+    fixture.answer(stale.clone(), view("1"));
+    assert_eq!(fixture.shows(), "web-2 10.0.0.2 Unchecked");
+    assert!(fixture.event("1", Event::Changed).is_none(), "it does not run");
+    let again = question(fixture.event("1", Event::Started).unwrap());
+    assert_eq!(fixture.event("1", Event::Died), None);
     // It is being inspected yet, and that is about the run before.
-    assert_eq!(scene.event("1", Event::Started), None);
-    let fresh = question(scene.answer(again, view("9")).unwrap());
-    assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked");
+    assert_eq!(fixture.event("1", Event::Started), None);
+    let fresh = question(fixture.answer(again, view("9")).unwrap());
+    assert_eq!(fixture.shows(), "web-2 10.0.0.2 Unchecked");
     // A new run, a new address: the other container may have the old one.
-    scene.answer(fresh, ContainerView { name: "web-1".into(), ..view("5") });
-    assert_eq!(scene.shows(), "web-1 10.0.0.5 Unchecked, web-2 10.0.0.2 Unchecked");
+    fixture.answer(fresh, ContainerView { name: "web-1".into(), ..view("5") });
+    assert_eq!(fixture.shows(), "web-1 10.0.0.5 Unchecked, web-2 10.0.0.2 Unchecked");
 }
 
 #[test]
 fn only_the_newest_answer_counts() {
-    let mut scene = Scene::with(&["1"]);
-    let older = question(scene.event("1", Event::Changed).unwrap());
-    assert_eq!(scene.event("1", Event::Changed), None, "it is being inspected");
+    let mut fixture = Fixture::with(&["1"]);
+    let older = question(fixture.event("1", Event::Changed).unwrap());
+    assert_eq!(fixture.event("1", Event::Changed), None, "it is being inspected");
     let old = ContainerView { name: "old".into(), ..view("1") };
-    let newer = question(scene.answer(older, old).unwrap());
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
-    scene.answer(newer, ContainerView { name: "new".into(), ..view("1") });
-    assert_eq!(scene.shows(), "new 10.0.0.1 Unchecked");
+    let newer = question(fixture.answer(older, old).unwrap());
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked");
+    fixture.answer(newer, ContainerView { name: "new".into(), ..view("1") });
+    assert_eq!(fixture.shows(), "new 10.0.0.1 Unchecked");
 }
 
 /// Row E3 of the field faults.
 #[test]
 fn a_container_is_inspected_once_at_a_time_however_much_happens_to_it() {
-    let mut scene = Scene::with(&["1", "2"]);
+    let mut fixture = Fixture::with(&["1", "2"]);
     let (mut running, mut inspected, mut drains) = (None, 0, 0);
     for number in 0..20_000_u32 {
         let event = match number % 4 {
@@ -155,7 +155,7 @@ fn a_container_is_inspected_once_at_a_time_however_much_happens_to_it() {
             2 => Event::Signalled(15),
             _ => Event::HealthChanged(None),
         };
-        match scene.event("1", event) {
+        match fixture.event("1", event) {
             Some(Task::Inspect(question)) => {
                 assert!(running.replace(question).is_none());
                 inspected += 1;
@@ -168,86 +168,86 @@ fn a_container_is_inspected_once_at_a_time_however_much_happens_to_it() {
         if number % 100 == 99 {
             let name = format!("web-1-{}", number / 100);
             let asked = running.take().unwrap();
-            let task = scene.answer(asked, ContainerView { name, ..view("1") }).unwrap();
+            let task = fixture.answer(asked, ContainerView { name, ..view("1") }).unwrap();
             running = Some(question(task));
             inspected += 1;
         }
     }
     assert_eq!((inspected, drains), (201, 1));
     // What was found is taken in now and then, though it was out of date each time.
-    assert!(scene.shows().contains("web-1-19"), "{}", scene.shows());
-    assert_eq!(scene.answer(running.unwrap(), view("1")), None);
-    assert!(scene.shows().starts_with("web-1 10.0.0.1"), "{}", scene.shows());
+    assert!(fixture.shows().contains("web-1-19"), "{}", fixture.shows());
+    assert_eq!(fixture.answer(running.unwrap(), view("1")), None);
+    assert!(fixture.shows().starts_with("web-1 10.0.0.1"), "{}", fixture.shows());
 }
 
 /// Of one that is started again all the time no answer is taken in that is about a run before.
 #[test]
 fn an_answer_about_the_run_before_never_counts() {
-    let mut scene = Scene::new();
-    let mut asked = question(scene.event("1", Event::Started).unwrap());
+    let mut fixture = Fixture::new();
+    let mut asked = question(fixture.event("1", Event::Started).unwrap());
     for _ in 0..10 {
-        assert_eq!(scene.event("1", Event::Died), None);
-        assert_eq!(scene.event("1", Event::Started), None);
-        asked = question(scene.answer(asked, view("9")).unwrap());
-        assert_eq!(scene.shows(), "");
+        assert_eq!(fixture.event("1", Event::Died), None);
+        assert_eq!(fixture.event("1", Event::Started), None);
+        asked = question(fixture.answer(asked, view("9")).unwrap());
+        assert_eq!(fixture.shows(), "");
     }
-    scene.answer(asked, view("1"));
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
+    fixture.answer(asked, view("1"));
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked");
 }
 
 /// Row D2 of the field faults.
 #[test]
 fn a_list_asks_about_whom_it_says_something_new_and_all_after_a_gap() {
-    let mut scene = Scene::with(&["1", "2", "3"]);
-    assert_eq!(scene.list(&["1", "2", "3"], false), []);
+    let mut fixture = Fixture::with(&["1", "2", "3"]);
+    assert_eq!(fixture.list(&["1", "2", "3"], false), []);
     let marked = |id: &str, marks: &str| Listed { id: id.into(), marks: marks.into() };
     let list = vec![marked("1", ""), marked("2", "paused"), marked("4", "")];
-    let now = scene.0.now();
+    let now = fixture.0.now();
     let asked: Vec<_> =
-        scene.0.listed(list.clone(), now, false).into_iter().map(question).collect();
+        fixture.0.listed(list.clone(), now, false).into_iter().map(question).collect();
     assert_eq!(asked.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["2", "4"]);
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked, web-2 10.0.0.2 Unchecked");
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked, web-2 10.0.0.2 Unchecked");
     for question in asked {
         let answer = view(&question.id);
-        assert_eq!(scene.answer(question, answer), None);
+        assert_eq!(fixture.answer(question, answer), None);
     }
-    let now = scene.0.now();
-    assert_eq!(scene.0.listed(list.clone(), now, false), []);
-    assert_eq!(scene.0.listed(list, now, true).len(), 3);
+    let now = fixture.0.now();
+    assert_eq!(fixture.0.listed(list.clone(), now, false), []);
+    assert_eq!(fixture.0.listed(list, now, true).len(), 3);
 }
 
 #[test]
 fn who_starts_while_a_list_is_made_is_not_gone() {
-    let mut scene = Scene::with(&["1"]);
-    let since = scene.0.now();
-    let asked = question(scene.event("2", Event::Started).unwrap());
-    scene.answer(asked, view("2"));
+    let mut fixture = Fixture::with(&["1"]);
+    let since = fixture.0.now();
+    let asked = question(fixture.event("2", Event::Started).unwrap());
+    fixture.answer(asked, view("2"));
     let list = vec![Listed { id: "1".into(), marks: String::new() }];
-    assert_eq!(scene.0.listed(list.clone(), since, false), []);
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked, web-2 10.0.0.2 Unchecked");
-    let now = scene.0.now();
-    scene.0.listed(list, now, false);
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
+    assert_eq!(fixture.0.listed(list.clone(), since, false), []);
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked, web-2 10.0.0.2 Unchecked");
+    let now = fixture.0.now();
+    fixture.0.listed(list, now, false);
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked");
 }
 
 #[test]
 fn what_an_event_says_counts_at_once() {
-    let mut scene = Scene::with(&["1"]);
+    let mut fixture = Fixture::with(&["1"]);
     for (event, expected) in [
         (Event::Paused(true), "web-1 10.0.0.1 Draining"),
         (Event::Paused(false), "web-1 10.0.0.1 Unchecked"),
         (Event::LeftNetwork("other".into()), "web-1 10.0.0.1 Unchecked"),
         (Event::LeftNetwork("bridge".into()), ""),
     ] {
-        let asked = question(scene.event("1", event).unwrap());
-        assert_eq!(scene.shows(), expected);
-        let known = scene.0.containers.get("1").and_then(|container| container.view.clone());
+        let asked = question(fixture.event("1", event).unwrap());
+        assert_eq!(fixture.shows(), expected);
+        let known = fixture.0.containers.get("1").and_then(|container| container.view.clone());
         if let Some(known) = known {
-            scene.answer(asked, known);
+            fixture.answer(asked, known);
         }
     }
     // Nothing is published that may be different once the question is answered.
-    assert_eq!(scene.told(), 0);
+    assert_eq!(fixture.told(), 0);
 }
 
 /// Container `N`, in several networks: its address in the M-th is `10.0.M.N`.
@@ -261,134 +261,141 @@ fn in_networks(id: &str, networks: &[&str]) -> ContainerView {
 }
 
 /// A scene, and its container by the networks it is in from now on.
-fn with_networks(scene: &mut Scene, event: Event, networks: &[&str]) -> String {
-    let asked = question(scene.event("1", event).unwrap());
-    assert_eq!(scene.answer(asked, in_networks("1", networks)), None);
-    scene.shows()
+fn with_networks(fixture: &mut Fixture, event: Event, networks: &[&str]) -> String {
+    let asked = question(fixture.event("1", event).unwrap());
+    assert_eq!(fixture.answer(asked, in_networks("1", networks)), None);
+    fixture.shows()
 }
 
 #[test]
 fn a_container_stays_in_the_network_it_is_served_in_while_others_come_and_go() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let changed = || Event::Changed;
     let left = |name: &str| Event::LeftNetwork(name.to_owned());
-    assert_eq!(with_networks(&mut scene, Event::Started, &["2"]), "web-1 10.0.2.1 Unchecked");
+    assert_eq!(with_networks(&mut fixture, Event::Started, &["2"]), "web-1 10.0.2.1 Unchecked");
     for networks in [&["1", "2"][..], &["1", "2", "3"], &["2", "3"], &["2"], &["2", "3"]] {
-        assert_eq!(with_networks(&mut scene, changed(), networks), "web-1 10.0.2.1 Unchecked");
+        assert_eq!(with_networks(&mut fixture, changed(), networks), "web-1 10.0.2.1 Unchecked");
     }
-    assert_eq!(with_networks(&mut scene, left("3"), &["2"]), "web-1 10.0.2.1 Unchecked");
-    assert_eq!(scene.told(), 0);
+    assert_eq!(with_networks(&mut fixture, left("3"), &["2"]), "web-1 10.0.2.1 Unchecked");
+    assert_eq!(fixture.told(), 0);
     // Started again, it is the same container.
-    with_networks(&mut scene, changed(), &["1", "2"]);
-    assert_eq!(scene.event("1", Event::Died), None);
-    assert_eq!(with_networks(&mut scene, Event::Started, &["1", "2"]), "web-1 10.0.2.1 Unchecked");
+    with_networks(&mut fixture, changed(), &["1", "2"]);
+    assert_eq!(fixture.event("1", Event::Died), None);
+    assert_eq!(
+        with_networks(&mut fixture, Event::Started, &["1", "2"]),
+        "web-1 10.0.2.1 Unchecked"
+    );
     // Out of that network, it goes to the only other one, and stays there.
-    let asked = question(scene.event("1", left("2")).unwrap());
-    assert_eq!(scene.shows(), "", "its address may be another's");
-    assert_eq!(scene.answer(asked, in_networks("1", &["1"])), None);
-    assert_eq!(scene.shows(), "web-1 10.0.1.1 Unchecked");
-    assert_eq!(with_networks(&mut scene, changed(), &["1", "2", "3"]), "web-1 10.0.1.1 Unchecked");
+    let asked = question(fixture.event("1", left("2")).unwrap());
+    assert_eq!(fixture.shows(), "", "its address may be another's");
+    assert_eq!(fixture.answer(asked, in_networks("1", &["1"])), None);
+    assert_eq!(fixture.shows(), "web-1 10.0.1.1 Unchecked");
+    assert_eq!(
+        with_networks(&mut fixture, changed(), &["1", "2", "3"]),
+        "web-1 10.0.1.1 Unchecked"
+    );
     // Which of two others is meant is not known.
-    assert_eq!(with_networks(&mut scene, left("1"), &["2", "3"]), "");
-    assert_eq!(scene.told(), 1);
+    assert_eq!(with_networks(&mut fixture, left("1"), &["2", "3"]), "");
+    assert_eq!(fixture.told(), 1);
     // A removed container is forgotten: the next one is seen for the first time.
-    assert_eq!(scene.event("1", Event::Removed), None);
-    assert_eq!(with_networks(&mut scene, Event::Started, &["1", "2"]), "");
+    assert_eq!(fixture.event("1", Event::Removed), None);
+    assert_eq!(with_networks(&mut fixture, Event::Started, &["1", "2"]), "");
 }
 
 #[test]
 fn a_container_stays_where_the_samport_before_has_served_it() {
     let addresses = [[10, 0, 2, 1].into()].into();
     let before = ServedIn { network: None, addresses };
-    let mut scene = Scene::after([("1".to_owned(), before)].into());
-    let shown = with_networks(&mut scene, Event::Started, &["1", "2", "3"]);
+    let mut fixture = Fixture::after([("1".to_owned(), before)].into());
+    let shown = with_networks(&mut fixture, Event::Started, &["1", "2", "3"]);
     assert_eq!(shown, "web-1 10.0.2.1 Unchecked");
     // It has left that network meanwhile.
     let before = ServedIn { network: None, addresses: [[10, 0, 4, 1].into()].into() };
-    let mut scene = Scene::after([("1".to_owned(), before)].into());
-    assert_eq!(with_networks(&mut scene, Event::Started, &["1", "2"]), "");
-    assert_eq!(scene.told(), 1);
+    let mut fixture = Fixture::after([("1".to_owned(), before)].into());
+    assert_eq!(with_networks(&mut fixture, Event::Started, &["1", "2"]), "");
+    assert_eq!(fixture.told(), 1);
 }
 
 #[test]
 fn health_counts_at_once_too() {
-    let mut scene = Scene::new();
-    scene.0.policy = Arc::new(Policy { health: Config::default(), ..(*scene.0.policy).clone() });
-    let asked = question(scene.event("1", Event::Started).unwrap());
-    scene.answer(asked, ContainerView { health: Some(Health::Starting), ..view("1") });
-    assert_eq!(scene.0.candidates()[0].condition, Condition::Starting);
-    scene.event("1", Event::HealthChanged(Some(Health::Healthy)));
-    assert_eq!(scene.0.candidates()[0].condition, Condition::Ready);
-    scene.event("1", Event::HealthChanged(Some(Health::Unhealthy)));
-    assert_eq!(scene.0.candidates()[0].condition, Condition::Unhealthy);
+    let mut fixture = Fixture::new();
+    fixture.0.policy =
+        Arc::new(Policy { health: Config::default(), ..(*fixture.0.policy).clone() });
+    let asked = question(fixture.event("1", Event::Started).unwrap());
+    fixture.answer(asked, ContainerView { health: Some(ContainerHealth::Starting), ..view("1") });
+    assert_eq!(fixture.0.candidates()[0].condition, Condition::Starting);
+    fixture.event("1", Event::HealthChanged(Some(ContainerHealth::Healthy)));
+    assert_eq!(fixture.0.candidates()[0].condition, Condition::Ready);
+    fixture.event("1", Event::HealthChanged(Some(ContainerHealth::Unhealthy)));
+    assert_eq!(fixture.0.candidates()[0].condition, Condition::Unhealthy);
 }
 
 #[test]
 fn other_filters_leave_some_out_and_ask_where_newcomers_are() {
-    let mut scene = Scene::with(&["1", "2"]);
-    assert!(matches!(scene.event("1", Event::Signalled(15)), Some(Task::AwaitDrain { .. })));
-    let all = Arc::clone(&scene.0.policy);
+    let mut fixture = Fixture::with(&["1", "2"]);
+    assert!(matches!(fixture.event("1", Event::Signalled(15)), Some(Task::AwaitDrain { .. })));
+    let all = Arc::clone(&fixture.0.policy);
     let filters = super::super::filter::Filters::new(vec!["name=web-1".parse().unwrap()]);
-    let asked = scene.0.go_by(Arc::new(Policy { filters, ..(*all).clone() }));
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining");
+    let asked = fixture.0.go_by(Arc::new(Policy { filters, ..(*all).clone() }));
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Draining");
     let mut asked: Vec<_> = asked.into_iter().map(question).collect();
     let asked = asked.pop().filter(|one| one.id == "2" && asked.is_empty());
     let asked = asked.expect("who is not meant any more may be told why");
-    assert!(!scene.0.is_judged());
-    assert_eq!(scene.0.go_by(all), [], "it is being inspected");
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining", "where web-2 is has not been asked");
-    let asked = question(scene.answer(asked, view("2")).unwrap());
+    assert!(!fixture.0.is_judged());
+    assert_eq!(fixture.0.go_by(all), [], "it is being inspected");
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Draining", "where web-2 is has not been asked");
+    let asked = question(fixture.answer(asked, view("2")).unwrap());
     // Not before the engine has said where web-2 is is the policy in force.
-    assert!(!scene.0.is_judged());
-    scene.answer(asked, view("2"));
-    assert!(scene.0.is_judged());
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining, web-2 10.0.0.2 Unchecked");
+    assert!(!fixture.0.is_judged());
+    fixture.answer(asked, view("2"));
+    assert!(fixture.0.is_judged());
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Draining, web-2 10.0.0.2 Unchecked");
 }
 
 #[test]
 fn events_of_strangers_ask_nothing() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for event in [Event::Changed, Event::Paused(true), Event::Died, Event::Signalled(15)] {
-        assert_eq!(scene.event("1", event), None);
+        assert_eq!(fixture.event("1", event), None);
     }
 }
 
 #[test]
 fn its_stop_signal_drains_until_it_dies_or_turns_out_to_run_on() {
-    let mut scene = Scene::with(&["1"]);
-    let Some(Task::AwaitDrain { number: first, .. }) = scene.event("1", Event::Signalled(15))
+    let mut fixture = Fixture::with(&["1"]);
+    let Some(Task::AwaitDrain { number: first, .. }) = fixture.event("1", Event::Signalled(15))
     else {
         panic!("the stop signal starts no drain");
     };
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining");
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Draining");
     // Other news do not end it.
-    let asked = question(scene.event("1", Event::Changed).unwrap());
-    scene.answer(asked, view("1"));
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining");
+    let asked = question(fixture.event("1", Event::Changed).unwrap());
+    fixture.answer(asked, view("1"));
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Draining");
     // A second signal gives it the whole time again, once the first one's is over.
-    assert_eq!(scene.event("1", Event::Signalled(9)), None);
-    let Some(Task::AwaitDrain { number: second, .. }) = scene.0.drain_is_over("1".into(), first)
+    assert_eq!(fixture.event("1", Event::Signalled(9)), None);
+    let Some(Task::AwaitDrain { number: second, .. }) = fixture.0.drain_is_over("1".into(), first)
     else {
         panic!("SIGKILL starts no drain");
     };
-    let asked = question(scene.0.drain_is_over("1".into(), second).unwrap());
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Draining");
+    let asked = question(fixture.0.drain_is_over("1".into(), second).unwrap());
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Draining");
     // The question being overtaken by another does not lose that the time is over.
-    assert_eq!(scene.event("1", Event::Changed), None);
-    let newer = question(scene.answer(asked, view("1")).unwrap());
-    scene.answer(newer, view("1"));
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
+    assert_eq!(fixture.event("1", Event::Changed), None);
+    let newer = question(fixture.answer(asked, view("1")).unwrap());
+    fixture.answer(newer, view("1"));
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked");
 }
 
 #[test]
 fn its_own_time_to_drain_goes_before_the_runs() {
-    let mut scene = Scene::with(&["1"]);
-    let asked = question(scene.event("1", Event::Changed).unwrap());
+    let mut fixture = Fixture::with(&["1"]);
+    let asked = question(fixture.event("1", Event::Changed).unwrap());
     let mut changed = view("1");
     changed.labels.insert("samport.drain".into(), "5s".into());
-    scene.answer(asked, changed);
-    assert_eq!(scene.0.candidates()[0].drain, Some(Duration::from_secs(5)));
-    match scene.event("1", Event::Signalled(15)) {
+    fixture.answer(asked, changed);
+    assert_eq!(fixture.0.candidates()[0].drain, Some(Duration::from_secs(5)));
+    match fixture.event("1", Event::Signalled(15)) {
         Some(Task::AwaitDrain { drain, .. }) => assert_eq!(drain, Some(Duration::from_secs(5))),
         other => panic!("the stop signal leads to {other:?}"),
     }
@@ -414,84 +421,85 @@ fn only_signals_that_stop_it_drain_it() {
 
 #[test]
 fn after_a_resync_the_vanished_are_gone_and_the_others_never_were_away() {
-    let mut scene = Scene::with(&["1", "2"]);
-    let tasks = scene.list(&["2", "3"], true);
-    assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked");
+    let mut fixture = Fixture::with(&["1", "2"]);
+    let tasks = fixture.list(&["2", "3"], true);
+    assert_eq!(fixture.shows(), "web-2 10.0.0.2 Unchecked");
     for task in tasks {
         let asked = question(task);
         let answer = view(&asked.id);
-        scene.answer(asked, answer);
+        fixture.answer(asked, answer);
     }
-    assert_eq!(scene.shows(), "web-2 10.0.0.2 Unchecked, web-3 10.0.0.3 Unchecked");
+    assert_eq!(fixture.shows(), "web-2 10.0.0.2 Unchecked, web-3 10.0.0.3 Unchecked");
 }
 
 #[test]
 fn a_restart_nobody_told_of_ends_the_drain() {
-    let mut scene = Scene::with(&["1"]);
-    scene.event("1", Event::Signalled(15));
-    let asked = question(scene.list(&["1"], true).remove(0));
-    scene.answer(asked, ContainerView { started_at: Some("second".into()), ..view("1") });
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
+    let mut fixture = Fixture::with(&["1"]);
+    fixture.event("1", Event::Signalled(15));
+    let asked = question(fixture.list(&["1"], true).remove(0));
+    fixture.answer(asked, ContainerView { started_at: Some("second".into()), ..view("1") });
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked");
 }
 
 #[test]
 fn a_missing_address_is_asked_for_again_before_anyone_is_told() {
-    let mut scene = Scene::new();
-    let mut asked = question(scene.event("1", Event::Started).unwrap());
+    let mut fixture = Fixture::new();
+    let mut asked = question(fixture.event("1", Event::Started).unwrap());
     let bare = || {
         let networks = [("bridge".to_owned(), Attachment::default())].into();
         ContainerView { networks, ..view("1") }
     };
     let mut delays = Vec::new();
-    while let Some(Task::AskAgain { question: again, delay }) = scene.answer(asked.clone(), bare())
+    while let Some(Task::AskAgain { question: again, delay }) =
+        fixture.answer(asked.clone(), bare())
     {
-        assert_eq!(scene.told(), 0);
+        assert_eq!(fixture.told(), 0);
         delays.push(delay.as_millis());
-        asked = question(scene.0.ask_again(again).unwrap());
+        asked = question(fixture.0.ask_again(again).unwrap());
     }
     assert_eq!(delays, [10, 20, 40, 80, 160, 320]);
-    assert_eq!(scene.told(), 1);
+    assert_eq!(fixture.told(), 1);
 }
 
 #[test]
 fn each_reason_is_told_once_until_the_container_is_removed() {
-    let mut scene = Scene::with(&["1"]);
+    let mut fixture = Fixture::with(&["1"]);
     let wrong = |key: &str| {
         let labels = [(key.to_owned(), "x".to_owned())].into();
         ContainerView { labels, ..view("1") }
     };
     for (key, told) in [("samport.port", 1), ("samport.port", 1), ("samport.weight", 2)] {
-        let asked = question(scene.event("1", Event::Changed).unwrap());
-        scene.answer(asked, wrong(key));
-        assert_eq!(scene.told(), told);
+        let asked = question(fixture.event("1", Event::Changed).unwrap());
+        fixture.answer(asked, wrong(key));
+        assert_eq!(fixture.told(), told);
     }
-    assert_eq!(scene.shows(), "");
-    scene.event("1", Event::Died);
-    assert_eq!(scene.told(), 2);
-    scene.event("1", Event::Removed);
-    assert_eq!(scene.told(), 0);
+    assert_eq!(fixture.shows(), "");
+    fixture.event("1", Event::Died);
+    assert_eq!(fixture.told(), 2);
+    fixture.event("1", Event::Removed);
+    assert_eq!(fixture.told(), 0);
 }
 
 #[test]
 fn a_question_that_fails_changes_nothing_and_is_asked_again() {
-    let mut scene = Scene::with(&["1"]);
-    let asked = question(scene.event("1", Event::Changed).unwrap());
+    let mut fixture = Fixture::with(&["1"]);
+    let asked = question(fixture.event("1", Event::Changed).unwrap());
     let outcome = Outcome::Failed("no route".into());
-    let task = scene.0.answered(Answer { question: asked.clone(), outcome }).unwrap();
+    let task = fixture.0.answered(InspectResult { question: asked.clone(), outcome }).unwrap();
     assert_eq!(task, Task::AskAgain { question: asked.clone(), delay: AFTER_FAILURE });
-    assert_eq!(scene.shows(), "web-1 10.0.0.1 Unchecked");
+    assert_eq!(fixture.shows(), "web-1 10.0.0.1 Unchecked");
     // Somebody else asks before that.
-    let newer = question(scene.event("1", Event::Changed).unwrap());
-    assert_eq!(scene.0.ask_again(asked.clone()), None);
-    scene.answer(newer, view("1"));
-    assert_eq!(scene.0.ask_again(asked), None);
+    let newer = question(fixture.event("1", Event::Changed).unwrap());
+    assert_eq!(fixture.0.ask_again(asked.clone()), None);
+    fixture.answer(newer, view("1"));
+    assert_eq!(fixture.0.ask_again(asked), None);
 }
 
 #[test]
 fn one_found_not_running_is_gone() {
-    let mut scene = Scene::with(&["1"]);
-    let asked = question(scene.event("1", Event::Changed).unwrap());
-    scene.answer(asked, ContainerView { running: false, ..view("1") });
-    assert_eq!(scene.shows(), "");
-    assert_eq!(scene.event("1", Event::Changed), None);
+    let mut fixture = Fixture::with(&["1"]);
+    let asked = question(fixture.event("1", Event::Changed).unwrap());
+    fixture.answer(asked, ContainerView { running: false, ..view("1") });
+    assert_eq!(fixture.shows(), "");
+    assert_eq!(fixture.event("1", Event::Changed), None);
 }

@@ -90,20 +90,20 @@ fn terms() -> ProviderSettings {
     ProviderSettings { drain: DRAIN, ..ProviderSettings::default() }
 }
 
-struct Scene {
+struct Fixture {
     folder: tempfile::TempDir,
     change: watch::Sender<ProviderSettings>,
     snapshots: watch::Receiver<Snapshot>,
 }
 
-impl Scene {
+impl Fixture {
     async fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("backends.toml");
         fs::write(&path, text).unwrap();
         let (change, terms) = watch::channel(terms());
         let resyncs = Resyncs::default();
-        let started = start(path, ports(&["80"]), terms, Standing::of("file"), &resyncs);
+        let started = start(path, ports(&["80"]), terms, ProviderStatus::of("file"), &resyncs);
         let snapshots = started.await.unwrap();
         Self { folder, change, snapshots }
     }
@@ -124,35 +124,35 @@ impl Scene {
 
 #[tokio::test]
 async fn a_backend_that_leaves_drains_and_then_goes() {
-    let mut scene = Scene::new(&(backend("10.0.0.2") + &backend("10.0.0.3"))).await;
-    scene.rename_over(&backend("10.0.0.3"));
+    let mut fixture = Fixture::new(&(backend("10.0.0.2") + &backend("10.0.0.3"))).await;
+    fixture.rename_over(&backend("10.0.0.3"));
     assert_eq!(
-        scene.next().await,
+        fixture.next().await,
         ["10.0.0.2 80>10.0.0.2:80 Draining", "10.0.0.3 80>10.0.0.3:80 Ready"]
     );
-    assert_eq!(scene.next().await, ["10.0.0.3 80>10.0.0.3:80 Ready"]);
+    assert_eq!(fixture.next().await, ["10.0.0.3 80>10.0.0.3:80 Ready"]);
 }
 
 #[tokio::test]
 async fn one_that_comes_back_is_ready_at_once() {
-    let mut scene = Scene::new(&backend("10.0.0.2")).await;
-    scene.rename_over("");
-    assert_eq!(scene.next().await, ["10.0.0.2 80>10.0.0.2:80 Draining"]);
-    fs::write(scene.folder.path().join("backends.toml"), backend("10.0.0.2")).unwrap();
-    assert_eq!(scene.next().await, ["10.0.0.2 80>10.0.0.2:80 Ready"]);
+    let mut fixture = Fixture::new(&backend("10.0.0.2")).await;
+    fixture.rename_over("");
+    assert_eq!(fixture.next().await, ["10.0.0.2 80>10.0.0.2:80 Draining"]);
+    fs::write(fixture.folder.path().join("backends.toml"), backend("10.0.0.2")).unwrap();
+    assert_eq!(fixture.next().await, ["10.0.0.2 80>10.0.0.2:80 Ready"]);
 }
 
 #[tokio::test]
 async fn a_bad_file_and_a_missing_file_change_nothing() {
-    let mut scene = Scene::new(&backend("10.0.0.2")).await;
-    scene.rename_over("[[backend]]\naddress = 'x'\n");
+    let mut fixture = Fixture::new(&backend("10.0.0.2")).await;
+    fixture.rename_over("[[backend]]\naddress = 'x'\n");
     sleep(Duration::from_millis(50)).await;
-    fs::remove_file(scene.folder.path().join("backends.toml")).unwrap();
+    fs::remove_file(fixture.folder.path().join("backends.toml")).unwrap();
     sleep(Duration::from_millis(50)).await;
-    assert!(!scene.snapshots.has_changed().unwrap());
-    scene.rename_over(&(backend("10.0.0.2") + &backend("10.0.0.4")));
+    assert!(!fixture.snapshots.has_changed().unwrap());
+    fixture.rename_over(&(backend("10.0.0.2") + &backend("10.0.0.4")));
     assert_eq!(
-        scene.next().await,
+        fixture.next().await,
         ["10.0.0.2 80>10.0.0.2:80 Ready", "10.0.0.4 80>10.0.0.4:80 Ready"]
     );
 }
@@ -164,7 +164,8 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
     let begin = async |path: &Path| {
         let (_change, terms) = watch::channel(terms());
         let resyncs = Resyncs::default();
-        let started = start(path.to_owned(), ports(&["80"]), terms, Standing::of("file"), &resyncs);
+        let started =
+            start(path.to_owned(), ports(&["80"]), terms, ProviderStatus::of("file"), &resyncs);
         format!("{:#}", started.await.unwrap_err())
     };
     let error = begin(&path).await;
@@ -178,23 +179,23 @@ async fn at_the_start_a_bad_or_missing_file_is_an_error_that_names_it() {
 
 #[tokio::test]
 async fn other_terms_change_how_its_backends_are_checked() {
-    let mut scene = Scene::new(&backend("10.0.0.2")).await;
+    let mut fixture = Fixture::new(&backend("10.0.0.2")).await;
     let health = Config { source: "tcp".parse().unwrap(), ..Config::default() };
-    scene.change.send_modify(|terms| terms.health = health.clone());
-    scene.snapshots.changed().await.unwrap();
+    fixture.change.send_modify(|terms| terms.health = health.clone());
+    fixture.snapshots.changed().await.unwrap();
     let conditions = |snapshot: &Snapshot| {
         snapshot.candidates.iter().map(|one| one.condition.clone()).collect::<Vec<_>>()
     };
     let tcp = health.of_listed(samport_common::wire::protocol::Protocol::Tcp);
-    assert_eq!(conditions(&scene.snapshots.borrow()), [tcp]);
+    assert_eq!(conditions(&fixture.snapshots.borrow()), [tcp]);
 }
 
 /// Whoever has changed them waits for that.
 #[tokio::test]
 async fn terms_that_change_nothing_are_in_force_too() {
-    let mut scene = Scene::new(&backend("10.0.0.2")).await;
-    assert_eq!(scene.snapshots.borrow().generation, 0);
-    scene.change.send_modify(|terms| terms.generation = 1);
-    assert_eq!(scene.next().await, ["10.0.0.2 80>10.0.0.2:80 Ready"]);
-    assert_eq!(scene.snapshots.borrow().generation, 1);
+    let mut fixture = Fixture::new(&backend("10.0.0.2")).await;
+    assert_eq!(fixture.snapshots.borrow().generation, 0);
+    fixture.change.send_modify(|terms| terms.generation = 1);
+    assert_eq!(fixture.next().await, ["10.0.0.2 80>10.0.0.2:80 Ready"]);
+    assert_eq!(fixture.snapshots.borrow().generation, 1);
 }

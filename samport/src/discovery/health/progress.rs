@@ -61,13 +61,13 @@ impl Progress {
 
 /// When the next check is due.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct CheckInterval {
     starting: Duration,
     /// Whether somebody has a reason to think that it fails.
     alarmed: bool,
 }
 
-impl Pace {
+impl CheckInterval {
     pub(super) const fn new() -> Self {
         Self { starting: FIRST_PAUSE, alarmed: false }
     }
@@ -166,7 +166,7 @@ mod tests {
         fn after_the_start_checks_keep_to_the_interval(random in 0f64..=1.0, millis in 100u64..100_000) {
             let rhythm = Rhythm { interval: Duration::from_millis(millis), ..Rhythm::default() };
             for phase in [Phase::Healthy, Phase::Unhealthy] {
-                let pause = Pace::new().pause(Progress::at(phase), &rhythm, random);
+                let pause = CheckInterval::new().pause(Progress::at(phase), &rhythm, random);
                 let tenth = rhythm.interval / 10 + Duration::from_micros(1);
                 prop_assert!(pause.abs_diff(rhythm.interval) <= tenth, "{pause:?}");
             }
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn one_that_starts_is_asked_quickly_and_then_less_so() {
-        let (mut pace, rhythm) = (Pace::new(), rhythm(1, 3));
+        let (mut pace, rhythm) = (CheckInterval::new(), rhythm(1, 3));
         let pauses: Vec<_> =
             (0..20).map(|_| pace.pause(Progress::at(Phase::Starting), &rhythm, 0.5)).collect();
         assert_eq!(pauses[0], FIRST_PAUSE);
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_suspicion_is_looked_into_quickly_until_it_is_settled() {
-        let (mut pace, rhythm) = (Pace::new(), rhythm(1, 3));
+        let (mut pace, rhythm) = (CheckInterval::new(), rhythm(1, 3));
         let mut progress = Progress::at(Phase::Healthy);
         pace.alarm();
         for expected in [LONGEST_PAUSE, LONGEST_PAUSE, rhythm.interval] {

@@ -10,7 +10,7 @@ use crate::model::{Egress, ServiceHints};
 const PATIENT: Duration = Duration::from_secs(20);
 
 fn candidate(endpoint: SocketAddr, rhythm: Rhythm) -> Candidate {
-    let config = Config { source: crate::model::check::Source::Tcp, rhythm };
+    let config = Config { source: crate::model::check::CheckOrigin::Tcp, rhythm };
     let listen = Listen::tcp(80);
     Candidate {
         id: "c1".into(),
@@ -39,7 +39,7 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-async fn changed(health: &mut Health) {
+async fn changed(health: &mut HealthChecks) {
     tokio::time::timeout(PATIENT, health.changed()).await.expect("a change in time");
 }
 
@@ -48,7 +48,7 @@ async fn a_server_that_comes_late_is_noticed() {
     let (reserved, endpoint) = listener();
     drop(reserved);
     let candidate = candidate(endpoint, hourly(1));
-    let mut health = Health::default();
+    let mut health = HealthChecks::default();
     assert_eq!(health.state(&candidate), State::Starting);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(health.state(&candidate), State::Starting);
@@ -63,7 +63,7 @@ async fn a_server_that_comes_late_is_noticed() {
 async fn one_that_is_suspected_is_checked_at_once_and_told_with_the_reason() {
     let (server, endpoint) = listener();
     let candidate = candidate(endpoint, hourly(2));
-    let mut health = Health::default();
+    let mut health = HealthChecks::default();
     health.state(&candidate);
     changed(&mut health).await;
     drop(server);
@@ -94,7 +94,7 @@ async fn one_that_drains_is_left_alone_and_what_was_known_of_it_stays() {
     let (server, endpoint) = listener();
     let candidate = candidate(endpoint, hourly(1));
     let draining = Candidate { condition: Condition::Draining, ..candidate.clone() };
-    let mut health = Health::default();
+    let mut health = HealthChecks::default();
     health.state(&candidate);
     changed(&mut health).await;
     let (asked, server) = is_asked(server).await;
@@ -113,7 +113,7 @@ async fn one_that_drains_is_left_alone_and_what_was_known_of_it_stays() {
 
 #[tokio::test]
 async fn what_the_engine_says_needs_no_check() {
-    let mut health = Health::default();
+    let mut health = HealthChecks::default();
     let (server, endpoint) = listener();
     for (condition, state) in [
         (Condition::Ready, State::Active),
@@ -132,7 +132,7 @@ async fn what_the_engine_says_needs_no_check() {
 /// those whose user says `--health none`.
 #[tokio::test]
 async fn on_evidence_all_are_asked_but_those_that_nothing_of_ours_may_ask() {
-    let mut health = Health::default();
+    let mut health = HealthChecks::default();
     let (_server, endpoint) = listener();
     let checked = candidate(endpoint, hourly(1));
     let Condition::Checked(check) = checked.condition.clone() else { panic!("{checked:?}") };

@@ -24,8 +24,8 @@ const QUICK: Duration = Duration::from_millis(20);
 const KEEP: u32 = 50;
 
 /// How long a newer list is waited for, and the first.
-const PATIENCE: Duration = Duration::from_millis(500);
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_millis(500);
+const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Room for what the kernel sends of a list at a time.
 const PART: usize = 64 * 1024;
@@ -88,7 +88,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Last {
-    answer: Option<Answer>,
+    answer: Option<ReadRoutes>,
     /// The list that is being read.
     running: Option<watch::Receiver<()>>,
     /// Whether somebody has given up waiting for it.
@@ -98,7 +98,7 @@ struct Last {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct ReadRoutes {
     next_hops: NextHops,
     /// How many changes the kernel had told of before.
     changes: u64,
@@ -106,7 +106,7 @@ struct Answer {
     keep_until: Instant,
 }
 
-impl Answer {
+impl ReadRoutes {
     /// One that was asked for at `began`, when there had been this many changes.
     fn of(next_hops: NextHops, changes: u64, began: Instant, now: Instant) -> Self {
         let took = now.saturating_duration_since(began);
@@ -126,23 +126,23 @@ impl NextHopList {
     /// # Errors
     /// If they have never been read.
     pub(super) async fn get(&self, changes: u64) -> Result<NextHops> {
-        let (mut running, patience) = {
+        let (mut running, limit) = {
             let mut last = self.last();
             let fresh = last.answer.as_ref().filter(|one| one.is_fresh(changes, Instant::now()));
             if let Some(fresh) = fresh {
                 return Ok(fresh.next_hops.clone());
             }
-            let patience = if last.answer.is_some() { PATIENCE } else { FIRST_PATIENCE };
-            (last.running.get_or_insert_with(|| self.begin(changes)).clone(), patience)
+            let limit = if last.answer.is_some() { TIMEOUT } else { FIRST_TIMEOUT };
+            (last.running.get_or_insert_with(|| self.begin(changes)).clone(), limit)
         };
         // It ends by being closed.
-        let is_late = timeout(patience, running.changed()).await.is_err();
+        let is_late = timeout(limit, running.changed()).await.is_err();
         let mut last = self.last();
         last.is_late = is_late && last.running.is_some();
         match (&last.answer, &last.failure) {
             (Some(answer), _) => Ok(answer.next_hops.clone()),
             (None, Some(failure)) => bail!("list routes: {failure}"),
-            (None, None) => bail!("list routes: no end within {patience:?}"),
+            (None, None) => bail!("list routes: no end within {limit:?}"),
         }
     }
 
@@ -162,7 +162,7 @@ impl NextHopList {
             last.running = None;
             match found {
                 Ok(found) => {
-                    last.answer = Some(Answer::of(found, changes, began, Instant::now()));
+                    last.answer = Some(ReadRoutes::of(found, changes, began, Instant::now()));
                     last.failure = None;
                 }
                 Err(error) => last.failure = Some(format!("{error:#}")),
@@ -298,9 +298,9 @@ mod tests {
     fn an_answer_is_kept_until_a_change_and_longer_if_it_took_long() {
         let began = Instant::now();
         let after = |milliseconds| began + Duration::from_millis(milliseconds);
-        let answer = Answer::of(NextHops::default(), 3, began, after(1));
+        let answer = ReadRoutes::of(NextHops::default(), 3, began, after(1));
         assert!(answer.is_fresh(3, after(100_000)) && !answer.is_fresh(4, after(2)));
-        let answer = Answer::of(NextHops::default(), 4, began, after(1_000));
+        let answer = ReadRoutes::of(NextHops::default(), 4, began, after(1_000));
         assert!(answer.is_fresh(9, after(50_000)) && !answer.is_fresh(9, after(51_001)));
     }
 

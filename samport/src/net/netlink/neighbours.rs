@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use super::changes::{is_overrun, listen, listen_again};
 use super::mac_in;
-use crate::model::Place;
+use crate::model::HostDevice;
 use crate::system::resyncs::{Gap, Resyncs};
 
 /// How long messages are gathered before backends are looked for.
@@ -38,7 +38,7 @@ pub struct Known {
     /// The device that the route to it leads to: its veth, or the bridge that is a port of.
     pub device: u32,
     /// Its veth and its MAC.
-    pub place: Place,
+    pub place: HostDevice,
 }
 
 /// What a message says.
@@ -254,7 +254,7 @@ mod tests {
     }
 
     fn known(mac: [u8; 6]) -> Known {
-        Known { device: BRIDGE, place: Place { ifindex: VETH, mac, polls: false } }
+        Known { device: BRIDGE, place: HostDevice { ifindex: VETH, mac, polls: false } }
     }
 
     fn watched() -> Watched {

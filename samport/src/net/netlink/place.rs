@@ -11,7 +11,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Error, Handle};
 
 use super::{Device, Devices, Netlink, mac_in};
-use crate::model::Place;
+use crate::model::HostDevice;
 
 /// Pauses between looks for a neighbour's MAC, in milliseconds: 100 in all.
 const PAUSES: [u64; 7] = [2, 3, 5, 10, 20, 30, 30];
@@ -27,12 +27,12 @@ impl Netlink {
         addr: IpAddr,
         via: &Device,
         devices: &Devices,
-    ) -> Result<Option<Place>> {
+    ) -> Result<Option<HostDevice>> {
         if !via.is_veth && !via.is_bridge {
             return Ok(None);
         }
         let Some(mac) = self.mac_of(addr, via.ifindex).await? else { return Ok(None) };
-        let place = |ifindex| Place { ifindex, mac, polls: false };
+        let place = |ifindex| HostDevice { ifindex, mac, polls: false };
         if via.is_veth {
             return Ok(Some(place(via.ifindex)));
         }

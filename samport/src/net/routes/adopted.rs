@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::find::Found;
+use super::find::FoundRoute;
 use super::{Forward, Network};
 use crate::model::target::Target;
-use crate::model::{Place, Site};
+use crate::model::{HostDevice, Reach};
 use crate::plan::{BackendKey, Route};
 
 /// Ways of another samport, by the ids and endpoints of the backends. Each is used once.
@@ -20,10 +20,15 @@ impl Adopted {
     }
 
     /// Takes out what is known of a backend, if that can be a way to it on this machine as it is now.
-    pub(super) fn take(&mut self, target: &Target, at: u64, network: &Network) -> Option<Found> {
-        let (id, endpoint, site) = target;
+    pub(super) fn take(
+        &mut self,
+        target: &Target,
+        at: u64,
+        network: &Network,
+    ) -> Option<FoundRoute> {
+        let (id, endpoint, reach) = target;
         let route = self.0.remove(&(id.clone(), *endpoint))?;
-        found(route, *site, at, network)
+        found(route, *reach, at, network)
     }
 
     /// Forgets whoever is not wanted.
@@ -33,9 +38,9 @@ impl Adopted {
 }
 
 /// What that samport had found, as far as the route tells it.
-fn found(route: Route, site: Option<Site>, at: u64, network: &Network) -> Option<Found> {
+fn found(route: Route, reach: Option<Reach>, at: u64, network: &Network) -> Option<FoundRoute> {
     let Network { forward, devices, .. } = network;
-    if matches!(site, Some(Site::Host | Site::Macvlan(_))) {
+    if matches!(reach, Some(Reach::Host | Reach::Macvlan(_))) {
         return None;
     }
     let (device, place) = match (route, forward) {
@@ -52,10 +57,10 @@ fn found(route: Route, site: Option<Site>, at: u64, network: &Network) -> Option
             devices.get(&ifindex)?;
             devices.get(&answers_on)?;
             // Its MAC is in no record: it is learned as soon as the neighbour is heard of.
-            let veth = Place { ifindex: answers_on, mac: [0; 6], polls: false };
+            let veth = HostDevice { ifindex: answers_on, mac: [0; 6], polls: false };
             (ifindex, (answers_on != ifindex).then_some(veth))
         }
         _ => return None,
     };
-    Some(Found { route, device: Some(device), place, at, held: None })
+    Some(FoundRoute { route, device: Some(device), place, at, held: None })
 }

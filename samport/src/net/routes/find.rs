@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::{Forward, Network};
-use crate::model::{Place, Site};
+use crate::model::{HostDevice, Reach};
 use crate::net::netlink;
 use crate::plan::Route;
 
@@ -28,12 +28,12 @@ pub(super) struct Held {
 
 /// A route, and what it was found by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Found {
+pub(super) struct FoundRoute {
     pub(super) route: Route,
     /// The device the kernel's route led to, if it was asked.
     pub(super) device: Option<u32>,
     /// Where it is, if the kernel's neighbours said so.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<HostDevice>,
     /// How many changes the kernel had told of then.
     pub(super) at: u64,
     /// Set if the kernel's route leads elsewhere.
@@ -42,7 +42,7 @@ pub(super) struct Found {
 
 /// What has come of looking for a backend.
 pub(super) enum Outcome {
-    Found(Found),
+    Found(FoundRoute),
     /// Packets cannot be sent there; why, for the user.
     Failed {
         why: String,
@@ -55,9 +55,9 @@ pub(super) enum Outcome {
 /// What is to be found out.
 pub(super) struct Question {
     pub(super) addr: IpAddr,
-    pub(super) site: Option<Site>,
+    pub(super) reach: Option<Reach>,
     /// Where it was.
-    pub(super) known: Option<Found>,
+    pub(super) known: Option<FoundRoute>,
     /// Whether its neighbour has been heard of somewhere else.
     pub(super) may_have_moved: bool,
     /// How many changes the kernel has told of.
@@ -66,7 +66,7 @@ pub(super) struct Question {
 
 impl Question {
     pub(super) async fn answer(self, network: &Network) -> Outcome {
-        let Self { addr, site, known, may_have_moved, at } = self;
+        let Self { addr, reach, known, may_have_moved, at } = self;
         if let Some(known) = known {
             let is_elsewhere = async {
                 anyhow::Ok(
@@ -75,13 +75,13 @@ impl Question {
                 )
             };
             match is_elsewhere.await {
-                Ok(false) => return Outcome::Found(Found { at, held: None, ..known }),
+                Ok(false) => return Outcome::Found(FoundRoute { at, held: None, ..known }),
                 Ok(true) => {
                     if let Some(held) = known.held(Instant::now(), &network.devices) {
-                        let now = find(addr, site, network, at).await;
+                        let now = find(addr, reach, network, at).await;
                         // It may be behind another veth all the same.
                         let other = now.ok().filter(|now| matches!(now.route, Route::Peer(_)));
-                        let held = Found { at, held: Some(held), ..known };
+                        let held = FoundRoute { at, held: Some(held), ..known };
                         return Outcome::Found(other.unwrap_or(held));
                     }
                 }
@@ -91,14 +91,14 @@ impl Question {
                 }
             }
         }
-        match find(addr, site, network, at).await {
+        match find(addr, reach, network, at).await {
             Ok(found) => Outcome::Found(found),
             Err(error) => Outcome::Failed { why: format!("{error:#}"), at },
         }
     }
 }
 
-impl Found {
+impl FoundRoute {
     /// Whether it is somewhere else when the kernel's routes are.
     pub(super) const fn follows_routes(&self) -> bool {
         self.device.is_some() || matches!(self.route, Route::Stack)
@@ -138,7 +138,7 @@ impl Found {
 impl Network {
     /// The veth and the MAC of a backend that no provider has located, if it has its own veth. One that
     /// clients come in by leads to a whole network: what is sent into it directly has the addresses of a router there.
-    async fn place_of(&self, addr: IpAddr, via: &netlink::Device) -> Result<Option<Place>> {
+    async fn place_of(&self, addr: IpAddr, via: &netlink::Device) -> Result<Option<HostDevice>> {
         let place = self.netlink.place_of(addr, via, &self.devices).await?;
         Ok(place.filter(|place| !self.is_uplink(place.ifindex)))
     }
@@ -148,32 +148,37 @@ impl Network {
     }
 
     /// The veth a provider has located a backend behind, if that is to be used.
-    fn given_veth(&self, site: Option<Site>) -> Option<Place> {
-        let Some(Site::Veth(place)) = site else { return None };
+    fn given_veth(&self, reach: Option<Reach>) -> Option<HostDevice> {
+        let Some(Reach::Veth(place)) = reach else { return None };
         let is_veth = self.devices.get(&place.ifindex).is_some_and(|device| device.is_veth);
         (is_veth && !self.is_uplink(place.ifindex)).then_some(place)
     }
 }
 
 /// How packets get to a backend of which nothing has to be asked: there is but one way to it.
-pub(super) fn given(site: Option<Site>, at: u64, network: &Network) -> Option<Found> {
-    let route = match (site, network.forward) {
-        (Some(Site::Macvlan(place)), _) => Route::Child(place),
-        (Some(Site::Host), _) | (_, Forward::Stack | Forward::Neighbour) => return None,
-        _ => Route::Peer(network.given_veth(site)?),
+pub(super) fn given(reach: Option<Reach>, at: u64, network: &Network) -> Option<FoundRoute> {
+    let route = match (reach, network.forward) {
+        (Some(Reach::Macvlan(place)), _) => Route::Child(place),
+        (Some(Reach::Host), _) | (_, Forward::Stack | Forward::Neighbour) => return None,
+        _ => Route::Peer(network.given_veth(reach)?),
     };
-    Some(Found { route, device: None, place: None, at, held: None })
+    Some(FoundRoute { route, device: None, place: None, at, held: None })
 }
 
 /// How packets get to a backend, as it is now.
-async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> Result<Found> {
-    if let Some(found) = given(site, at, network) {
+async fn find(
+    addr: IpAddr,
+    reach: Option<Reach>,
+    network: &Network,
+    at: u64,
+) -> Result<FoundRoute> {
+    if let Some(found) = given(reach, at, network) {
         return Ok(found);
     }
     let Network { forward, netlink, devices, .. } = network;
-    let found = |route, device, place| Ok(Found { route, device, place, at, held: None });
+    let found = |route, device, place| Ok(FoundRoute { route, device, place, at, held: None });
     let leads = netlink.route(addr).await;
-    if matches!(site, Some(Site::Host)) || *forward == Forward::Stack {
+    if matches!(reach, Some(Reach::Host)) || *forward == Forward::Stack {
         return found(Route::Stack, leads?.map(|leads| leads.device), None);
     }
     if devices.values().any(|device| device.addresses.contains(&addr)) {
@@ -185,7 +190,7 @@ async fn find(addr: IpAddr, site: Option<Site>, network: &Network, at: u64) -> R
     if !device.is_ethernet {
         bail!("{addr} is behind {}, which carries no Ethernet frames (a tunnel)", device.name);
     }
-    let given = network.given_veth(site);
+    let given = network.given_veth(reach);
     let learned = match given {
         // What is behind a gateway is no neighbour.
         None if leads.is_on_link => network.place_of(addr, device).await?,
@@ -220,28 +225,32 @@ mod tests {
 
     #[test]
     fn a_backend_is_held_behind_its_veth_but_not_for_ever() {
-        let place = Place { ifindex: VETH, mac: [2; 6], polls: false };
+        let place = HostDevice { ifindex: VETH, mac: [2; 6], polls: false };
         let route = Route::Peer(place);
-        let found = Found { route, device: Some(BRIDGE), place: Some(place), at: 1, held: None };
+        let found =
+            FoundRoute { route, device: Some(BRIDGE), place: Some(place), at: 1, held: None };
         let now = Instant::now();
         let second = Duration::from_secs(1);
         for (veth, bridge) in [(true, true), (false, true), (true, false)] {
             let is_up = veth && bridge;
             let held = found.held(now, &devices(veth, bridge));
             assert_eq!(held, Some(Held { since: now, is_up }), "{veth} {bridge}");
-            let (held, limit) = (Found { held, ..found }, if is_up { HOLD_UP } else { HOLD });
+            let (held, limit) = (FoundRoute { held, ..found }, if is_up { HOLD_UP } else { HOLD });
             assert_eq!(held.held(now + limit - second, &devices(veth, bridge)), held.held);
             assert_eq!(held.held(now + limit, &devices(veth, bridge)), None);
         }
         // The route comes back a moment after the link, however long that was down.
-        let down = Found { held: Some(Held { since: now, is_up: false }), ..found };
+        let down = FoundRoute { held: Some(Held { since: now, is_up: false }), ..found };
         let later = now + HOLD - second;
         let back = down.held(later, &devices(true, true));
         assert_eq!(back, Some(Held { since: later, is_up: true }));
-        assert_eq!(Found { held: back, ..found }.held(later + HOLD_UP, &devices(true, true)), None);
+        assert_eq!(
+            FoundRoute { held: back, ..found }.held(later + HOLD_UP, &devices(true, true)),
+            None
+        );
         // What is reached by a neighbour table follows the kernel's routes.
         let route = Route::Neighbour { ifindex: BRIDGE, answers_on: BRIDGE };
-        let neighbour = Found { route, place: None, ..found };
+        let neighbour = FoundRoute { route, place: None, ..found };
         assert_eq!(neighbour.held(now, &devices(false, false)), None);
     }
 }

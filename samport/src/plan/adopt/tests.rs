@@ -7,7 +7,7 @@ use super::*;
 /// The kernel's maps, as far as who takes over reads them.
 #[derive(Default)]
 struct Kernel {
-    found: Found,
+    found: KernelContents,
     serving: BTreeMap<u32, (BackendKey, BackendId, Attributes)>,
 }
 
@@ -15,9 +15,9 @@ impl Kernel {
     fn apply(&mut self, change: &Change) {
         let found = &mut self.found;
         match change {
-            Change::SetBackend { key, id, shared, weight, life, answers_on } => {
-                let (shared, weight, life) = (*shared, *weight, *life);
-                let marks = Attributes { shared, weight, life, answers_on: *answers_on };
+            Change::SetBackend { key, id, shared, weight, state, answers_on } => {
+                let (shared, weight, state) = (*shared, *weight, *state);
+                let marks = Attributes { shared, weight, state, answers_on: *answers_on };
                 found.generations.resize(64, 0);
                 found.generations[id.index as usize] = id.generation;
                 self.serving.insert(id.index, (key.clone(), *id, marks));
@@ -26,10 +26,10 @@ impl Kernel {
                 found.generations[id.index as usize] = id.next().generation;
                 self.serving.remove(&id.index);
             }
-            Change::SetOwners { source, owners } => {
-                found.owners.insert(*source, owners.clone());
+            Change::SetReverseNat { source, reverse_nat } => {
+                found.reverse_nat.insert(*source, reverse_nat.clone());
             }
-            Change::RemoveOwners(source) => drop(found.owners.remove(source)),
+            Change::RemoveReverseNat(source) => drop(found.reverse_nat.remove(source)),
             Change::SetFrontend { addr, listen, to } => {
                 found.frontends.insert((*addr, *listen), *to);
             }
@@ -51,7 +51,7 @@ impl Kernel {
     }
 
     /// As the maps are read with this ledger in hand.
-    fn read(&self, ledger: &IdManifest) -> Found {
+    fn read(&self, ledger: &IdManifest) -> KernelContents {
         let mut found = self.found.clone();
         found.generations.resize(64, 0);
         let named: BTreeSet<_> = ledger.backends().collect();
@@ -71,9 +71,9 @@ fn but_tables(actual: &Actual) -> impl PartialEq + std::fmt::Debug + use<> {
     let services: Vec<_> = actual.services.iter().map(|(key, one)| (*key, one.id)).collect();
     let of_frontends = |(place, to): (&(IpAddr, Listen), &Frontend)| (*place, to.id, to.scope);
     let frontends: Vec<_> = actual.frontends.iter().map(of_frontends).collect();
-    let Actual { backends, owners, ports, attached, generations, devices, sources, .. } =
+    let Actual { backends, reverse_nat, ports, attached, generations, devices, sources, .. } =
         actual.clone();
-    (backends, owners, services, frontends, ports, attached, generations, (devices, sources))
+    (backends, reverse_nat, services, frontends, ports, attached, generations, (devices, sources))
 }
 
 fn through_a_file(ledger: &IdManifest) -> IdManifest {
@@ -125,11 +125,11 @@ fn what_no_ledger_names_is_undone() {
     let id = BackendId { index: 3, generation: 9 };
     let service = ServiceId::new(5).unwrap();
     let net: IpNet = "10.0.0.0/8".parse().unwrap();
-    let found = Found {
+    let found = KernelContents {
         orphans: vec![id],
         allowed: [(service, net)].into(),
         generations: vec![0, 0, 0, 9],
-        ..Found::default()
+        ..KernelContents::default()
     };
     let (mut actual, orphans) = Actual::adopt(&IdManifest::default(), found);
     assert_eq!(orphans, [Orphan::Backend(id), Orphan::Allowed(service, net)]);

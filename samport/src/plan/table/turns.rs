@@ -10,7 +10,7 @@ const LONGEST_PAUSE: u64 = 1 << 46;
 
 /// When somebody's turns come.
 #[derive(Clone, Copy)]
-struct Pace {
+struct Turns {
     /// Time of the first turn.
     first: u64,
     /// Time from one turn to the next.
@@ -19,9 +19,9 @@ struct Pace {
     certain: u32,
 }
 
-impl Pace {
+impl Turns {
     /// `place` is which one it is of those who share its pause: they come at even distances.
-    fn new(weight: u32, total: u64, len: u32, place: Place) -> Self {
+    fn new(weight: u32, total: u64, len: u32, place: SameWeight) -> Self {
         let share = u64::from(weight) * u64::from(len);
         let certain = share.checked_div(total).and_then(|turns| u32::try_from(turns).ok());
         let pause = (u128::from(total) * WHOLE).checked_div(u128::from(share));
@@ -38,13 +38,13 @@ impl Pace {
 
 /// One among those of the same weight.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct SameWeight {
     number: u64,
     of: u64,
 }
 
-fn places(weights: &[u32]) -> impl Iterator<Item = Place> {
-    let mut seen: BTreeMap<u32, Place> = BTreeMap::new();
+fn places(weights: &[u32]) -> impl Iterator<Item = SameWeight> {
+    let mut seen: BTreeMap<u32, SameWeight> = BTreeMap::new();
     for weight in weights {
         seen.entry(*weight).or_default().of += 1;
     }
@@ -65,9 +65,9 @@ pub fn turns(weights: &[u32], len: u32) -> Vec<u32> {
         return Vec::new();
     }
     let paces = weights.iter().zip(places(weights));
-    let paces = paces.map(|(weight, place)| Pace::new(*weight, total, len, place));
+    let paces = paces.map(|(weight, place)| Turns::new(*weight, total, len, place));
     let with_share = (0u32..).zip(paces).zip(weights).filter(|(_, weight)| **weight > 0);
-    let paces: Vec<(u32, Pace)> = with_share.map(|(indexed, _)| indexed).collect();
+    let paces: Vec<(u32, Turns)> = with_share.map(|(indexed, _)| indexed).collect();
     let mut order = Vec::with_capacity(len as usize);
     for (index, pace) in &paces {
         order.extend((0..pace.certain).map(|turn| (pace.time_of(turn), *index)));
@@ -78,8 +78,8 @@ pub fn turns(weights: &[u32], len: u32) -> Vec<u32> {
 }
 
 /// The turns that rounding down has left, for those whose next one comes first.
-fn leftovers(paces: &[(u32, Pace)], count: usize) -> Vec<(u64, u32)> {
-    let next = |(index, pace): &(u32, Pace)| (pace.time_of(pace.certain), *index);
+fn leftovers(paces: &[(u32, Turns)], count: usize) -> Vec<(u64, u32)> {
+    let next = |(index, pace): &(u32, Turns)| (pace.time_of(pace.certain), *index);
     let mut next: Vec<_> = paces.iter().map(next).collect();
     if let Some(last) = count.checked_sub(1) {
         next.select_nth_unstable(last);

@@ -10,13 +10,13 @@ use samport_tests::daemon::Daemon;
 use samport_tests::engine::{Container, Engine};
 use samport_tests::speed::{Better, Figure, Report};
 
-use super::events::{Inhabitant, mac_of};
+use super::events::{NamespaceProcess, mac_of};
 use super::ms_between;
 use crate::{Args, interrupt};
 
 const CONTAINERS: u8 = 200;
 const NAMESPACES: u8 = 10;
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let title = format!("{CONTAINERS} containers that are there already: until all of them serve");
@@ -33,10 +33,11 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 fn in_few_namespaces(args: &Args, figure: &mut Figure) -> Result<()> {
     let lab = Lab::builder().backends(NAMESPACES).build()?;
     let _servers = lab.serve(9090)?;
-    let inhabitants = lab.backends().iter().map(Inhabitant::of).collect::<Result<Vec<_>>>()?;
+    let inhabitants =
+        lab.backends().iter().map(NamespaceProcess::of).collect::<Result<Vec<_>>>()?;
     let mut containers = Vec::new();
     let mut numbers = 1..=CONTAINERS;
-    for (backend, inhabitant) in lab.backends().iter().zip(&inhabitants) {
+    for (backend, process) in lab.backends().iter().zip(&inhabitants) {
         let mac = mac_of(backend)?;
         let addresses = numbers.by_ref().take(usize::from(CONTAINERS / NAMESPACES));
         let addresses = addresses.map(|number| (number, Ipv4Addr::new(172, 30, 1, number)));
@@ -44,7 +45,7 @@ fn in_few_namespaces(args: &Args, figure: &mut Figure) -> Result<()> {
         let lines = addresses.iter().map(|(_, own)| format!("addr add {own}/16 dev eth0\n"));
         backend.namespace().batch(&lines.collect::<String>())?;
         containers.extend(addresses.into_iter().map(|(number, own)| {
-            Container::new(&format!("web-{number}"), inhabitant.pid(), own.into(), &mac)
+            Container::new(&format!("web-{number}"), process.pid(), own.into(), &mac)
         }));
     }
     lab.host().batch("route add 172.30.1.0/24 dev br0\n")?;
@@ -60,12 +61,13 @@ fn in_few_namespaces(args: &Args, figure: &mut Figure) -> Result<()> {
 fn in_many_namespaces(figure: &mut Figure) -> Result<()> {
     let lab = Lab::builder().backends(CONTAINERS).build()?;
     let _servers = lab.serve(9090)?;
-    let inhabitants = lab.backends().iter().map(Inhabitant::of).collect::<Result<Vec<_>>>()?;
+    let inhabitants =
+        lab.backends().iter().map(NamespaceProcess::of).collect::<Result<Vec<_>>>()?;
     let mut containers = Vec::new();
-    for (backend, inhabitant) in lab.backends().iter().zip(&inhabitants) {
+    for (backend, process) in lab.backends().iter().zip(&inhabitants) {
         let address = backend.v4(0).ip();
         let mac = mac_of(backend)?;
-        containers.push(Container::new(backend.name(), inhabitant.pid(), address, &mac));
+        containers.push(Container::new(backend.name(), process.pid(), address, &mac));
     }
     for _ in 0..5 {
         interrupt::go_on()?;
@@ -82,7 +84,7 @@ fn start(lab: &Lab, containers: &[Container], figure: &mut Figure, series: &str)
     let begin = Instant::now();
     let arguments = ["-i", "eth0", "-p", "80:9090", "--endpoint", &engine.url()];
     let daemon = Daemon::launch(lab.host(), &arguments);
-    let ready = daemon.wait_for_line("ready: ", PATIENCE).at;
+    let ready = daemon.wait_for_line("ready: ", TIMEOUT).at;
     // Who was not healthy yet comes afterwards.
     let all = loop {
         let lines = daemon.lines();
@@ -90,7 +92,7 @@ fn start(lab: &Lab, containers: &[Container], figure: &mut Figure, series: &str)
         if let Some(last) = serving.nth(containers.len() - 1) {
             break last.at.max(ready);
         }
-        ensure!(begin.elapsed() < PATIENCE, "not all of them serve");
+        ensure!(begin.elapsed() < TIMEOUT, "not all of them serve");
         thread::sleep(Duration::from_millis(5));
     };
     let asked = engine.listed().zip(engine.inspected());

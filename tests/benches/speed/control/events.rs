@@ -10,12 +10,12 @@ use samport_tests::engine::{Container, Engine};
 use samport_tests::speed::{Better, Figure, Report};
 use samport_tests::{Backend, Lab};
 
-use super::knocking::Knocking;
+use super::prober::Prober;
 use super::{ms_between, real};
 use crate::{Args, interrupt};
 
 /// How long anything may take before it is a failure.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Nobody who is silent for so long answers any more.
 const SILENCE: Duration = Duration::from_millis(150);
 /// Clients at a time, where two backends share them.
@@ -43,9 +43,9 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
 }
 
 /// A process in a backend's namespace: by it samport finds the container's veth. Killed when dropped.
-pub struct Inhabitant(Child);
+pub struct NamespaceProcess(Child);
 
-impl Inhabitant {
+impl NamespaceProcess {
     pub fn of(backend: &Backend) -> Result<Self> {
         let mut command: Command = backend.namespace().command("sleep");
         let child = command.arg("infinity").stdin(Stdio::null()).spawn();
@@ -57,7 +57,7 @@ impl Inhabitant {
     }
 }
 
-impl Drop for Inhabitant {
+impl Drop for NamespaceProcess {
     fn drop(&mut self) {
         // It ends in either case: nothing else holds it.
         drop(self.0.kill());
@@ -72,15 +72,16 @@ pub fn mac_of(backend: &Backend) -> Result<String> {
     words.nth(1).map(str::to_owned).context("eth0 has no MAC")
 }
 
-fn container(backend: &Backend, inhabitant: &Inhabitant) -> Result<Container> {
-    let (name, pid, address) = (backend.name(), inhabitant.pid(), backend.v4(0).ip());
+fn container(backend: &Backend, process: &NamespaceProcess) -> Result<Container> {
+    let (name, pid, address) = (backend.name(), process.pid(), backend.v4(0).ip());
     Ok(Container::new(name, pid, address, &mac_of(backend)?))
 }
 
 fn fake(args: &Args, start: &mut Figure, kill: &mut Figure) -> Result<()> {
     let lab = Lab::builder().backends(2).build()?;
     let _servers = lab.serve(9090)?;
-    let inhabitants = lab.backends().iter().map(Inhabitant::of).collect::<Result<Vec<_>>>()?;
+    let inhabitants =
+        lab.backends().iter().map(NamespaceProcess::of).collect::<Result<Vec<_>>>()?;
     let containers = lab.backends().iter().zip(&inhabitants);
     let containers = containers.map(|(backend, one)| container(backend, one));
     let containers = containers.collect::<Result<Vec<_>>>()?;
@@ -89,7 +90,7 @@ fn fake(args: &Args, start: &mut Figure, kill: &mut Figure) -> Result<()> {
     let _daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80:9090", "--endpoint", &url]);
     let front = lab.front(80);
 
-    let client = Knocking::start(lab.client(), front);
+    let client = Prober::start(lab.client(), front);
     for _ in 0..args.rounds() {
         interrupt::go_on()?;
         until_silent(&client, &containers[0].name)?;
@@ -103,7 +104,7 @@ fn fake(args: &Args, start: &mut Figure, kill: &mut Figure) -> Result<()> {
     drop(client);
 
     engine.starts(&containers[0]);
-    let clients: Vec<_> = (0..CLIENTS).map(|_| Knocking::start(lab.client(), front)).collect();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| Prober::start(lab.client(), front)).collect();
     let leaving = &containers[1];
     for _ in 0..args.rounds() {
         for (series, is_kill) in [("samport", true), ("die", false)] {
@@ -123,45 +124,45 @@ fn fake(args: &Args, start: &mut Figure, kill: &mut Figure) -> Result<()> {
 }
 
 /// When the first connection was begun, from a moment on, that was answered.
-fn first_after(client: &Knocking, at: Instant) -> Result<Instant> {
-    ensure!(client.wait_for(|one| one.begun >= at, PATIENCE), "nobody answers after the start");
+fn first_after(client: &Prober, at: Instant) -> Result<Instant> {
+    ensure!(client.wait_for(|one| one.begun >= at, TIMEOUT), "nobody answers after the start");
     let answered = client.answered();
     let first = answered.iter().find(|one| one.begun >= at).context("nobody answers")?;
     Ok(first.begun)
 }
 
 /// Waits until a backend has its share of the connections.
-pub fn until_shared(clients: &[Knocking], name: &str, since: Instant) -> Result<()> {
+pub fn until_shared(clients: &[Prober], name: &str, since: Instant) -> Result<()> {
     let begin = Instant::now();
-    let is_shared = |client: &Knocking| {
+    let is_shared = |client: &Prober| {
         let answered = client.answered();
         answered.iter().filter(|one| one.begun >= since && one.backend == name).count() >= ENOUGH
     };
     while !clients.iter().all(is_shared) {
-        ensure!(begin.elapsed() < PATIENCE, "{name} does not get its share");
+        ensure!(begin.elapsed() < TIMEOUT, "{name} does not get its share");
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())
 }
 
 /// When the last connection was begun that a backend has answered, after it has fallen silent.
-pub fn last_of(clients: &[Knocking], name: &str) -> Result<Instant> {
+pub fn last_of(clients: &[Prober], name: &str) -> Result<Instant> {
     for client in clients {
         until_silent(client, name)?;
     }
-    let of = clients.iter().flat_map(Knocking::answered).filter(|one| one.backend == name);
+    let of = clients.iter().flat_map(Prober::answered).filter(|one| one.backend == name);
     of.map(|one| one.begun).max().with_context(|| format!("{name} has never answered"))
 }
 
 /// Waits until a backend answers no more.
-pub fn until_silent(client: &Knocking, name: &str) -> Result<()> {
+pub fn until_silent(client: &Prober, name: &str) -> Result<()> {
     let begin = Instant::now();
     loop {
         let last = client.answered().iter().rev().find(|one| one.backend == name).map(|a| a.begun);
         if last.unwrap_or(begin).max(begin).elapsed() >= SILENCE {
             return Ok(());
         }
-        ensure!(begin.elapsed() < PATIENCE, "{name} still answers");
+        ensure!(begin.elapsed() < TIMEOUT, "{name} still answers");
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -4,8 +4,8 @@
 pub mod discovery;
 pub mod events;
 pub mod idle;
-mod knocking;
 pub mod memory;
+mod prober;
 mod real;
 pub mod tables;
 

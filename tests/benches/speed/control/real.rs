@@ -10,11 +10,11 @@ use samport_tests::docker::{Dockerd, Options, SERVER_IMAGE, has_program};
 use samport_tests::speed::{Figure, Report};
 
 use super::events::{last_of, until_shared};
-use super::knocking::Knocking;
 use super::ms;
+use super::prober::Prober;
 use crate::{Args, interrupt};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Adds the series `real`, if there is an engine.
 pub fn measure(
@@ -34,7 +34,7 @@ pub fn measure(
     let arguments = ["-i", "eth0", "-p", "80:9090", "--endpoint", &url];
     let _daemon = Daemon::start(docker.lab(), &arguments);
     let front = docker.lab().front(80);
-    let client = Knocking::start(docker.lab().client(), front);
+    let client = Prober::start(docker.lab().client(), front);
     for round in 0..args.rounds() {
         interrupt::go_on()?;
         let name = format!("one-{round}");
@@ -42,7 +42,7 @@ pub fn measure(
         let begin = Instant::now();
         docker.cli(&["start", &name]);
         ensure!(
-            client.wait_for(|one| one.begun >= begin && one.backend == name, PATIENCE),
+            client.wait_for(|one| one.begun >= begin && one.backend == name, TIMEOUT),
             "{name}"
         );
         let at = event(&docker, &name, "start")?;
@@ -55,7 +55,7 @@ pub fn measure(
 
     create(&docker, "stays");
     docker.cli(&["start", "stays"]);
-    let clients = [Knocking::start(docker.lab().client(), front)];
+    let clients = [Prober::start(docker.lab().client(), front)];
     for round in 0..args.rounds() {
         interrupt::go_on()?;
         let (name, begin) = (format!("two-{round}"), Instant::now());

@@ -24,7 +24,7 @@ use crate::{Args, interrupt};
 
 const SIZES: [u32; 4] = [10, 100, 1_000, 10_000];
 /// How long anything may take before it is a failure.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let lab = Lab::builder().backends(0).build()?;
@@ -138,7 +138,7 @@ const WEB: Listen = Listen::tcp(80);
 fn desired(size: u32, balance: Balance) -> Desired {
     let front: IpAddr = Ipv4Addr::new(192, 0, 2, 1).into();
     Desired {
-        frontends: BTreeMap::from([(WEB, BTreeMap::from([(front, Scope::Everybody)]))]),
+        frontends: BTreeMap::from([(WEB, BTreeMap::from([(front, Scope::External)]))]),
         policies: BTreeMap::from([(WEB, Policy { balance, ..Policy::default() })]),
         backends: (0..size).map(backend).collect(),
         ..Desired::default()
@@ -188,13 +188,13 @@ fn through_the_loop(args: &Args, lab: &Lab) -> Result<Figure> {
             "--no-local",
         ],
     );
-    daemon.wait_for_line("ready: ", PATIENCE);
+    daemon.wait_for_line("ready: ", TIMEOUT);
     for round in 0..args.rounds() {
         interrupt::go_on()?;
         fs::write(&new, file(size, 2 + round))?;
         let (mark, begin) = (daemon.mark(), Instant::now());
         fs::rename(&new, path)?;
-        let line = daemon.wait_for_line_after(mark, &format!("weight {}", 2 + round), PATIENCE);
+        let line = daemon.wait_for_line_after(mark, &format!("weight {}", 2 + round), TIMEOUT);
         let taken = line.at.saturating_duration_since(begin);
         figure.series(&size.to_string()).samples.push(ms(taken));
     }

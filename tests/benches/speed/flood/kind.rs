@@ -1,6 +1,6 @@
 //! What is sent.
 
-use super::way::Way;
+use super::path::Path;
 use crate::kernel::bed::{Flags, between};
 
 /// Clients of the connections that are open.
@@ -77,11 +77,11 @@ impl Kind {
     }
 
     /// What samport counts them as.
-    pub const fn verdict(self, way: Way) -> &'static str {
-        match (self, way) {
+    pub const fn verdict(self, path: Path) -> &'static str {
+        match (self, path) {
             (Self::Dropped, _) => "not-allowed",
-            (Self::Open, Way::Native | Way::Generic) => "forward-xdp",
-            (Self::Open, Way::Tc | Way::Nothing | Way::Generator) => "forward-peer",
+            (Self::Open, Path::Native | Path::Generic) => "forward-xdp",
+            (Self::Open, Path::Tc | Path::Nothing | Path::Generator) => "forward-peer",
             // XDP leaves a flood to tc.
             (Self::Syn, _) => "forward-flood",
             (Self::Foreign, _) => "not-ours",

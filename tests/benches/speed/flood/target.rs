@@ -14,20 +14,20 @@ use samport_tests::{Lab, Namespace, raw};
 use serde_json::Value;
 
 use super::kind::{CLIENT, CLIENTS, Kind};
-use super::way::Way;
+use super::path::Path;
 
-use crate::control::events::{Inhabitant, mac_of};
+use crate::control::events::{NamespaceProcess, mac_of};
 use crate::kernel::bed::{Flags, backend_traffic, between, client_traffic};
 
 /// How long containers may take to serve.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A host with two containers. Fields are dropped from first to last.
 pub struct Target {
     daemon: Option<Daemon>,
     _engine: Engine,
-    _inhabitants: Vec<Inhabitant>,
-    pub way: Way,
+    _inhabitants: Vec<NamespaceProcess>,
+    pub path: Path,
     lab: Lab,
 }
 
@@ -42,27 +42,28 @@ pub struct Sample {
 }
 
 impl Target {
-    pub fn set_up(way: Way, harness: &mut Harness) -> Result<Self> {
+    pub fn set_up(path: Path, harness: &mut Harness) -> Result<Self> {
         let lab = Lab::builder().backends(2).build()?;
         lab.host().batch("route add 10.0.0.0/8 via 192.0.2.2 dev eth0\n")?;
         let engine = Engine::start().context("start an engine")?;
-        let inhabitants = lab.backends().iter().map(Inhabitant::of).collect::<Result<Vec<_>>>()?;
+        let inhabitants =
+            lab.backends().iter().map(NamespaceProcess::of).collect::<Result<Vec<_>>>()?;
         // A veth takes bare frames if it polls, and GRO is what makes it.
         gro_on(lab.host(), "eth0")?;
         let containers = lab.backends().iter().zip(&inhabitants);
-        for ((backend, inhabitant), labels) in containers.zip([Kind::SERVED, Kind::RESTRICTED]) {
+        for ((backend, process), labels) in containers.zip([Kind::SERVED, Kind::RESTRICTED]) {
             gro_on(lab.host(), backend.host_interface())?;
             gro_on(backend.namespace(), "eth0")?;
             backend.namespace().run(|| harness.drop_all("eth0", Before::Stack))?;
-            let (name, pid, address) = (backend.name(), inhabitant.pid(), backend.v4(0).ip());
+            let (name, pid, address) = (backend.name(), process.pid(), backend.v4(0).ip());
             let container = Container::new(name, pid, address, &mac_of(backend)?);
             engine.has([container.labelled(labels)]);
         }
-        let daemon = way.options().map(|options| start_samport(&lab, &engine, options));
+        let daemon = path.options().map(|options| start_samport(&lab, &engine, options));
         // Behind samport: what passes on would cost more in the stack than all that is measured.
-        let before = if way == Way::Generator { Before::Skb } else { Before::Stack };
+        let before = if path == Path::Generator { Before::Skb } else { Before::Stack };
         lab.host().run(|| harness.drop_all("eth0", before))?;
-        Ok(Self { daemon, _engine: engine, _inhabitants: inhabitants, way, lab })
+        Ok(Self { daemon, _engine: engine, _inhabitants: inhabitants, path, lab })
     }
 
     /// Sends so many frames, and looks at what became of them.
@@ -125,7 +126,7 @@ impl Target {
     fn counted(&self, kind: Kind) -> Option<u64> {
         self.daemon.as_ref()?;
         let status = Status::all_in(self.lab.host()).pop()?;
-        Some(status.verdict(kind.verdict(self.way)))
+        Some(status.verdict(kind.verdict(self.path)))
     }
 }
 
@@ -134,7 +135,7 @@ fn start_samport(lab: &Lab, engine: &Engine, options: &[&str]) -> Daemon {
     let usual = ["-i", "eth0", "--health", "none", "--endpoint", &url];
     let daemon = Daemon::start(lab, &[&usual, options].concat());
     for backend in lab.backends() {
-        daemon.wait_for_line(&format!("+ {}", backend.name()), PATIENCE);
+        daemon.wait_for_line(&format!("+ {}", backend.name()), TIMEOUT);
     }
     daemon
 }

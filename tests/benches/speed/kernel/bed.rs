@@ -7,14 +7,14 @@ use samport::dataplane::program_run::harness::{Harness, Measured, Traffic};
 use samport::dataplane::program_run::{Runner, XdpRunner};
 use samport::dataplane::{Dataplane, Options};
 use samport::lab::Namespace;
-use samport::model::Place;
+use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
 use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
 use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
 use samport_common::harness::Order;
-use samport_common::layout::{DeviceInfo, DeviceSet, Life, Scope};
+use samport_common::layout::{BackendState, DeviceInfo, DeviceSet, Scope};
 use samport_common::source::Side;
 use samport_tests::packet::Segment;
 
@@ -71,16 +71,16 @@ impl Bed {
         for index in 1..=backends {
             let (key, source) = backend(index);
             let id = BackendId { index, generation: 1 };
-            let owners = vec![(service()?, id)];
+            let reverse_nat = vec![(service()?, id)];
             dataplane.apply(&Change::SetBackend {
                 key,
                 id,
                 shared: false,
                 weight: 1,
-                life: Life::Serving,
+                state: BackendState::Serving,
                 answers_on: DeviceSet::from_iter([DEVICE]),
             })?;
-            dataplane.apply(&Change::SetOwners { source, owners })?;
+            dataplane.apply(&Change::SetReverseNat { source, reverse_nat })?;
         }
         let listen = Listen::tcp(80);
         // As many slots for each as the loader would make, as far as there are.
@@ -156,7 +156,7 @@ fn set_frontend(dataplane: &mut Dataplane, region: Region, restricted: bool) -> 
     let to = Frontend {
         id: service()?,
         region,
-        scope: Scope::Everybody,
+        scope: Scope::External,
         restricted,
         shared: false,
         policy: Policy::default(),
@@ -215,7 +215,7 @@ fn service() -> Result<ServiceId> {
 
 fn backend(index: u32) -> (BackendKey, samport::plan::Source) {
     let mac = [2, 0, 0, 0, 0, 1];
-    let route = Route::Peer(Place { ifindex: DEVICE, mac, polls: false });
+    let route = Route::Peer(HostDevice { ifindex: DEVICE, mac, polls: false });
     let id = format!("web-{index}");
     let key = BackendKey { listen: Listen::tcp(80), id, endpoint: endpoint(index), route };
     let source = key.source();

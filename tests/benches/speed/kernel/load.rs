@@ -10,7 +10,7 @@ use samport_tests::{Lab, bpf};
 
 use crate::traffic::client::After;
 use crate::traffic::contenders::Contender;
-use crate::traffic::site::{Asking, From};
+use crate::traffic::test_bed::{From, RequestOptions};
 use crate::{Args, interrupt};
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
@@ -26,7 +26,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     );
     let figure = Figure::new("kernel.load", title, "ns", Better::Less);
     let mut figure = figure.of_different_things();
-    let asking = Asking::new(args, From::Client, args.backends, After::Another);
+    let asking = RequestOptions::new(args, From::Client, args.backends, After::Another);
     let _counting = Counting::begin()?;
     for _ in 0..args.rounds() {
         interrupt::go_on()?;

@@ -10,8 +10,8 @@ use samport_tests::speed::{Better, Figure, Report};
 use super::contenders::{self, Contender};
 use super::sample::{Sample, Samples};
 use super::server;
-use super::site::Site;
 use super::streams::{self, Direction, Store};
+use super::test_bed::TestBed;
 use crate::Args;
 
 const ALL: [Contender; 4] =
@@ -65,7 +65,7 @@ fn measure_one(
     let lab = Lab::builder().backends(1).build()?;
     let listener: OwnedFd = server::listener(lab.backends()[0].namespace(), false)?;
     let servers = streams::Servers::start(listener, direction, store)?;
-    let site = Site::new(lab, servers, contender)?;
+    let site = TestBed::new(lab, servers, contender)?;
     let sample = site.watch(|| {
         let target = site.running.target;
         Ok(site.lab.client().run(|| streams::run(target, direction, streams, time, store)))

@@ -24,7 +24,7 @@ const WARM_UP: u32 = 400;
 /// The whole range that an unprivileged client could use.
 const FIRST_PORT: u32 = 1024;
 /// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a thread sleeps at most: then it looks at the clock.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
@@ -146,7 +146,7 @@ impl<'a> Worker<'a> {
         while self.calls.iter().any(|call| !matches!(call, Call::None)) {
             is_going_on = is_going_on && go_on(self.outcome.answered());
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&LOOK)) {
-                Ok(0) if last_event.elapsed() > PATIENCE => break,
+                Ok(0) if last_event.elapsed() > TIMEOUT => break,
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => last_event = Instant::now(),
                 Err(error) => panic!("wait for answers: {error}"),
@@ -158,7 +158,7 @@ impl<'a> Worker<'a> {
         }
         let unanswered = self.calls.iter().filter(|call| !matches!(call, Call::None)).count();
         for _ in 0..unanswered {
-            self.outcome.fail(format!("no answer in {} s", PATIENCE.as_secs()));
+            self.outcome.fail(format!("no answer in {} s", TIMEOUT.as_secs()));
         }
         self.outcome
     }

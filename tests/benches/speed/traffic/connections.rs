@@ -6,7 +6,7 @@ use samport_tests::speed::{Better, Figure, Report};
 use super::client::After;
 use super::contenders::{self, Contender};
 use super::sample::{Sample, Samples};
-use super::site::{Asking, From};
+use super::test_bed::{From, RequestOptions};
 use crate::Args;
 use crate::machine::ConntrackRoom;
 
@@ -36,7 +36,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
         );
     }
     let _room = ConntrackRoom::make()?;
-    let asking = Asking::new(args, From::Client, args.backends, After::Another);
+    let asking = RequestOptions::new(args, From::Client, args.backends, After::Another);
     let samples = Samples::take("connections", &contenders, args.rounds(), report, |contender| {
         asking.measure(contender)
     })?;

@@ -7,13 +7,13 @@ use super::client::After;
 use super::connections::cpu_us_each;
 use super::contenders::{self, Contender};
 use super::sample::{Sample, Samples};
-use super::site::{Asking, From};
+use super::test_bed::{From, RequestOptions};
 use crate::Args;
 
 /// samport is asked at 127.0.0.1, which nobody else serves: Docker's rules leave it alone.
 pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let contenders = contenders::chosen(&args.against, &[Contender::Direct], report);
-    let asking = Asking::new(args, From::Host, 1, After::Another);
+    let asking = RequestOptions::new(args, From::Host, 1, After::Another);
     let samples = Samples::take("local", &contenders, args.rounds(), report, |contender| {
         asking.measure(contender)
     })?;

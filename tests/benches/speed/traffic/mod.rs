@@ -12,8 +12,8 @@ pub mod requests;
 mod rules;
 mod sample;
 mod server;
-pub mod site;
 mod streams;
+pub mod test_bed;
 
 /// Where the servers listen in their namespaces.
 const BACKEND_PORT: u16 = 9090;

@@ -7,7 +7,7 @@ use super::client::After;
 use super::connections::cpu_us_each;
 use super::contenders::{self, Contender};
 use super::sample::{Sample, Samples};
-use super::site::{Asking, From};
+use super::test_bed::{From, RequestOptions};
 use crate::Args;
 use crate::machine::ConntrackRoom;
 
@@ -21,7 +21,7 @@ pub fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let usual = if args.quick && args.against.is_empty() { &ALL[..QUICK] } else { &ALL };
     let contenders = contenders::chosen(&args.against, usual, report);
     let _room = ConntrackRoom::make()?;
-    let asking = Asking::new(args, From::Client, 1, After::Stay);
+    let asking = RequestOptions::new(args, From::Client, 1, After::Stay);
     let samples = Samples::take("requests", &contenders, args.rounds(), report, |contender| {
         asking.measure(contender)
     })?;

@@ -24,7 +24,7 @@ const WAKE: i32 = 1 << 18;
 /// has measured so far: what is measured then is its measuring.
 const CONGESTION: &str = "cubic";
 /// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,8 +101,8 @@ pub fn run(
     let mut outcome = Outcome::none(1);
     let connect = || -> io::Result<TcpStream> {
         let stream = TcpStream::connect(target)?;
-        set_socket_timeout(&stream, Timeout::Recv, Some(PATIENCE))?;
-        set_socket_timeout(&stream, Timeout::Send, Some(PATIENCE))?;
+        set_socket_timeout(&stream, Timeout::Recv, Some(TIMEOUT))?;
+        set_socket_timeout(&stream, Timeout::Send, Some(TIMEOUT))?;
         Ok(stream)
     };
     let begin = Instant::now();

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use samport::dataplane::map_reader::Answers;
 use samport::dataplane::pins;
-use samport_common::layout::{Backend, Life};
+use samport_common::layout::{Backend, BackendState};
 use samport_tests::Namespace;
 use samport_tests::bpf::Map;
 use samport_tests::traces::traces;
@@ -46,7 +46,7 @@ pub fn state(namespace: &Namespace, instance: &str, status: &Value) -> Result<St
         values.sort();
         state.insert(format!("{map}: {values:x?}"));
     }
-    for map in ["OWNERS4", "OWNERS6", "ALLOWED4", "ALLOWED6"] {
+    for map in ["REV_NAT4", "REV_NAT6", "ALLOWED4", "ALLOWED6"] {
         let values = Map::open(&pins::map_of(instance, map)).and_then(|map| map.values())?;
         state.insert(format!("{map}: {} entries", values.len()));
     }
@@ -106,7 +106,7 @@ fn services(instance: &str, state: &mut State) -> Result<()> {
     }
     for id in 1..=MAX_BACKENDS {
         let backend = answers.backend(id)?.backend;
-        if Life::from_byte(backend.life).serves() {
+        if BackendState::from_byte(backend.state).serves() {
             let place = if named.contains(&id) { "in a table" } else { "in no table" };
             state.insert(format!("backend {} {place}", describe(&backend)));
         }
@@ -117,6 +117,6 @@ fn services(instance: &str, state: &mut State) -> Result<()> {
 fn describe(backend: &Backend) -> String {
     let ip = Ipv6Addr::from(backend.addr).to_canonical();
     let at = SocketAddr::new(ip, u16::from_be_bytes(backend.port));
-    let Backend { ifindex, weight, life, via, shared, .. } = *backend;
-    format!("{at} via {via} device {ifindex} weight {weight} life {life} shared {shared}")
+    let Backend { ifindex, weight, state, forward_mode, shared, .. } = *backend;
+    format!("{at} via {forward_mode} device {ifindex} weight {weight} life {state} shared {shared}")
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use samport_tests::fake_engine::Manner;
+use samport_tests::fake_engine::Behavior;
 
 /// Nothing happens before the load has begun.
 const FIRST: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ pub enum Fault {
     /// samport gets SIGSTOP, and SIGCONT at the end.
     Freeze,
     /// The engine ends its events and answers badly.
-    Engine(Manner),
+    Engine(Behavior),
     /// The interface clients come in by goes down.
     Front,
     /// A backend's veth goes down.
@@ -83,11 +83,11 @@ impl Fault {
     fn deck(random: &mut fastrand::Rng, backends: usize) -> Vec<Self> {
         let config =
             if random.u8(..3) == 0 { Config::Broken } else { Config::Other(random.u8(..)) };
-        let manner = Manner::BAD[random.usize(..Manner::BAD.len())];
+        let behavior = Behavior::BAD[random.usize(..Behavior::BAD.len())];
         let mut deck = vec![
             Self::Kill,
             Self::Freeze,
-            Self::Engine(manner),
+            Self::Engine(behavior),
             Self::Front,
             Self::Veth(random.usize(..backends)),
             Self::Routes,

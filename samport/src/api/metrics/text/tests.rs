@@ -3,9 +3,9 @@ use std::collections::BTreeSet;
 use samport_common::layout::{BackendStats, Suspicion};
 use samport_common::verdict::Verdict;
 
-use super::super::sample::{Backend, Provider};
+use super::super::sample::{BackendSample, Provider};
 use super::*;
-use crate::api::words::ControlLoop;
+use crate::api::types::ControlLoop;
 use crate::dataplane::inspect::Flows;
 use crate::model::snapshots::Pages;
 
@@ -24,12 +24,12 @@ fn sample() -> Sample {
         for_one_peer: 1,
     };
     let suspicion = Suspicion { confirmed: 5, refuted: 6, ..Suspicion::default() };
-    let serving = Backend {
+    let serving = BackendSample {
         states: [State::Active].into(),
         weight: 3,
-        counted: Some(Counted { open: 2, stats, handshakes, suspicion }),
+        counted: Some(BackendCounters { open: 2, stats, handshakes, suspicion }),
     };
-    let starting = Backend { states: [State::Starting].into(), weight: 1, counted: None };
+    let starting = BackendSample { states: [State::Starting].into(), weight: 1, counted: None };
     let who = |backend: &str| Who { service: "80/tcp".into(), backend: backend.into() };
     Sample {
         backends: [(who("web-1"), serving), (who("a \"b\"\\c"), starting)].into(),

@@ -12,7 +12,7 @@ use super::super::columns::{Column, GAP, fitting};
 use super::super::history::Growth;
 use super::super::screen::Screen;
 use super::{aligned, coloured, head, per_second, row};
-use crate::api::words::ServiceCount;
+use crate::api::types::ServiceCount;
 use crate::system::escape;
 
 /// Narrowest picture of rates.

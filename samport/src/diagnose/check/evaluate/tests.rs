@@ -10,7 +10,7 @@ use crate::discovery::{Engine, Seen};
 use crate::model::allow::Networks;
 use crate::model::snapshots::Pages;
 use crate::model::test::candidate;
-use crate::model::{Egress, Place, Site};
+use crate::model::{Egress, HostDevice, Reach};
 use crate::net::netlink::LinkState;
 
 const ETH0: u32 = 2;
@@ -50,14 +50,14 @@ fn well() -> Facts {
 }
 
 fn lines(facts: &Facts) -> Vec<String> {
-    judge(facts).iter().map(ToString::to_string).collect()
+    evaluate(facts).iter().map(ToString::to_string).collect()
 }
 
 /// What is found on a machine that differs from a good one in one thing, all that is well left out.
 fn about(change: impl FnOnce(&mut Facts)) -> (Vec<String>, Option<Exit>) {
     let mut facts = well();
     change(&mut facts);
-    let findings = judge(&facts);
+    let findings = evaluate(&facts);
     let bad = findings.iter().filter(|finding| finding.level != Level::Good);
     (bad.map(ToString::to_string).collect(), exit_of(&findings))
 }
@@ -208,10 +208,10 @@ fn programs_of_others_are_named_and_our_own_are_not() {
 /// Case 87: a container whose answers reach no client outside of this machine.
 #[test]
 fn a_container_without_a_route_back_is_named_once() {
-    let place = Place { ifindex: 9, mac: [2; 6], polls: false };
+    let place = HostDevice { ifindex: 9, mac: [2; 6], polls: false };
     let of = |port: &str, leads_out| Candidate {
         listen: port.parse().unwrap(),
-        place: Some(Site::Veth(place)),
+        place: Some(Reach::Veth(place)),
         egress: Egress { leads_out: Some(leads_out), ..Egress::default() },
         ..candidate("web")
     };

@@ -1,0 +1,92 @@
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use samport_common::layout::LAYOUT_VERSION;
+
+use super::*;
+
+/// The maps of layout 3, as the object of commit c9a0d7c defines them.
+const LAYOUT_3: &str = include_str!("layout3/maps.txt");
+
+/// The maps of the prebuilt object, one on a line: name, type, bytes of the key and of the value, entries, flags.
+fn present() -> String {
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../samport-ebpf/prebuilt/samport-ebpf");
+    let object = std::fs::read(object).expect("read the prebuilt object");
+    let object = aya_obj::Object::parse(&object).expect("a kernel object");
+    let maps: BTreeMap<_, _> =
+        object.maps.iter().filter(|(name, _)| !name.starts_with('.')).collect();
+    let mut text = String::new();
+    for (name, map) in maps {
+        let Shape { kind, key, value, entries, flags } = Shape::wanted(map, None);
+        writeln!(text, "{name} {kind} {key} {value} {entries} {flags}").unwrap();
+    }
+    text
+}
+
+fn by_name(maps: &str) -> BTreeMap<&str, &str> {
+    maps.lines().filter_map(|line| line.split_once(' ')).collect()
+}
+
+/// What CONTRIBUTING.md has to say of a change of the maps.
+#[test]
+fn the_maps_are_those_that_are_written_down() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dataplane/migrate/maps.txt");
+    let present = format!("layout {LAYOUT_VERSION}\n{}", present());
+    if std::env::var_os("SAMPORT_WRITE_REFERENCE").is_some() {
+        std::fs::write(file, &present).unwrap();
+    }
+    let written = std::fs::read_to_string(file).unwrap();
+    assert_eq!(
+        written, present,
+        "the maps have changed: CONTRIBUTING.md, \"A change of the maps\", says what to do"
+    );
+}
+
+#[test]
+fn every_map_is_in_the_list_of_every_older_layout() {
+    let maps: BTreeSet<_> = load::MAPS.into_iter().collect();
+    assert_eq!(maps, by_name(&present()).into_keys().collect());
+    for (version, list, renamed) in OLDER {
+        let listed: BTreeSet<_> = list.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, maps, "layout {version}");
+        assert_eq!(listed.len(), list.len(), "layout {version} has a map twice");
+        let unknown: Vec<_> = renamed.iter().filter(|(_, name)| !maps.contains(name)).collect();
+        assert!(unknown.is_empty(), "layout {version}: {unknown:?}");
+        for name in load::OF_A_RUN {
+            let of_run = list.iter().find(|(one, _)| *one == name);
+            assert!(matches!(of_run, Some((_, Migration::OfRun))), "{name} in layout {version}");
+        }
+    }
+}
+
+#[test]
+fn what_becomes_of_a_map_fits_what_has_changed_of_it() {
+    let present = present();
+    let (old, new) = (by_name(LAYOUT_3), by_name(&present));
+    for (before, name) in layout3::RENAMED {
+        assert!(old.contains_key(before) && !old.contains_key(name), "{before} was {name}");
+        assert!(new.contains_key(name) && !new.contains_key(before), "{before} is {name}");
+    }
+    for (name, migration) in layout3::MAPS {
+        let renamed = layout3::RENAMED.iter().find(|(_, new)| *new == name);
+        let before = renamed.map_or(name, |(before, _)| before);
+        let (old, new) = (old.get(before), new.get(name));
+        match migration {
+            Migration::Kept => assert_eq!(old, new, "{name} is another map now: it cannot be kept"),
+            Migration::New => assert_eq!(old, None, "{name} is not new"),
+            Migration::Converted(_) | Migration::Emptied => {
+                assert!(old.is_some(), "{name} is new");
+                assert_ne!(old, new, "{name} is the same: it can be kept");
+            }
+            Migration::OfRun => {}
+        }
+    }
+}
+
+#[test]
+fn layouts_without_a_conversion_are_unknown() {
+    for (version, expected) in [(2, false), (3, true), (LAYOUT_VERSION, true), (99, false)] {
+        assert_eq!(Layout::of(version).is_some(), expected, "{version}");
+        assert_eq!(layouts().contains(&version), expected, "{version}");
+    }
+}
