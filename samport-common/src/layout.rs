@@ -19,7 +19,7 @@ pub use ports::{CachedPort, PORT_CACHE_LEN, PORT_WORDS, PortService, port_bit};
 pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
 /// Version of every key and value layout together. A change to any of them raises it.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {

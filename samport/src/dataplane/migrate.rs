@@ -5,6 +5,7 @@
 
 mod copy;
 mod layout3;
+mod layout4;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -49,7 +50,8 @@ type List = &'static [(&'static str, Migration)];
 type Renamed = &'static [(&'static str, &'static str)];
 
 /// The older layouts that can be taken over, each with its list and the names its maps had.
-const OLDER: [(u32, List, Renamed); 1] = [(3, &layout3::MAPS, &layout3::RENAMED)];
+const OLDER: [(u32, List, Renamed); 2] =
+    [(3, &layout3::MAPS, &layout3::RENAMED), (4, &layout4::MAPS, &layout4::RENAMED)];
 
 /// The layout of the maps that are taken over.
 #[derive(Clone, Copy)]
