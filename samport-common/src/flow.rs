@@ -50,7 +50,7 @@ impl<A: Address> EndpointKey<A> {
     pub fn fold(&self) -> u16 {
         let mut fold = 0;
         for word in self.as_bytes().chunks_exact(4) {
-            fold ^= u32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
+            fold ^= word.try_into().map_or(0, u32::from_ne_bytes);
         }
         let [low, high, ..] = (fold ^ fold >> 16).to_ne_bytes();
         u16::from_ne_bytes([low, high]).max(1)

@@ -66,9 +66,10 @@ pub mod packed {
     #[inline(always)]
     pub unsafe fn result<T: Copy>(number: u32) -> Result<&'static T, Special> {
         match number {
-            // SAFETY: the caller's promise.
             PACKET_STORED => {
-                unsafe { maps::scratch::get() }.ok_or(Special::Leave(Verdict::RewriteFailed))
+                // SAFETY: the caller's promise.
+                let stored = unsafe { maps::scratch::get() };
+                stored.ok_or(Special::Leave(Verdict::RewriteFailed))
             }
             ICMP => Err(Special::Icmp),
             FIRST => Err(Special::First),

@@ -84,10 +84,8 @@ impl User {
     /// # Errors
     /// [`Exit::Privileges`] if it may not, with the ways out.
     pub fn require_access_to(&self, socket: &Path) -> Result<()> {
-        let error = match rustix::fs::access(socket, Access::WRITE_OK) {
-            Err(error @ (Errno::ACCESS | Errno::PERM)) => error,
-            Ok(()) | Err(_) => return Ok(()),
-        };
+        let refused = rustix::fs::access(socket, Access::WRITE_OK);
+        let Err(error @ (Errno::ACCESS | Errno::PERM)) = refused else { return Ok(()) };
         let (name, socket) = (&self.name, socket.display());
         let message = format!(
             "user {name} cannot connect to {socket}: {error}; give the socket a group (SocketGroup= of its systemd unit), use \

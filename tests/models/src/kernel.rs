@@ -161,7 +161,7 @@ impl<'a> Loader<'a> {
                 self.set_backend(*id, Some(key.endpoint.port()), *state);
             }
             Change::RetireBackend { id, .. } => {
-                self.set_backend(id.next(), None, BackendState::Down)
+                self.set_backend(id.next(), None, BackendState::Down);
             }
             Change::WriteTable { region, slots, .. } => self.write_table(region.base, slots),
             Change::SetFrontend { to, .. } => {

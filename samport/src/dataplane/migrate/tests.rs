@@ -77,7 +77,7 @@ fn what_becomes_of_a_map_fits_what_has_changed_of_it() {
             let (old, new) = (old.get(before), new.get(name));
             match Layout::of(version).unwrap().migration(name) {
                 Migration::Kept => {
-                    assert_eq!(old, new, "{name} of layout {version} is another map now")
+                    assert_eq!(old, new, "{name} of layout {version} is another map now");
                 }
                 Migration::New => assert_eq!(old, None, "{name} is not new in layout {version}"),
                 // Emptied in every layout: each run has its own seed.

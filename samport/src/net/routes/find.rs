@@ -230,18 +230,18 @@ mod tests {
         let found =
             FoundRoute { route, device: Some(BRIDGE), place: Some(place), at: 1, held: None };
         let now = Instant::now();
-        let second = Duration::from_secs(1);
+        let just_before = |limit: Duration| limit.saturating_sub(Duration::from_secs(1));
         for (veth, bridge) in [(true, true), (false, true), (true, false)] {
             let is_up = veth && bridge;
             let held = found.held(now, &devices(veth, bridge));
             assert_eq!(held, Some(Held { since: now, is_up }), "{veth} {bridge}");
             let (held, limit) = (FoundRoute { held, ..found }, if is_up { HOLD_UP } else { HOLD });
-            assert_eq!(held.held(now + limit - second, &devices(veth, bridge)), held.held);
+            assert_eq!(held.held(now + just_before(limit), &devices(veth, bridge)), held.held);
             assert_eq!(held.held(now + limit, &devices(veth, bridge)), None);
         }
         // The route comes back a moment after the link, however long that was down.
         let down = FoundRoute { held: Some(Held { since: now, is_up: false }), ..found };
-        let later = now + HOLD - second;
+        let later = now + just_before(HOLD);
         let back = down.held(later, &devices(true, true));
         assert_eq!(back, Some(Held { since: later, is_up: true }));
         assert_eq!(
