@@ -1,5 +1,6 @@
 //! `cargo xtask fuzz`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -68,12 +69,13 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn fuzz(program: &Path, target: &str, args: &Args) -> Result<()> {
-    let kept = created(folder().join("corpus").join(target))?;
+    let kept = folder().join("corpus").join(format!("{target}.hex"));
+    let seeds = unpacked(&kept, &folder().join("target/seeds").join(target))?;
     // What is found goes into the first folder.
     let corpora = if args.keep {
-        vec![kept.clone()]
+        vec![seeds.clone()]
     } else {
-        vec![created(folder().join("target/corpus").join(target))?, kept.clone()]
+        vec![created(folder().join("target/corpus").join(target))?, seeds.clone()]
     };
     let crashes = created(folder().join("crashes").join(target))?;
     let mut run = command(program, "run", target);
@@ -84,7 +86,8 @@ fn fuzz(program: &Path, target: &str, args: &Args) -> Result<()> {
     run.args(["-print_final_stats=1", "-verbosity=0"]);
     sh::run(&mut run)?;
     if args.keep {
-        sh::run(command(program, "cmin", target).arg(kept))?;
+        sh::run(command(program, "cmin", target).arg(&seeds))?;
+        pack(&seeds, &kept)?;
     }
     Ok(())
 }
@@ -96,6 +99,35 @@ fn command(program: &Path, verb: &str, target: &str) -> Command {
     command
 }
 
+/// Writes each line of a corpus, which is an input in hexadecimal digits, into a file of its own in a folder that has nothing
+/// else; the folder.
+fn unpacked(corpus: &Path, folder: &Path) -> Result<PathBuf> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    let folder = created(folder.to_owned())?;
+    let text =
+        fs::read_to_string(corpus).with_context(|| format!("read {}", corpus.display()))?;
+    for (line, number) in text.lines().zip(1..) {
+        let bytes = hex::decode(line).with_context(|| format!("{}:{number}", corpus.display()))?;
+        let file = folder.join(number.to_string());
+        fs::write(&file, bytes).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(folder)
+}
+
+/// Writes the files of a folder into a corpus, sorted, so that a change is the lines that have changed.
+fn pack(folder: &Path, corpus: &Path) -> Result<()> {
+    let mut lines = BTreeSet::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry.with_context(|| format!("list {}", folder.display()))?.path();
+        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        lines.insert(hex::encode(bytes) + "\n");
+    }
+    let text: String = lines.into_iter().collect();
+    fs::write(corpus, text).with_context(|| format!("write {}", corpus.display()))
+}
+
 fn created(folder: PathBuf) -> Result<PathBuf> {
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     Ok(folder)
@@ -103,6 +135,21 @@ fn created(folder: PathBuf) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    /// What is in the repository is what would be written: sorted, without an input twice.
+    #[test]
+    fn a_corpus_is_the_same_after_it_was_unpacked_and_packed() {
+        for target in targets().unwrap() {
+            let scratch = tempfile::tempdir().unwrap();
+            let corpus = folder().join("corpus").join(format!("{target}.hex"));
+            let seeds = unpacked(&corpus, &scratch.path().join("seeds")).unwrap();
+            let again = scratch.path().join("again.hex");
+            pack(&seeds, &again).unwrap();
+            assert!(fs::read(&corpus).unwrap() == fs::read(again).unwrap(), "{target}");
+        }
+    }
+
     #[test]
     fn help_names_every_target() {
         let help = <super::Args as clap::Args>::augment_args(clap::Command::new("fuzz"));
