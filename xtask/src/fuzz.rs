@@ -99,15 +99,14 @@ fn command(program: &Path, verb: &str, target: &str) -> Command {
     command
 }
 
-/// Writes each line of a corpus, which is an input in hexadecimal digits, into a file of its own in a folder that has nothing
+/// Writes each line of a corpus, which is an input in hexadecimal digits, into a file in a folder that has nothing
 /// else; the folder.
 fn unpacked(corpus: &Path, folder: &Path) -> Result<PathBuf> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
     }
     let folder = created(folder.to_owned())?;
-    let text =
-        fs::read_to_string(corpus).with_context(|| format!("read {}", corpus.display()))?;
+    let text = fs::read_to_string(corpus).with_context(|| format!("read {}", corpus.display()))?;
     for (line, number) in text.lines().zip(1..) {
         let bytes = hex::decode(line).with_context(|| format!("{}:{number}", corpus.display()))?;
         let file = folder.join(number.to_string());
