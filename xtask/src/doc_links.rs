@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-use crate::prose::WORDS;
+use crate::prose::words_in;
 use crate::sh;
 
 /// A link of a document that leads into the checkout.
@@ -119,15 +119,9 @@ const WITH_HABITS: [&str; 3] =
 
 /// The habits in a text's prose, each with its line.
 fn habits(text: &str) -> Vec<(&'static str, &str)> {
-    let is_word = |line: &str, at: usize, habit: &str| {
-        let is_letter = |c: char| c.is_alphanumeric() || c == '_';
-        !line[..at].ends_with(is_letter) && !line[at + habit.len()..].starts_with(is_letter)
-    };
     let found = prose(text).flat_map(|line| {
-        let has = move |habit: &&&str| {
-            line.match_indices(**habit).any(|(at, _)| is_word(line, at, habit))
-        };
-        WORDS.iter().filter(has).map(move |habit| (*habit, line))
+        let letters: Vec<_> = line.chars().map(|c| (c, 0)).collect();
+        words_in(&letters).into_iter().map(move |(_, habit)| (habit, line))
     });
     found.collect()
 }

@@ -138,7 +138,6 @@ const FILES: &[&str] = &[
     "roll",
     "seat",
     "rooms",
-    "seat",
     "shortcuts",
     "siblings",
     "site",

@@ -9,7 +9,7 @@ use walkdir::WalkDir;
 use crate::sh;
 
 /// Habits that say nothing. Compared in lower case, as whole words, over the ends of lines too.
-pub const WORDS: [&str; 15] = [
+const WORDS: [&str; 15] = [
     "anew",
     "likewise",
     "besides",
@@ -78,7 +78,11 @@ fn prose(text: &str) -> Vec<(char, usize)> {
 
 /// The words of the list that a Rust file's prose has: lines and words.
 fn found(text: &str) -> Vec<(usize, &'static str)> {
-    let prose = prose(text);
+    words_in(&prose(text))
+}
+
+/// The words of the list in characters, each with the number of its line: lines and words.
+pub fn words_in(prose: &[(char, usize)]) -> Vec<(usize, &'static str)> {
     let lower: Vec<char> = prose.iter().map(|(c, _)| c.to_ascii_lowercase()).collect();
     let is_of_word = |at: Option<&char>| at.is_some_and(|c| c.is_alphanumeric() || *c == '_');
     let mut found = Vec::new();
