@@ -210,11 +210,8 @@ impl Map {
         let mut values = Vec::new();
         let mut last = None;
         while let Some(key) = self.key_after(last.as_deref())? {
-            let mut value = vec![0_u8; self.value_len];
-            let mut attr = self.attr(&key);
-            put(&mut attr, 16, &(value.as_mut_ptr() as u64).to_ne_bytes());
-            match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
-                Ok(_) => values.push(value),
+            match self.value(&key) {
+                Ok(value) => values.push(value),
                 // Deleted in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -228,15 +225,26 @@ impl Map {
     pub fn change(&self, change: impl Fn(&mut [u8])) -> io::Result<()> {
         let mut last = None;
         while let Some(key) = self.key_after(last.as_deref())? {
-            let mut value = vec![0_u8; self.value_len];
-            let mut attr = self.attr(&key);
-            put(&mut attr, 16, &(value.as_mut_ptr() as u64).to_ne_bytes());
-            bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+            let mut value = self.value(&key)?;
             change(&mut value);
-            bpf(BPF_MAP_UPDATE_ELEM, &mut attr)?;
+            bpf(BPF_MAP_UPDATE_ELEM, &mut self.attr_with(&key, &mut value))?;
             last = Some(key);
         }
         Ok(())
+    }
+
+    /// The value of a key.
+    fn value(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+        let mut value = vec![0_u8; self.value_len];
+        bpf(BPF_MAP_LOOKUP_ELEM, &mut self.attr_with(key, &mut value))?;
+        Ok(value)
+    }
+
+    /// [`Self::attr`] of a command that reads or writes bytes here.
+    fn attr_with(&self, key: &[u8], bytes: &mut [u8]) -> Attr {
+        let mut attr = self.attr(key);
+        put(&mut attr, 16, &(bytes.as_mut_ptr() as u64).to_ne_bytes());
+        attr
     }
 
     /// Deletes everything in a hash table; how many entries there were.
@@ -253,8 +261,7 @@ impl Map {
     fn key_after(&self, last: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
         let mut key = vec![0_u8; self.key_len];
         // Without a key to start from, the kernel gives the first one.
-        let mut attr = self.attr(last.unwrap_or_default());
-        put(&mut attr, 16, &(key.as_mut_ptr() as u64).to_ne_bytes());
+        let mut attr = self.attr_with(last.unwrap_or_default(), &mut key);
         match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
             Ok(_) => Ok(Some(key)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
