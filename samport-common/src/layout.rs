@@ -19,7 +19,7 @@ pub use ports::{CachedPort, PORT_CACHE_LEN, PORT_WORDS, PortService, port_bit};
 pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
 /// Version of every key and value layout together. A change to any of them raises it.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Indices of `PROGRAMS`: programs reached by tail call.
 pub mod program {
@@ -311,6 +311,8 @@ pub enum ForwardMode {
     Peer = 2,
     /// To the macvlan child of the interface clients come in by, found by its MAC.
     Child = 3,
+    /// Unchanged, through the tunnel to another node, which has containers of its own.
+    Node = 4,
 }
 
 impl ForwardMode {
@@ -322,6 +324,7 @@ impl ForwardMode {
             1 => Self::Neighbour,
             2 => Self::Peer,
             3 => Self::Child,
+            4 => Self::Node,
             _ => Self::Stack,
         }
     }

@@ -149,6 +149,24 @@ verdicts! {
     44 OutboundAnswer "outbound-answer" Pass;
     /// The program that was to go on with it is not where it belongs: a bug, or somebody has changed samport's maps.
     45 MissedTailCall "missed-tail-call" Drop;
+    /// Sent unchanged through the tunnel to another node, which selects one of its own containers.
+    46 ForwardNode "forward-node" Redirect;
+    /// A reply to a client of another node: restored and sent back to that node through the tunnel.
+    47 ReplyNode "reply-node" Redirect;
+    /// In the tunnel, from an address that is no node's, or by a device that does not lead to that node.
+    48 TunnelUnknownNode "tunnel-unknown-node" Drop;
+    /// In the tunnel, and neither an IP packet nor a probe.
+    49 TunnelMalformed "tunnel-malformed" Drop;
+    /// In the tunnel, for a service that is not served here.
+    50 TunnelNotServed "tunnel-not-served" Drop;
+    /// In the tunnel, and itself a packet of a tunnel.
+    51 TunnelNested "tunnel-nested" Drop;
+    /// In the tunnel, a reply that belongs to no flow to the node it comes from.
+    52 TunnelNoFlow "tunnel-no-flow" Drop;
+    /// A probe of another node, answered.
+    53 TunnelProbe "tunnel-probe" Redirect;
+    /// Too large for the tunnel to the node: its sender is told the size.
+    54 TunnelTooBig "tunnel-too-big" Redirect;
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
             Some(()) => Verdict::ForwardChild.into(),
             None => Verdict::RewriteFailed.into(),
         },
+        ForwardMode::Node => Verdict::RewriteFailed.into(),
     }
 }
 

@@ -297,6 +297,7 @@ fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId) -> Backend {
         Route::Neighbour { ifindex, .. } => (ForwardMode::Neighbour, ifindex, [0; 6]),
         Route::Stack => (ForwardMode::Stack, 0, [0; 6]),
         Route::Child(place) => (ForwardMode::Child, place.ifindex, place.mac),
+        Route::Node(_) => (ForwardMode::Node, 0, [0; 6]),
     };
     Backend {
         addr: wide(endpoint.ip()),

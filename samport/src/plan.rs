@@ -254,6 +254,8 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
                 wanted.insert((Role::Egress, place.ifindex));
             }
             Route::Stack => wanted.extend(egress),
+            // They come in by the interfaces, in the tunnel.
+            Route::Node(_) => {}
         }
     }
     wanted

@@ -6,6 +6,7 @@
 mod copy;
 mod layout3;
 mod layout4;
+mod layout5;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -50,8 +51,11 @@ type List = &'static [(&'static str, Migration)];
 type Renamed = &'static [(&'static str, &'static str)];
 
 /// The older layouts that can be taken over, each with its list and the names its maps had.
-const OLDER: [(u32, List, Renamed); 2] =
-    [(3, &layout3::MAPS, &layout3::RENAMED), (4, &layout4::MAPS, &layout4::RENAMED)];
+const OLDER: [(u32, List, Renamed); 3] = [
+    (3, &layout3::MAPS, &layout3::RENAMED),
+    (4, &layout4::MAPS, &layout4::RENAMED),
+    (5, &layout5::MAPS, &[]),
+];
 
 /// The layout of the maps that are taken over.
 #[derive(Clone, Copy)]

@@ -61,7 +61,7 @@ pub fn settle(
                  runs in; run samport there"
                     .to_owned(),
             ),
-            Some(Reach::Veth(_)) | None => None,
+            Some(Reach::Veth(_) | Reach::Node(_)) | None => None,
         };
         settled.egress.leads_out = leads_out(candidate, devices, interfaces);
         if trouble.is_none() && settled.egress.leads_out == Some(false) {

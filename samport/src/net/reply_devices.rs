@@ -79,7 +79,7 @@ pub fn reply_devices(
             let veths = beside(place.ifindex).into_iter();
             (device, veths.map(|veth| master(veth).unwrap_or(veth)).collect())
         }
-        (Route::Stack, _) => return all_of(device, Vec::new()),
+        (Route::Stack | Route::Node(_), _) => return all_of(device, Vec::new()),
     };
     let parents = egress.parents.iter().copied().filter(|parent| devices.contains_key(parent));
     let leaves_by: Vec<u32> = parents.collect();

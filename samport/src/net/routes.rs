@@ -276,6 +276,6 @@ fn is_there(route: Route, devices: &netlink::Devices) -> bool {
         Route::Neighbour { ifindex, answers_on } => {
             devices.contains_key(&ifindex) && devices.contains_key(&answers_on)
         }
-        Route::Stack => true,
+        Route::Stack | Route::Node(_) => true,
     }
 }

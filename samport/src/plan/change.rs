@@ -33,6 +33,8 @@ pub enum Route {
     Stack,
     /// To a macvlan child of an interface clients come in by: the place's.
     Child(HostDevice),
+    /// Unchanged, through the tunnel to the node with this address.
+    Node(IpAddr),
 }
 
 impl Route {
@@ -43,7 +45,7 @@ impl Route {
         match self {
             Self::Peer(place) => Some(place.ifindex),
             Self::Neighbour { answers_on, .. } => Some(answers_on),
-            Self::Stack | Self::Child(_) => None,
+            Self::Stack | Self::Child(_) | Self::Node(_) => None,
         }
     }
 
@@ -55,6 +57,7 @@ impl Route {
             Self::Neighbour { .. } => "neigh",
             Self::Stack => "stack",
             Self::Child(_) => "macvlan",
+            Self::Node(_) => "node",
         }
     }
 }
@@ -125,8 +128,8 @@ impl Share {
                 (Some(answers_on).filter(|own| *own != ifindex), true, Some(ifindex))
             }
             Route::Child(_) => (None, true, None),
-            // They come out of the stack.
-            Route::Stack => (None, false, None),
+            // They come out of the stack, or of the tunnel.
+            Route::Stack | Route::Node(_) => (None, false, None),
         };
         let others = self.answers_on.iter().filter(move |other| {
             is_by_veths

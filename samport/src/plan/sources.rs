@@ -51,7 +51,7 @@ const fn is_behind_veth(route: Route) -> bool {
     match route {
         Route::Peer(_) => true,
         Route::Neighbour { ifindex, answers_on } => answers_on != ifindex,
-        Route::Stack | Route::Child(_) => false,
+        Route::Stack | Route::Child(_) | Route::Node(_) => false,
     }
 }
 

@@ -201,7 +201,7 @@ fn answers_on(forward_mode: ForwardMode, ifindex: u32, route: Option<Route>) -> 
         (ForwardMode::Child, _) => DeviceSet::from_iter([DeviceSet::HOST]),
         // Not known without asking for routes. 0 as the first one lets replies of other machines come in by
         // any device, as they did; those of a server on the host itself come from there.
-        (ForwardMode::Neighbour | ForwardMode::Stack, _) => {
+        (ForwardMode::Neighbour | ForwardMode::Stack | ForwardMode::Node, _) => {
             DeviceSet { ifindex: [0, DeviceSet::HOST, 0, 0, 0, 0, 0, 0] }
         }
     }

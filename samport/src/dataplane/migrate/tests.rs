@@ -9,6 +9,8 @@ use super::*;
 const LAYOUT_3: &str = include_str!("layout3/maps.txt");
 /// The maps of layout 4, as the object of commit 897d8c1 defines them.
 const LAYOUT_4: &str = include_str!("layout4/maps.txt");
+/// The maps of layout 5, as the object of commit 2b61d2c defines them.
+const LAYOUT_5: &str = include_str!("layout5/maps.txt");
 
 /// The maps of the prebuilt object, one on a line: name, type, bytes of the key and of the value, entries, flags.
 fn present() -> String {
@@ -65,7 +67,7 @@ fn every_map_is_in_the_list_of_every_older_layout() {
 fn what_becomes_of_a_map_fits_what_has_changed_of_it() {
     let present = present();
     let new = by_name(&present);
-    for ((version, list, renamed), maps) in OLDER.into_iter().zip([LAYOUT_3, LAYOUT_4]) {
+    for ((version, list, renamed), maps) in OLDER.into_iter().zip([LAYOUT_3, LAYOUT_4, LAYOUT_5]) {
         let old = by_name(maps);
         for (before, name) in renamed {
             assert!(old.contains_key(before) && !old.contains_key(name), "{before} was {name}");
@@ -95,7 +97,7 @@ fn what_becomes_of_a_map_fits_what_has_changed_of_it() {
 #[test]
 fn layouts_without_a_conversion_are_unknown() {
     for (version, expected) in
-        [(2, false), (3, true), (4, true), (LAYOUT_VERSION, true), (99, false)]
+        [(2, false), (3, true), (4, true), (5, true), (LAYOUT_VERSION, true), (99, false)]
     {
         assert_eq!(Layout::of(version).is_some(), expected, "{version}");
         assert_eq!(layouts().contains(&version), expected, "{version}");

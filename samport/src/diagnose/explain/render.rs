@@ -193,6 +193,12 @@ fn way(explanation: &Explanation, member: &Member) -> String {
             format!("redirect out of {device} by the neighbour table, netfilter skipped")
         }
         ForwardMode::Child => format!("to the macvlan child of {device}, netfilter skipped"),
+        ForwardMode::Node => {
+            return format!(
+                "unchanged, through the tunnel to node {}, which selects one of its containers",
+                address(member).ip()
+            );
+        }
         ForwardMode::Stack => "through this machine's own stack and its firewall".to_owned(),
     };
     format!("{destination} → {way}")
@@ -322,6 +328,7 @@ fn backends(explanation: &Explanation) -> Vec<types::Way> {
                 ForwardMode::Peer => ("peer", Verdict::ForwardPeer, true),
                 ForwardMode::Neighbour => ("neigh", Verdict::ForwardNeighbour, true),
                 ForwardMode::Child => ("macvlan", Verdict::ForwardChild, true),
+                ForwardMode::Node => ("node", Verdict::ForwardNode, true),
                 ForwardMode::Stack => ("stack", Verdict::ForwardStack, false),
             };
         Some(types::Way {
