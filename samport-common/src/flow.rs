@@ -311,14 +311,29 @@ pub struct Affinity {
 pub struct ReplyPath(u32);
 
 impl ReplyPath {
-    /// Device indices are positive `int`s.
+    /// Device indices are positive `int`s, and do not get near 2³⁰: a network namespace counts them from 1.
     const CONTAINER: u32 = 1 << 31;
+    const TUNNEL: u32 = 1 << 30;
 
     /// Out of the device its packets come in by, by route and neighbour.
     #[must_use]
     #[inline(always)]
     pub const fn out_of(ifindex: u32) -> Self {
-        Self(ifindex & !Self::CONTAINER)
+        Self(ifindex & !(Self::CONTAINER | Self::TUNNEL))
+    }
+
+    /// Through the tunnel to the node with this index, whose client it is.
+    #[must_use]
+    #[inline(always)]
+    pub const fn through_tunnel(node: u32) -> Self {
+        Self(node | Self::TUNNEL)
+    }
+
+    /// The index of the node whose client it is, if it is one's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn node(self) -> Option<u32> {
+        if self.0 & Self::TUNNEL != 0 { Some(self.0 & !Self::TUNNEL) } else { None }
     }
 
     /// Into the container whose veth's host side this is.
@@ -342,11 +357,11 @@ impl ReplyPath {
         self.0
     }
 
-    /// The device.
+    /// The device; of [`Self::node`]'s clients nothing.
     #[must_use]
     #[inline(always)]
     pub const fn ifindex(self) -> u32 {
-        self.0 & !Self::CONTAINER
+        self.0 & !(Self::CONTAINER | Self::TUNNEL)
     }
 
     /// Whether the client is the container behind the device.

@@ -4,6 +4,7 @@
 
 mod clock;
 mod devices;
+mod nodes;
 mod ports;
 mod room;
 
@@ -15,6 +16,7 @@ use crate::wire::protocol::Protocol;
 
 pub use clock::Clock;
 pub use devices::{DeviceInfo, DeviceSet, MAX_DEVICES, MAX_SOURCES, device};
+pub use nodes::{MAX_NODES, Node};
 pub use ports::{CachedPort, PORT_CACHE_LEN, PORT_WORDS, PortService, port_bit};
 pub use room::{HELD_LEN, Held, RoomLimits, UNPROVEN, held_by, is_nearly_full};
 
@@ -51,8 +53,14 @@ pub mod program {
     pub const REVERSE6: u32 = 12;
     /// `samport_make_way`: forward, for a client's port all of whose flows may be somebody else's.
     pub const MAKE_WAY: u32 = 13;
+    /// `samport_unwrap`: what comes in by the tunnel.
+    pub const UNWRAP: u32 = 14;
+    /// `samport_inner`: the packet that was inside.
+    pub const INNER: u32 = 15;
+    /// `samport_wrap`: what leaves by the tunnel.
+    pub const WRAP: u32 = 16;
     /// Length of the array.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 17;
 }
 
 /// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.
@@ -130,6 +138,9 @@ pub mod service {
     pub const DROP: u32 = 4;
     /// Some backend's endpoint is other services' too: only the slow path can choose.
     pub const SHARED: u32 = 8;
+    /// Some backend is another node. What containers of this machine dial is served by the others only: it would leave
+    /// with an address that means another container there.
+    pub const NODES: u32 = 16;
 }
 
 /// Where in `TABLE` a service's slots are.
@@ -191,6 +202,9 @@ pub enum Scope {
     External = 0,
     /// Only the host itself and its containers: any other address of the host.
     Internal = 1,
+    /// Nobody: it stands for whatever address a packet of the tunnel is for, and is served by this machine's own
+    /// backends. Its address is the unspecified one.
+    Local = 2,
 }
 
 impl Scope {
@@ -200,6 +214,7 @@ impl Scope {
     pub const fn from_byte(byte: u8) -> Self {
         match byte {
             0 => Self::External,
+            2 => Self::Local,
             _ => Self::Internal,
         }
     }

@@ -20,6 +20,7 @@
 pub mod checksum;
 pub mod choose;
 pub mod conntrack;
+pub mod encap;
 pub mod exit;
 pub mod failover;
 pub mod family;

@@ -67,6 +67,8 @@ pub enum Ingress {
     Bridge,
     /// At ingress of the host's side of a container's veth.
     Container,
+    /// It has come out of the tunnel: the node that has sent it has validated its source.
+    Tunnel,
 }
 
 /// The next machine on a route.
@@ -197,8 +199,12 @@ pub fn validate<P: Family>(
     if P::is_never_a_source(source) {
         return Validity::Refused;
     }
+    let is_from_tunnel = matches!(arrival.ingress, Ingress::Tunnel);
     match known {
-        Known::OfHost | Known::Elsewhere => return Validity::Refused,
+        Known::OfHost => return Validity::Refused,
+        // Containers of other nodes have the addresses of this one's.
+        _ if is_from_tunnel => return Validity::Proven,
+        Known::Elsewhere => return Validity::Refused,
         Known::Here => return Validity::Proven,
         Known::Nothing => {}
     }

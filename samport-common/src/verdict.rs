@@ -169,6 +169,19 @@ verdicts! {
     54 TunnelTooBig "tunnel-too-big" Redirect;
 }
 
+impl Verdict {
+    /// Whether a packet that has come out of the tunnel may be left to the host's stack with this verdict: only one that
+    /// was rewritten for a backend, or is a reply. With any other it would come from nowhere.
+    #[must_use]
+    #[inline(always)]
+    pub const fn may_leave_tunnel(self) -> bool {
+        matches!(
+            self,
+            Self::ForwardStack | Self::ForwardChild | Self::ForwardTooBig | Self::ReplyStack
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

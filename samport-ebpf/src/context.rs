@@ -39,6 +39,9 @@ pub trait Context: Frame {
     /// Whether the frame is addressed to this machine.
     fn is_for_host(&self) -> bool;
 
+    /// The index of the node that a packet comes from, at [`Hook::Tunnel`].
+    fn node(&self) -> u32;
+
     /// Brings headers into the part we can read. False if they were there already: then the packet
     /// really ends where reading stopped.
     fn pull_headers(&self) -> bool;
@@ -58,6 +61,8 @@ pub enum Hook {
     Device = 4,
     /// Egress of an interface or a bridge: replies that come through the host's stack.
     Egress = 5,
+    /// Ingress of an interface, of what was inside of a packet of the tunnel.
+    Tunnel = 6,
 }
 
 impl Hook {
@@ -69,6 +74,7 @@ impl Hook {
             3 => Self::Container,
             4 => Self::Device,
             5 => Self::Egress,
+            6 => Self::Tunnel,
             _ => Self::Interface,
         }
     }

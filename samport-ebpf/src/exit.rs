@@ -59,6 +59,9 @@ fn find<P: Tables>(ctx: *mut __sk_buff, client: &'static P::Addr, flow: *mut Flo
     let Some(entry) = FlowRef::new(flow) else { return NO_ROUTE };
     let skb = Skb::new(TcContext::new(ctx));
     let reply_path = entry.reply_path();
+    if maps::is_clustered() && reply_path.node().is_some() {
+        return u64::from(reply_path.to_bits());
+    }
     if skb.hook() == Hook::Egress && !reply_path.is_container() {
         // The kernel has decided that already. Fragments that follow are met earlier.
         return u64::from(ReplyPath::out_of(skb.ifindex()).to_bits());
@@ -86,7 +89,11 @@ fn find<P: Tables>(ctx: *mut __sk_buff, client: &'static P::Addr, flow: *mut Flo
 /// Whether the flow's replies leave as they did before: into a container, or by the device its client comes in by.
 #[inline(always)]
 pub fn is_settled(entry: FlowRef) -> bool {
-    entry.reply_path().is_container() || entry.cached_exit().is_settled(maps::route_generation())
+    let reply_path = entry.reply_path();
+    if maps::is_clustered() && reply_path.node().is_some() {
+        return false;
+    }
+    reply_path.is_container() || entry.cached_exit().is_settled(maps::route_generation())
 }
 
 /// Asks the kernel [`maps::scratch::route_question`]; `reply_path` and `cached_exit` are the flow's.

@@ -28,6 +28,7 @@ use crate::redirect;
 use crate::reverse;
 use crate::room;
 use crate::skb::{Skb, Unserved};
+use crate::tunnel;
 use crate::{Next, Outcome};
 
 /// Sends a packet of an open flow to its backend, and leaves what is not ours alone: enough for nearly
@@ -61,9 +62,18 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
     match fast_path::<P, _>(skb, hook, packet) {
         Some(hit) => Next::Outcome(send_hit::<P>(skb, packet, &hit, hook.into())),
         // What passes by on its way to another machine's port is dismissed here.
-        None if service_of::<P>(packet).is_none() => Verdict::NotOurs.into(),
+        None if service_of::<P>(hook, packet).is_none() => of_no_service(hook, packet),
         None => Next::TailCall(program::CHOOSE),
     }
+}
+
+/// What becomes of a packet for a port that is looked at, but for no service: it may be the tunnel's.
+#[inline(always)]
+fn of_no_service<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
+    if maps::is_clustered() && hook == Hook::Interface && tunnel::is_of_tunnel(packet) {
+        return Next::TailCall(program::UNWRAP);
+    }
+    Verdict::NotOurs.into()
 }
 
 /// Finds the packet's backend and sends it there: one look-up, one selection.
@@ -258,6 +268,9 @@ fn send_hit<P: Tables>(
     hit: &FastHit,
     from: nat::Sender,
 ) -> Outcome {
+    if maps::is_clustered() && redirect::is_node(hit.backend) {
+        return redirect::to_node(skb, hit.id, hit.backend, false);
+    }
     let plan = rewrite::plan::<P>(packet, End::Destination, maps::endpoint::<P>(hit.backend));
     if nat::apply(skb, &plan.bounded(), from).is_none() {
         return Verdict::RewriteFailed.into();
@@ -288,14 +301,37 @@ fn pass<A: Address, C: Context>(
 pub fn reply_path_of<C: Context>(context: &C, hook: Hook) -> ReplyPath {
     match hook {
         Hook::Container => ReplyPath::into_container(context.ifindex()),
+        Hook::Tunnel if maps::is_clustered() => ReplyPath::through_tunnel(context.node()),
         _ => ReplyPath::out_of(context.ifindex()),
     }
 }
 
-/// The service that a packet is for.
+/// A value of `SERVICES`, and the fold of its key, which says whether it is still that.
+pub struct Dialled {
+    pub service: &'static Service,
+    pub key_fold: u16,
+}
+
+/// The service that a packet is for. What comes out of the tunnel was for an address of another node, and is for the
+/// backends of this one, as is what a container of this machine dials.
 #[inline(always)]
-fn service_of<P: Tables>(packet: &Packet<P::Addr>) -> Option<&'static Service> {
-    P::service(&EndpointKey::new(packet.destination, packet.protocol.number()))
+pub fn service_of<P: Tables>(hook: Hook, packet: &Packet<P::Addr>) -> Option<Dialled> {
+    let key = EndpointKey::new(packet.destination, packet.protocol.number());
+    if !maps::is_clustered() || hook == Hook::Interface {
+        return found::<P>(&key);
+    }
+    if hook != Hook::Tunnel {
+        let own = found::<P>(&key)?;
+        if own.service.flags & service::NODES == 0 {
+            return Some(own);
+        }
+    }
+    found::<P>(&maps::local_key::<P>(&key))
+}
+
+#[inline(always)]
+fn found<P: Tables>(key: &EndpointKey<P::Addr>) -> Option<Dialled> {
+    P::service(key).map(|service| Dialled { service, key_fold: key.fold() })
 }
 
 /// Finds the service a packet is for, and whether it may be. That its port is one of ours was asked
@@ -306,7 +342,8 @@ pub fn classify<P: Tables, C: Context>(
     hook: Hook,
     packet: &Packet<P::Addr>,
 ) -> Result<NewFlow, Verdict> {
-    let service = service_of::<P>(packet).ok_or(Verdict::NotOurs)?;
+    let dialled = service_of::<P>(hook, packet).ok_or(Verdict::NotOurs)?;
+    let service = dialled.service;
     if !may_dial(Scope::from_byte(service.scope), hook) {
         return Err(Verdict::NotOurs);
     }
@@ -317,7 +354,7 @@ pub fn classify<P: Tables, C: Context>(
     if service.flags & service::RESTRICTED != 0 && !P::is_allowed(service.id, packet.source.addr) {
         return Err(Verdict::NotAllowed);
     }
-    new_flow_of(context, hook, packet, service)
+    new_flow_of(context, hook, packet, &dialled)
 }
 
 /// What is known of a packet that a service may have.
@@ -326,14 +363,14 @@ pub fn new_flow_of<A: Address, C: Context>(
     context: &C,
     hook: Hook,
     packet: &Packet<A>,
-    service: &'static Service,
+    &Dialled { service, key_fold }: &Dialled,
 ) -> Result<NewFlow, Verdict> {
     let protocol = packet.protocol;
     let id = ServiceId::new(service.id).ok_or(Verdict::BackendUnset)?;
     Ok(NewFlow {
         service,
         id,
-        key_fold: EndpointKey::new(packet.destination, protocol.number()).fold(),
+        key_fold,
         protocol,
         flags: packet.flags,
         reply_path: reply_path_of(context, hook),
@@ -466,6 +503,9 @@ pub fn send<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, id: u32) -> Outcome 
     let Some(backend) = maps::backend(id) else {
         return Verdict::BackendUnset.into();
     };
+    if maps::is_clustered() && redirect::is_node(backend) {
+        return redirect::to_node(skb, id, backend, packet.flags.syn());
+    }
     let to = maps::endpoint::<P>(backend);
     let plan = rewrite::plan::<P>(packet, End::Destination, to).bounded();
     if nat::apply(skb, &plan, nat::Sender::Anybody).is_none() {

@@ -178,8 +178,8 @@ fn leave_backend<P: Tables>(error: &'static IcmpError<P::Addr>, flow: *mut Flow)
     let word = entry.word();
     let refusals = Refusals::of(entry.sequences()).with(word.backend());
     let client = outlier::client::<P>(error.quoted.source.addr);
-    let service = EndpointKey::new(entry.vip::<P>(), error.quoted.protocol.number());
-    let has_other = P::service(&service).is_some_and(|service| {
+    let service = maps::service_dialled::<P>(entry.vip::<P>(), error.quoted.protocol);
+    let has_other = service.is_some_and(|service| {
         choice::has_other(service, word.backend(), refusals, client, flows::now_tick())
     });
     if !has_other {

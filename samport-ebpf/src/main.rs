@@ -41,6 +41,7 @@ mod sock_ops;
 mod sockaddr;
 mod source;
 mod trace;
+mod tunnel;
 mod xdp;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -75,6 +76,8 @@ impl Outcome {
     #[inline(always)]
     fn with_verdict(self, to: Verdict) -> Self {
         match self.verdict.action() {
+            // What is left to do for it goes by the verdict.
+            Action::Redirect if is_for_node(self.verdict) => self,
             Action::Redirect => Self { verdict: to, redirect: self.redirect },
             Action::Pass
                 if matches!(
@@ -190,10 +193,20 @@ macro_rules! run_subprog {
     }};
 }
 
+/// Whether a packet is to leave by the tunnel.
+#[inline(always)]
+fn is_for_node(verdict: Verdict) -> bool {
+    maps::is_clustered() && matches!(verdict, Verdict::ForwardNode | Verdict::ReplyNode)
+}
+
 /// Goes on in the other program, if one is to.
 #[inline(always)]
 fn tail_call_or(skb: &Skb, next: Next) -> Outcome {
     match next {
+        Next::Outcome(outcome) if is_for_node(outcome.verdict) => {
+            maps::tail_call(skb, program::WRAP);
+            Verdict::MissedTailCall.into()
+        }
         Next::Outcome(outcome) => outcome,
         Next::TailCall(index) => {
             maps::tail_call(skb, index);
@@ -295,6 +308,40 @@ pub fn samport_later(ctx: TcContext) -> i32 {
 pub fn samport_icmp(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
     run_subprog!(skb, icmp::forward)
+}
+
+/// What comes in by the tunnel. By tail call.
+#[classifier]
+pub fn samport_unwrap(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_subprog!(skb, tunnel::unwrap)
+}
+
+/// The packet that was inside: a client's for this machine's backends, or a reply of the node that it has come from. By
+/// tail call.
+#[classifier]
+pub fn samport_inner(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_subprog!(skb, tunnel::inner)
+}
+
+/// What leaves by the tunnel, whatever it is. By tail call.
+#[classifier]
+pub fn samport_wrap(ctx: TcContext) -> i32 {
+    #[inline(never)]
+    fn v4(ctx: *mut __sk_buff) -> u64 {
+        tunnel::wrap::<V4>(&Skb::new(TcContext::new(ctx))).to_bits()
+    }
+    #[inline(never)]
+    fn v6(ctx: *mut __sk_buff) -> u64 {
+        tunnel::wrap::<V6>(&Skb::new(TcContext::new(ctx))).to_bits()
+    }
+    let skb = Skb::new(ctx);
+    let context = skb.pointer_to_context();
+    // Anything else would not have got here.
+    let is_v4 = skb.read(ethernet::TYPE.start) == Some(V4::ETHER_TYPE);
+    let outcome = Outcome::from_bits(if is_v4 { v4(context) } else { v6(context) });
+    finish(&skb, &outcome)
 }
 
 /// Backend to client, at ingress of the host's side of a backend's veth; what is no reply goes on
@@ -425,6 +472,14 @@ fn ether_type(skb: &Skb) -> Result<[u8; 2], Verdict> {
 fn finish(skb: &Skb, outcome: &Outcome) -> i32 {
     maps::count(outcome.verdict);
     let action = match outcome.verdict.action() {
+        // The host's stack would take it for a packet of nobody's.
+        Action::Pass
+            if maps::is_clustered()
+                && skb.hook() == Hook::Tunnel
+                && !outcome.verdict.may_leave_tunnel() =>
+        {
+            TC_ACT_SHOT
+        }
         Action::Pass => TC_ACT_UNSPEC,
         Action::Redirect => outcome.redirect,
         Action::Drop => TC_ACT_SHOT,

@@ -19,7 +19,7 @@ use samport_common::layout::{
     AllowedKey, Backend, BackendLoad, BackendStats, CachedPort, Clock, DEFAULT_FLOWS, DeviceInfo,
     DeviceSet, EVENT_BYTES, Event, Evidence, GcStats, HANDSHAKE_CLASSES, HELD_LEN, Handshakes,
     Held, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
-    MAX_OUTBOUND, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, PORT_CACHE_LEN, PORT_WORDS,
+    MAX_OUTBOUND, MAX_NODES, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, Node, PORT_CACHE_LEN, PORT_WORDS,
     PortService, ReverseNat, RoomLimits, Service, Suspicion, SynRate, TABLE_SLOTS, XdpDevice,
     flow_hint, overflow_of, port_bit, program,
 };
@@ -211,6 +211,20 @@ static SOURCES4: HashMap<[u8; 4], DeviceSet> =
 #[map]
 static SOURCES6: HashMap<[u8; 16], DeviceSet> =
     HashMap::with_max_entries(MAX_SOURCES, BPF_F_NO_PREALLOC);
+
+/// The other nodes, by their indices. Written by the loader.
+#[map]
+static NODES: Array<Node> = Array::with_max_entries(MAX_NODES, 0);
+
+/// The index of the node at an address, in its 16-byte form. Written by the loader.
+#[map]
+static NODE_IDS: HashMap<[u8; 16], u32> =
+    HashMap::with_max_entries(MAX_NODES, BPF_F_NO_PREALLOC);
+
+/// The UDP port of this machine's end of the tunnel; 0 without a cluster, and then the verifier leaves out whatever is
+/// for one. Set by the loader.
+#[unsafe(no_mangle)]
+static TUNNEL_PORT: u32 = 0;
 
 /// A family with the maps that hold its addresses.
 pub trait Tables: Family {
@@ -708,6 +722,53 @@ pub fn count_handshake(id: u32, class: usize, took: u32) {
 #[inline(always)]
 pub fn emit(event: &Event) {
     let _ = EVENTS.output::<Event>(event, 0);
+}
+
+/// The UDP port of this machine's end of the tunnel; 0 without a cluster.
+#[inline(always)]
+pub fn tunnel_port() -> u32 {
+    // SAFETY: as in `timeout`.
+    unsafe { (&raw const TUNNEL_PORT).read_volatile() }
+}
+
+/// Whether there is a cluster. The verifier knows, and leaves out what is not run.
+#[inline(always)]
+pub fn is_clustered() -> bool {
+    tunnel_port() != 0
+}
+
+/// The key of the frontend that stands for whatever address of another node a port has been dialled at.
+#[inline(always)]
+pub fn local_key<P: Tables>(key: &EndpointKey<P::Addr>) -> EndpointKey<P::Addr> {
+    let endpoint = Endpoint { addr: P::from_mapped(&[0; 16]), port: key.endpoint.port };
+    EndpointKey::new(endpoint, key.protocol)
+}
+
+/// The service that an address was dialled for: of this machine, or of another node whose packets come by the tunnel.
+#[inline(always)]
+pub fn service_dialled<P: Tables>(
+    dialled: Endpoint<P::Addr>,
+    protocol: Protocol,
+) -> Option<&'static Service> {
+    let key = EndpointKey::new(dialled, protocol.number());
+    let own = P::service(&key);
+    if own.is_some() || !is_clustered() {
+        return own;
+    }
+    P::service(&local_key::<P>(&key))
+}
+
+/// What is known of a node, if the index is one's.
+#[inline(always)]
+pub fn node(index: u32) -> Option<&'static Node> {
+    NODES.get(index).filter(|node| node.is_in_use())
+}
+
+/// The index of the node at an address.
+#[inline(always)]
+pub fn node_at(addr: &[u8; 16]) -> Option<u32> {
+    // SAFETY: map memory, which is never unmapped while the program runs; a word of any value.
+    unsafe { NODE_IDS.get(addr) }.copied()
 }
 
 /// Goes on in another program. Returns only if the loader has not put one there.

@@ -8,7 +8,7 @@ use samport_common::wire::ethernet;
 use crate::Outcome;
 use crate::context::{Context as _, Hook};
 use crate::maps;
-use crate::skb::{self, Skb};
+use crate::skb::{self, Skb, ToNode};
 
 /// Counts a packet for a backend and sends it there.
 #[inline(always)]
@@ -38,8 +38,26 @@ pub fn to_backend(skb: &Skb, id: u32, backend: &'static Backend) -> Outcome {
             Some(()) => Verdict::ForwardChild.into(),
             None => Verdict::RewriteFailed.into(),
         },
+        // Whoever has rewritten it was not to.
         ForwardMode::Node => Verdict::RewriteFailed.into(),
     }
+}
+
+/// Whether a backend is another node.
+#[inline(always)]
+pub fn is_node(backend: &Backend) -> bool {
+    matches!(ForwardMode::from_byte(backend.forward_mode), ForwardMode::Node)
+}
+
+/// Counts a packet for a node; another program sends it there. What has come by the tunnel goes to no other node.
+#[inline(always)]
+pub fn to_node(skb: &Skb, id: u32, backend: &'static Backend, is_syn: bool) -> Outcome {
+    if skb.hook() == Hook::Tunnel {
+        return Verdict::TunnelNested.into();
+    }
+    count(skb, id);
+    skb.set_to_node(ToNode::forward(backend.ifindex, is_syn));
+    Verdict::ForwardNode.into()
 }
 
 /// Leaves a fragment to the host's stack, which has the first one.
@@ -78,6 +96,13 @@ pub fn to_client(
         stats.packets_out += 1;
         stats.bytes_out += u64::from(skb.len());
     });
+    if maps::is_clustered()
+        && let Some(node) = reply_path.node()
+    {
+        // A later fragment is none, and no handshake is in fragments.
+        skb.set_to_node(ToNode::reply(node, true));
+        return Verdict::ReplyNode.into();
+    }
     if hook == Hook::Egress {
         return Verdict::ReplyStack.into();
     }

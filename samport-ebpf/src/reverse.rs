@@ -293,7 +293,7 @@ pub fn refused<P: Tables>(skb: &Skb) -> Next {
 
 /// Takes note of the refusal. 1 if the flow's client is to try another backend.
 #[inline(never)]
-fn is_held_back<P: Tables>(
+pub fn is_held_back<P: Tables>(
     ctx: *mut __sk_buff,
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,
@@ -309,8 +309,8 @@ fn is_held_back<P: Tables>(
         return 0;
     }
     let (now_tick, client) = (flows::now_tick(), outlier::client::<P>(packet.destination.addr));
-    let service = EndpointKey::new(entry.vip::<P>(), packet.protocol.number());
-    let has_other = P::service(&service).is_some_and(|service| {
+    let service = maps::service_dialled::<P>(entry.vip::<P>(), packet.protocol);
+    let has_other = service.is_some_and(|service| {
         let nobody = Refusals::default();
         choice::has_other(service, word.backend(), nobody, client, now_tick)
     });

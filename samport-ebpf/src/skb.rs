@@ -2,14 +2,20 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_vlan_pop,
+    bpf_check_mtu, bpf_csum_update, bpf_fib_lookup, bpf_get_hash_recalc, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_lookup_tcp,
+    bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_change_type, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
-use samport_common::family::Address;
+use samport_common::family::{Address, Family as _, V6};
 use samport_common::frame::Frame;
 use samport_common::layout::DeviceSet;
 use samport_common::packet::{MAX_OFFSET, Packet};
@@ -44,6 +50,12 @@ const REPLY: u32 = 0x5a70;
 /// `skb->pkt_type` of a frame addressed to this machine (`PACKET_HOST` in linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
+/// Of the word that says where we are: the hook's number, and above it that of a node.
+const HOOK_MASK: u32 = 0xff;
+const NODE_SHIFT: u32 = 8;
+/// The outer headers are put, or were, right behind the Ethernet header (`BPF_ADJ_ROOM_MAC`).
+const BEHIND_ETHERNET: u32 = BPF_ADJ_ROOM_MAC;
+
 /// A packet at tc.
 pub struct Skb(TcContext);
 
@@ -75,6 +87,82 @@ impl Skb {
             (*self.0.skb.skb).cb[1] = 0;
             (*self.0.skb.skb).cb[3] = trace::begin(self.0.skb.skb);
         }
+    }
+
+    /// Says that what is left is what was inside of a packet of this node's.
+    #[inline(always)]
+    pub fn set_from_node(&self, node: u32) {
+        // SAFETY: as in `set_hook`.
+        unsafe {
+            (*self.0.skb.skb).cb[0] = Hook::Tunnel as u32 | node << NODE_SHIFT;
+            (*self.0.skb.skb).cb[1] = 0;
+        }
+    }
+
+    /// Tells the program that is called where it is to send the packet.
+    #[inline(always)]
+    pub fn set_to_node(&self, to: ToNode) {
+        // SAFETY: as in `set_hook`.
+        unsafe { (*self.0.skb.skb).cb[2] = to.0 };
+    }
+
+    /// What [`Self::set_to_node`] was given.
+    #[inline(always)]
+    pub fn to_node(&self) -> ToNode {
+        // SAFETY: as in `set_hook`.
+        ToNode(unsafe { (*self.0.skb.skb).cb[2] })
+    }
+
+    /// Takes the outer headers away, of so many bytes: what is left is a packet of the family with this `EtherType`. `None`
+    /// if the kernel refuses: from one family to the other it takes Linux 6.3.
+    #[inline(always)]
+    pub fn strip(&self, len: usize, changes_to: Option<[u8; 2]>) -> Option<()> {
+        let family = match changes_to {
+            None => 0,
+            Some(V6::ETHER_TYPE) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+            Some(_) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+        };
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | family);
+        let len = i32::try_from(len).ok()?;
+        // SAFETY: the context is valid; the helper checks the length.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.0.skb.skb, -len, BEHIND_ETHERNET, flags) };
+        if result != 0 {
+            return None;
+        }
+        if let Some(ether_type) = changes_to {
+            self.write(ethernet::TYPE.start, ether_type)?;
+        }
+        Some(())
+    }
+
+    /// Makes room for outer headers of so many bytes, IPv6's or IPv4's and UDP's. `None` if the kernel refuses.
+    #[inline(always)]
+    pub fn make_room(&self, len: usize, is_ipv6: bool) -> Option<()> {
+        let family =
+            if is_ipv6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        // Segments stay as long as they are: connections have been told how long they may be.
+        let flags =
+            u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | family);
+        let len = i32::try_from(len).ok()?;
+        // SAFETY: as in `strip`.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, flags) };
+        if result == 0 { Some(()) } else { None }
+    }
+
+    /// Payload of each of the segments that offload will cut the packet into; 0 if it is none.
+    #[inline(always)]
+    pub fn gso_size(&self) -> u32 {
+        // SAFETY: as in `set_hook`.
+        unsafe { (*self.0.skb.skb).gso_size }
+    }
+
+    /// The flow's hash, as the kernel computes it.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_hash_recalc(self.0.skb.skb) }
     }
 
     /// Whether the packet was kept as it came, to tell of it.
@@ -159,7 +247,7 @@ impl Skb {
     #[inline(always)]
     pub fn hook(&self) -> Hook {
         // SAFETY: as in `set_hook`.
-        Hook::from_number(unsafe { (*self.0.skb.skb).cb[0] })
+        Hook::from_number(unsafe { (*self.0.skb.skb).cb[0] } & HOOK_MASK)
     }
 
     /// Whether the frame carries a VLAN tag other than 0 outside of its bytes, where the kernel puts
@@ -322,6 +410,45 @@ impl Ends<[u8; 4]> {
 
 const _: () = assert!(size_of::<Ends<[u8; 4]>>() == 12 && size_of::<Ends<[u8; 16]>>() == 36);
 
+/// Where a packet goes by the tunnel.
+#[derive(Clone, Copy)]
+pub struct ToNode(u32);
+
+impl ToNode {
+    const REPLY: u32 = 1 << 31;
+    const SYN: u32 = 1 << 30;
+
+    /// To the node with this index, for its containers; `is_syn` if it is a segment of a handshake.
+    #[inline(always)]
+    pub const fn forward(node: u32, is_syn: bool) -> Self {
+        Self(node | if is_syn { Self::SYN } else { 0 })
+    }
+
+    /// To the node with this index, for a client of that.
+    #[inline(always)]
+    pub const fn reply(node: u32, is_syn: bool) -> Self {
+        Self(Self::forward(node, is_syn).0 | Self::REPLY)
+    }
+
+    /// The node's index.
+    #[inline(always)]
+    pub const fn node(self) -> u32 {
+        self.0 & !(Self::REPLY | Self::SYN)
+    }
+
+    /// Whether it is a reply.
+    #[inline(always)]
+    pub const fn is_reply(self) -> bool {
+        self.0 & Self::REPLY != 0
+    }
+
+    /// Whether it is a segment of a handshake.
+    #[inline(always)]
+    pub const fn is_syn(self) -> bool {
+        self.0 & Self::SYN != 0
+    }
+}
+
 /// Why nobody is there for a packet.
 #[derive(Clone, Copy)]
 #[repr(u32)]
@@ -436,6 +563,12 @@ impl Context for Skb {
     fn is_for_host(&self) -> bool {
         // SAFETY: as in `set_hook`.
         unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn node(&self) -> u32 {
+        // SAFETY: as in `set_hook`.
+        unsafe { (*self.0.skb.skb).cb[0] >> NODE_SHIFT }
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use samport_common::conntrack::State;
 use samport_common::failover::{MAKES_WAY_AFTER, Refusals};
-use samport_common::flow::{EndpointKey, FlowKey, FlowWord, ProbeSlot, ServiceId};
+use samport_common::flow::{FlowKey, FlowWord, ProbeSlot, ServiceId};
 use samport_common::layout::{FlowDraft, flow_hint, flow_slot, program};
 use samport_common::packet::Packet;
 use samport_common::verdict::Verdict;
@@ -103,8 +103,8 @@ pub fn make_way<P: Tables>(skb: &Skb) -> Next {
     let Some(packet) = (unsafe { maps::scratch::get::<Packet<P::Addr>>() }) else {
         return Verdict::RewriteFailed.into();
     };
-    let key = EndpointKey::new(packet.destination, packet.protocol.number());
-    let Some(service) = P::service(&key).and_then(|service| ServiceId::new(service.id)) else {
+    let dialled = forward::service_of::<P>(skb.hook(), packet);
+    let Some(service) = dialled.and_then(|dialled| ServiceId::new(dialled.service.id)) else {
         return Verdict::NotOurs.into();
     };
     flows::close_unproven::<P>(packet, service);
@@ -248,9 +248,10 @@ fn open_drafted<P: Tables>(
     packet: &Packet<P::Addr>,
 ) -> Result<(FlowWord, Stored), OpenError> {
     let client = packet.source;
-    let key = EndpointKey::new(packet.destination, packet.protocol.number());
-    let service = P::service(&key).ok_or(Verdict::NotOurs)?;
-    let mut new_flow = forward::new_flow_of(skb, skb.hook(), packet, service)?;
+    let hook = skb.hook();
+    let dialled = forward::service_of::<P>(hook, packet).ok_or(Verdict::NotOurs)?;
+    let service = dialled.service;
+    let mut new_flow = forward::new_flow_of(skb, hook, packet, &dialled)?;
     let draft = maps::scratch::flow_draft().ok_or(Verdict::RewriteFailed)?;
     let judged = FlowWord::from_bits(draft.judged);
     let mut unwanted = draft.unwanted;

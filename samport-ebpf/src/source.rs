@@ -118,6 +118,7 @@ fn validity<P: Tables, C: Context>(context: &C, hook: Hook, packet: &Packet<P::A
         Hook::Interface => Ingress::Interface,
         Hook::Bridge => Ingress::Bridge,
         Hook::Container | Hook::Device | Hook::Egress => Ingress::Container,
+        Hook::Tunnel => Ingress::Tunnel,
     };
     source::validate::<P>(
         &packet.source.addr,
@@ -139,7 +140,7 @@ fn known<P: Tables>(addr: &P::Addr, ifindex: u32) -> Known {
 #[inline(always)]
 pub fn side<C: Context>(context: &C, hook: Hook) -> Side {
     match hook {
-        Hook::Interface => Side::External,
+        Hook::Interface | Hook::Tunnel => Side::External,
         Hook::Bridge => Side::Internal,
         Hook::Container | Hook::Device | Hook::Egress => {
             side_of(context.ifindex()).unwrap_or(Side::Internal)

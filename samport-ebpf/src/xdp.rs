@@ -239,6 +239,11 @@ impl Context for Xdp {
     }
 
     #[inline(always)]
+    fn node(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn pull_headers(&self) -> bool {
         false
     }

@@ -18,6 +18,7 @@ mod maps;
 pub mod memory;
 mod migrate;
 mod missing_pins;
+mod nodes;
 pub mod objects;
 pub mod pins;
 mod port_cache;
@@ -41,8 +42,8 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use samport_common::conntrack::{self, TICK_SHIFT};
 use samport_common::layout::{
-    Backend, BackendState, DeviceSet, ForwardMode, ReverseNat, ReverseNatEntry, SHARED_BY, Service,
-    Slots, service,
+    Backend, BackendState, DeviceSet, ForwardMode, MAX_NODES, ReverseNat, ReverseNatEntry,
+    SHARED_BY, Service, Slots, service,
 };
 
 use crate::model::encode::wide;
@@ -73,6 +74,7 @@ pub struct Dataplane {
     pinned_maps: missing_pins::Maps,
     allowed: allowed::Allowed,
     sources: sources::Sources,
+    nodes: nodes::Nodes,
     ebpf: Ebpf,
     hook: Hook,
     pins: pins::Folder,
@@ -97,6 +99,7 @@ impl Dataplane {
         let maps = maps::Maps::take(&mut ebpf)?;
         let allowed = allowed::Allowed::take(&mut ebpf)?;
         let sources = sources::Sources::take(&mut ebpf)?;
+        let nodes = nodes::Nodes::take(&mut ebpf)?;
         let shields = options.xdp.map(|mode| xdp::XdpLinks::new(&mut ebpf, mode)).transpose()?;
         let (attached, local, hook) = (BTreeMap::new(), None, options.hook);
         let is_guest = false;
@@ -108,6 +111,7 @@ impl Dataplane {
             pinned_maps,
             allowed,
             sources,
+            nodes,
             ebpf,
             hook,
             pins,
@@ -151,7 +155,7 @@ impl Dataplane {
                     state: *state as u8,
                     shared: u8::from(*shared),
                     answers_on: *answers_on,
-                    ..backend_value(key.endpoint, key.route, *id)
+                    ..backend_value(key.endpoint, key.route, *id, &self.nodes)
                 };
                 self.maps.set_backend(id.index, value)
             }
@@ -160,6 +164,8 @@ impl Dataplane {
                     local.close_sockets_of(key.endpoint, *id);
                 }
             }),
+            Change::SetNode { at, index, tunnel } => self.nodes.set(*at, *index, *tunnel),
+            Change::RemoveNode { at, index } => self.nodes.remove(*at, *index),
             Change::SetDevice(ifindex, device) => self.sources.set_device(*ifindex, *device),
             Change::RemoveDevice(ifindex) => self.sources.remove_device(*ifindex),
             Change::SetSource(addr, devices) => self.sources.set(*addr, *devices),
@@ -291,13 +297,19 @@ impl Drop for Dataplane {
     }
 }
 
-fn backend_value(endpoint: SocketAddr, route: Route, id: BackendId) -> Backend {
+fn backend_value(
+    endpoint: SocketAddr,
+    route: Route,
+    id: BackendId,
+    nodes: &nodes::Nodes,
+) -> Backend {
     let (forward_mode, ifindex, mac) = match route {
         Route::Peer(place) => (ForwardMode::Peer, place.ifindex, place.mac),
         Route::Neighbour { ifindex, .. } => (ForwardMode::Neighbour, ifindex, [0; 6]),
         Route::Stack => (ForwardMode::Stack, 0, [0; 6]),
         Route::Child(place) => (ForwardMode::Child, place.ifindex, place.mac),
-        Route::Node(_) => (ForwardMode::Node, 0, [0; 6]),
+        // Whatever is no node's index leads nowhere.
+        Route::Node(at) => (ForwardMode::Node, nodes.index_of(at).unwrap_or(MAX_NODES), [0; 6]),
     };
     Backend {
         addr: wide(endpoint.ip()),
@@ -325,6 +337,7 @@ fn service_value(to: Frontend) -> Service {
         balance: balance as u8,
         flags: bit(to.restricted, service::RESTRICTED)
             | bit(to.shared, service::SHARED)
+            | bit(to.nodes, service::NODES)
             | bit(failover, service::FAILOVER)
             | bit(drop, service::DROP),
         pad: 0,

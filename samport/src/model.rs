@@ -12,7 +12,7 @@ pub mod ports;
 pub(crate) mod snapshots;
 pub mod target;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use samport_common::choose::Balance;
@@ -153,7 +153,7 @@ pub enum Reach {
     /// To another network namespace than ours.
     Elsewhere,
     /// It is another node, which has containers of its own: where the tunnel to it ends.
-    Node(IpAddr),
+    Node(SocketAddr),
 }
 
 /// Where a backend's packets go in and come out: the host's end of its veth.

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
-use samport_common::layout::{SHARED_BY, Scope};
+use samport_common::layout::{MAX_NODES, SHARED_BY, Scope};
 use samport_common::outbound;
 
 use crate::model::ports::Listen;
@@ -32,8 +32,8 @@ use roster::Roster;
 pub use actual::{Actual, Attributes};
 pub use adopt::{IdManifest, KernelContents, Orphan};
 pub use change::{
-    BackendId, BackendKey, Change, Desired, Frontend, Policy, Role, Route, ServiceBackend,
-    ServiceKey, Share, Source,
+    BackendId, BackendKey, Change, Desired, Frontend, Part, Policy, Role, Route, ServiceBackend,
+    ServiceKey, Share, Source, Tunnel,
 };
 
 /// The changes that lead from `actual` to `desired`, in the order they must be made.
@@ -50,6 +50,7 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
     room::number_services(desired, actual, &mut room);
     let mut changes = Vec::new();
     let roster = Roster::of(desired);
+    plan_nodes(desired, actual, &mut room, &mut changes);
     let ids = plan_backends(desired, actual, &roster, &mut room, &mut changes);
     let reverse_nat = reverse_nat_of(desired, actual, &ids)?;
     // Tables may name those who own an endpoint no longer until they are rewritten.
@@ -114,6 +115,11 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
             changes.push(Change::RetireBackend { key: key.clone(), id: *id });
         }
     }
+    for (at, (index, _), wanted) in merge_join(&actual.nodes, &desired.nodes) {
+        if wanted.is_none() {
+            changes.push(Change::RemoveNode { at: *at, index: *index });
+        }
+    }
     for (source, _, wanted) in merge_join(&actual.reverse_nat, &reverse_nat) {
         if wanted.is_none() {
             changes.push(Change::RemoveReverseNat(*source));
@@ -131,6 +137,24 @@ pub fn plan(desired: &Desired, actual: &mut Actual) -> Result<Vec<Change>> {
         room.shortage()?;
     }
     Ok(changes)
+}
+
+/// Indices for all wanted nodes, before a backend is one of them.
+fn plan_nodes(desired: &Desired, actual: &Actual, room: &mut Room, changes: &mut Vec<Change>) {
+    let mut used: BTreeSet<u32> = actual.nodes.values().map(|(index, _)| *index).collect();
+    for (at, tunnel, known) in merge_join(&desired.nodes, &actual.nodes) {
+        let index = match known {
+            Some((_, before)) if before == tunnel => continue,
+            Some((index, _)) => Some(*index),
+            None => (0..MAX_NODES).find(|index| !used.contains(index)),
+        };
+        let Some(index) = index else {
+            room.lacks_node(*at);
+            continue;
+        };
+        used.insert(index);
+        changes.push(Change::SetNode { at: *at, index, tunnel: *tunnel });
+    }
 }
 
 /// Ids for all wanted backends, in their order, and the changes that set the new ones. One has no id while
@@ -198,7 +222,8 @@ fn reverse_nat_of(
     ids: &[(&BackendKey, Option<BackendId>)],
 ) -> Result<ReverseNatTable> {
     let mut reverse_nat = ReverseNatTable::new();
-    for (key, id) in ids {
+    // What comes back from a node has the address that was dialled.
+    for (key, id) in ids.iter().filter(|(key, _)| !matches!(key.route, Route::Node(_))) {
         if !desired.frontends.contains_key(&key.listen) {
             let port = key.listen.brief();
             bail!("backend {} is for port {port}, which is not served", key.endpoint);
@@ -301,33 +326,47 @@ fn plan_services(
             Some(_) => roster.recipe(*key, policy.balance, ids),
             None => Recipe::NOTHING,
         };
-        let region = if recipe == installed.recipe {
-            installed.region
-        } else if let Some(region) = plan_table(*key, &recipe, &mut tables, changes) {
-            region
-        } else {
-            // What is there goes on until there is room.
-            room.lacks_table(key.listen, recipe.len());
-            installed.region
+        let local_recipe =
+            addresses.and_then(|_| roster.local_recipe(*key, policy.balance, ids));
+        let nodes = local_recipe.is_some();
+        let local_recipe = local_recipe.unwrap_or(Recipe::NOTHING);
+        let mut renewed = |part, recipe: &Recipe, before: &Recipe, region| {
+            if recipe == before {
+                return region;
+            }
+            plan_table(*key, part, recipe, &mut tables, changes).unwrap_or_else(|| {
+                // What is there goes on until there is room.
+                room.lacks_table(key.listen, recipe.len());
+                region
+            })
         };
+        let region = renewed(Part::All, &recipe, &installed.recipe, installed.region);
+        let before = &installed.local;
+        let local = renewed(Part::Local, &local_recipe, &before.recipe, before.region);
         let shared = roster.has_shared(*key);
         let restricted = desired.allowed.contains_key(&key.listen);
         let listen = key.listen.everywhere();
-        for (addr, scope) in addresses.into_iter().flatten() {
-            let to =
-                Frontend { id: installed.id, region, scope: *scope, restricted, shared, policy };
+        let wanted = addresses_of(desired, key.listen);
+        for (addr, scope) in &wanted {
+            let region = if *scope == Scope::Local && nodes { local } else { region };
+            let (id, scope) = (installed.id, *scope);
+            let to = Frontend { id, region, scope, restricted, shared, nodes, policy };
             if addr.is_ipv6() == key.v6 && actual.frontends.get(&(*addr, listen)) != Some(&to) {
                 changes.push(Change::SetFrontend { addr: *addr, listen, to });
             }
         }
         // An address that goes over to another service reads the old table until that one's turn.
         let goes_over = |(place, to): (&(IpAddr, Listen), &Frontend)| {
-            let stays = addresses.is_some_and(|on| on.contains_key(&place.0));
-            to.id == installed.id && !stays && places.contains(place)
+            to.id == installed.id && !wanted.contains_key(&place.0) && places.contains(place)
         };
-        if region != installed.region && !actual.frontends.iter().any(goes_over) {
-            // Its room may be the next one's, as soon as it is not read any more.
-            tables.give_back(installed.region);
+        if actual.frontends.iter().any(goes_over) {
+            continue;
+        }
+        for (now, before) in [(region, installed.region), (local, before.region)] {
+            if now != before {
+                // Its room may be the next one's, as soon as it is not read any more.
+                tables.give_back(before);
+            }
         }
     }
     changes.extend(ports.difference(&actual.ports).copied().map(Change::OpenPort));
@@ -336,16 +375,36 @@ fn plan_services(
 
 /// What the kernel knows of frontends, whichever service has them: addresses with their ports, and ports.
 fn places(desired: &Desired) -> (BTreeSet<(IpAddr, Listen)>, BTreeSet<Listen>) {
-    let on = |(listen, on): (&Listen, &BTreeMap<IpAddr, Scope>)| -> Vec<_> {
-        on.keys().map(|addr| (*addr, listen.everywhere())).collect()
+    let on = |listen: &Listen| -> Vec<_> {
+        let addresses = addresses_of(desired, *listen);
+        addresses.into_keys().map(|addr| (addr, listen.everywhere())).collect()
     };
-    let places = desired.frontends.iter().flat_map(on).collect();
-    (places, desired.frontends.keys().map(|listen| listen.everywhere()).collect())
+    let places = desired.frontends.keys().flat_map(on).collect();
+    let ports = desired.frontends.keys().map(|listen| listen.everywhere());
+    (places, ports.chain(desired.tunnel_port.map(Listen::udp)).collect())
+}
+
+/// The addresses a port is served on, and to whom; none if it is not wanted. In a cluster also the one that stands for
+/// whatever address of another node it has been dialled at.
+fn addresses_of(desired: &Desired, listen: Listen) -> BTreeMap<IpAddr, Scope> {
+    let Some(own) = desired.frontends.get(&listen) else { return BTreeMap::new() };
+    let mut addresses = own.clone();
+    let everywhere = listen.everywhere();
+    let mut of_port = desired.frontends.keys().filter(|one| one.everywhere() == everywhere);
+    // Of services that share a port by their addresses, the one without an address, or the first.
+    let stands_for_port =
+        listen == everywhere || (of_port.next() == Some(&listen) && !desired.frontends.contains_key(&everywhere));
+    if desired.tunnel_port.is_some() && stands_for_port {
+        let unspecified = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+        addresses.extend(unspecified.map(|addr| (addr, Scope::Local)));
+    }
+    addresses
 }
 
 /// Writes a table where nothing is read, and says where that is; `None` if there is no room.
 fn plan_table(
     service: ServiceKey,
+    part: Part,
     recipe: &Recipe,
     tables: &mut Tables,
     changes: &mut Vec<Change>,
@@ -356,7 +415,7 @@ fn plan_table(
     }
     let region = region?;
     let (slots, recipe) = (recipe.slots(), recipe.clone());
-    changes.push(Change::WriteTable { service, region, slots, recipe });
+    changes.push(Change::WriteTable { service, part, region, slots, recipe });
     Some(region)
 }
 

@@ -44,6 +44,8 @@ pub struct Options {
     pub log: bool,
     /// Whether clients on the machine itself are to be served.
     pub local: bool,
+    /// The UDP port of this machine's end of the tunnel to other nodes; 0 without a cluster.
+    pub tunnel_port: u16,
 }
 
 impl Options {
@@ -69,6 +71,7 @@ impl Default for Options {
             xdp: None,
             log: false,
             local: true,
+            tunnel_port: 0,
         }
     }
 }
@@ -136,7 +139,7 @@ fn default_syn_flood(flows: u32) -> u32 {
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/samport-ebpf"));
 
-/// Every program that sees packets.
+/// Every program that sees packets, but for those of the tunnel.
 pub(super) const PROGRAMS: [&str; 21] = [
     "samport_forward",
     "samport_bridge",
@@ -161,8 +164,15 @@ pub(super) const PROGRAMS: [&str; 21] = [
     "samport_trace",
 ];
 
+/// Those of the tunnel to other nodes, and where in `PROGRAMS`: others call them, if there is a cluster.
+pub(super) const OF_TUNNEL: [(u32, &str); 3] = [
+    (program::UNWRAP, "samport_unwrap"),
+    (program::INNER, "samport_inner"),
+    (program::WRAP, "samport_wrap"),
+];
+
 /// Those that others call, and where in `PROGRAMS`.
-const CALLED: [(u32, &str); program::COUNT as usize] = [
+const CALLED: [(u32, &str); program::COUNT as usize - OF_TUNNEL.len()] = [
     (program::SLOW_PATH, "samport_slow_path"),
     (program::OPEN, "samport_open"),
     (program::MAKE_WAY, "samport_make_way"),
@@ -180,7 +190,7 @@ const CALLED: [(u32, &str); program::COUNT as usize] = [
 ];
 
 /// Every map of the object.
-pub(super) const MAPS: [&str; 58] = [
+pub(super) const MAPS: [&str; 60] = [
     "PORTS",
     "PORT_CACHE",
     "SERVICES4",
@@ -217,6 +227,8 @@ pub(super) const MAPS: [&str; 58] = [
     "DEVICES",
     "SOURCES4",
     "SOURCES6",
+    "NODES",
+    "NODE_IDS",
     "SCRATCH_FIB",
     "LOCAL_PEERS",
     "LOCAL_SENDERS",
@@ -324,12 +336,14 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
     }
     let timeouts = MapCell(options.timeouts.in_ticks());
     let flood_limit = options.syn_flood.unwrap_or_else(|| default_syn_flood(options.flows));
+    let tunnel_port = u32::from(options.tunnel_port);
     let mut ebpf = loader
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("TIMEOUTS", &timeouts, true)
         .override_global("FLOOD_LIMIT", &flood_limit, true)
         .override_global("ROOM_LIMITS", &MapCell(options.room_limits()), true)
         .override_global("HOST_NETNS_COOKIE", &netns_cookie, true)
+        .override_global("TUNNEL_PORT", &tunnel_port, true)
         .load(OBJECT)
         .exit(
             Exit::Kernel,
@@ -342,7 +356,8 @@ pub(super) fn load(options: Options, pins: &pins::Folder, anew: &[&str]) -> Resu
     if let Some((name, _)) = ebpf.maps().find(|(name, _)| !is_listed(name)) {
         bail!("map {name} would not be pinned; it is missing in MAPS");
     }
-    for (index, name) in CALLED {
+    let of_tunnel = OF_TUNNEL.into_iter().filter(|_| options.tunnel_port != 0);
+    for (index, name) in CALLED.into_iter().chain(of_tunnel) {
         put(&mut ebpf, "PROGRAMS", index, name)?;
     }
     put(&mut ebpf, "TRACERS", 0, "samport_trace")?;

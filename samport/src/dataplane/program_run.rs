@@ -21,7 +21,12 @@ pub struct Ran {
     pub bytes: Vec<u8>,
 }
 
-/// Names of all programs that see packets.
+/// Names of the programs of the tunnel.
+pub const OF_TUNNEL: [&str; load::OF_TUNNEL.len()] = {
+    let [(_, unwrap), (_, inner), (_, wrap)] = load::OF_TUNNEL;
+    [unwrap, inner, wrap]
+};
+/// Names of all programs that see packets, but for those of the tunnel.
 pub const PROGRAMS: [&str; load::PROGRAMS.len()] = load::PROGRAMS;
 /// Names of all programs for local clients. The kernel runs them on sockets only.
 pub const LOCAL_PROGRAMS: [&str; 10] = [
@@ -111,7 +116,7 @@ impl Dataplane {
 
     /// How many instructions the verifier walked through to accept a program.
     pub fn verified_instructions(&mut self, program: &str) -> Result<u32> {
-        if PROGRAMS.contains(&program) {
+        if PROGRAMS.contains(&program) || OF_TUNNEL.contains(&program) {
             load::classifier(&mut self.ebpf, program)?;
         }
         let found = self.ebpf.program_mut(program);

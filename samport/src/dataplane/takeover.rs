@@ -161,7 +161,7 @@ impl Dataplane {
         let mut known = BTreeMap::new();
         let mut indices = BTreeSet::new();
         for (key, id) in ledger.backends() {
-            if let Some(marks) = backends.get(id.index as usize).and_then(|b| marks(b, &key, id)) {
+            if let Some(marks) = backends.get(id.index as usize).and_then(|b| self.marks(b, &key, id)) {
                 indices.insert(id.index);
                 known.insert(key, (id, marks));
             }
@@ -189,6 +189,22 @@ impl Dataplane {
             attached: self.attached.keys().copied().collect(),
             devices: self.sources.all_devices().context("read DEVICES")?,
             sources: self.sources.all().context("read SOURCES4 and SOURCES6")?,
+            nodes: self.nodes.all(),
+        })
+    }
+
+    /// What may change of a backend, if the kernel has just this one under this number, at work.
+    fn marks(&self, found: &Backend, key: &BackendKey, id: BackendId) -> Option<Attributes> {
+        let state = BackendState::from_byte(found.state);
+        let Backend { weight, shared, answers_on, .. } = *found;
+        let expected = backend_value(key.endpoint, key.route, id, &self.nodes);
+        let is_same =
+            *found == Backend { weight, shared, answers_on, state: found.state, ..expected };
+        (is_same && state.serves()).then_some(Attributes {
+            shared: shared != 0,
+            weight,
+            state,
+            answers_on,
         })
     }
 
@@ -220,20 +236,6 @@ fn warn_of_another_seed(instance: &Instance, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What may change of a backend, if the kernel has just this one under this number, at work.
-fn marks(found: &Backend, key: &BackendKey, id: BackendId) -> Option<Attributes> {
-    let state = BackendState::from_byte(found.state);
-    let Backend { weight, shared, answers_on, .. } = *found;
-    let expected = backend_value(key.endpoint, key.route, id);
-    let is_same = *found == Backend { weight, shared, answers_on, state: found.state, ..expected };
-    (is_same && state.serves()).then_some(Attributes {
-        shared: shared != 0,
-        weight,
-        state,
-        answers_on,
-    })
-}
-
 fn reverse_nat_of(value: &ReverseNat) -> Vec<ServiceBackend> {
     let reverse_nat = value.of.iter().take(value.len as usize);
     reverse_nat
@@ -253,6 +255,7 @@ fn frontend_of(value: Service) -> Option<Frontend> {
         scope: Scope::from_byte(value.scope),
         restricted: is(service::RESTRICTED),
         shared: is(service::SHARED),
+        nodes: is(service::NODES),
         policy: Policy {
             balance: Balance::from_byte(value.balance),
             // The kernel has ticks, not the seconds they were made of: the value is written again.

@@ -1,13 +1,15 @@
 //! What is in the kernel, learned from the changes that were made.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
 use samport_common::layout::{BackendState, DEFAULT_BACKENDS, DeviceInfo, DeviceSet};
 
-use super::change::{BackendId, BackendKey, Change, Frontend, ReverseNatTable, Role, ServiceKey};
+use super::change::{
+    BackendId, BackendKey, Change, Frontend, Part, ReverseNatTable, Role, ServiceKey, Tunnel,
+};
 use crate::model::ports::Listen;
 use crate::plan::table::{Recipe, Region, Tables};
 
@@ -24,6 +26,8 @@ pub struct Actual {
     pub(super) attached: BTreeSet<(Role, u32)>,
     pub(super) devices: BTreeMap<u32, DeviceInfo>,
     pub(super) sources: BTreeMap<IpAddr, DeviceSet>,
+    /// Other nodes, by where the tunnels to them end, with their indices.
+    pub(super) nodes: BTreeMap<SocketAddr, (u32, Tunnel)>,
     pub(super) tables: Tables,
     /// By backend id; as many as there is room for, and id 0.
     pub(super) generations: Vec<u32>,
@@ -52,6 +56,22 @@ pub(super) struct Installed {
     pub(super) region: Region,
     /// What the table there follows from.
     pub(super) recipe: Recipe,
+    /// The table of the backends of this machine alone, if there are others.
+    pub(super) local: LocalTable,
+}
+
+impl Installed {
+    /// One without a table.
+    pub(super) const fn new(id: ServiceId) -> Self {
+        let local = LocalTable { region: Region::EMPTY, recipe: Recipe::NOTHING };
+        Self { id, region: Region::EMPTY, recipe: Recipe::NOTHING, local }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct LocalTable {
+    pub(super) region: Region,
+    pub(super) recipe: Recipe,
 }
 
 impl Default for Actual {
@@ -74,6 +94,7 @@ impl Actual {
             attached: BTreeSet::new(),
             devices: BTreeMap::new(),
             sources: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             tables: Tables::default(),
             generations: vec![0; backends as usize + 1],
             retired: BTreeSet::new(),
@@ -108,6 +129,12 @@ impl Actual {
                 self.generations[id.index as usize] = id.generation;
                 self.backends.insert(key.clone(), (*id, marks));
             }
+            Change::SetNode { at, index, tunnel } => {
+                self.nodes.insert(*at, (*index, *tunnel));
+            }
+            Change::RemoveNode { at, .. } => {
+                self.nodes.remove(at);
+            }
             Change::SetDevice(ifindex, device) => {
                 self.devices.insert(*ifindex, *device);
             }
@@ -126,11 +153,17 @@ impl Actual {
             Change::Attach(role, ifindex) => {
                 self.attached.insert((*role, *ifindex));
             }
-            Change::WriteTable { service, region, recipe, .. } => {
+            Change::WriteTable { service, part, region, recipe, .. } => {
                 self.tables.take(*region);
                 if let Some(installed) = self.services.get_mut(service) {
-                    let before = std::mem::replace(&mut installed.region, *region);
-                    installed.recipe.clone_from(recipe);
+                    let (in_use, of) = match part {
+                        Part::All => (&mut installed.region, &mut installed.recipe),
+                        Part::Local => {
+                            (&mut installed.local.region, &mut installed.local.recipe)
+                        }
+                    };
+                    let before = std::mem::replace(in_use, *region);
+                    of.clone_from(recipe);
                     self.give_back(before);
                 }
             }
@@ -180,7 +213,9 @@ impl Actual {
     /// frontends were led to the next one.
     fn give_back(&mut self, region: Region) {
         let is_read = self.frontends.values().any(|to| to.region == region)
-            || self.services.values().any(|installed| installed.region == region);
+            || self.services.values().any(|installed| {
+                installed.region == region || installed.local.region == region
+            });
         if !is_read {
             self.tables.give_back(region);
         }

@@ -9,12 +9,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{DeviceInfo, DeviceSet};
+use samport_common::layout::{DeviceInfo, DeviceSet, Scope};
 use serde::{Deserialize, Serialize};
 
-use super::actual::{Actual, Attributes, Installed};
+use super::actual::{Actual, Attributes, Installed, LocalTable};
 use super::change::{
-    BackendId, BackendKey, Change, Frontend, ReverseNatTable, Role, Route, ServiceKey,
+    BackendId, BackendKey, Change, Frontend, ReverseNatTable, Role, Route, ServiceKey, Tunnel,
 };
 use crate::model::ports::Listen;
 use crate::plan::table::{Recipe, Region};
@@ -114,6 +114,8 @@ pub struct KernelContents {
     pub devices: BTreeMap<u32, DeviceInfo>,
     /// What they know of addresses.
     pub sources: BTreeMap<IpAddr, DeviceSet>,
+    /// Other nodes, by where the tunnels to them end, with their indices.
+    pub nodes: BTreeMap<SocketAddr, (u32, Tunnel)>,
 }
 
 /// What has no meaning any more, and has to be undone.
@@ -130,17 +132,26 @@ impl Actual {
     #[must_use]
     pub fn adopt(ledger: &IdManifest, found: KernelContents) -> (Self, Vec<Orphan>) {
         let KernelContents { backends, orphans, frontends, allowed, .. } = found;
-        let KernelContents { generations, reverse_nat, ports, attached, devices, sources, .. } =
-            found;
-        let known = Self { devices, sources, generations, ..Self::with_room_for(0) };
+        let KernelContents { generations, reverse_nat, ports, attached, .. } = found;
+        let KernelContents { devices, sources, nodes, .. } = found;
+        let known = Self { devices, sources, nodes, generations, ..Self::with_room_for(0) };
         let mut actual = Self { reverse_nat, ports, attached, ..known };
         let by_id: BTreeMap<ServiceId, ServiceKey> =
             ledger.services().map(|(key, id)| (id, key)).collect();
         for (id, key) in &by_id {
-            let region = frontends.values().find(|to| to.id == *id).map(|to| to.region);
-            let region = region.unwrap_or(Region::EMPTY);
-            // What the slots hold was not read: they are written again.
-            let installed = Installed { id: *id, region, recipe: Recipe::UNKNOWN };
+            let region_of = |is_local: bool| {
+                let mut of_service = frontends.values().filter(|to| to.id == *id);
+                let found = of_service.find(|to| (to.scope == Scope::Local) == is_local);
+                found.map_or(Region::EMPTY, |to| to.region)
+            };
+            let (region, local) = (region_of(false), region_of(true));
+            // What the slots hold was not read: they are written again. One table may serve both.
+            let local = if local == region {
+                LocalTable { region: Region::EMPTY, recipe: Recipe::NOTHING }
+            } else {
+                LocalTable { region: local, recipe: Recipe::UNKNOWN }
+            };
+            let installed = Installed { id: *id, region, recipe: Recipe::UNKNOWN, local };
             actual.services.insert(*key, installed);
         }
         for to in frontends.values() {

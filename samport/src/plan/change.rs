@@ -33,8 +33,8 @@ pub enum Route {
     Stack,
     /// To a macvlan child of an interface clients come in by: the place's.
     Child(HostDevice),
-    /// Unchanged, through the tunnel to the node with this address.
-    Node(IpAddr),
+    /// Unchanged, through the tunnel that ends there: at another node.
+    Node(SocketAddr),
 }
 
 impl Route {
@@ -183,6 +183,21 @@ pub struct Desired {
     pub hash_seed: Seed,
     /// Addresses that are the host's own, and those of broadcasts: never the source of a packet that comes in.
     pub own: BTreeSet<IpAddr>,
+    /// The UDP port of this machine's end of the tunnel, if there is a cluster.
+    pub tunnel_port: Option<u16>,
+    /// Other nodes, by where the tunnels to them end.
+    pub nodes: BTreeMap<SocketAddr, Tunnel>,
+}
+
+/// The way to another node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    /// The address of this machine that packets there come from.
+    pub own: IpAddr,
+    /// The device that the route there leads out of.
+    pub ifindex: u32,
+    /// The largest IP packet that gets there, in bytes.
+    pub mtu: u32,
 }
 
 /// Where a program is attached.
@@ -237,6 +252,15 @@ pub struct ServiceKey {
     pub v6: bool,
 }
 
+/// The tables of a service.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Of all backends.
+    All,
+    /// Of those of this machine, for what other nodes send; there is none if no backend is a node.
+    Local,
+}
+
 /// One step from what is there to what is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
@@ -254,6 +278,22 @@ pub enum Change {
         state: BackendState,
         /// The devices its replies may come in by.
         answers_on: DeviceSet,
+    },
+    /// Says how another node is reached, or that this has changed.
+    SetNode {
+        /// Where the tunnel to it ends.
+        at: SocketAddr,
+        /// Its index in `NODES`.
+        index: u32,
+        /// The way there.
+        tunnel: Tunnel,
+    },
+    /// Forgets a node, and frees its index.
+    RemoveNode {
+        /// Where the tunnel to it ended.
+        at: SocketAddr,
+        /// Its index.
+        index: u32,
     },
     /// Says what is known of a device with a hook, by its index.
     SetDevice(u32, DeviceInfo),
@@ -276,6 +316,8 @@ pub enum Change {
     WriteTable {
         /// The service it is for.
         service: ServiceKey,
+        /// Which of its tables it is.
+        part: Part,
         /// Where it is written.
         region: Region,
         /// Backend ids.
@@ -350,6 +392,8 @@ pub struct Frontend {
     pub restricted: bool,
     /// Whether some backend's endpoint is other services' too.
     pub shared: bool,
+    /// Whether some backend is another node.
+    pub nodes: bool,
     /// How backends are chosen.
     pub policy: Policy,
 }

@@ -2,17 +2,17 @@
 //! other, because the new is added before the old goes. What finds no room waits for the next plan.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use samport_common::flow::ServiceId;
-use samport_common::layout::{MAX_ALLOWED, MAX_DEVICES, MAX_SOURCES, TABLE_SLOTS};
+use samport_common::layout::{MAX_ALLOWED, MAX_DEVICES, MAX_NODES, MAX_SOURCES, TABLE_SLOTS};
 
 use super::actual::{Actual, Installed};
 use super::change::{Desired, ServiceKey};
 use crate::model::ports::Listen;
-use crate::plan::table::{Recipe, Region};
+use crate::plan::table::Region;
 
 /// Ids of services that nothing is known under any more are kept up to here, so that a service that comes back
 /// finds its own.
@@ -79,6 +79,13 @@ impl Room {
     pub(super) fn lacks_backend(&mut self, name: &str, most: u32) {
         self.unless(false, || {
             format!("{name} is not served: there is room for {most} backends; raise --max-backends")
+        });
+    }
+
+    /// A node has found no index.
+    pub(super) fn lacks_node(&mut self, at: SocketAddr) {
+        self.unless(false, || {
+            format!("the node at {at} gets no packets: there is room for {MAX_NODES} other nodes")
         });
     }
 
@@ -151,7 +158,7 @@ pub(super) fn number_services(desired: &Desired, actual: &mut Actual, room: &mut
         };
         used.insert(id.get());
         actual.next_service = (id.get() + 1) % ServiceId::LIMIT;
-        let installed = Installed { id, region: Region::EMPTY, recipe: Recipe::NOTHING };
+        let installed = Installed::new(id);
         actual.services.insert(key, installed);
     }
 }
@@ -167,6 +174,7 @@ fn forget_services(desired: &Desired, actual: &mut Actual) {
     actual.services.retain(|key, installed| {
         desired.frontends.contains_key(&key.listen)
             || installed.region != Region::EMPTY
+            || installed.local.region != Region::EMPTY
             || in_use.contains(key)
             || ids.contains(&installed.id.get())
     });

@@ -6,7 +6,7 @@ use samport_common::choose::Balance;
 use samport_common::layout::BackendState;
 use samport_common::seed::Seed;
 
-use super::change::{BackendId, BackendKey, Desired, ServiceKey, Share, Source};
+use super::change::{BackendId, BackendKey, Desired, Route, ServiceKey, Share, Source};
 use crate::model::State;
 use crate::model::groups;
 use crate::plan::table::{Member, Recipe, room_for_each};
@@ -40,6 +40,8 @@ pub(super) struct Roster<'a> {
     shared: BTreeSet<Source>,
     /// What choices by hash are keyed by.
     hash_seed: Seed,
+    /// Whether some service has a table of the backends of this machine alone.
+    has_nodes: bool,
 }
 
 impl<'a> Roster<'a> {
@@ -51,6 +53,10 @@ impl<'a> Roster<'a> {
             let (source, service) = (key.source(), key.service());
             let of_service = entries.entry(service).or_default();
             of_service[usize::from(share.drains())].push((index, key, share));
+            // A node is no socket of anybody's.
+            if matches!(key.route, Route::Node(_)) {
+                continue;
+            }
             if *service_at.entry(source).or_insert(service) != service {
                 shared.insert(source);
             }
@@ -61,7 +67,13 @@ impl<'a> Roster<'a> {
             let [active, draining] = entries.map(|entries| parts(&entries, &mut in_groups));
             services.insert(service, Parts { active, draining });
         }
-        Self { services, in_groups, shared, hash_seed: desired.hash_seed }
+        let has_nodes = desired.backends.keys().any(|key| matches!(key.route, Route::Node(_)));
+        Self { services, in_groups, shared, hash_seed: desired.hash_seed, has_nodes }
+    }
+
+    /// Tables there may be.
+    fn tables(&self) -> usize {
+        if self.has_nodes { 2 * self.services.len() } else { self.services.len() }
     }
 
     /// What the kernel is to know of a backend's life.
@@ -106,14 +118,39 @@ impl<'a> Roster<'a> {
         let Some(Parts { active, draining }) = self.services.get(&service) else {
             return Recipe::NOTHING;
         };
-        let parts = if active.is_empty() { draining } else { active };
+        self.recipe_of(if active.is_empty() { draining } else { active }, balance, ids, |_| true)
+    }
+
+    /// The same of the backends of this machine alone; `None` if there are no others.
+    pub(super) fn local_recipe(
+        &self,
+        service: ServiceKey,
+        balance: Balance,
+        ids: &[(&BackendKey, Option<BackendId>)],
+    ) -> Option<Recipe> {
+        let Parts { active, draining } = self.services.get(&service)?;
+        let is_node = |part: &Part<'_>| matches!(part.key.route, Route::Node(_));
+        if !active.iter().chain(draining).any(is_node) {
+            return None;
+        }
+        let parts = if active.iter().all(is_node) { draining } else { active };
+        Some(self.recipe_of(parts, balance, ids, |part| !is_node(part)))
+    }
+
+    fn recipe_of(
+        &self,
+        parts: &[Part<'_>],
+        balance: Balance,
+        ids: &[(&BackendKey, Option<BackendId>)],
+        takes_part: impl Fn(&Part<'_>) -> bool,
+    ) -> Recipe {
         let member = |part: &Part<'_>| {
             let (_, id) = ids.get(part.index)?;
             let id = (*id)?;
             Some(Member { id: id.index, endpoint: part.key.endpoint, weight: part.share })
         };
-        let members = parts.iter().filter_map(member).collect();
-        Recipe::new(balance, members, room_for_each(self.services.len()), self.hash_seed)
+        let members = parts.iter().filter(|part| takes_part(part)).filter_map(member).collect();
+        Recipe::new(balance, members, room_for_each(self.tables()), self.hash_seed)
     }
 }
 

@@ -23,6 +23,17 @@ fn key(name: u8, listen: u16) -> BackendKey {
     }
 }
 
+/// A node as a backend.
+fn node(name: u8, listen: u16) -> BackendKey {
+    let at = SocketAddr::from(([10, 0, 0, name], 6_080));
+    BackendKey {
+        id: format!("node:n{name}"),
+        endpoint: SocketAddr::new(at.ip(), listen),
+        route: Route::Node(at),
+        ..key(name, listen)
+    }
+}
+
 fn over_udp(key: BackendKey) -> BackendKey {
     BackendKey { listen: Listen::udp(key.listen.port), ..key }
 }
@@ -49,10 +60,17 @@ fn wish(backends: &[(BackendKey, Share)]) -> Desired {
         let given_away = listen.addr.is_none() && listens.contains(&listen.at(VIP));
         (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::External))))
     };
+    let tunnel = |(key, _): &(BackendKey, Share)| match key.route {
+        Route::Node(at) => Some((at, Tunnel { own: VIP, ifindex: 2, mtu: 1_500 })),
+        _ => None,
+    };
+    let nodes: BTreeMap<_, _> = backends.iter().filter_map(tunnel).collect();
     Desired {
         frontends: listens.iter().map(on).collect(),
         backends: backends.iter().cloned().collect(),
         interfaces: [2].into(),
+        tunnel_port: (!nodes.is_empty()).then_some(6_080),
+        nodes,
         ..Desired::default()
     }
 }
@@ -296,6 +314,8 @@ fn kind(change: &Change) -> &'static str {
     match change {
         Change::SetBackend { .. } => "set",
         Change::SetReverseNat { .. } => "owners",
+        Change::SetNode { .. } => "node",
+        Change::RemoveNode { .. } => "forget node",
         Change::SetDevice(..) => "device",
         Change::RemoveDevice(_) => "forget device",
         Change::SetSource(..) => "source",
@@ -337,6 +357,7 @@ pub(super) struct Model {
     attached: BTreeSet<(Role, u32)>,
     devices: BTreeMap<u32, DeviceInfo>,
     sources: BTreeMap<IpAddr, DeviceSet>,
+    nodes: BTreeMap<SocketAddr, u32>,
 }
 
 impl Model {
@@ -391,6 +412,14 @@ impl Model {
             Change::RemoveSource(addr) => {
                 self.sources.remove(addr);
             }
+            Change::SetNode { at, index, .. } => {
+                let other = self.nodes.iter().find(|(other, used)| *other != at && *used == index);
+                assert_eq!(other, None, "two nodes of index {index}");
+                self.nodes.insert(*at, *index);
+            }
+            Change::RemoveNode { at, .. } => {
+                self.nodes.remove(at);
+            }
             Change::Settle => self.retired.clear(),
             Change::OpenPort(_)
             | Change::ClosePort(_)
@@ -411,12 +440,17 @@ impl Model {
             let is_seen = self.attached.contains(&(Role::Reverse, ifindex));
             assert!(ifindex == 0 || is_seen, "a source is tied to {ifindex}");
         }
-        for ((_, listen), region) in &self.frontends {
+        for ((addr, listen), region) in &self.frontends {
             for slot in region.base..region.base + region.len {
                 let id = self.slots[&slot];
                 let backend = self.serving.get(&id).unwrap_or_else(|| panic!("id {id} is not set"));
                 let port = backend.listen.everywhere();
                 assert_eq!(port, *listen, "{backend:?} is in another port's table");
+                if let Route::Node(at) = backend.route {
+                    assert!(!addr.is_unspecified(), "a node's packets go to another node");
+                    assert!(self.nodes.contains_key(&at), "{backend:?}");
+                    continue;
+                }
                 let reverse_nat = &self.reverse_nat[&backend.source()];
                 assert!(reverse_nat.iter().any(|(_, entry)| entry.index == id), "{backend:?}");
                 let Route::Peer(place) = backend.route else { panic!("only peers here") };
@@ -462,7 +496,8 @@ pub(super) fn hints() -> impl Strategy<Value = Vec<Desired>> {
                 let backends: Vec<_> = backends
                     .into_iter()
                     .map(|(name, listen, weight, draining)| {
-                        let key = BackendKey { listen, ..key(name, listen.port) };
+                        let of = if name > 9 { node } else { key };
+                        let key = BackendKey { listen, ..of(name, listen.port) };
                         (
                             key,
                             Share {
@@ -520,11 +555,47 @@ proptest! {
             let wanted: BTreeSet<_> = desired.backends.keys().collect();
             prop_assert_eq!(wanted, model.serving.values().collect::<BTreeSet<_>>());
             let frontends: BTreeSet<_> = model.frontends.keys().copied().collect();
-            let ports = desired.frontends.keys().map(|on| (VIP, on.everywhere()));
-            let ports: BTreeSet<_> = ports.collect();
+            let addresses = [VIP, IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+            let addresses = &addresses[..if desired.tunnel_port.is_some() { 3 } else { 1 }];
+            let at = |on: &Listen| addresses.iter().map(|addr| (*addr, on.everywhere())).collect::<Vec<_>>();
+            let ports: BTreeSet<_> = desired.frontends.keys().flat_map(at).collect();
             prop_assert_eq!(frontends, ports);
+            prop_assert_eq!(model.nodes.keys().collect::<Vec<_>>(), desired.nodes.keys().collect::<Vec<_>>());
         }
     }
+}
+
+/// What other nodes send is served by this machine's own backends, so that no packet goes through two tunnels.
+#[test]
+fn what_comes_out_of_the_tunnel_has_a_table_without_nodes() {
+    let mut actual = Actual::default();
+    let both = wish(&[(key(1, 80), active(1)), (node(2, 80), active(3))]);
+    let changes = reach(&both, &mut actual);
+    let slots = |wanted: Part| {
+        let written = |change: &Change| match change {
+            Change::WriteTable { part, slots, .. } if *part == wanted => Some(slots.clone()),
+            _ => None,
+        };
+        changes.iter().find_map(written)
+    };
+    assert_eq!((slots(Part::All), slots(Part::Local)), (Some(vec![1, 1, 1, 2]), Some(vec![2])));
+    let unspecified = IpAddr::from([0; 4]);
+    let to = |addr| actual.frontends[&(addr, Listen::tcp(80))];
+    assert!(to(VIP).nodes && to(VIP).region != to(unspecified).region);
+    assert_eq!((to(unspecified).scope, to(unspecified).id), (Scope::Local, to(VIP).id));
+    let opened = changes.iter().filter(|change| matches!(change, Change::OpenPort(_))).count();
+    assert_eq!(opened, 2, "the service's port, and the tunnel's");
+    // A reply of a node has the address that was dialled.
+    assert_eq!(actual.reverse_nat.len(), 1);
+    // Without nodes that take part there is one table again, and the other's room is given back.
+    let mut alone = wish(&[(key(1, 80), active(1))]);
+    alone.tunnel_port = Some(6_080);
+    reach(&alone, &mut actual);
+    let to = |addr| actual.frontends[&(addr, Listen::tcp(80))];
+    assert!(!to(VIP).nodes && to(VIP).region == to(unspecified).region);
+    assert_eq!(actual.nodes, BTreeMap::new());
+    actual.tables.settle();
+    assert_eq!(actual.tables.find(1).unwrap().base, 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use samport::dataplane::{Dataplane, Options};
 use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
-use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
+use samport::plan::{BackendId, BackendKey, Change, Frontend, Part, Policy, Route, ServiceKey};
 use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
 use samport_common::layout::{BackendState, BackendStats, DeviceSet, Evidence, Scope};
@@ -66,7 +66,15 @@ impl Bench {
         require_root();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let instance = Instance::claim(&format!("bench-{}-{count}", std::process::id())).unwrap();
-        Self::on(instance, flows, false)
+        Self::on(instance, flows, false, 0)
+    }
+
+    /// The same as a node of a cluster.
+    pub fn clustered() -> Self {
+        require_root();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bench-{}-node-{count}", std::process::id());
+        Self::on(Instance::claim(&name).unwrap(), 1_024, true, 6_080)
     }
 
     /// The same with room for one IPv4 flow in the table, and for one beside, where the real one makes room: so
@@ -79,23 +87,24 @@ impl Bench {
             std::fs::create_dir_all(table.parent().unwrap()).unwrap();
             Map::pin_hash(&table, name, [8, 56, 1]).unwrap();
         }
-        Self::on(instance, 1_024, false)
+        Self::on(instance, 1_024, false, 0)
     }
 
     /// The same with the programs for local clients.
     pub fn with_local_clients() -> Self {
         require_root();
         let name = format!("bench-{}-local", std::process::id());
-        Self::on(Instance::claim(&name).unwrap(), 1_024, true)
+        Self::on(Instance::claim(&name).unwrap(), 1_024, true, 0)
     }
 
-    fn on(instance: Instance, flows: u32, local: bool) -> Self {
+    fn on(instance: Instance, flows: u32, local: bool, tunnel_port: u16) -> Self {
         let options = Options {
             flows,
             flows6: flows,
             backends: 16,
             syn_flood: Some(u32::MAX),
             local,
+            tunnel_port,
             ..Options::default()
         };
         let dataplane = Dataplane::open(&instance, options).unwrap();
@@ -144,6 +153,7 @@ impl Bench {
         self.dataplane
             .apply(&Change::WriteTable {
                 service,
+                part: Part::All,
                 region,
                 slots: slots.to_vec(),
                 recipe: Recipe::NOTHING,
@@ -165,6 +175,7 @@ impl Bench {
             scope: Scope::External,
             restricted: true,
             shared: false,
+            nodes: false,
             policy: Policy::default(),
         };
         let (addr, listen) = (vip.ip(), Listen::tcp(vip.port()));
@@ -210,6 +221,7 @@ impl Bench {
             scope: Scope::External,
             restricted: false,
             shared: false,
+            nodes: false,
             policy,
         };
         self.dataplane.apply(&Change::SetFrontend { addr, listen, to }).unwrap();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
-use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
+use samport::plan::{BackendId, BackendKey, Change, Frontend, Part, Policy, Route, ServiceKey};
 use samport_common::flow::ServiceId;
 use samport_common::layout::{BackendState, DeviceSet, Scope};
 use samport_common::verdict::Verdict;
@@ -53,6 +53,7 @@ impl Bench {
                 scope,
                 restricted: false,
                 shared: false,
+                nodes: false,
                 policy: Policy::default(),
             };
             for change in [
@@ -67,6 +68,7 @@ impl Bench {
                 Change::SetReverseNat { source, reverse_nat: vec![(number, id)] },
                 Change::WriteTable {
                     service,
+                    part: Part::All,
                     region,
                     slots: vec![index; 2],
                     recipe: Recipe::NOTHING,

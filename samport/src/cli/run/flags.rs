@@ -206,6 +206,7 @@ impl Flags {
             socket: self.socket.clone(),
             metrics: self.metrics,
             dataplane: dataplane::Options {
+                tunnel_port: 0,
                 flows: self.limits.flows,
                 flows6: self.limits.flows6(),
                 backends: self.limits.max_backends,

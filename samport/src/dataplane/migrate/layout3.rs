@@ -10,7 +10,7 @@ use super::copy::{Convert, array, array_by_cpu, follow_word, hash};
 use crate::plan::Route;
 
 /// Every map, and what becomes of it.
-pub(super) const MAPS: [(&str, Migration); 58] = [
+pub(super) const MAPS: [(&str, Migration); 60] = [
     ("PORTS", Kept),
     ("PORT_CACHE", OfRun),
     ("SERVICES4", Kept),
@@ -51,6 +51,8 @@ pub(super) const MAPS: [(&str, Migration); 58] = [
     ("DEVICES", New),
     ("SOURCES4", New),
     ("SOURCES6", New),
+    ("NODES", New),
+    ("NODE_IDS", New),
     ("SCRATCH_FIB", OfRun),
     // By cookie now. Sockets that were connected before are told who they really talk to.
     ("LOCAL_PEERS", Emptied),

@@ -1,11 +1,16 @@
 //! Layout 5, of the versions from commit bcdcda2 to 2b61d2c: fewer verdicts, and nothing of other nodes. No release has it.
 
-use super::Migration::{self, Converted, Kept, OfRun};
+use super::Migration::{self, Converted, Kept, New, OfRun};
 use super::copy::array_by_cpu;
 use crate::dataplane::load;
 
 /// The maps that are others since, and what becomes of them.
-const CHANGED: [(&str, Migration); 1] = [("VERDICTS", Converted(array_by_cpu::<u64>))];
+const CHANGED: [(&str, Migration); 3] = [
+    // There are more of them now.
+    ("VERDICTS", Converted(array_by_cpu::<u64>)),
+    ("NODES", New),
+    ("NODE_IDS", New),
+];
 
 /// Every other map goes on being used, but for those that each run makes.
 pub(super) const MAPS: [(&str, Migration); load::MAPS.len()] = {

@@ -42,6 +42,10 @@ impl Kernel {
             Change::RemoveDevice(on) => drop(found.devices.remove(on)),
             Change::SetSource(addr, devices) => drop(found.sources.insert(*addr, *devices)),
             Change::RemoveSource(addr) => drop(found.sources.remove(addr)),
+            Change::SetNode { at, index, tunnel } => {
+                found.nodes.insert(*at, (*index, *tunnel));
+            }
+            Change::RemoveNode { at, .. } => drop(found.nodes.remove(at)),
             Change::OpenPort(listen) => drop(found.ports.insert(*listen)),
             Change::ClosePort(listen) => drop(found.ports.remove(listen)),
             Change::Allow { id, net, .. } => drop(found.allowed.insert((*id, *net))),

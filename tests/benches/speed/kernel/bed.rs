@@ -10,7 +10,7 @@ use samport::lab::Namespace;
 use samport::model::HostDevice;
 use samport::model::ports::Listen;
 use samport::plan::table::{Recipe, Region};
-use samport::plan::{BackendId, BackendKey, Change, Frontend, Policy, Route, ServiceKey};
+use samport::plan::{BackendId, BackendKey, Change, Frontend, Part, Policy, Route, ServiceKey};
 use samport::system::instance::Instance;
 use samport_common::flow::ServiceId;
 use samport_common::harness::Order;
@@ -88,7 +88,13 @@ impl Bed {
         let region = Region { base: 0, len: u32::try_from(slots.len())? };
         let service_key = ServiceKey { listen, v6: false };
         let recipe = Recipe::NOTHING;
-        dataplane.apply(&Change::WriteTable { service: service_key, region, slots, recipe })?;
+        dataplane.apply(&Change::WriteTable {
+            service: service_key,
+            part: Part::All,
+            region,
+            slots,
+            recipe,
+        })?;
         set_frontend(&mut dataplane, region, false)?;
         dataplane.apply(&Change::OpenPort(listen))?;
         set_rp_filter(&mut dataplane, LOOSE)?;
@@ -159,6 +165,7 @@ fn set_frontend(dataplane: &mut Dataplane, region: Region, restricted: bool) -> 
         scope: Scope::External,
         restricted,
         shared: false,
+        nodes: false,
         policy: Policy::default(),
     };
     let vip: SocketAddr = VIP.parse().context("parse the VIP")?;

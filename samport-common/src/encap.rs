@@ -1,0 +1,236 @@
+//! The tunnel between nodes: an IP packet, unchanged, in a UDP datagram. Pure.
+//!
+//! It is Generic UDP Encapsulation, variant 1 (draft-ietf-intarea-gue, section 3.3): an IP packet stands right behind the
+//! UDP header, and its first two bits, those of its version, say so. Variant 0 with the C bit set is a control message:
+//! the nodes' probes.
+
+use crate::checksum;
+use crate::frame::Frame;
+use crate::layout::Node;
+use crate::packet::Packet;
+use crate::wire::{ethernet, ipv4, ipv6, protocol, tcp, udp};
+
+/// What the tunnel adds in front of a packet over IPv4: the IPv4 and the UDP header.
+pub const OUTER_V4: usize = ipv4::MIN_LEN + udp::LEN;
+/// The same over IPv6.
+pub const OUTER_V6: usize = ipv6::LEN + udp::LEN;
+
+/// Hop limit of the outer packet: Linux's default.
+const HOPS: u8 = 64;
+/// The part of the type of service, or traffic class, that routers mark congestion in (RFC 3168). The outer packet has it
+/// zero: then routers drop where they would mark, and no mark can be lost (RFC 6040, section 4.3, compatibility mode).
+const ECN: u8 = 0b11;
+/// Least source port: the dynamic ones (RFC 6335), of which a flow's hash selects one, so that network cards and routers
+/// tell flows apart.
+const LEAST_SOURCE_PORT: u16 = 0xc000;
+
+/// What stands behind the outer UDP header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// An IPv4 packet.
+    Ipv4,
+    /// An IPv6 packet.
+    Ipv6,
+    /// A control message.
+    Control,
+}
+
+impl Payload {
+    /// What this first byte begins; `None` for what no node sends.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(first: u8) -> Option<Self> {
+        match first >> 4 {
+            4 => Some(Self::Ipv4),
+            6 => Some(Self::Ipv6),
+            // Version 0, the C bit, and the first bit of a length of options that nobody sends.
+            2 => Some(Self::Control),
+            _ => None,
+        }
+    }
+}
+
+/// What the tunnel to a node adds in front of a packet, in bytes.
+#[must_use]
+#[inline(always)]
+pub fn overhead(node: &Node) -> usize {
+    if node.is_ipv6() { OUTER_V6 } else { OUTER_V4 }
+}
+
+/// The source port of the outer packet, for a flow with this hash; network order.
+#[must_use]
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the lower half is as good as any")]
+pub const fn source_port(hash: u32) -> [u8; 2] {
+    (hash as u16 | LEAST_SOURCE_PORT).to_be_bytes()
+}
+
+/// What a field of 16 bits says of a length: 0 if that does not fit, as of a packet that offload cuts later, and whose
+/// segments get lengths of their own.
+#[inline(always)]
+fn length(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).unwrap_or(0).to_be_bytes()
+}
+
+#[inline(always)]
+fn udp_header(node: &Node, inner_len: usize, hash: u32) -> [u8; udp::LEN] {
+    let ([s0, s1], [d0, d1]) = (source_port(hash), node.port);
+    let [l0, l1] = length(udp::LEN + inner_len);
+    // No checksum: the packet inside has its own.
+    [s0, s1, d0, d1, l0, l1, 0, 0]
+}
+
+/// The outer headers of a packet to a node with an IPv4 address: `inner_len` is the length of the IP packet inside, `tos`
+/// its type of service or traffic class.
+#[must_use]
+#[inline(always)]
+pub fn outer_v4(node: &Node, inner_len: usize, tos: u8, hash: u32) -> [u8; OUTER_V4] {
+    let [.., s0, s1, s2, s3] = node.own;
+    let [.., d0, d1, d2, d3] = node.addr;
+    let [t0, t1] = length(OUTER_V4 + inner_len);
+    let [f0, f1] = ipv4::DONT_FRAGMENT.to_be_bytes();
+    let tos = tos & !ECN;
+    #[rustfmt::skip]
+    let header: [u8; ipv4::MIN_LEN] = [
+        0x45, tos, t0, t1, 0, 0, f0, f1, HOPS, protocol::UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
+    ];
+    let [c0, c1] = (!checksum::csum(&header)).to_ne_bytes();
+    let [u0, u1, u2, u3, u4, u5, u6, u7] = udp_header(node, inner_len, hash);
+    #[rustfmt::skip]
+    let outer = [
+        0x45, tos, t0, t1, 0, 0, f0, f1, HOPS, protocol::UDP, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3,
+        u0, u1, u2, u3, u4, u5, u6, u7,
+    ];
+    outer
+}
+
+/// The first 8 bytes of the outer header of a packet to a node with an IPv6 address; its addresses are
+/// [`Node::own`] and [`Node::addr`], and [`udp_v6`] follows.
+#[must_use]
+#[inline(always)]
+pub fn ip_v6(inner_len: usize, tos: u8) -> [u8; ipv6::SOURCE.start] {
+    let tos = tos & !ECN;
+    let [l0, l1] = length(udp::LEN + inner_len);
+    [0x60 | tos >> 4, tos << 4, 0, 0, l0, l1, protocol::UDP, HOPS]
+}
+
+/// The UDP header of a packet to a node with an IPv6 address. A zero checksum is allowed for tunnels (RFC 6935).
+#[must_use]
+#[inline(always)]
+pub fn udp_v6(node: &Node, inner_len: usize, hash: u32) -> [u8; udp::LEN] {
+    udp_header(node, inner_len, hash)
+}
+
+/// The type of service, or traffic class, of an IP packet by its first two bytes.
+#[must_use]
+#[inline(always)]
+pub const fn tos([first, second]: [u8; 2]) -> u8 {
+    if first >> 4 == 6 { first << 4 | second >> 4 } else { second }
+}
+
+/// Whether a packet fits through the tunnel to a node: `len` is its length without the Ethernet header, `gso_size` the
+/// payload of each of the segments that offload makes of it, 0 for none, and `headers` what each of them begins with.
+#[must_use]
+#[inline(always)]
+pub fn fits(node: &Node, len: u32, gso_size: u32, headers: u32) -> bool {
+    let largest = if gso_size == 0 { len } else { headers + gso_size };
+    largest as usize + overhead(node) <= node.mtu as usize
+}
+
+/// The largest packet that fits through the tunnel to a node: what its sender is told.
+#[must_use]
+#[inline(always)]
+pub fn inner_mtu(node: &Node) -> u32 {
+    node.mtu.saturating_sub(if node.is_ipv6() { 48 } else { 28 })
+}
+
+/// Options of a TCP header that are looked at until its maximum segment size is found: nearly all stacks have it first.
+const MAX_OPTIONS: usize = 6;
+/// Kinds of options (RFC 9293, section 3.2).
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+
+/// A maximum segment size that is larger than the tunnel takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Clamp {
+    /// Where it stands in the frame, in bytes.
+    pub at: usize,
+    /// What it is to be.
+    pub size: [u8; 2],
+    /// What that adds to the ones' complement sum of the segment.
+    pub csum_diff: u32,
+}
+
+impl Clamp {
+    #[inline(always)]
+    fn new(at: usize, l4: usize, before: [u8; 2], size: [u8; 2]) -> Self {
+        let csum_diff = checksum::csum_diff(&before, &size);
+        // At an odd place its bytes belong to two words.
+        let is_odd = (at - l4) & 1 != 0;
+        let csum_diff = if is_odd { swap(csum_diff) } else { csum_diff };
+        Self { at, size, csum_diff }
+    }
+}
+
+/// The sum of the same bytes, each in the other half of its word (RFC 1071, section 2 B).
+#[inline(always)]
+fn swap(csum_diff: u32) -> u32 {
+    u32::from(checksum::fold(csum_diff).swap_bytes())
+}
+
+/// The maximum segment size of a SYN, if segments of that size would not fit through the tunnel to a node. `header_len` is
+/// the length of the IP header that segments of the connection have.
+#[must_use]
+#[inline(always)]
+pub fn clamp<A: crate::family::Address, F: Frame + ?Sized>(
+    frame: &F,
+    packet: &Packet<A>,
+    node: &Node,
+    header_len: usize,
+) -> Option<Clamp> {
+    let [data_offset, _] = frame.read(packet.l4 + tcp::DATA_OFFSET)?;
+    let end = packet.l4 + usize::from(data_offset >> 4) * 4;
+    let mut at = packet.l4 + tcp::MIN_LEN;
+    for _ in 0..MAX_OPTIONS {
+        at = frame.reconsider(at);
+        if at + 4 > end {
+            return None;
+        }
+        let [kind, len, s0, s1] = frame.read(at)?;
+        match kind {
+            END => return None,
+            NO_OPERATION => at += 1,
+            MAXIMUM_SEGMENT_SIZE if len == 4 => {
+                let limit = inner_mtu(node).saturating_sub(ip_and_tcp(header_len));
+                let limit = u16::try_from(limit).unwrap_or(u16::MAX);
+                return if u16::from_be_bytes([s0, s1]) > limit {
+                    Some(Clamp::new(at + 2, packet.l4, [s0, s1], limit.to_be_bytes()))
+                } else {
+                    None
+                };
+            }
+            _ if len < 2 => return None,
+            _ => at += usize::from(len),
+        }
+    }
+    None
+}
+
+/// Bytes of an IP header of this length and a TCP header without options.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "60 at most")]
+const fn ip_and_tcp(header_len: usize) -> u32 {
+    (header_len + tcp::MIN_LEN) as u32
+}
+
+/// Bytes of a frame of the tunnel before the packet inside, without the Ethernet header; `l4` is the offset of the outer
+/// UDP header.
+#[must_use]
+#[inline(always)]
+pub const fn outer_len(l4: usize) -> usize {
+    (l4 + udp::LEN).saturating_sub(ethernet::LEN)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! The tunnel between nodes: what leaves by it, and what comes in. The bytes are `samport_common::encap`'s.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use samport_common::conntrack::State;
+use samport_common::encap::{self, Payload};
+use samport_common::failover;
+use samport_common::family::{Address, Family, V4, V6};
+use samport_common::flow::{EndpointKey, Flow, ServiceId};
+use samport_common::frame::Frame as _;
+use samport_common::layout::{Node, Scope, program};
+use samport_common::packet::{self, L3, Packet, Part, Special};
+use samport_common::source;
+use samport_common::verdict::Verdict;
+use samport_common::wire::protocol::Protocol;
+use samport_common::wire::{ethernet, ipv6, tcp, udp};
+
+use crate::context::{Context as _, Hook};
+use crate::exit;
+use crate::flows::{self, FlowRef};
+use crate::forward;
+use crate::maps::{self, Tables};
+use crate::nat;
+use crate::redirect;
+use crate::reverse::{self, Reply};
+use crate::skb::{self, Covers, Skb};
+use crate::{Next, Outcome};
+
+/// Whether a packet is one of the tunnel, as far as its port says.
+#[inline(always)]
+pub fn is_of_tunnel<A: Address>(packet: &Packet<A>) -> bool {
+    packet.protocol == Protocol::Udp
+        && u32::from(u16::from_be_bytes(packet.destination.port)) == maps::tunnel_port()
+}
+
+/// Takes the outer headers off a packet of a node's.
+#[inline(always)]
+pub fn unwrap<P: Tables>(skb: &Skb) -> Next {
+    let packet = match nat::parse_subprog::<P>(skb) {
+        Ok(packet) if matches!(packet.part, Part::Whole) => packet,
+        _ => return Verdict::TunnelMalformed.into(),
+    };
+    let index = match sender::<P>(skb, packet) {
+        Ok(index) => index,
+        Err(verdict) => return verdict.into(),
+    };
+    let at = packet.l4 + udp::LEN;
+    let Some([first, _]) = skb.read(at) else { return Verdict::TunnelMalformed.into() };
+    let ether_type = match Payload::of(first) {
+        Some(Payload::Ipv4) => V4::ETHER_TYPE,
+        Some(Payload::Ipv6) => V6::ETHER_TYPE,
+        Some(Payload::Control) | None => return Verdict::TunnelMalformed.into(),
+    };
+    let changes_to = if ether_type == P::ETHER_TYPE { None } else { Some(ether_type) };
+    if skb.strip(encap::outer_len(packet.l4), changes_to).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    skb.set_from_node(index);
+    Next::TailCall(program::INNER)
+}
+
+/// The index of the node that a packet comes from: by its address, and by a device that may lead there.
+#[inline(always)]
+fn sender<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<u32, Verdict> {
+    if !skb.is_for_host() {
+        return Err(Verdict::OtherHost);
+    }
+    let from = P::to_mapped(packet.source.addr);
+    let index = maps::node_at(&from).ok_or(Verdict::TunnelUnknownNode)?;
+    let node = maps::node(index).ok_or(Verdict::TunnelUnknownNode)?;
+    if node.own != P::to_mapped(packet.destination.addr) {
+        return Err(Verdict::NotOurs);
+    }
+    let rp_filter = maps::device(skb.ifindex()).map_or(0, |device| device.rp_filter);
+    // As the kernel's own filter, which IPv6 has none of.
+    if node.addr != from
+        || (P::of_two([rp_filter, 0]) == source::STRICT && node.ifindex != skb.ifindex())
+    {
+        return Err(Verdict::TunnelUnknownNode);
+    }
+    Ok(index)
+}
+
+/// Sends what was inside of a packet of the tunnel to a backend of this machine or, if it is a reply, to the client.
+#[inline(always)]
+pub fn inner<P: Tables>(skb: &Skb) -> Next {
+    let packet = match nat::parse_subprog::<P>(skb) {
+        Ok(packet) => packet,
+        Err(Special::Icmp) => return Next::TailCall(program::ICMP),
+        Err(Special::Later) => return Next::TailCall(program::LATER),
+        Err(Special::First | Special::Leave(_)) => return Verdict::TunnelMalformed.into(),
+    };
+    if is_of_tunnel(packet) {
+        return Verdict::TunnelNested.into();
+    }
+    if let Some(service) = answering::<P>(packet) {
+        return reply::<P>(skb, packet, service);
+    }
+    if !maps::is_listened_on(packet.protocol, packet.destination.port) {
+        return Verdict::TunnelNotServed.into();
+    }
+    if matches!(packet.part, Part::First(_)) {
+        return Next::TailCall(program::SLOW_PATH);
+    }
+    // Not by the fast path: with it, the stacks of both ways are more than the 512 bytes there are.
+    match forward::service_of::<P>(Hook::Tunnel, packet) {
+        Some(_) => Next::TailCall(program::CHOOSE),
+        None => Verdict::TunnelNotServed.into(),
+    }
+}
+
+/// The service that the packet's source is a frontend of: then it is a reply, which has the address that was dialled here.
+#[inline(always)]
+fn answering<P: Tables>(packet: &Packet<P::Addr>) -> Option<ServiceId> {
+    if !maps::is_listened_on(packet.protocol, packet.source.port) {
+        return None;
+    }
+    let service = P::service(&EndpointKey::new(packet.source, packet.protocol.number()))?;
+    match Scope::from_byte(service.scope) {
+        Scope::External | Scope::Internal => ServiceId::new(service.id),
+        Scope::Local => None,
+    }
+}
+
+/// A node's reply, for the client.
+#[inline(always)]
+fn reply<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, service: ServiceId) -> Next {
+    let flow = find_flow::<P>(packet, u32::from(service.get()), skb.node());
+    let Some(entry) = FlowRef::new(flow) else { return Verdict::TunnelNoFlow.into() };
+    let word = entry.word();
+    if matches!(word.state(), State::Failed) {
+        return Verdict::LateAnswer.into();
+    }
+    if failover::refuses(word.state(), &packet::segment(skb, packet), entry.sequences())
+        && reverse::is_held_back::<P>(skb.pointer_to_context(), packet, flow) != 0
+    {
+        return Verdict::RefusalHeld.into();
+    }
+    let exit = match exit::of::<P>(skb, &packet.destination.addr, entry) {
+        Ok(exit) => exit,
+        Err(verdict) => return verdict.into(),
+    };
+    if reverse::is_too_big(skb, Hook::Tunnel, exit) {
+        return Verdict::ReplyTooBig.into();
+    }
+    let reply = Reply { entry, backend: word.backend(), to_itself: false };
+    reverse::advance(skb, packet, &reply);
+    Next::Outcome(reverse::leave(skb, Hook::Tunnel, &reply, exit))
+}
+
+/// The flow that a packet of this node's is a reply of, or null.
+#[inline(never)]
+fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, service: u32, node: u32) -> *mut Flow {
+    let service = u16::try_from(service).ok().and_then(ServiceId::new);
+    let entry = service
+        .and_then(|id| flows::find_own::<P>(packet.destination, packet.source, id))
+        .filter(|entry| {
+            let word = entry.word();
+            maps::backend(word.backend()).is_some_and(|backend| {
+                redirect::is_node(backend)
+                    && backend.ifindex == node
+                    && backend.generation == word.generation()
+            })
+        });
+    match entry {
+        Some(entry) => entry.pointer(),
+        None => core::ptr::null_mut(),
+    }
+}
+
+/// Puts a packet into one to a node, and sends it there. Its connection is told what fits, while it is opened.
+#[inline(always)]
+pub fn wrap<P: Tables>(skb: &Skb) -> Outcome {
+    let to = skb.to_node();
+    let Some(node) = maps::node(to.node()) else { return Verdict::BackendUnset.into() };
+    if to.is_syn() && clamp::<P>(skb.pointer_to_context(), to.node()) == 0 {
+        return Verdict::RewriteFailed.into();
+    }
+    let len = skb.len().saturating_sub(L3 as u32);
+    if !encap::fits(node, len, skb.gso_size(), segment_headers::<P>(skb)) {
+        return Verdict::TunnelTooBig.into();
+    }
+    if skb.is_vlan_tagged() {
+        skb.pop_vlan();
+    }
+    let Some(start) = skb.read(L3) else { return Verdict::RewriteFailed.into() };
+    if put_in(skb, node, len as usize, encap::tos(start)).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    skb.mark_reply();
+    let verdict = if to.is_reply() { Verdict::ReplyNode } else { Verdict::ForwardNode };
+    Outcome { verdict, redirect: skb::redirect_neigh(node.ifindex) }
+}
+
+/// Bytes that each segment of a packet begins with that offload will cut: TCP's without options if it is no other.
+#[inline(always)]
+fn segment_headers<P: Family>(_skb: &Skb) -> u32 {
+    (P::HEADER_LEN + tcp::MIN_LEN) as u32
+}
+
+#[inline(always)]
+fn put_in(skb: &Skb, node: &Node, len: usize, tos: u8) -> Option<()> {
+    let hash = skb.hash();
+    if node.is_ipv6() {
+        skb.make_room(encap::OUTER_V6, true)?;
+        skb.write(ethernet::TYPE.start, V6::ETHER_TYPE)?;
+        skb.write(L3, encap::ip_v6(len, tos))?;
+        skb.write(L3 + ipv6::SOURCE.start, node.own)?;
+        skb.write(L3 + ipv6::DESTINATION.start, node.addr)?;
+        return skb.write(L3 + ipv6::LEN, encap::udp_v6(node, len, hash));
+    }
+    skb.make_room(encap::OUTER_V4, false)?;
+    skb.write(ethernet::TYPE.start, V4::ETHER_TYPE)?;
+    skb.write(L3, encap::outer_v4(node, len, tos, hash))
+}
+
+/// Makes the maximum segment size of a handshake small enough for the tunnel: 1, or 0 if that fails.
+#[inline(never)]
+fn clamp<P: Tables>(ctx: *mut __sk_buff, node: u32) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    let Some(node) = maps::node(node) else { return 0 };
+    let packet = match nat::parse_subprog::<P>(&skb) {
+        Ok(packet) if packet.protocol == Protocol::Tcp && packet.flags.syn() => packet,
+        _ => return 1,
+    };
+    let Some(clamp) = encap::clamp(&skb, packet, node, P::HEADER_LEN) else { return 1 };
+    if skb.write(clamp.at, clamp.size).is_none() {
+        return 0;
+    }
+    let covers = Covers { pseudo_header: false, zero_is_none: false };
+    u32::from(skb.update_l4_csum(packet.l4 + tcp::CHECKSUM.start, clamp.csum_diff, covers).is_some())
+}
