@@ -152,7 +152,7 @@ pub enum Reach {
     Host,
     /// To another network namespace than ours.
     Elsewhere,
-    /// It is another node, which has containers of its own: where the tunnel to it ends.
+    /// It is another node, which selects one of its containers: where the tunnel to it ends.
     Node(IpAddr),
 }
 
