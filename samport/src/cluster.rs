@@ -1,0 +1,190 @@
+//! Other nodes: hosts that run samport, too, and balance over containers of their own.
+//!
+//! A source says which nodes there are and how many ready containers each has behind its ports. Each becomes a
+//! candidate, beside this node's own containers: the node that a client dials selects a node, and that node selects
+//! one of its containers. Once it has started, no trouble ends a source: it keeps its last good state, says so, and
+//! tries again.
+
+mod file;
+mod node;
+mod offer;
+pub mod spread;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::model::ports::PortSpec;
+use crate::model::{Snapshot, Spread};
+use crate::net::netlink::{Devices, Netlink};
+use crate::system::provider_status::ProviderStatus;
+use crate::system::resyncs::Resyncs;
+use offer::NodeOffer;
+
+pub use node::{Node, address, name};
+
+/// Most nodes there is room for in the kernel's maps.
+pub const MAX_NODES: u32 = 256;
+/// Where the tunnels of nodes end that say nothing else, a UDP port.
+pub const TUNNEL_PORT: u16 = 6080;
+
+/// Who knows the other nodes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NodeSource {
+    /// A file that is followed.
+    File(PathBuf),
+}
+
+/// What a node is told of its cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Who knows the other nodes.
+    pub source: NodeSource,
+    /// This node's name.
+    pub node: String,
+    /// Where other nodes reach this one, if that was said; see [`Settings::address_on`].
+    pub address: Option<IpAddr>,
+    /// The UDP port of tunnels: this node's, and that of nodes that say nothing else.
+    pub tunnel_port: u16,
+    /// Which containers connections are shared out to, as far as labels say nothing else.
+    pub spread: Spread,
+    /// Most nodes that are listened to.
+    pub max_nodes: u32,
+}
+
+impl Settings {
+    /// Where other nodes reach this one: as was said, else the first IPv4 address of the first of these interfaces.
+    #[must_use]
+    pub fn address_on(&self, interfaces: &[String], devices: &Devices) -> Option<IpAddr> {
+        let first = interfaces.first();
+        let device = devices.values().find(|device| Some(&device.name) == first);
+        let addresses = device.into_iter().flat_map(|device| &device.addresses);
+        self.address.or_else(|| addresses.copied().find(IpAddr::is_ipv4))
+    }
+}
+
+/// The other nodes as they are now. Whoever has a clone sees them change.
+#[derive(Clone, Debug)]
+pub struct NodeList(watch::Receiver<Vec<Node>>);
+
+impl NodeList {
+    /// Those of a node that has no cluster.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(watch::channel(Vec::new()).1)
+    }
+
+    /// All of them, by their names. Those whose candidates still drain are not among them.
+    #[must_use]
+    pub fn current(&self) -> Vec<Node> {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until they have changed; forever, if they cannot any more.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A cluster that is followed.
+pub struct Cluster {
+    /// What it offers: candidates of other nodes only.
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// The other nodes.
+    pub nodes: NodeList,
+    /// How its source is doing.
+    pub status: Arc<ProviderStatus>,
+}
+
+/// Finds this machine's own addresses.
+type OwnAddresses = Box<dyn Fn() -> BoxFuture<'static, Result<BTreeSet<IpAddr>>> + Send + Sync>;
+
+/// Follows the other nodes, and returns when it knows the first of their states. `ports` is the `-p` list; if it is
+/// empty, the nodes say which ports there are. `drain` says how long a service of a node that is offered no longer
+/// keeps its connections.
+///
+/// # Errors
+/// A source that is not good, and says why.
+pub async fn start(
+    settings: &Settings,
+    ports: &[PortSpec],
+    drain: impl Fn() -> Duration + Send + 'static,
+    netlink: &Netlink,
+    resyncs: &Resyncs,
+) -> Result<Cluster> {
+    let netlink = netlink.clone();
+    let own: OwnAddresses = Box::new(move || {
+        let netlink = netlink.clone();
+        Box::pin(async move {
+            let devices = netlink.devices().await?;
+            Ok(devices.into_values().flat_map(|device| device.addresses).collect())
+        })
+    });
+    let NodeSource::File(path) = &settings.source;
+    let status = ProviderStatus::of("cluster-file");
+    let nodes = file::start(path, settings, own, Arc::clone(&status), resyncs).await?;
+    let list = NodeList(nodes.clone());
+    let snapshots = NodeOffer::start(nodes, ports.to_vec(), Box::new(drain));
+    Ok(Cluster { snapshots, nodes: list, status })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::net::netlink::Device;
+
+    pub(super) fn settings(path: PathBuf) -> Settings {
+        Settings {
+            source: NodeSource::File(path),
+            node: "n1".to_owned(),
+            address: None,
+            tunnel_port: TUNNEL_PORT,
+            spread: Spread::All,
+            max_nodes: 3,
+        }
+    }
+
+    #[test]
+    fn this_nodes_address_is_the_given_one_or_the_first_of_the_first_interface() {
+        let device = |ifindex, name: &str, addresses: &[&str]| Device {
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..Device::named(ifindex, name)
+        };
+        let devices: Devices = [
+            device(1, "lo", &["127.0.0.1"]),
+            device(2, "eth1", &["192.0.2.9"]),
+            device(3, "eth0", &["192.0.2.2", "192.0.2.1", "2001:db8::1"]),
+            device(4, "eth2", &["2001:db8::1"]),
+        ]
+        .map(|device| (device.ifindex, device))
+        .into_iter()
+        .collect::<BTreeMap<_, _>>();
+        let mut settings = settings("nodes.toml".into());
+        let on = |settings: &Settings, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            settings.address_on(&names, &devices).map(|address| address.to_string())
+        };
+        assert_eq!(on(&settings, &["eth0", "eth1"]).as_deref(), Some("192.0.2.1"));
+        assert_eq!(on(&settings, &["eth2", "eth1"]), None);
+        settings.address = Some("203.0.113.7".parse().unwrap());
+        assert_eq!(on(&settings, &["eth0"]).as_deref(), Some("203.0.113.7"));
+    }
+
+    #[tokio::test]
+    async fn nobody_hears_of_nodes_that_there_are_none_of() {
+        let mut none = NodeList::none();
+        assert_eq!(none.current(), []);
+        let changed = tokio::time::timeout(Duration::from_millis(20), none.changed());
+        assert!(changed.await.is_err());
+    }
+}
