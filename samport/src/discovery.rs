@@ -159,7 +159,8 @@ pub fn check(providers: &[Provider], ports: &[PortSpec], terms: &ProviderSetting
 }
 
 /// One source for several.
-fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot> {
+#[must_use]
+pub fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot> {
     if sources.len() == 1
         && let Some(only) = sources.pop()
     {

@@ -14,6 +14,7 @@ use super::names::{
     ForwardName, HookName, ProviderName, SandboxName, ServiceConflictName, XdpModeName,
 };
 use crate::cli::balance::Balancing;
+use crate::cli::cluster::ClusterFlags;
 use crate::cli::health::HealthFlags;
 use crate::cli::limits::Limits;
 use crate::dataplane;
@@ -173,6 +174,8 @@ pub struct Flags {
     #[command(flatten)]
     balancing: Balancing,
     #[command(flatten)]
+    cluster: ClusterFlags,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -191,6 +194,7 @@ impl Flags {
             interfaces: self.iface.clone(),
             ports: self.port.clone(),
             providers,
+            cluster: self.cluster.settings(&self.port)?,
             terms: ProviderSettings {
                 generation: 0,
                 backends: self.backend.clone(),
@@ -203,6 +207,7 @@ impl Flags {
             service_conflict: self.service_conflict.into(),
             forward: self.forward.into(),
             policy: self.balancing.policy(),
+            spread: self.cluster.spread,
             socket: self.socket.clone(),
             metrics: self.metrics,
             dataplane: dataplane::Options {
@@ -227,7 +232,7 @@ impl Flags {
 
     /// Whether files are read that may be somebody else's.
     pub(in crate::cli) fn reads_files(&self) -> bool {
-        self.file.is_some() || self.config.is_some()
+        self.file.is_some() || self.config.is_some() || self.cluster.reads_files()
     }
 
     /// Whether they go together, and a run could go by them.
