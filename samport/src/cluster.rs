@@ -6,11 +6,15 @@
 //! tries again.
 
 mod file;
+mod health;
 mod node;
 mod offer;
+mod path_mtu;
+mod probe;
+mod probe_socket;
 pub mod spread;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +29,10 @@ use crate::model::{Snapshot, Spread};
 use crate::net::netlink::{Devices, Netlink};
 use crate::system::provider_status::ProviderStatus;
 use crate::system::resyncs::Resyncs;
+use health::{Healths, OwnAddress};
 use offer::NodeOffer;
 
+pub use health::NodeHealth;
 pub use node::{Node, address, name};
 
 /// Most nodes there is room for in the kernel's maps.
@@ -71,25 +77,36 @@ impl Settings {
 
 /// The other nodes as they are now. Whoever has a clone sees them change.
 #[derive(Clone, Debug)]
-pub struct NodeList(watch::Receiver<Vec<Node>>);
+pub struct NodeList {
+    nodes: watch::Receiver<Vec<Node>>,
+    healths: watch::Receiver<Healths>,
+}
 
 impl NodeList {
     /// Those of a node that has no cluster.
     #[must_use]
     pub fn none() -> Self {
-        Self(watch::channel(Vec::new()).1)
+        Self { nodes: watch::channel(Vec::new()).1, healths: no_healths() }
     }
 
     /// All of them, by their names. Those whose candidates still drain are not among them.
     #[must_use]
     pub fn current(&self) -> Vec<Node> {
-        self.0.borrow().clone()
+        self.nodes.borrow().clone()
     }
 
-    /// Waits until they have changed; forever, if they cannot any more.
+    /// How each of them is, by its address, as far as it was probed.
+    #[must_use]
+    pub fn health(&self) -> BTreeMap<IpAddr, NodeHealth> {
+        self.healths.borrow().clone()
+    }
+
+    /// Waits until they, or how they are, have changed; forever, if neither can any more.
     pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        tokio::select! {
+            Ok(()) = self.nodes.changed() => {}
+            Ok(()) = self.healths.changed() => {}
+            else => std::future::pending().await,
         }
     }
 }
@@ -104,12 +121,17 @@ pub struct Cluster {
     pub status: Arc<ProviderStatus>,
 }
 
+/// How nodes are that are not probed.
+fn no_healths() -> watch::Receiver<Healths> {
+    watch::channel(Healths::new()).1
+}
+
 /// Finds this machine's own addresses.
 type OwnAddresses = Box<dyn Fn() -> BoxFuture<'static, Result<BTreeSet<IpAddr>>> + Send + Sync>;
 
 /// Follows the other nodes, and returns when it knows the first of their states. `ports` is the `-p` list; if it is
 /// empty, the nodes say which ports there are. `drain` says how long a service of a node that is offered no longer
-/// keeps its connections.
+/// keeps its connections. Nodes are probed if `interfaces` are given, where clients come in.
 ///
 /// # Errors
 /// A source that is not good, and says why.
@@ -117,12 +139,13 @@ pub async fn start(
     settings: &Settings,
     ports: &[PortSpec],
     drain: impl Fn() -> Duration + Send + 'static,
+    interfaces: Option<&[String]>,
     netlink: &Netlink,
     resyncs: &Resyncs,
 ) -> Result<Cluster> {
-    let netlink = netlink.clone();
+    let asked = netlink.clone();
     let own: OwnAddresses = Box::new(move || {
-        let netlink = netlink.clone();
+        let netlink = asked.clone();
         Box::pin(async move {
             let devices = netlink.devices().await?;
             Ok(devices.into_values().flat_map(|device| device.addresses).collect())
@@ -131,15 +154,33 @@ pub async fn start(
     let NodeSource::File(path) = &settings.source;
     let status = ProviderStatus::of("cluster-file");
     let nodes = file::start(path, settings, own, Arc::clone(&status), resyncs).await?;
-    let list = NodeList(nodes.clone());
-    let snapshots = NodeOffer::start(nodes, ports.to_vec(), Box::new(drain));
+    let healths = match interfaces {
+        Some(interfaces) => {
+            health::start(nodes.clone(), own_address(settings, interfaces, netlink))
+        }
+        None => no_healths(),
+    };
+    let list = NodeList { nodes: nodes.clone(), healths: healths.clone() };
+    let snapshots = NodeOffer::start(nodes, healths, ports.to_vec(), Box::new(drain));
     Ok(Cluster { snapshots, nodes: list, status })
+}
+
+/// Finds where other nodes reach this one, as interfaces are then.
+fn own_address(settings: &Settings, interfaces: &[String], netlink: &Netlink) -> OwnAddress {
+    let (settings, interfaces) = (settings.clone(), interfaces.to_vec());
+    let netlink = netlink.clone();
+    Arc::new(move || {
+        let (settings, interfaces) = (settings.clone(), interfaces.clone());
+        let netlink = netlink.clone();
+        Box::pin(async move {
+            let devices = netlink.devices().await.unwrap_or_default();
+            settings.address_on(&interfaces, &devices)
+        })
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::net::netlink::Device;
 

@@ -124,8 +124,9 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     let (snapshots, mut providers) =
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
+    let probed_from = Some(&config.interfaces[..]);
     let (snapshots, nodes, source) =
-        with_nodes(config, snapshots, terms, &netlink, &resyncs).await?;
+        with_nodes(config, snapshots, terms, probed_from, &netlink, &resyncs).await?;
     providers.extend(source);
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
@@ -180,12 +181,14 @@ async fn with_nodes(
     config: &Config,
     own: watch::Receiver<Snapshot>,
     terms: watch::Receiver<ProviderSettings>,
+    probed_from: Option<&[String]>,
     netlink: &Netlink,
     resyncs: &Resyncs,
 ) -> Result<(watch::Receiver<Snapshot>, NodeList, Option<Arc<ProviderStatus>>)> {
     let Some(settings) = &config.cluster else { return Ok((own, NodeList::none(), None)) };
     let drain = move || terms.borrow().drain;
-    let cluster = cluster::start(settings, &config.ports, drain, netlink, resyncs).await?;
+    let cluster =
+        cluster::start(settings, &config.ports, drain, probed_from, netlink, resyncs).await?;
     let all = discovery::join(vec![own, cluster.snapshots]);
     Ok((all, cluster.nodes, Some(cluster.status)))
 }

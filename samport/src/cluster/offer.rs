@@ -6,15 +6,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::health::Healths;
 use super::node::{Node, offered};
 use crate::model::ports::PortSpec;
-use crate::model::{Candidate, Snapshot};
+use crate::model::{Candidate, Condition, Reach, Snapshot};
 use crate::system::leaving::Leaving;
 use crate::system::snapshots::{publish, sort};
 
 /// What the nodes of a cluster offer.
 pub(super) struct NodeOffer {
     nodes: watch::Receiver<Vec<Node>>,
+    healths: watch::Receiver<Healths>,
     ports: Vec<PortSpec>,
     /// How long what has left keeps its connections.
     drain: Box<dyn Fn() -> Duration + Send>,
@@ -29,12 +31,13 @@ impl NodeOffer {
     /// Offers what the nodes of now have, and follows them until the last receiver is dropped.
     pub(super) fn start(
         nodes: watch::Receiver<Vec<Node>>,
+        healths: watch::Receiver<Healths>,
         ports: Vec<PortSpec>,
         drain: Box<dyn Fn() -> Duration + Send>,
     ) -> watch::Receiver<Snapshot> {
         let (snapshots, receiver) = watch::channel(Snapshot::default());
         let (current, leaving, said) = (Vec::new(), Leaving::default(), BTreeSet::new());
-        let mut offer = Self { nodes, ports, drain, current, leaving, said, snapshots };
+        let mut offer = Self { nodes, healths, ports, drain, current, leaving, said, snapshots };
         offer.renew(Instant::now());
         tokio::spawn(offer.follow());
         receiver
@@ -48,6 +51,8 @@ impl NodeOffer {
                     Ok(()) => self.renew(Instant::now()),
                     Err(_) => return,
                 },
+                // Without probes there is no sender.
+                Ok(()) = self.healths.changed() => self.renew(Instant::now()),
                 () = self.leaving.next() => self.publish(Instant::now()),
             }
         }
@@ -56,6 +61,12 @@ impl NodeOffer {
     /// Offers what the nodes have now, and drains what they have no longer.
     fn renew(&mut self, now: Instant) {
         let (mut new, notes) = offered(&self.nodes.borrow_and_update(), &self.ports);
+        for candidate in &mut new {
+            if self.is_down(candidate) {
+                candidate.condition = Condition::Unhealthy;
+            }
+        }
+        self.healths.mark_unchanged();
         for note in notes.difference(&self.said) {
             tracing::warn!("{note}");
         }
@@ -64,6 +75,12 @@ impl NodeOffer {
         let old = std::mem::replace(&mut self.current, new);
         self.leaving.replace(old, &self.current, now + (self.drain)());
         self.publish(now);
+    }
+
+    /// Whether a candidate's node does not answer.
+    fn is_down(&self, candidate: &Candidate) -> bool {
+        let Some(Reach::Node(address)) = candidate.place else { return false };
+        self.healths.borrow().get(&address).is_some_and(|health| !health.up)
     }
 
     fn publish(&mut self, now: Instant) {
@@ -77,6 +94,9 @@ impl NodeOffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::SystemTime;
+
+    use crate::cluster::{NodeHealth, no_healths};
     use crate::model::ports::Listen;
 
     fn node(name: &str, address: [u8; 4], weight: u32) -> Node {
@@ -100,7 +120,8 @@ mod tests {
         let (n2, n3) = (node("n2", [192, 0, 2, 2], 1), node("n3", [192, 0, 2, 3], 2));
         let (nodes, receiver) = watch::channel(vec![n2.clone(), n3.clone()]);
         let drain = Duration::from_millis(150);
-        let mut snapshots = NodeOffer::start(receiver, Vec::new(), Box::new(move || drain));
+        let mut snapshots =
+            NodeOffer::start(receiver, no_healths(), Vec::new(), Box::new(move || drain));
         assert_eq!(shown(&snapshots.borrow_and_update()), ["n2 1 Ready", "n3 2 Ready"]);
         let begin = Instant::now();
         nodes.send_replace(vec![Node { services: [].into(), ..n2.clone() }, n3.clone()]);
@@ -115,12 +136,34 @@ mod tests {
     #[tokio::test]
     async fn one_that_is_back_is_ready_immediately_with_its_new_weight() {
         let (nodes, receiver) = watch::channel(vec![node("n2", [192, 0, 2, 2], 1)]);
-        let mut snapshots =
-            NodeOffer::start(receiver, Vec::new(), Box::new(|| Duration::from_mins(1)));
+        let mut snapshots = NodeOffer::start(
+            receiver,
+            no_healths(),
+            Vec::new(),
+            Box::new(|| Duration::from_mins(1)),
+        );
         assert_eq!(shown(&snapshots.borrow_and_update()), ["n2 1 Ready"]);
         nodes.send_replace(Vec::new());
         assert_eq!(next(&mut snapshots).await, ["n2 1 Draining"]);
         nodes.send_replace(vec![node("n2", [192, 0, 2, 2], 5)]);
         assert_eq!(next(&mut snapshots).await, ["n2 5 Ready"]);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_is_unhealthy_until_it_does() {
+        let both = vec![node("n2", [192, 0, 2, 2], 1), node("n3", [192, 0, 2, 3], 1)];
+        let (_nodes, receiver) = watch::channel(both);
+        let (healths, probed) = watch::channel(Healths::new());
+        let mut snapshots =
+            NodeOffer::start(receiver, probed, Vec::new(), Box::new(Duration::default));
+        let health = |up| NodeHealth { up, path_mtu: None, since: SystemTime::UNIX_EPOCH };
+        let say = |up| {
+            healths.send_modify(|all| _ = all.insert([192, 0, 2, 2].into(), health(up)));
+        };
+        assert_eq!(shown(&snapshots.borrow_and_update()), ["n2 1 Ready", "n3 1 Ready"]);
+        say(false);
+        assert_eq!(next(&mut snapshots).await, ["n2 1 Unhealthy", "n3 1 Ready"]);
+        say(true);
+        assert_eq!(next(&mut snapshots).await, ["n2 1 Ready", "n3 1 Ready"]);
     }
 }

@@ -71,7 +71,7 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     let (snapshots, _) =
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
-    let (snapshots, ..) = with_nodes(config, snapshots, terms, &netlink, &resyncs).await?;
+    let (snapshots, ..) = with_nodes(config, snapshots, terms, None, &netlink, &resyncs).await?;
     let snapshot = snapshots.borrow().clone();
     port_conflicts::refuse_taken(&ports)?;
     let devices = netlink.devices().await?;
