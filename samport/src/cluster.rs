@@ -89,6 +89,12 @@ impl NodeList {
         Self { nodes: watch::channel(Vec::new()).1, healths: no_healths() }
     }
 
+    /// These, which stay as they are.
+    #[cfg(test)]
+    pub(crate) fn fixed(nodes: Vec<Node>, healths: Healths) -> Self {
+        Self { nodes: watch::channel(nodes).1, healths: watch::channel(healths).1 }
+    }
+
     /// All of them, by their names. Those whose candidates still drain are not among them.
     #[must_use]
     pub fn current(&self) -> Vec<Node> {

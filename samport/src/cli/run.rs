@@ -150,7 +150,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     {
         tokio::spawn(dataplane::follow_logs(logs));
     }
-    let job = config.job(nodes, socket_path, hash_seed.clone(), namespace);
+    let job = config.job(nodes.clone(), socket_path, hash_seed.clone(), namespace);
     let (receiver, control) = handle::open();
     let name = instance.name().to_owned();
     let progress = Progress::begin(resyncs);
@@ -165,6 +165,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
         instance: name.clone(),
         control: control.clone(),
         providers,
+        nodes,
         progress: progress.clone(),
     };
     let metrics = metrics.map(|at| metrics::Server::start(at, source.clone())).transpose()?;

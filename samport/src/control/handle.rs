@@ -2,7 +2,7 @@
 //! control socket into the reconcile loop and of its answer back.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::control::commands::{CommandError, OperatorCommand};
 use crate::model::groups::Group;
 use crate::model::ports::Listen;
 use crate::model::{Candidate, State};
-use crate::plan::BackendKey;
+use crate::plan::{BackendKey, Route};
 use crate::system::instance::Record;
 
 /// Orders that wait for the loop; who gives more has to wait too.
@@ -61,6 +61,8 @@ pub struct BackendView {
     pub weight: u32,
     /// Where it is in its life.
     pub state: State,
+    /// Where its tunnel ends, if it is another node.
+    pub node: Option<IpAddr>,
     /// How packets get there, if the kernel has it.
     pub via: Option<String>,
     /// Whether its answers find their way to outside clients, as far as that is known and matters.
@@ -101,6 +103,10 @@ impl ControlView {
                 group: None,
                 weight: backend.weight,
                 state: State::named(&backend.state)?,
+                node: record.nodes.iter().map(|node| node.address.ip()).find(|node| {
+                    backend.via == Route::Node(*node).name()
+                        && endpoint.ip().to_canonical() == *node
+                }),
                 via: Some(backend.via.clone()),
                 route_back: backend.route_back,
                 // 0 means no id: it was not ready.

@@ -56,7 +56,7 @@ use burst::Burst;
 use failed::{complain, leave_out};
 use passive_health::Confirmations;
 use ports::PortWatch;
-use records::{backend_record, milliseconds_since_1970, service_records};
+use records::{backend_record, milliseconds_since_1970, node_records, service_records};
 use waiting::Waiting;
 
 pub(crate) use checks::{check_families, check_interfaces};
@@ -500,6 +500,8 @@ impl Reconciler {
             hash_seed_file: self.config.hash_seed.path.clone(),
             privileges: privileges::held(),
             services: service_records(desired, &self.receiver.shown()),
+            node: self.config.cluster.as_ref().map(|cluster| cluster.node.clone()),
+            nodes: node_records(&self.config.nodes),
             filters: self.dataplane.filters(),
             backends: self
                 .actual
