@@ -26,10 +26,11 @@ use tokio::sync::watch;
 
 use crate::model::ports::PortSpec;
 use crate::model::{Snapshot, Spread};
+use crate::net::frontends::is_link_local;
 use crate::net::netlink::{Devices, Netlink};
 use crate::system::provider_status::ProviderStatus;
 use crate::system::resyncs::Resyncs;
-use health::{Healths, OwnAddress};
+use health::{Healths, OwnEnd};
 use offer::NodeOffer;
 
 pub use health::NodeHealth;
@@ -54,7 +55,7 @@ pub struct Settings {
     pub source: NodeSource,
     /// This node's name.
     pub node: String,
-    /// Where other nodes reach this one, if that was said; see [`Settings::address_on`].
+    /// Where other nodes reach this one, if that was said; see [`Settings::own_end`].
     pub address: Option<IpAddr>,
     /// The UDP port of tunnels: this node's, and that of nodes that say nothing else.
     pub tunnel_port: u16,
@@ -65,13 +66,16 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Where other nodes reach this one: as was said, else the first IPv4 address of the first of these interfaces.
+    /// Where this node's end of the tunnel to a node of that address is: at the address that was said, else at the
+    /// first of its family of the first of these interfaces.
     #[must_use]
-    pub fn address_on(&self, interfaces: &[String], devices: &Devices) -> Option<IpAddr> {
+    pub fn own_end(&self, to: IpAddr, interfaces: &[String], devices: &Devices) -> Option<IpAddr> {
+        let is_of_family = |address: &IpAddr| address.is_ipv6() == to.is_ipv6();
         let first = interfaces.first();
         let device = devices.values().find(|device| Some(&device.name) == first);
-        let addresses = device.into_iter().flat_map(|device| &device.addresses);
-        self.address.or_else(|| addresses.copied().find(IpAddr::is_ipv4))
+        let addresses = device.into_iter().flat_map(|device| &device.addresses).copied();
+        let mut addresses = addresses.filter(|address| !is_link_local(*address));
+        self.address.filter(is_of_family).or_else(|| addresses.find(is_of_family))
     }
 }
 
@@ -161,9 +165,7 @@ pub async fn start(
     let status = ProviderStatus::of("cluster-file");
     let nodes = file::start(path, settings, own, Arc::clone(&status), resyncs).await?;
     let healths = match interfaces {
-        Some(interfaces) => {
-            health::start(nodes.clone(), own_address(settings, interfaces, netlink))
-        }
+        Some(interfaces) => health::start(nodes.clone(), own_end(settings, interfaces, netlink)),
         None => no_healths(),
     };
     let list = NodeList { nodes: nodes.clone(), healths: healths.clone() };
@@ -171,16 +173,16 @@ pub async fn start(
     Ok(Cluster { snapshots, nodes: list, status })
 }
 
-/// Finds where other nodes reach this one, as interfaces are then.
-fn own_address(settings: &Settings, interfaces: &[String], netlink: &Netlink) -> OwnAddress {
+/// Finds where this node's end of a tunnel is, as interfaces are then.
+fn own_end(settings: &Settings, interfaces: &[String], netlink: &Netlink) -> OwnEnd {
     let (settings, interfaces) = (settings.clone(), interfaces.to_vec());
     let netlink = netlink.clone();
-    Arc::new(move || {
+    Arc::new(move |to| {
         let (settings, interfaces) = (settings.clone(), interfaces.clone());
         let netlink = netlink.clone();
         Box::pin(async move {
             let devices = netlink.devices().await.unwrap_or_default();
-            settings.address_on(&interfaces, &devices)
+            settings.own_end(to, &interfaces, &devices)
         })
     })
 }
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn this_nodes_address_is_the_given_one_or_the_first_of_the_first_interface() {
+    fn a_tunnel_begins_at_the_given_address_or_the_first_of_its_family() {
         let device = |ifindex, name: &str, addresses: &[&str]| Device {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             ..Device::named(ifindex, name)
@@ -210,21 +212,24 @@ mod tests {
         let devices: Devices = [
             device(1, "lo", &["127.0.0.1"]),
             device(2, "eth1", &["192.0.2.9"]),
-            device(3, "eth0", &["192.0.2.2", "192.0.2.1", "2001:db8::1"]),
-            device(4, "eth2", &["2001:db8::1"]),
+            device(3, "eth0", &["192.0.2.2", "192.0.2.1", "fe80::1", "2001:db8::1"]),
+            device(4, "eth2", &["fe80::1"]),
         ]
         .map(|device| (device.ifindex, device))
         .into_iter()
         .collect::<BTreeMap<_, _>>();
         let mut settings = settings("nodes.toml".into());
-        let on = |settings: &Settings, names: &[&str]| {
+        let ends = |settings: &Settings, names: &[&str]| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-            settings.address_on(&names, &devices).map(|address| address.to_string())
+            ["192.0.2.77", "2001:db8::77"].map(|to| {
+                let end = settings.own_end(to.parse().unwrap(), &names, &devices);
+                end.map_or_else(String::new, |end| end.to_string())
+            })
         };
-        assert_eq!(on(&settings, &["eth0", "eth1"]).as_deref(), Some("192.0.2.1"));
-        assert_eq!(on(&settings, &["eth2", "eth1"]), None);
+        assert_eq!(ends(&settings, &["eth0", "eth1"]), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(ends(&settings, &["eth2", "eth1"]), ["", ""]);
         settings.address = Some("203.0.113.7".parse().unwrap());
-        assert_eq!(on(&settings, &["eth0"]).as_deref(), Some("203.0.113.7"));
+        assert_eq!(ends(&settings, &["eth0"]), ["203.0.113.7", "2001:db8::1"]);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ pub mod ports;
 pub(crate) mod snapshots;
 pub mod target;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -195,7 +195,7 @@ pub enum Reach {
     /// To another network namespace than ours.
     Elsewhere,
     /// It is another node, which selects one of its containers: where the tunnel to it ends.
-    Node(IpAddr),
+    Node(SocketAddr),
 }
 
 /// Where a backend's packets go in and come out: the host's end of its veth.

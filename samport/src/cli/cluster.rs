@@ -37,7 +37,7 @@ pub(super) struct ClusterFlags {
     node: Option<String>,
     /// Set the address where other nodes reach this one
     ///
-    /// Default: the first IPv4 address of the first interface.
+    /// Default: the first address of the first interface, for each family.
     #[arg(long, hide_short_help = true, value_name = "IP", value_parser = cluster::address, env = "SAMPORT_NODE_ADDRESS")]
     node_address: Option<IpAddr>,
     /// Set the UDP port of the tunnels between nodes

@@ -36,21 +36,18 @@ pub struct NodeHealth {
 /// By the nodes' addresses. A node is up until it does not answer.
 pub(super) type Healths = BTreeMap<IpAddr, NodeHealth>;
 
-/// Finds where other nodes reach this one, if it has an address.
-pub(super) type OwnAddress = Arc<dyn Fn() -> BoxFuture<'static, Option<IpAddr>> + Send + Sync>;
+/// Finds where this node's end of the tunnel to an address is, if it has an address of that family.
+pub(super) type OwnEnd = Arc<dyn Fn(IpAddr) -> BoxFuture<'static, Option<IpAddr>> + Send + Sync>;
 
 /// Probes nodes as they come and go, until the last receiver of nodes' health is dropped.
-pub(super) fn start(
-    nodes: watch::Receiver<Vec<Node>>,
-    own: OwnAddress,
-) -> watch::Receiver<Healths> {
+pub(super) fn start(nodes: watch::Receiver<Vec<Node>>, own: OwnEnd) -> watch::Receiver<Healths> {
     start_every(EVERY, nodes, own)
 }
 
 fn start_every(
     every: Duration,
     nodes: watch::Receiver<Vec<Node>>,
-    own: OwnAddress,
+    own: OwnEnd,
 ) -> watch::Receiver<Healths> {
     let (healths, receiver) = watch::channel(Healths::new());
     let probed = ProbedNodes { every, own, healths: Arc::new(healths), tasks: BTreeMap::new() };
@@ -61,7 +58,7 @@ fn start_every(
 /// The nodes that are probed, each by a task.
 struct ProbedNodes {
     every: Duration,
-    own: OwnAddress,
+    own: OwnEnd,
     healths: Arc<watch::Sender<Healths>>,
     tasks: BTreeMap<SocketAddr, JoinHandle<()>>,
 }
@@ -80,7 +77,7 @@ impl ProbedNodes {
     /// Probes these nodes, and no others.
     fn settle(&mut self, nodes: &[Node]) {
         let wanted: BTreeMap<SocketAddr, &Node> =
-            nodes.iter().map(|node| (SocketAddr::new(node.address, node.port), node)).collect();
+            nodes.iter().map(|node| (node.tunnel(), node)).collect();
         let gone: Vec<_> = self.tasks.extract_if(.., |at, _| !wanted.contains_key(at)).collect();
         for (at, task) in gone {
             task.abort();
@@ -115,7 +112,7 @@ struct NodeProbe {
     name: String,
     at: SocketAddr,
     every: Duration,
-    own: OwnAddress,
+    own: OwnEnd,
     healths: Arc<watch::Sender<Healths>>,
 }
 
@@ -154,7 +151,7 @@ impl NodeProbe {
     }
 
     async fn open(&self) -> Option<ProbeSocket> {
-        let opened = ProbeSocket::open(self.at, (self.own)().await).await;
+        let opened = ProbeSocket::open(self.at, (self.own)(self.at.ip()).await).await;
         opened.inspect_err(|error| tracing::debug!("no probe of node {}: {error}", self.name)).ok()
     }
 

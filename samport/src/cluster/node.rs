@@ -28,6 +28,14 @@ pub struct Node {
     pub services: BTreeMap<Listen, u32>,
 }
 
+impl Node {
+    /// Where the tunnel to it ends.
+    #[must_use]
+    pub const fn tunnel(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
 /// Reads the name of a node. It stands in lists, in paths of engines, and between words of a command.
 pub fn name(text: &str) -> Result<String, String> {
     let is_fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -160,7 +168,7 @@ fn candidate(node: &Node, listen: Listen, weight: u32, endpoint: SocketAddr) -> 
         condition: if listen.addr.is_none() { Condition::Ready } else { Condition::Unchecked },
         allow: Networks::new(),
         hints: ServiceHints::default(),
-        place: Some(Reach::Node(node.address)),
+        place: Some(Reach::Node(node.tunnel())),
         egress: Egress::default(),
         started: None,
     }

@@ -79,8 +79,8 @@ impl NodeOffer {
 
     /// Whether a candidate's node does not answer.
     fn is_down(&self, candidate: &Candidate) -> bool {
-        let Some(Reach::Node(address)) = candidate.place else { return false };
-        self.healths.borrow().get(&address).is_some_and(|health| !health.up)
+        let Some(Reach::Node(tunnel)) = candidate.place else { return false };
+        self.healths.borrow().get(&tunnel.ip()).is_some_and(|health| !health.up)
     }
 
     fn publish(&mut self, now: Instant) {

@@ -101,7 +101,7 @@ mod tests {
         let of = |address: &str| Candidate {
             endpoint: address.parse().unwrap(),
             weight: 3,
-            place: Some(Reach::Node([192, 0, 2, 2].into())),
+            place: Some(Reach::Node(([192, 0, 2, 2], 6_080).into())),
             ..candidate("n2")
         };
         [of("192.0.2.2:80"), of("[::ffff:192.0.2.2]:80")]

@@ -14,7 +14,7 @@ use crate::control::commands::{CommandError, OperatorCommand};
 use crate::model::groups::Group;
 use crate::model::ports::Listen;
 use crate::model::{Candidate, State};
-use crate::plan::{BackendKey, Route};
+use crate::plan::BackendKey;
 use crate::system::instance::Record;
 
 /// Orders that wait for the loop; who gives more has to wait too.
@@ -94,27 +94,27 @@ impl ControlView {
             let of = record.services.iter().find(|service| service.listen == listen);
             of.and_then(|service| service.name.clone())
         };
-        let seated = |backend: &crate::system::instance::BackendRecord| {
-            let endpoint = backend.endpoint.parse().ok()?;
-            Some(BackendView {
-                backend_ref: BackendRef { listen: backend.port, id: String::new(), endpoint },
-                name: backend.name.clone(),
-                service: service(backend.port),
-                group: None,
-                weight: backend.weight,
-                state: State::named(&backend.state)?,
-                node: record.nodes.iter().map(|node| node.address.ip()).find(|node| {
-                    backend.via == Route::Node(*node).name()
-                        && endpoint.ip().to_canonical() == *node
-                }),
-                via: Some(backend.via.clone()),
-                route_back: backend.route_back,
-                // 0 means no id: it was not ready.
-                index: (backend.id > 0).then_some(backend.id),
-                drains_until: None,
-                is_last: false,
-            })
-        };
+        let seated =
+            |backend: &crate::system::instance::BackendRecord| {
+                let endpoint = backend.endpoint.parse().ok()?;
+                Some(BackendView {
+                    backend_ref: BackendRef { listen: backend.port, id: String::new(), endpoint },
+                    name: backend.name.clone(),
+                    service: service(backend.port),
+                    group: None,
+                    weight: backend.weight,
+                    state: State::named(&backend.state)?,
+                    node: record.nodes.iter().map(|node| node.address.ip()).find(|node| {
+                        backend.via == "node" && endpoint.ip().to_canonical() == *node
+                    }),
+                    via: Some(backend.via.clone()),
+                    route_back: backend.route_back,
+                    // 0 means no id: it was not ready.
+                    index: (backend.id > 0).then_some(backend.id),
+                    drains_until: None,
+                    is_last: false,
+                })
+            };
         Self {
             services: BTreeMap::new(),
             left_out: record.left_out.len() as u64,

@@ -51,7 +51,7 @@ impl Answering {
 
 fn probed(node: Node) -> (watch::Sender<Vec<Node>>, watch::Receiver<Healths>) {
     let (nodes, receiver) = watch::channel(vec![node]);
-    let own: OwnAddress = Arc::new(|| Box::pin(async { Some(Ipv4Addr::LOCALHOST.into()) }));
+    let own: OwnEnd = Arc::new(|_| Box::pin(async { Some(Ipv4Addr::LOCALHOST.into()) }));
     (nodes, start_every(EVERY, receiver, own))
 }
 

@@ -129,7 +129,9 @@ fn a_node_of_ipv4_serves_clients_of_both_families() {
     );
     assert_eq!(remarks, BTreeSet::new());
     let (candidates, _) = super::offered(&[n2], &[]);
-    assert!(candidates.iter().all(|one| one.place == Some(Reach::Node([192, 0, 2, 2].into()))));
+    assert!(
+        candidates.iter().all(|one| one.place == Some(Reach::Node(([192, 0, 2, 2], 6_080).into())))
+    );
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Reconciler {
                 weight: self.orders.weight_of(candidate),
                 state,
                 node: match candidate.place {
-                    Some(Reach::Node(address)) => Some(address),
+                    Some(Reach::Node(tunnel)) => Some(tunnel.ip()),
                     _ => None,
                 },
                 via: served.map(|(key, _)| key.route.name().to_owned()),

@@ -1,6 +1,5 @@
 //! What is written down for `status` and `clean`.
 
-use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use crate::cluster::{Node, NodeList};
@@ -29,7 +28,7 @@ pub(super) fn node_records(nodes: &NodeList) -> Vec<NodeRecord> {
     let record = |node: Node| {
         let health = healths.get(&node.address);
         NodeRecord {
-            address: SocketAddr::new(node.address, node.port),
+            address: node.tunnel(),
             up: health.is_none_or(|health| health.up),
             since_ms: health.map_or(0, |health| milliseconds(health.since)),
             path_mtu: health.and_then(|health| health.path_mtu),
