@@ -5,6 +5,7 @@
 //! the nodes' probes.
 
 use crate::checksum;
+use crate::family::{Address, Family};
 use crate::frame::Frame;
 use crate::layout::Node;
 use crate::packet::Packet;
@@ -48,6 +49,76 @@ impl Payload {
             _ => None,
         }
     }
+}
+
+/// A probe's answer: the probe itself, turned round and cut. Offsets are in bytes from the start of the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// Length of the frame afterwards.
+    pub frame_len: usize,
+    /// Where the IP header's length stands.
+    pub length_at: usize,
+    /// What is to stand there.
+    pub length: [u8; 2],
+    /// What that adds to the IP header's checksum, if it has one.
+    pub csum_diff: u32,
+    /// The UDP header.
+    pub udp: [u8; udp::LEN],
+    /// The first bytes of the message.
+    pub control: [u8; 2],
+}
+
+/// First byte and type of a probe, and type of its answer.
+const CONTROL: u8 = 0x20;
+const QUESTION: u8 = 1;
+const ANSWER: u8 = 2;
+/// Bytes of an answer behind the UDP header: the header of GUE (4), a sequence number (4) and a nonce (8).
+const ANSWER_LEN: usize = 16;
+
+/// The answer to a probe that stands behind the UDP header of this packet; `None` for any other message: nobody answers
+/// an answer.
+#[must_use]
+#[inline(always)]
+pub fn answer<P: Family, F: Frame + ?Sized>(
+    frame: &F,
+    packet: &Packet<P::Addr>,
+) -> Option<Answer> {
+    let at = packet.l4 + udp::LEN;
+    let message: [u8; ANSWER_LEN] = frame.read(at)?;
+    let [control, kind, rest @ ..] = message;
+    if control != CONTROL || kind != QUESTION {
+        return None;
+    }
+    let length_at = packet.l3 + P::of_two([ipv4::TOTAL_LEN.start, ipv6::PAYLOAD_LEN.start]);
+    let before: [u8; 2] = frame.read(length_at)?;
+    let counted_from = packet.l3 + P::of_two([0, ipv6::LEN]);
+    let length = length((at + ANSWER_LEN).saturating_sub(counted_from));
+    let ([s0, s1], [d0, d1]) = (packet.destination.port, packet.source.port);
+    let [l0, l1] = self::length(udp::LEN + ANSWER_LEN);
+    // Not over IPv4, which may do without.
+    let [c0, c1] = if P::CHECKSUM.is_some() {
+        [0; 2]
+    } else {
+        let addresses = (P::csum(&packet.source.addr), P::csum(&packet.destination.addr));
+        let length = u16::from_ne_bytes([l0, l1]);
+        let pseudo = checksum::pseudo_header(addresses.0, addresses.1, protocol::UDP, length);
+        let [r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13] = rest;
+        #[rustfmt::skip]
+        let covered: [u8; udp::LEN + ANSWER_LEN] = [
+            s0, s1, d0, d1, l0, l1, 0, 0,
+            CONTROL, ANSWER, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13,
+        ];
+        let sum = checksum::fold(u32::from(pseudo) + u32::from(checksum::csum(&covered)));
+        if sum == u16::MAX { [0xff; 2] } else { (!sum).to_ne_bytes() }
+    };
+    Some(Answer {
+        frame_len: at + ANSWER_LEN,
+        length_at,
+        length,
+        csum_diff: checksum::csum_diff(&before, &length),
+        udp: [s0, s1, d0, d1, l0, l1, c0, c1],
+        control: [CONTROL, ANSWER],
+    })
 }
 
 /// What the tunnel to a node adds in front of a packet, in bytes.
@@ -183,7 +254,7 @@ fn swap(csum_diff: u32) -> u32 {
 /// the length of the IP header that segments of the connection have.
 #[must_use]
 #[inline(always)]
-pub fn clamp<A: crate::family::Address, F: Frame + ?Sized>(
+pub fn clamp<A: Address, F: Frame + ?Sized>(
     frame: &F,
     packet: &Packet<A>,
     node: &Node,

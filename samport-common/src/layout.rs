@@ -59,8 +59,10 @@ pub mod program {
     pub const INNER: u32 = 15;
     /// `samport_wrap`: what leaves by the tunnel.
     pub const WRAP: u32 = 16;
+    /// `samport_probe`: another node's probe.
+    pub const PROBE: u32 = 17;
     /// Length of the array.
-    pub const COUNT: u32 = 17;
+    pub const COUNT: u32 = 18;
 }
 
 /// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.

@@ -317,6 +317,13 @@ pub fn samport_unwrap(ctx: TcContext) -> i32 {
     run_subprog!(skb, tunnel::unwrap)
 }
 
+/// Another node's probe. By tail call.
+#[classifier]
+pub fn samport_probe(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_subprog!(skb, tunnel::probe)
+}
+
 /// The packet that was inside: a client's for this machine's backends, or a reply of the node that it has come from. By
 /// tail call.
 #[classifier]

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
+use samport_common::checksum;
 use samport_common::conntrack::State;
 use samport_common::encap::{self, Payload};
 use samport_common::failover;
@@ -14,6 +15,7 @@ use samport_common::source;
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, ipv6, tcp, udp};
+use zerocopy::IntoBytes as _;
 
 use crate::context::{Context as _, Hook};
 use crate::exit;
@@ -49,7 +51,8 @@ pub fn unwrap<P: Tables>(skb: &Skb) -> Next {
     let ether_type = match Payload::of(first) {
         Some(Payload::Ipv4) => V4::ETHER_TYPE,
         Some(Payload::Ipv6) => V6::ETHER_TYPE,
-        Some(Payload::Control) | None => return Verdict::TunnelMalformed.into(),
+        Some(Payload::Control) => return Next::TailCall(program::PROBE),
+        None => return Verdict::TunnelMalformed.into(),
     };
     let changes_to = if ether_type == P::ETHER_TYPE { None } else { Some(ether_type) };
     if skb.strip(encap::outer_len(packet.l4), changes_to).is_none() {
@@ -57,6 +60,52 @@ pub fn unwrap<P: Tables>(skb: &Skb) -> Next {
     }
     skb.set_from_node(index);
     Next::TailCall(program::INNER)
+}
+
+/// Answers a probe of a node. The program that has called this one has found that it is a node's.
+#[inline(always)]
+pub fn probe<P: Tables>(skb: &Skb) -> Next {
+    let Ok(packet) = nat::parse_subprog::<P>(skb) else {
+        return Verdict::TunnelMalformed.into();
+    };
+    // First of all: the compiler would take later checks of bytes behind them for checks of these.
+    let (Some(receiver), Some(sender)) =
+        (skb.read(ethernet::DESTINATION.start), skb.read(ethernet::SOURCE.start))
+    else {
+        return Verdict::TunnelMalformed.into();
+    };
+    let Some(answer) = encap::answer::<P, _>(skb, packet) else {
+        return Verdict::TunnelMalformed.into();
+    };
+    if turn_round::<P>(skb, packet, &answer, sender, receiver).is_none() {
+        return Verdict::RewriteFailed.into();
+    }
+    Next::Outcome(Outcome {
+        verdict: Verdict::TunnelProbe,
+        redirect: skb::redirect(skb.ifindex()),
+    })
+}
+
+#[inline(always)]
+fn turn_round<P: Tables>(
+    skb: &Skb,
+    packet: &'static Packet<P::Addr>,
+    answer: &encap::Answer,
+    sender: [u8; 6],
+    receiver: [u8; 6],
+) -> Option<()> {
+    skb.cut(answer.frame_len)?;
+    skb.write(ethernet::DESTINATION.start, sender)?;
+    skb.write(ethernet::SOURCE.start, receiver)?;
+    skb.write(answer.length_at, answer.length)?;
+    if let Some(at) = P::CHECKSUM {
+        let field: [u8; 2] = skb.read(L3 + at)?;
+        skb.write(L3 + at, checksum::update(field, answer.csum_diff))?;
+    }
+    nat::write_address(skb, L3 + P::SOURCE, packet.destination.addr.as_bytes())?;
+    nat::write_address(skb, L3 + P::DESTINATION, packet.source.addr.as_bytes())?;
+    skb.write(packet.l4, answer.udp)?;
+    skb.write(packet.l4 + udp::LEN, answer.control)
 }
 
 /// The index of the node that a packet comes from: by its address, and by a device that may lead there.

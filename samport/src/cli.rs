@@ -4,6 +4,7 @@ mod backends;
 mod balance;
 mod check;
 mod clean;
+mod cluster;
 mod commands;
 mod config;
 mod connection;

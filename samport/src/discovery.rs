@@ -18,10 +18,8 @@ mod egress;
 mod engine_probe;
 mod events;
 mod inspect;
-mod leaving;
 mod listing;
 mod locate;
-mod provider_status;
 mod published;
 
 use std::collections::BTreeMap;
@@ -36,15 +34,16 @@ use tokio::sync::watch;
 use self::endpoint::Endpoint;
 use self::filter::Filters;
 use self::static_::StaticBackend;
+use crate::model::Snapshot;
 use crate::model::check::Config;
 use crate::model::ports::{PortRanges, PortSpec};
-use crate::model::{Candidate, Snapshot};
 use crate::system::resyncs::Resyncs;
+use crate::system::snapshots::{publish, sort};
 
+pub use crate::system::provider_status::ProviderStatus;
 pub use container::ServedIn;
 pub use endpoint::{Engine, Unreachable};
 pub use engine_probe::{Seen, look};
-pub use provider_status::ProviderStatus;
 
 /// Where backends come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -160,7 +159,8 @@ pub fn check(providers: &[Provider], ports: &[PortSpec], terms: &ProviderSetting
 }
 
 /// One source for several.
-fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot> {
+#[must_use]
+pub fn join(mut sources: Vec<watch::Receiver<Snapshot>>) -> watch::Receiver<Snapshot> {
     if sources.len() == 1
         && let Some(only) = sources.pop()
     {
@@ -191,21 +191,6 @@ fn joined(sources: &mut [watch::Receiver<Snapshot>]) -> Snapshot {
     let mut candidates: Vec<_> = all.into_iter().flat_map(|one| one.candidates).collect();
     sort(&mut candidates);
     Snapshot { candidates, generation }
-}
-
-/// Brings candidates into the order every snapshot has.
-fn sort(candidates: &mut [Candidate]) {
-    let key = |c: &Candidate| (c.listen, c.endpoint);
-    candidates.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| key(a).cmp(&key(b))));
-}
-
-/// Sends a snapshot, unless it says what the last one said.
-fn publish(sender: &watch::Sender<Snapshot>, snapshot: Snapshot) {
-    sender.send_if_modified(|current| {
-        let differs = *current != snapshot;
-        *current = snapshot;
-        differs
-    });
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod cluster;
 pub mod control;
 pub mod dataplane;
 pub mod diagnose;

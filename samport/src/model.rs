@@ -13,6 +13,7 @@ pub(crate) mod snapshots;
 pub mod target;
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use samport_common::choose::Balance;
@@ -68,6 +69,8 @@ pub struct ServiceHints {
     pub balance: Option<Balance>,
     /// Seconds for which clients stay with their backend; 0 for not at all.
     pub affinity: Option<u32>,
+    /// Which containers its service's connections are shared out to.
+    pub spread: Option<Spread>,
 }
 
 /// What containers belong to that claim a port by their labels. Two are of one application if they have a service
@@ -80,6 +83,45 @@ pub struct Application {
     pub project: Option<String>,
     /// Its image without tag and digest, where that says anything.
     pub image: Option<String>,
+}
+
+/// Which containers a service's connections are shared out to, where there are other nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Spread {
+    /// Those of all nodes, alike.
+    #[default]
+    All,
+    /// This node's, while it has any that is ready; then the other nodes'.
+    LocalFirst,
+    /// This node's only.
+    Local,
+}
+
+impl Spread {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::All, Self::LocalFirst, Self::Local];
+
+    /// The name users know it by.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::LocalFirst => "local-first",
+            Self::Local => "local",
+        }
+    }
+}
+
+impl FromStr for Spread {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|spread| spread.name() == text);
+        known.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("invalid spread {text:?}: expected one of {names}")
+        })
+    }
 }
 
 /// What a provider thinks of a candidate.
@@ -152,7 +194,7 @@ pub enum Reach {
     Host,
     /// To another network namespace than ours.
     Elsewhere,
-    /// It is another node, which has containers of its own: where the tunnel to it ends.
+    /// It is another node, which selects one of its containers: where the tunnel to it ends.
     Node(SocketAddr),
 }
 

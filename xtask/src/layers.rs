@@ -9,12 +9,13 @@ use walkdir::WalkDir;
 use crate::sh;
 
 /// The modules of `samport/src`, the topmost first. Each may import those that come after it.
-const LAYERS: [&str; 10] = [
+const LAYERS: [&str; 11] = [
     "cli",
     "diagnose",
     "api",
     "control",
     "discovery",
+    "cluster",
     "dataplane",
     "net",
     "system",

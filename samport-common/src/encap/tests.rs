@@ -110,6 +110,60 @@ fn a_length_that_does_not_fit_is_none() {
     assert_eq!((outer[2..4].to_vec(), outer[24..26].to_vec()), (vec![0; 2], vec![0; 2]));
 }
 
+/// A probe from a node, as it comes in, and the frame it is answered with.
+fn answered<P: Family>(node: &Node, message: &[u8]) -> Option<Vec<u8>> {
+    let mut frame = wrapped(node, &[&[0x45][..], &vec![0; message.len() - 1]].concat(), 7);
+    let len = frame.len();
+    frame[len - message.len()..].copy_from_slice(message);
+    let packet = packet::parse::<P, _>(&frame[..]).unwrap();
+    let answer = answer::<P, _>(&frame[..], &packet)?;
+    frame.truncate(answer.frame_len);
+    frame[answer.length_at..answer.length_at + 2].copy_from_slice(&answer.length);
+    if let Some(at) = P::CHECKSUM {
+        let field = frame[L3 + at..L3 + at + 2].try_into().unwrap();
+        let after = checksum::update(field, answer.csum_diff);
+        frame[L3 + at..L3 + at + 2].copy_from_slice(&after);
+    }
+    let addr = size_of::<P::Addr>();
+    let (source, destination) = (L3 + P::SOURCE, L3 + P::DESTINATION);
+    let (from, to) = (frame[source..source + addr].to_vec(), frame[destination..destination + addr].to_vec());
+    frame[source..source + addr].copy_from_slice(&to);
+    frame[destination..destination + addr].copy_from_slice(&from);
+    frame[packet.l4..packet.l4 + 8].copy_from_slice(&answer.udp);
+    frame[packet.l4 + 8..packet.l4 + 10].copy_from_slice(&answer.control);
+    Some(frame)
+}
+
+#[test]
+fn a_probe_is_answered_by_its_head_turned_round() {
+    let small: Vec<u8> = [&[0x20, 1, 0, 0][..], &(1..=12).collect::<Vec<u8>>()].concat();
+    let large = [&small[..], &[0; 1_000]].concat();
+    for message in [&small, &large] {
+        let frame = answered::<V4>(&v4(1_500), message).unwrap();
+        let packet = packet::parse::<V4, _>(&frame[..]).unwrap();
+        assert_eq!((packet.source.addr, packet.destination.addr), ([192, 0, 2, 2], [192, 0, 2, 1]));
+        assert_eq!(packet.source.port, 6_080u16.to_be_bytes());
+        assert_eq!(checksum::compute(&frame[L3..L3 + ipv4::MIN_LEN], 0), [0, 0]);
+        assert_eq!(frame[frame.len() - 16..frame.len() - 12], [0x20, 2, 0, 0]);
+        assert_eq!((&frame[frame.len() - 12..], packet.length), (&small[4..], 24));
+
+        let frame = answered::<V6>(&v6(1_500), message).unwrap();
+        let packet = packet::parse::<V6, _>(&frame[..]).unwrap();
+        assert_eq!((packet.source.addr, packet.length), (v6(0).addr, 24));
+        let sums = (V6::csum(&packet.source.addr), V6::csum(&packet.destination.addr));
+        let pseudo = checksum::pseudo_header(sums.0, sums.1, protocol::UDP, 24u16.to_be());
+        assert_eq!(checksum::compute(&frame[packet.l4..], pseudo.into()), [0, 0]);
+    }
+    // An answer, another control message, and one that is cut off.
+    let mut answer = small.clone();
+    answer[1] = 2;
+    let mut other = small.clone();
+    other[0] = 0x21;
+    for message in [&answer[..], &other, &small[..15]] {
+        assert_eq!(answered::<V4>(&v4(1_500), message), None);
+    }
+}
+
 proptest! {
     /// What comes out of the tunnel is what went in, and the outer headers are those of a datagram from this node to that.
     #[test]

@@ -17,6 +17,7 @@ use axum::routing::get;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::api::http_server;
+use crate::cluster::NodeList;
 use crate::control::handle::ControlHandle;
 use crate::control::progress::Progress;
 use crate::discovery::ProviderStatus;
@@ -35,6 +36,8 @@ pub struct MetricsSource {
     pub control: ControlHandle,
     /// Where they come from.
     pub providers: Vec<Arc<ProviderStatus>>,
+    /// Other nodes.
+    pub nodes: NodeList,
     /// How the control loop gets on.
     pub progress: Progress,
 }

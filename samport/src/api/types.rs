@@ -6,6 +6,8 @@ mod packets;
 mod schemas;
 mod status;
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::control::progress::ControlLoop;
@@ -13,7 +15,9 @@ pub use crate::model::limits::Limits;
 pub use crate::system::privileges::Privileges;
 pub use lists::{Check, Cleaned, Cleaning, Event, Finding, Flow, Flows, Version};
 pub use packets::{Entry, Explained, OfFlow, PassedOver, TracedPacket, Way};
-pub use status::{FlowTable, Instance, InstanceBackend, MapUse, ServiceCount, Status};
+pub use status::{
+    FlowTable, Instance, InstanceBackend, InstanceNode, MapUse, ServiceCount, Status,
+};
 
 /// Version of all of it.
 pub const SCHEMA: u32 = 1;
@@ -58,6 +62,10 @@ pub struct Backend {
     pub weight: u32,
     /// `peer`, `neigh`, `stack` or `macvlan`; null if the kernel does not have it.
     pub via: Option<String>,
+    /// Where its tunnel ends, if it is another node; null if it is not.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub node: Option<IpAddr>,
     /// Whether its answers find a route to clients outside of this machine; null if that is not known, or does not
     /// matter because they are on its own network.
     pub route_back: Option<bool>,

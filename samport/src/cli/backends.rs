@@ -71,7 +71,7 @@ fn leftover(connection: &Connection) -> Result<Option<String>> {
 
 const NARROW: [Column<Backend>; 10] = [
     ("SERVICE", LEFT, service),
-    ("BACKEND", LEFT, |one| one.name.clone()),
+    ("BACKEND", LEFT, name),
     ("ADDRESS", LEFT, |one| one.address.clone()),
     ("STATE", LEFT, state),
     ("WEIGHT", RIGHT, |one| one.weight.to_string()),
@@ -90,6 +90,13 @@ const WIDER: [Column<Backend>; 6] = [
     ("BYTES OUT", RIGHT, |one| number(one.counters.map(|counters| counters.bytes_out))),
     ("PACKETS IN", RIGHT, |one| number(one.counters.map(|counters| counters.packets_in))),
 ];
+
+fn name(one: &Backend) -> String {
+    match one.node {
+        Some(address) => format!("node {} ({address})", one.name),
+        None => one.name.clone(),
+    }
+}
 
 pub(super) fn state(one: &Backend) -> String {
     match one.drain_left_ms {
@@ -156,6 +163,7 @@ mod tests {
             address: "172.18.0.5:8080".into(),
             state: "draining".into(),
             weight: 0,
+            node: None,
             via: Some("peer".into()),
             route_back: Some(false),
             share_expected: 0.0,
@@ -211,11 +219,19 @@ mod tests {
             route_back: None,
             ..draining.clone()
         };
+        let node = Backend {
+            name: "n2".into(),
+            id: "node:n2".into(),
+            address: "[::ffff:192.0.2.2]:80".into(),
+            node: Some([192, 0, 2, 2].into()),
+            via: Some("node".into()),
+            ..last.clone()
+        };
         let all = Backends {
             schema: SCHEMA,
             instance: "eth0:80@1".into(),
             running: true,
-            backends: vec![draining, down, last],
+            backends: vec![draining, down, last, node],
         };
         let mut pages = Pages::default();
         pages.add("samport backends", &table(&all.backends, &NARROW));

@@ -9,6 +9,8 @@ mod reload;
 mod reloadable;
 mod said;
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -20,12 +22,13 @@ use super::progress::Patience;
 use super::status;
 use crate::api::metrics;
 use crate::api::{Server, Socket};
+use crate::cluster::{self, NodeList};
 use crate::control::handle;
 use crate::control::progress::Progress;
 use crate::control::reconcile::{NewRules, Reconciler};
 use crate::control::takeover;
 use crate::dataplane::{self, Dataplane};
-use crate::discovery;
+use crate::discovery::{self, ProviderSettings, ProviderStatus};
 use crate::model::Snapshot;
 use crate::net::netlink::Netlink;
 use crate::net::port_conflicts;
@@ -118,9 +121,13 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     let metrics = config.metrics.map(metrics::listen).transpose()?;
     let (terms_in, terms) = watch::channel(config.terms.clone());
     let networks = takeover::served_before(&config.interfaces, namespace);
-    let (snapshots, providers) =
+    let (snapshots, mut providers) =
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
+    let probed_from = Some(&config.interfaces[..]);
+    let (snapshots, nodes, source) =
+        with_nodes(config, snapshots, terms, probed_from, &netlink, &resyncs).await?;
+    providers.extend(source);
     let first = snapshots.borrow().clone();
     // After Docker, which knows its own publishers by name.
     port_conflicts::refuse_taken(&ports)?;
@@ -143,7 +150,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     {
         tokio::spawn(dataplane::follow_logs(logs));
     }
-    let job = config.job(socket_path, hash_seed.clone(), namespace);
+    let job = config.job(nodes.clone(), socket_path, hash_seed.clone(), namespace);
     let (receiver, control) = handle::open();
     let name = instance.name().to_owned();
     let progress = Progress::begin(resyncs);
@@ -158,6 +165,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
         instance: name.clone(),
         control: control.clone(),
         providers,
+        nodes,
         progress: progress.clone(),
     };
     let metrics = metrics.map(|at| metrics::Server::start(at, source.clone())).transpose()?;
@@ -167,6 +175,23 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     let (rules_in, rules) = mpsc::channel(1);
     let handles = ReloadHandles { terms: terms_in, rules: rules_in, metrics, source };
     Ok(Started { reconciler, snapshots, network, server, rules, handles })
+}
+
+/// What providers offer and, if there is a cluster, what other nodes do; these nodes, and how their source is doing.
+async fn with_nodes(
+    config: &Config,
+    own: watch::Receiver<Snapshot>,
+    terms: watch::Receiver<ProviderSettings>,
+    probed_from: Option<&[String]>,
+    netlink: &Netlink,
+    resyncs: &Resyncs,
+) -> Result<(watch::Receiver<Snapshot>, NodeList, Option<Arc<ProviderStatus>>)> {
+    let Some(settings) = &config.cluster else { return Ok((own, NodeList::none(), None)) };
+    let drain = move || terms.borrow().drain;
+    let cluster =
+        cluster::start(settings, &config.ports, drain, probed_from, netlink, resyncs).await?;
+    let all = discovery::join(vec![own, cluster.snapshots]);
+    Ok((all, cluster.nodes, Some(cluster.status)))
 }
 
 /// Resolves at the first signal that asks the program to end.

@@ -225,6 +225,26 @@ fn errors_are_as_they_were() {
     pages.assert("errors");
 }
 
+#[test]
+fn errors_about_other_nodes_are_as_they_were() {
+    let mut pages = Pages::default();
+    for line in [
+        "run -i eth0 -p 80 --cluster swarm",
+        "run -i eth0 -p 80 --cluster file",
+        "run -i eth0 -p 80 --cluster-file n.toml",
+        "run -i eth0 -p 80 --node n1",
+        "run -i eth0 -p 80 --node a/b --cluster file --cluster-file n.toml",
+        "run -i eth0 -p 80 --node-address 192.0.2.1",
+        "run -i eth0 -p 80 --node-address 127.0.0.1",
+        "run -i eth0 -p 6080/udp --node n1 --cluster file --cluster-file n.toml",
+        "run -i eth0 -p 80 --spread near",
+        "run -i eth0 -p 80 --max-nodes 257",
+    ] {
+        pages.add(&format!("samport {line}"), &refusal(&words(line)));
+    }
+    pages.assert("cluster");
+}
+
 fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }

@@ -2,7 +2,7 @@
 //! control socket into the reconcile loop and of its answer back.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub struct BackendView {
     pub weight: u32,
     /// Where it is in its life.
     pub state: State,
+    /// Where its tunnel ends, if it is another node.
+    pub node: Option<IpAddr>,
     /// How packets get there, if the kernel has it.
     pub via: Option<String>,
     /// Whether its answers find their way to outside clients, as far as that is known and matters.
@@ -92,23 +94,27 @@ impl ControlView {
             let of = record.services.iter().find(|service| service.listen == listen);
             of.and_then(|service| service.name.clone())
         };
-        let seated = |backend: &crate::system::instance::BackendRecord| {
-            let endpoint = backend.endpoint.parse().ok()?;
-            Some(BackendView {
-                backend_ref: BackendRef { listen: backend.port, id: String::new(), endpoint },
-                name: backend.name.clone(),
-                service: service(backend.port),
-                group: None,
-                weight: backend.weight,
-                state: State::named(&backend.state)?,
-                via: Some(backend.via.clone()),
-                route_back: backend.route_back,
-                // 0 means no id: it was not ready.
-                index: (backend.id > 0).then_some(backend.id),
-                drains_until: None,
-                is_last: false,
-            })
-        };
+        let seated =
+            |backend: &crate::system::instance::BackendRecord| {
+                let endpoint = backend.endpoint.parse().ok()?;
+                Some(BackendView {
+                    backend_ref: BackendRef { listen: backend.port, id: String::new(), endpoint },
+                    name: backend.name.clone(),
+                    service: service(backend.port),
+                    group: None,
+                    weight: backend.weight,
+                    state: State::named(&backend.state)?,
+                    node: record.nodes.iter().map(|node| node.address.ip()).find(|node| {
+                        backend.via == "node" && endpoint.ip().to_canonical() == *node
+                    }),
+                    via: Some(backend.via.clone()),
+                    route_back: backend.route_back,
+                    // 0 means no id: it was not ready.
+                    index: (backend.id > 0).then_some(backend.id),
+                    drains_until: None,
+                    is_last: false,
+                })
+            };
         Self {
             services: BTreeMap::new(),
             left_out: record.left_out.len() as u64,

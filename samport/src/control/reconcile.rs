@@ -15,6 +15,8 @@ mod passive_health;
 mod ports;
 mod records;
 mod show;
+mod spread;
+mod tunnels;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,7 @@ use samport_common::layout::LAYOUT_VERSION;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::cluster::{self, NodeList};
 use crate::control::admission::ServiceConflict;
 use crate::control::draining::Drains;
 use crate::control::handle::CommandReceiver;
@@ -39,7 +42,7 @@ use crate::model::allow::Networks;
 use crate::model::limits::Limits;
 use crate::model::overrides::Overrides;
 use crate::model::ports::{Listen, PortSpec};
-use crate::model::{Candidate, Condition, Snapshot, State};
+use crate::model::{Candidate, Condition, Snapshot, Spread, State};
 use crate::net::frontends;
 use crate::net::netlink::Netlink;
 use crate::net::placement;
@@ -54,7 +57,8 @@ use burst::Burst;
 use failed::{complain, leave_out};
 use passive_health::Confirmations;
 use ports::PortWatch;
-use records::{backend_record, milliseconds_since_1970, service_records};
+use records::{backend_record, milliseconds_since_1970, node_records, service_records};
+use tunnels::NodeRoutes;
 use waiting::Waiting;
 
 pub(crate) use checks::{check_families, check_interfaces};
@@ -80,6 +84,10 @@ pub struct RunConfig {
     pub ports: Vec<PortSpec>,
     /// How packets get to backends.
     pub forward: Forward,
+    /// What this node is told of its cluster, if it has one.
+    pub cluster: Option<cluster::Settings>,
+    /// The other nodes.
+    pub nodes: NodeList,
     /// The control socket.
     pub socket: PathBuf,
     /// What holds as far as labels say nothing else.
@@ -103,6 +111,8 @@ pub struct LoopSettings {
     pub drain: Duration,
     /// How ports choose.
     pub policy: Policy,
+    /// Which nodes' containers get connections.
+    pub spread: Spread,
 }
 
 /// Other rules for a run.
@@ -137,6 +147,7 @@ pub struct Reconciler {
     actual: Actual,
     shown: BTreeMap<BackendKey, Share>,
     routes: Routes,
+    node_routes: NodeRoutes,
     /// Changes when a backend may be somewhere else than it was. None before the start.
     moves: Option<watch::Receiver<u64>>,
     orders: Overrides,
@@ -189,6 +200,7 @@ impl Reconciler {
             actual,
             shown: BTreeMap::new(),
             routes: Routes::default(),
+            node_routes: NodeRoutes::default(),
             moves: None,
             orders: Overrides::default(),
             drains: Drains::default(),
@@ -286,9 +298,13 @@ impl Reconciler {
             tokio::select! {
                 request = self.receiver.next() => pending = self.take(request),
                 Ok(()) = snapshots.changed() => {}
+                () = self.config.nodes.changed() => {}
                 Some(change) = rules.recv() => {
                     self.config.limits.drain_seconds = change.rules.drain.as_secs();
                     self.config.rules = change.rules;
+                    if let Some(cluster) = &mut self.config.cluster {
+                        cluster.spread = self.config.rules.spread;
+                    }
                     waiting = Some(Waiting { generation: change.generation, done: change.done });
                 }
                 Ok(()) = network.changed(), if !burst.has_begun() => {
@@ -407,6 +423,7 @@ impl Reconciler {
             complain(&mut self.complained, &note);
         }
         let snapshot = self.admit(&snapshot, &devices);
+        let snapshot = self.spread(snapshot);
         let mut desired = self.desire(&snapshot, &devices).await;
         self.progress.waits_for("the kernel's tables and hooks");
         self.settle_policies(&mut desired, &snapshot);
@@ -487,6 +504,8 @@ impl Reconciler {
             hash_seed_file: self.config.hash_seed.path.clone(),
             privileges: privileges::held(),
             services: service_records(desired, &self.receiver.shown()),
+            node: self.config.cluster.as_ref().map(|cluster| cluster.node.clone()),
+            nodes: node_records(&self.config.nodes),
             filters: self.dataplane.filters(),
             backends: self
                 .actual

@@ -165,10 +165,11 @@ pub(super) const PROGRAMS: [&str; 21] = [
 ];
 
 /// Those of the tunnel to other nodes, and where in `PROGRAMS`: others call them, if there is a cluster.
-pub(super) const OF_TUNNEL: [(u32, &str); 3] = [
+pub(super) const OF_TUNNEL: [(u32, &str); 4] = [
     (program::UNWRAP, "samport_unwrap"),
     (program::INNER, "samport_inner"),
     (program::WRAP, "samport_wrap"),
+    (program::PROBE, "samport_probe"),
 ];
 
 /// Those that others call, and where in `PROGRAMS`.

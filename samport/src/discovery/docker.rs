@@ -26,18 +26,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::ProviderSettings;
+use super::ProviderStatus;
 use super::container::{ContainerView, Policy, ServedIn, offer};
 use super::container_store::{ContainerStore, InspectResult, Outcome, Question, Task};
 use super::endpoint::{Endpoint, Engine, Unreachable, words};
 use super::events::{self, Notice};
 use super::inspect;
-use super::leaving::Leaving;
 use super::listing::{Listing, listed};
 use super::locate::{self, Located};
-use super::provider_status::ProviderStatus;
 use super::published;
 use crate::model::Snapshot;
 use crate::model::ports::PortSpec;
+use crate::system::leaving::Leaving;
 use crate::system::resyncs::{Gap, Resyncs};
 
 /// Longest wait for the answers that open a session.

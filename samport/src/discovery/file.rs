@@ -18,8 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ProviderSettings;
-use super::leaving::Leaving;
-use super::provider_status::ProviderStatus;
+use super::ProviderStatus;
 use super::static_::Address;
 use crate::model::allow::Networks;
 use crate::model::check::Config;
@@ -27,6 +26,7 @@ use crate::model::ports::{Listen, PortSpec};
 use crate::model::{Candidate, Egress, ServiceHints, Snapshot};
 use crate::system::escape;
 use crate::system::file_watch::FileWatch;
+use crate::system::leaving::Leaving;
 use crate::system::resyncs::Resyncs;
 
 #[derive(Deserialize)]

@@ -54,7 +54,7 @@ pub struct Labels {
     pub health: Option<CheckOrigin>,
     /// `samport.health.interval` and so on.
     pub rhythm: RhythmLabels,
-    /// `samport.service`, `group`, `group.weight`, `balance` and `affinity`.
+    /// `samport.service`, `group`, `group.weight`, `balance`, `affinity` and `spread`.
     pub hints: ServiceHints,
     /// What is to be told to the user although the container can be served.
     pub warnings: Vec<String>,
@@ -141,10 +141,11 @@ fn take(read: &mut Labels, name: &str, value: &str) -> Result<(), String> {
         "group.weight" => read.hints.group_weight = Some(weight(value)?),
         "balance" => read.hints.balance = Some(policy::balance(value)?),
         "affinity" => read.hints.affinity = Some(policy::affinity(value)?),
+        "spread" => read.hints.spread = Some(value.parse()?),
         _ => read.warnings.push(format!(
             "unknown label {PREFIX}{}; expected samport.enable, port, ports, target, \
-             service, weight, group, group.weight, balance, affinity, drain, network, allow, health \
-             and health.interval, timeout, rise, fall",
+             service, weight, group, group.weight, balance, affinity, spread, drain, network, allow, \
+             health and health.interval, timeout, rise, fall",
             shortened(name, QUOTED)
         )),
     }
@@ -215,6 +216,7 @@ mod tests {
     use samport_common::choose::Balance;
 
     use super::*;
+    use crate::model::Spread;
     use crate::model::snapshots::Pages;
 
     fn read_all(labels: &[(&str, &str)]) -> Result<Labels, String> {
@@ -246,6 +248,7 @@ mod tests {
             ("samport.group.weight", "5"),
             ("samport.balance", "least-conn"),
             ("samport.affinity", "30m"),
+            ("samport.spread", "local-first"),
             ("other", "label"),
         ])
         .unwrap();
@@ -273,6 +276,7 @@ mod tests {
                 group_weight: Some(5),
                 balance: Some(Balance::LeastConn),
                 affinity: Some(1_800),
+                spread: Some(Spread::LocalFirst),
                 ..ServiceHints::default()
             },
             warnings: vec![],
@@ -311,6 +315,7 @@ mod tests {
             ("samport.group.weight", "5%", "weight of 0-65535"),
             ("samport.balance", "fair", "least-conn"),
             ("samport.affinity", "long", "30s or 2h5m"),
+            ("samport.spread", "near", "all, local-first, local"),
             ("samport.network", " ", "name of a network"),
             ("samport.allow", "", "invalid network \"\""),
             ("samport.allow", "10.0.0.0/8,office", "invalid network \"office\""),
@@ -406,6 +411,7 @@ mod tests {
             ("samport.group.weight", "5%"),
             ("samport.balance", "fair"),
             ("samport.affinity", "long"),
+            ("samport.spread", "near"),
             ("samport.network", ""),
             ("samport.allow", "office"),
             ("samport.health", "maybe"),

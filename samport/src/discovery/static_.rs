@@ -10,10 +10,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ProviderSettings;
-use super::leaving::Leaving;
 use crate::model::allow::Networks;
 use crate::model::ports::{PortSpec, port};
 use crate::model::{Candidate, Egress, ServiceHints, Snapshot};
+use crate::system::leaving::Leaving;
 
 /// One `--backend [NAME=]IP[:PORT][@WEIGHT]`. An IPv6 address with a port stands in brackets.
 #[derive(Clone, PartialEq, Eq, Debug)]

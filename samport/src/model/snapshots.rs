@@ -9,10 +9,11 @@ use std::fs;
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots");
 
 /// All of them: one file each, with everything of its kind.
-const ALL: [&str; 15] = [
+const ALL: [&str; 16] = [
     "backends",
     "check",
     "clean",
+    "cluster",
     "config",
     "documents",
     "errors",

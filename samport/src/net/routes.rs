@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use self::adopted::Adopted;
 use self::find::{FoundRoute, Outcome, Question, given};
-use crate::model::Candidate;
+use crate::model::{Candidate, Reach};
 use crate::model::target::{Target, target};
 use crate::net::netlink::{self, Known, Netlink};
 use crate::net::reply_devices::{Namespaces, ReplyDevices, reply_devices};
@@ -146,7 +146,12 @@ impl Routes {
         at: u64,
         network: &Network,
     ) -> Option<Question> {
-        let (addr, reach) = (candidate.endpoint.ip(), candidate.place);
+        let reach = candidate.place;
+        // What is said of a node is said of its end of the tunnel, whatever family its service is of.
+        let addr = match reach {
+            Some(Reach::Node(at)) => at.ip(),
+            _ => candidate.endpoint.ip(),
+        };
         let known =
             self.found.get_mut(target).filter(|found| is_there(found.route, &network.devices));
         if let Some(found) = known {

@@ -4,9 +4,10 @@
 //! instances for the same thing have the same name. The lock is held as long as the process lives;
 //! an instance whose lock is free is a leftover.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
     PermissionsExt as _,
@@ -90,6 +91,12 @@ pub struct Record {
     /// Its services.
     #[serde(default)]
     pub services: Vec<ServiceRecord>,
+    /// This node's name, if it has a cluster.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// The other nodes.
+    #[serde(default)]
+    pub nodes: Vec<NodeRecord>,
     /// Netlink filters, which nothing else would find again.
     pub filters: Vec<FilterRecord>,
     /// Backends by the id the kernel counts them under.
@@ -106,6 +113,23 @@ pub struct Record {
     /// What labels restrict ports to: JSON has only strings for keys.
     #[serde(default)]
     pub restricted: Vec<(Listen, Networks)>,
+}
+
+/// Another node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// What it is called.
+    pub name: String,
+    /// Where its tunnel ends.
+    pub address: SocketAddr,
+    /// Whether it answers probes.
+    pub up: bool,
+    /// Since when it does, or does not, in milliseconds since 1970; 0 for one that was not probed yet.
+    pub since_ms: u64,
+    /// Bytes of the largest IP packet that arrives there whole, if that is known.
+    pub path_mtu: Option<u16>,
+    /// The number of its ready containers behind each port.
+    pub services: BTreeMap<Listen, u32>,
 }
 
 /// A service.

@@ -21,6 +21,7 @@ mod leftovers;
 mod link_flap;
 mod metrics;
 mod network_churn;
+mod nodes;
 mod operator;
 mod package;
 mod privileges;

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use samport::lab::Watched;
 use samport::system::sandbox::{Grant, Purpose, restrict};
 use samport_tests::TIMEOUT;
@@ -201,6 +202,11 @@ fn no_other_kinds_of_sockets_are_opened() {
         }
         open(libc::AF_NETLINK, libc::SOCK_RAW).unwrap();
         open(libc::AF_INET6, libc::SOCK_STREAM).unwrap();
+        // As probes of other nodes have it.
+        let probe = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sockopt::set_ip_mtu_discover(&probe, Ipv4PathMtuDiscovery::PROBE).unwrap();
+        probe.connect("127.0.0.1:6080").unwrap();
+        probe.send(&[0]).unwrap();
         std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         UnixStream::connect(engine.local_addr().unwrap().as_pathname().unwrap()).unwrap();
     });

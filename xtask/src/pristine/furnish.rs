@@ -228,6 +228,10 @@ mod tests {
             let mut git = Command::new("git");
             let time = "2020-01-02T03:04:05Z";
             git.current_dir(&checkout).env("GIT_COMMITTER_DATE", time).env("GIT_AUTHOR_DATE", time);
+            // Set where a rebase runs this: then it would be that repository's commit.
+            for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
+                git.env_remove(variable);
+            }
             git.args(["-c", "user.name=a", "-c", "user.email=a@b.test"]).args(args);
             assert!(git.status().unwrap().success());
         };

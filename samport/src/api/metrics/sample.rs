@@ -8,6 +8,7 @@ use samport_common::verdict::Verdict;
 
 use super::MetricsSource;
 use crate::api::types::ControlLoop;
+use crate::cluster::{Node, NodeList};
 use crate::control::handle::{BackendView, ControlView};
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::model::State;
@@ -19,6 +20,7 @@ pub(super) struct Sample {
     pub(super) verdicts: Vec<(Verdict, u64)>,
     pub(super) flows: Flows,
     pub(super) providers: Vec<Provider>,
+    pub(super) nodes: Vec<NodeSample>,
     pub(super) control: ControlLoop,
     pub(super) left_out: u64,
 }
@@ -58,6 +60,14 @@ pub(super) struct Provider {
     pub(super) synced_ms: u64,
 }
 
+/// Another node.
+#[derive(Clone, Debug)]
+pub(super) struct NodeSample {
+    pub(super) name: String,
+    pub(super) is_up: bool,
+    pub(super) path_mtu: Option<u16>,
+}
+
 impl Sample {
     /// Looks.
     pub(super) fn take(source: &MetricsSource) -> Result<Self> {
@@ -84,9 +94,23 @@ impl Sample {
             verdicts: verdicts.collect(),
             flows: counters.flows,
             providers: providers.collect(),
+            nodes: nodes(&source.nodes),
             control: source.progress.shown(),
         })
     }
+}
+
+fn nodes(list: &NodeList) -> Vec<NodeSample> {
+    let healths = list.health();
+    let sample = |node: Node| {
+        let health = healths.get(&node.address);
+        NodeSample {
+            name: node.name,
+            is_up: health.is_none_or(|health| health.up),
+            path_mtu: health.and_then(|health| health.path_mtu),
+        }
+    };
+    list.current().into_iter().map(sample).collect()
 }
 
 fn backends(
@@ -138,6 +162,7 @@ impl BackendCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::NodeHealth;
     use crate::control::handle::BackendRef;
     use crate::model::ports::Listen;
 
@@ -150,6 +175,7 @@ mod tests {
             group: None,
             weight: 2,
             state,
+            node: None,
             via: None,
             route_back: None,
             index,
@@ -161,6 +187,24 @@ mod tests {
     fn suspicion(confirmed: u64, refuted: u64) -> Suspicion {
         let [confirmed, refuted] = [confirmed, refuted].map(|count| u32::try_from(count).unwrap());
         Suspicion { confirmed, refuted, ..Suspicion::default() }
+    }
+
+    #[test]
+    fn a_node_is_up_until_it_does_not_answer() {
+        let node = |name: &str, last| Node {
+            name: name.into(),
+            address: [192, 0, 2, last].into(),
+            port: 6_080,
+            services: BTreeMap::new(),
+        };
+        let since = std::time::SystemTime::UNIX_EPOCH;
+        let health = NodeHealth { up: false, path_mtu: Some(1_400), since };
+        let healths = [([192, 0, 2, 2].into(), health)].into();
+        let list = NodeList::fixed(vec![node("n2", 2), node("n3", 3)], healths);
+        let seen = nodes(&list);
+        let seen: Vec<_> =
+            seen.iter().map(|one| (one.name.as_str(), one.is_up, one.path_mtu)).collect();
+        assert_eq!(seen, [("n2", false, Some(1_400)), ("n3", true, None)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use samport_common::layout::{Handshakes, Suspicion};
 
-use super::sample::{BackendCounters, Sample, Who};
+use super::sample::{BackendCounters, NodeSample, Sample, Who};
 use crate::model::State;
 use crate::system::escape;
 
@@ -43,6 +43,7 @@ impl Collector for Sample {
         self.verdicts(to)?;
         self.flow_tables(to)?;
         self.discovery(to)?;
+        self.nodes(to)?;
         self.control_loop(to)?;
         let mut info =
             to.encode_descriptor("samport_build", "Version of samport.", None, MetricType::Info)?;
@@ -139,6 +140,18 @@ impl Sample {
         };
         let help = "Packets by verdict.";
         counters(to, "samport_verdicts", help, None, self.verdicts.iter().map(of))
+    }
+
+    fn nodes(&self, to: &mut DescriptorEncoder) -> Written {
+        if self.nodes.is_empty() {
+            return Ok(());
+        }
+        let label = |node: &NodeSample| [("node", node.name.clone())];
+        let up = self.nodes.iter().map(|node| (label(node), u64::from(node.is_up)));
+        gauges(to, "samport_node_up", "1 while the node answers probes.", up)?;
+        let known = self.nodes.iter().filter_map(|node| Some((label(node), node.path_mtu?.into())));
+        let help = "Largest IP packet that arrives at the node whole.";
+        gauges(to, "samport_node_path_mtu_bytes", help, known)
     }
 
     fn flow_tables(&self, to: &mut DescriptorEncoder) -> Written {

@@ -1,6 +1,7 @@
 //! `GET /v1/status`, and `samport status -o json`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,12 @@ pub struct Instance {
     pub services: Vec<ServiceCount>,
     /// Backends that the kernel has, and those that are not ready yet; each address is one.
     pub backends: Vec<InstanceBackend>,
+    /// This node's name; null if it has no cluster.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// The other nodes; none of an instance that does not run.
+    #[serde(default)]
+    pub nodes: Vec<InstanceNode>,
     /// Containers that are left out for want of room, or because their port is another application's, and why.
     pub left_out: Vec<String>,
     /// Packets by what became of them.
@@ -67,6 +74,25 @@ pub struct Instance {
     pub memory_bytes: u64,
     /// The kernel maps this is made of.
     pub maps: Vec<MapUse>,
+}
+
+/// Another node, as this one sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct InstanceNode {
+    /// Its name.
+    pub name: String,
+    /// Where its tunnel ends: address and UDP port.
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub address: SocketAddr,
+    /// Whether it answers probes.
+    pub up: bool,
+    /// Since when it does, or does not, in milliseconds since 1970; 0 for one that was not probed yet.
+    pub since_ms: u64,
+    /// Bytes of the largest IP packet that arrives there whole; null if that is not known.
+    pub path_mtu: Option<u16>,
+    /// Its ready containers by port, like `80/tcp`.
+    pub services: BTreeMap<String, u32>,
 }
 
 /// What has come of a service. A backend with several addresses is one.

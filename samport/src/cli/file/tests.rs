@@ -30,13 +30,15 @@ fn every_flag_has_a_key_and_every_key_a_flag() {
         let value = match (key, arg.get_default_values()) {
             _ if !arg.get_action().takes_values() => "true".to_owned(),
             (_, [default]) => format!("{:?}", default.to_string_lossy()),
-            ("iface" | "endpoint" | "file" | "socket" | "hash-seed-file" | "user", _) => {
-                "'x'".to_owned()
-            }
+            (
+                "iface" | "endpoint" | "file" | "socket" | "hash-seed-file" | "user"
+                | "cluster-file" | "node",
+                _,
+            ) => "'x'".to_owned(),
             ("port" | "syn-flood" | "label-ports", _) => "80".to_owned(),
             ("flows6", _) => "2048".to_owned(),
-            ("backend" | "allow", _) => "'10.0.0.1'".to_owned(),
-            ("provider", _) => "'file'".to_owned(),
+            ("backend" | "allow" | "node-address", _) => "'10.0.0.1'".to_owned(),
+            ("provider" | "cluster", _) => "'file'".to_owned(),
             ("filter", _) => "'name=x'".to_owned(),
             ("metrics", _) => "'127.0.0.1:9'".to_owned(),
             (key, _) => panic!("what is a good value of {key}?"),

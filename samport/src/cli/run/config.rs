@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::api::types::Limits;
+use crate::cluster::{self, NodeList};
 use crate::control::admission::ServiceConflict;
 use crate::control::reconcile::{LoopSettings, RunConfig};
 use crate::dataplane;
 use crate::discovery::{Provider, ProviderSettings};
+use crate::model::Spread;
 use crate::model::allow::Networks;
 use crate::model::ports::{Listen, PortSpec};
 use crate::net::routes::Forward;
@@ -23,7 +25,9 @@ pub(super) struct Config {
     pub(super) ports: Vec<PortSpec>,
     /// Where backends come from.
     pub(super) providers: Vec<Provider>,
-    /// What of them may be changed while they run.
+    /// Where other nodes come from, if this one is not on its own.
+    pub(super) cluster: Option<cluster::Settings>,
+    /// What of providers may be changed while they run.
     pub(super) terms: ProviderSettings,
     /// Who may use ports of which labels say nothing; empty for everybody.
     pub(super) allow: Networks,
@@ -33,6 +37,8 @@ pub(super) struct Config {
     pub(super) forward: Forward,
     /// How ports choose, as far as labels say nothing else.
     pub(super) policy: Policy,
+    /// Which nodes' containers get connections, as far as labels say nothing else.
+    pub(super) spread: Spread,
     /// The control socket, if it is not where it would be.
     pub(super) socket: Option<PathBuf>,
     /// Where metrics are served.
@@ -58,22 +64,31 @@ impl Config {
     /// What the loop applies where labels say nothing else.
     pub(super) fn rules(&self) -> LoopSettings {
         let service_conflict = self.service_conflict;
-        let (drain, policy) = (self.terms.drain, self.policy);
-        LoopSettings { allow: self.allow.clone(), service_conflict, drain, policy }
+        let (drain, policy, spread) = (self.terms.drain, self.policy, self.spread);
+        LoopSettings { allow: self.allow.clone(), service_conflict, drain, policy, spread }
     }
 
     /// Takes over what may be changed while it runs.
     pub(super) fn take(&mut self, new: Self) {
-        let Self { terms, allow, service_conflict, policy, metrics, keep, .. } = new;
-        *self = Self { terms, allow, service_conflict, policy, metrics, keep, ..self.clone() };
+        let Self { terms, allow, service_conflict, policy, spread, metrics, keep, .. } = new;
+        *self =
+            Self { terms, allow, service_conflict, policy, spread, metrics, keep, ..self.clone() };
     }
 
-    /// What the loop is to do, with its control socket there and with this seed, in this network namespace.
-    pub(super) fn job(&self, socket: PathBuf, hash_seed: SeedFile, namespace: u64) -> RunConfig {
+    /// What the loop is to do with these nodes, its control socket there and this seed, in this network namespace.
+    pub(super) fn job(
+        &self,
+        nodes: NodeList,
+        socket: PathBuf,
+        hash_seed: SeedFile,
+        namespace: u64,
+    ) -> RunConfig {
         RunConfig {
             interfaces: self.interfaces.clone(),
             ports: self.ports.clone(),
             forward: self.forward,
+            cluster: self.cluster.clone(),
+            nodes,
             socket,
             rules: self.rules(),
             limits: self.limits(),

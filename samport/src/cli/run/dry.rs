@@ -10,9 +10,11 @@ use samport_common::wire::protocol::Protocol;
 use tokio::sync::watch;
 
 use super::config::Config;
+use super::with_nodes;
 use crate::api::metrics;
 use crate::cli::output::say;
 use crate::cli::table::{Column, LEFT, RIGHT, table, text};
+use crate::cluster::spread;
 use crate::control::admission::{self, Admission};
 use crate::control::handle::BackendRef;
 use crate::control::reconcile::{check_families, check_interfaces};
@@ -21,7 +23,7 @@ use crate::dataplane::pins;
 use crate::discovery;
 use crate::model::allow::Networks;
 use crate::model::ports::Listen;
-use crate::model::{Candidate, Condition, Snapshot};
+use crate::model::{Candidate, Condition, Reach, Snapshot};
 use crate::net::frontends;
 use crate::net::netlink::{Devices, Netlink};
 use crate::net::placement;
@@ -69,6 +71,7 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     let (snapshots, _) =
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
+    let (snapshots, ..) = with_nodes(config, snapshots, terms, None, &netlink, &resyncs).await?;
     let snapshot = snapshots.borrow().clone();
     port_conflicts::refuse_taken(&ports)?;
     let devices = netlink.devices().await?;
@@ -100,7 +103,11 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     routes.wait(&network.netlink, PLACES).await;
     let mut rows: Vec<Row> = Vec::new();
     let mut uses: BTreeMap<(SocketAddr, Protocol), usize> = BTreeMap::new();
-    for candidate in before.first(admission.candidates) {
+    let (candidates, notes) = spread::apply(admission.candidates, config.spread, would_serve);
+    for note in notes {
+        tracing::warn!("{}", escape::line(&note));
+    }
+    for candidate in before.first(candidates) {
         if !candidate.listen.is_of_family(candidate.endpoint.is_ipv6()) {
             continue;
         }
@@ -135,6 +142,15 @@ pub(super) async fn run(config: &Config) -> Result<()> {
     }
     println!("nothing was touched");
     Ok(())
+}
+
+/// Whether a container would take connections as soon as it is known to answer.
+fn would_serve(candidate: &Candidate) -> bool {
+    let may_serve = matches!(
+        candidate.condition,
+        Condition::Ready | Condition::Unchecked | Condition::Checked(_)
+    );
+    may_serve && candidate.weight > 0
 }
 
 /// What a killed samport of the same name has left: whoever it serves is let in first.
@@ -200,6 +216,9 @@ fn begins(candidate: &Candidate) -> String {
         Condition::Ready | Condition::Unchecked => "immediately",
         Condition::Starting => "when its HEALTHCHECK passes",
         Condition::Unhealthy => "not while its HEALTHCHECK fails",
+        Condition::Draining if matches!(candidate.place, Some(Reach::Node(_))) => {
+            "not: its service stays on this node"
+        }
         Condition::Draining => "not: it is stopping",
         Condition::Checked(_) if candidate.listen.protocol == Protocol::Tcp => {
             "when it answers its check"

@@ -14,6 +14,7 @@ use super::names::{
     ForwardName, HookName, ProviderName, SandboxName, ServiceConflictName, XdpModeName,
 };
 use crate::cli::balance::Balancing;
+use crate::cli::cluster::ClusterFlags;
 use crate::cli::health::HealthFlags;
 use crate::cli::limits::Limits;
 use crate::dataplane;
@@ -173,6 +174,8 @@ pub struct Flags {
     #[command(flatten)]
     balancing: Balancing,
     #[command(flatten)]
+    cluster: ClusterFlags,
+    #[command(flatten)]
     limits: Limits,
 }
 
@@ -187,6 +190,7 @@ impl Flags {
         let providers = self.providers()?;
         self.check_ports()?;
         self.check_room()?;
+        let cluster = self.cluster.settings(&self.port)?;
         Ok(Config {
             interfaces: self.iface.clone(),
             ports: self.port.clone(),
@@ -203,10 +207,10 @@ impl Flags {
             service_conflict: self.service_conflict.into(),
             forward: self.forward.into(),
             policy: self.balancing.policy(),
+            spread: self.cluster.spread,
             socket: self.socket.clone(),
             metrics: self.metrics,
             dataplane: dataplane::Options {
-                tunnel_port: 0,
                 flows: self.limits.flows,
                 flows6: self.limits.flows6(),
                 backends: self.limits.max_backends,
@@ -218,7 +222,9 @@ impl Flags {
                 xdp: (self.hook == HookName::Xdp).then(|| self.xdp_mode.into()),
                 log,
                 local: !self.no_local,
+                tunnel_port: cluster.as_ref().map_or(0, |cluster| cluster.tunnel_port),
             },
+            cluster,
             hash_seed_file: self.hash_seed_file.clone(),
             user: self.user.clone(),
             sandbox: self.sandbox == SandboxName::On,
@@ -228,7 +234,7 @@ impl Flags {
 
     /// Whether files are read that may be somebody else's.
     pub(in crate::cli) fn reads_files(&self) -> bool {
-        self.file.is_some() || self.config.is_some()
+        self.file.is_some() || self.config.is_some() || self.cluster.reads_files()
     }
 
     /// Whether they go together, and a run could go by them.

@@ -13,7 +13,7 @@ use Effect::{AtOnce, NextStart};
 
 /// Every key. What the instance is known by (its name, its lock, its pins) and what the kernel programs were
 /// loaded with cannot change under them.
-const EFFECTS: [(&str, Effect); 41] = [
+const EFFECTS: [(&str, Effect); 48] = [
     ("iface", NextStart),
     ("port", NextStart),
     ("backend", AtOnce),
@@ -44,6 +44,13 @@ const EFFECTS: [(&str, Effect); 41] = [
     ("affinity", AtOnce),
     ("connect-failover", AtOnce),
     ("no-backend", AtOnce),
+    ("cluster", NextStart),
+    ("cluster-file", NextStart),
+    ("node", NextStart),
+    ("node-address", NextStart),
+    ("tunnel-port", NextStart),
+    ("spread", AtOnce),
+    ("max-nodes", NextStart),
     ("flows", NextStart),
     ("flows6", NextStart),
     ("max-backends", NextStart),

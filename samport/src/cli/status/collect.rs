@@ -6,12 +6,14 @@ use anyhow::Result;
 use samport_common::layout::BackendStats;
 use samport_common::verdict::{Action, Verdict};
 
-use crate::api::types::{ControlLoop, FlowTable, Instance, InstanceBackend, MapUse, ServiceCount};
+use crate::api::types::{
+    ControlLoop, FlowTable, Instance, InstanceBackend, InstanceNode, MapUse, ServiceCount,
+};
 use crate::control::progress;
 use crate::dataplane::inspect::{Counters, Flows};
 use crate::dataplane::memory;
 use crate::model::State;
-use crate::system::instance::{self, BackendRecord, Record, ServiceRecord};
+use crate::system::instance::{self, BackendRecord, NodeRecord, Record, ServiceRecord};
 
 /// A backend and what the kernel has counted of it.
 struct CountedBackend<'a> {
@@ -56,6 +58,9 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         interfaces: record.interfaces,
         ports: record.ports.iter().map(ToString::to_string).collect(),
         hook: record.hook,
+        node: record.node,
+        // How they are is seen by the process only.
+        nodes: record.nodes.into_iter().filter(|_| running).map(node).collect(),
         left_out: record.left_out,
         local: record.local,
         // A process that has gone has no privileges.
@@ -122,6 +127,12 @@ fn backend(counted: &CountedBackend) -> InstanceBackend {
         packets_out: stats.packets_out,
         bytes_out: stats.bytes_out,
     }
+}
+
+fn node(record: NodeRecord) -> InstanceNode {
+    let NodeRecord { name, address, up, since_ms, path_mtu, services } = record;
+    let services = services.into_iter().map(|(listen, ready)| (listen.to_string(), ready));
+    InstanceNode { name, address, up, since_ms, path_mtu, services: services.collect() }
 }
 
 const fn flow_table(flows: &Flows) -> FlowTable {

@@ -8,7 +8,9 @@ use samport_common::verdict::{Action, Verdict};
 
 use super::super::table::{Column, LEFT, RIGHT, number, table, text as or_dash};
 use super::super::units::{bytes, time};
-use crate::api::types::{ControlLoop, Instance, Limits, MapUse, Privileges, ServiceCount};
+use crate::api::types::{
+    ControlLoop, Instance, InstanceNode, Limits, MapUse, Privileges, ServiceCount,
+};
 use crate::control::progress;
 
 /// New connections a second, by the names of instance and service.
@@ -38,6 +40,20 @@ const WIDER: [Column<Row>; 3] = [
     ("SILENT", RIGHT, |row| number(Some(row.service.silent))),
 ];
 
+/// A node, and for how long it has been as it is.
+struct NodeRow {
+    node: InstanceNode,
+    state: String,
+}
+
+const NODES: [Column<NodeRow>; 5] = [
+    ("NODE", LEFT, |row| row.node.name.clone()),
+    ("TUNNEL", LEFT, |row| row.node.address.to_string()),
+    ("STATE", LEFT, |row| row.state.clone()),
+    ("PATH MTU", RIGHT, |row| number(row.node.path_mtu.map(u64::from))),
+    ("READY", LEFT, |row| ready(&row.node)),
+];
+
 const MAPS: [Column<MapUse>; 3] = [
     ("MAP", LEFT, |map| map.name.clone()),
     ("ENTRIES", RIGHT, |map| number(Some(map.entries.into()))),
@@ -64,6 +80,15 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
     let rows: Vec<Row> = instance.services.iter().map(row).collect();
     let columns = if wide { &[&NARROW[..], &WIDER[..]].concat() } else { &NARROW[..] };
     indent(&mut text, &table(&rows, columns));
+    if let Some(own) = &instance.node {
+        let _ = writeln!(text, "  this node: {own}; others: {}", instance.nodes.len());
+        let row =
+            |node: &InstanceNode| NodeRow { node: node.clone(), state: node_state(node, now) };
+        let rows: Vec<_> = instance.nodes.iter().map(row).collect();
+        if !rows.is_empty() {
+            indent(&mut text, &table(&rows, &NODES));
+        }
+    }
     for sentence in &instance.left_out {
         let _ = writeln!(text, "  warning: {sentence}");
     }
@@ -121,6 +146,21 @@ fn run_state(instance: &Instance, now: Duration) -> String {
 fn name(row: &Row) -> String {
     let port = || row.service.service.trim_end_matches("/tcp").to_owned();
     row.service.service_name.clone().unwrap_or_else(port)
+}
+
+fn node_state(node: &InstanceNode, now: Duration) -> String {
+    let state = if node.up { "up" } else { "down" };
+    match node.since_ms {
+        0 => state.to_owned(),
+        since => format!("{state} {}", time(now.saturating_sub(Duration::from_millis(since)))),
+    }
+}
+
+/// A node's ready containers by port.
+fn ready(node: &InstanceNode) -> String {
+    let one = |(port, count): (&String, &u32)| format!("{}={count}", port.trim_end_matches("/tcp"));
+    let all: Vec<_> = node.services.iter().map(one).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(" ") }
 }
 
 /// A port of all addresses is dialled on the interfaces.
@@ -334,6 +374,21 @@ mod tests {
             ..instance()
         };
         pages.add("samport status (with trouble)", &text(&troubled, &Rates::new(), now, false));
+        let node = |name: &str, up| InstanceNode {
+            name: name.into(),
+            address: "192.0.2.2:6080".parse().unwrap(),
+            up,
+            since_ms: 1_000_000,
+            path_mtu: up.then_some(1_450),
+            services: [("80/tcp".into(), 3), ("53/udp".into(), 0)].into(),
+        };
+        let unknown =
+            InstanceNode { since_ms: 0, services: [].into(), ..node("a-third-node", true) };
+        let nodes = vec![node("n2", true), node("n3", false), unknown];
+        let of_cluster = Instance { node: Some("n1".into()), nodes, ..instance() };
+        let shown = text(&of_cluster, &Rates::new(), now, false);
+        pages.add("samport status (with a cluster)", &shown);
+        pages.add_json("samport status -o json (with a cluster)", &of_cluster.nodes);
         let starting = Instance { pid: 0, ..Instance { running: true, ..Instance::default() } };
         pages.add("samport status (while it starts)", &text(&starting, &Rates::new(), now, false));
         let left = Instance { running: false, services: Vec::new(), ..instance() };

@@ -16,6 +16,7 @@ pub(super) fn backend(name: &str, flows: u64) -> Backend {
         address: format!("172.18.0.{}:8080", number + 1),
         state: "active".into(),
         weight: 1,
+        node: None,
         via: Some("peer".into()),
         route_back: None,
         share_expected: 0.5,

@@ -16,6 +16,7 @@ fn seated(name: &str, id: &str, endpoint: &str, port: u16) -> BackendView {
         group: None,
         weight: 1,
         state: State::Active,
+        node: None,
         via: None,
         route_back: None,
         index: None,

@@ -29,7 +29,11 @@ impl Reconciler {
         self.health.keep_only(&snapshot.candidates);
         self.routes.begin(&snapshot.candidates, &self.netlink);
         self.starting.clear();
-        let mut desired = Desired { hash_seed: self.config.hash_seed.seed, ..Desired::default() };
+        let mut desired = Desired {
+            hash_seed: self.config.hash_seed.seed,
+            tunnel_port: self.config.cluster.as_ref().map(|cluster| cluster.tunnel_port),
+            ..Desired::default()
+        };
         for device in devices.values() {
             if self.config.interfaces.contains(&device.name) {
                 desired.interfaces.insert(device.ifindex);
@@ -43,6 +47,7 @@ impl Reconciler {
         desired.narrow = narrow.map(|device| device.ifindex).collect();
         self.progress.waits_for("routes and policy rules");
         self.know_sources(&mut desired, devices).await;
+        desired.nodes = self.tunnels(devices).await;
         for name in &self.config.interfaces {
             if devices.values().all(|device| device.name != *name) {
                 let about = format!("interface {name} is gone; it is served again when it is back");
@@ -80,6 +85,13 @@ impl Reconciler {
                     continue;
                 }
             };
+            if let Route::Node(at) = way.route {
+                // New connections go elsewhere, and those that it had are reset: nobody there would answer.
+                let is_down = self.config.nodes.health().get(&at.ip()).is_some_and(|one| !one.up);
+                if is_down || !desired.nodes.contains_key(&at) {
+                    continue;
+                }
+            }
             let key = key_of(candidate, way.route);
             // Also one that is unhealthy: who orders it does not want to wait for its recovery.
             let state = if self.orders.drains(candidate) { State::Draining } else { state };

@@ -11,7 +11,7 @@ use crate::control::commands::{self, CommandError, OperatorCommand};
 use crate::control::draining::{self, Ending};
 use crate::control::handle::{BackendRef, BackendView, ControlView, Request};
 use crate::model::groups::{self, Group};
-use crate::model::{Candidate, Condition, Snapshot, State};
+use crate::model::{Candidate, Condition, Reach, Snapshot, State};
 use crate::plan::{BackendKey, Desired, Share};
 
 /// An order that has been taken and is answered when the kernel has it.
@@ -102,6 +102,10 @@ impl Reconciler {
                 group: Group::of(candidate, &group_weights),
                 weight: self.orders.weight_of(candidate),
                 state,
+                node: match candidate.place {
+                    Some(Reach::Node(tunnel)) => Some(tunnel.ip()),
+                    _ => None,
+                },
                 via: served.map(|(key, _)| key.route.name().to_owned()),
                 route_back: candidate.egress.leads_out,
                 index: served.and_then(|(key, _)| self.actual.id_of(key)).map(|id| id.index),

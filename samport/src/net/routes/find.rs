@@ -178,6 +178,10 @@ async fn find(
     let Network { forward, netlink, devices, .. } = network;
     let found = |route, device, place| Ok(FoundRoute { route, device, place, at, held: None });
     let leads = netlink.route(addr).await;
+    if let Some(Reach::Node(at)) = reach {
+        let leads = leads?.with_context(|| format!("there is no route to the node at {addr}"))?;
+        return found(Route::Node(at), Some(leads.device), None);
+    }
     if matches!(reach, Some(Reach::Host)) || *forward == Forward::Stack {
         return found(Route::Stack, leads?.map(|leads| leads.device), None);
     }

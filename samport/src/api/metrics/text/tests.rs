@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use samport_common::layout::{BackendStats, Suspicion};
 use samport_common::verdict::Verdict;
 
-use super::super::sample::{BackendSample, Provider};
+use super::super::sample::{BackendSample, NodeSample, Provider};
 use super::*;
 use crate::api::types::ControlLoop;
 use crate::dataplane::inspect::Flows;
@@ -48,6 +48,10 @@ fn sample() -> Sample {
             events: 9,
             synced_ms: 1_700_000_000_500,
         }],
+        nodes: vec![
+            NodeSample { name: "n2".into(), is_up: true, path_mtu: Some(1_450) },
+            NodeSample { name: "n3".into(), is_up: false, path_mtu: None },
+        ],
         left_out: 5,
         control: ControlLoop {
             rounds: 11,
@@ -93,6 +97,9 @@ fn every_name_of_the_contract_is_there_with_its_value() {
         ("samport_discovery_connected", r#"{provider="docker"}"#, "1"),
         ("samport_discovery_events_total", r#"{provider="docker"}"#, "9"),
         ("samport_discovery_last_sync_timestamp_seconds", r#"{provider="docker"}"#, "1700000000.5"),
+        ("samport_node_up", r#"{node="n2"}"#, "1"),
+        ("samport_node_up", r#"{node="n3"}"#, "0"),
+        ("samport_node_path_mtu_bytes", r#"{node="n2"}"#, "1450"),
         ("samport_control_loop_rounds_total", "", "11"),
         ("samport_control_loop_age_seconds", "", "1.25"),
         ("samport_reattached_programs_total", "", "3"),

@@ -51,17 +51,17 @@ impl ProviderStatus {
     }
 
     /// It has been told of a change.
-    pub(super) fn happened(&self) {
+    pub(crate) fn happened(&self) {
         self.events.fetch_add(1, Relaxed);
     }
 
     /// It has lost sight of what it follows.
-    pub(super) fn lost(&self) {
+    pub(crate) fn lost(&self) {
         self.connected.store(false, Relaxed);
     }
 
     /// It has seen everything there is.
-    pub(super) fn synced(&self) {
+    pub(crate) fn synced(&self) {
         self.connected.store(true, Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.synced.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Relaxed);
