@@ -9,7 +9,7 @@ use crate::family::{Address, Family};
 use crate::frame::Frame;
 use crate::layout::Node;
 use crate::packet::Packet;
-use crate::wire::{ethernet, ipv4, ipv6, protocol, tcp, udp};
+use crate::wire::{ethernet, icmp, ipv4, ipv6, protocol, tcp, udp};
 
 /// What the tunnel adds in front of a packet over IPv4: the IPv4 and the UDP header.
 pub const OUTER_V4: usize = ipv4::MIN_LEN + udp::LEN;
@@ -213,6 +213,70 @@ pub fn fits(node: &Node, len: u32, gso_size: u32, headers: u32) -> bool {
 #[inline(always)]
 pub fn inner_mtu(node: &Node) -> u32 {
     node.mtu.saturating_sub(if node.is_ipv6() { 48 } else { 28 })
+}
+
+/// Bytes of the packet that an error quotes behind its IP header: all of a TCP header without options, or of a UDP header
+/// and what follows it.
+pub const QUOTED: usize = tcp::MIN_LEN;
+
+/// The header of an ICMP error that tells the sender of a packet over IPv4 what size fits (RFC 1191, section 4), its
+/// checksum complete; `quoted` is the sum of the words of what follows.
+#[must_use]
+#[inline(always)]
+pub fn too_big_v4(node: &Node, quoted: u16) -> [u8; icmp::LEN] {
+    /// Destination unreachable: fragmentation needed.
+    const KIND: [u8; 2] = [3, 4];
+    let [m0, m1] = u16::try_from(inner_mtu(node)).unwrap_or(u16::MAX).to_be_bytes();
+    let header = [KIND[0], KIND[1], 0, 0, 0, 0, m0, m1];
+    let [c0, c1] = complement(checksum::csum(&header), quoted, 0);
+    [KIND[0], KIND[1], c0, c1, 0, 0, m0, m1]
+}
+
+/// The same over IPv6 (RFC 4443, section 3.2). `pseudo` is the sum of the pseudo-header, which ICMP covers there.
+#[must_use]
+#[inline(always)]
+pub fn too_big_v6(node: &Node, quoted: u16, pseudo: u16) -> [u8; icmp::LEN] {
+    /// Packet too big.
+    const KIND: [u8; 2] = [2, 0];
+    let [m0, m1, m2, m3] = inner_mtu(node).to_be_bytes();
+    let header = [KIND[0], KIND[1], 0, 0, m0, m1, m2, m3];
+    let [c0, c1] = complement(checksum::csum(&header), quoted, pseudo);
+    [KIND[0], KIND[1], c0, c1, m0, m1, m2, m3]
+}
+
+/// The checksum field of what has these sums.
+#[inline(always)]
+fn complement(one: u16, other: u16, third: u16) -> [u8; 2] {
+    (!checksum::fold(u32::from(one) + u32::from(other) + u32::from(third))).to_ne_bytes()
+}
+
+/// The IPv4 header of an error to the sender of a packet, from where that has sent it.
+#[must_use]
+#[inline(always)]
+pub fn error_v4(from: [u8; 4], to: [u8; 4]) -> [u8; ipv4::MIN_LEN] {
+    let [t0, t1] = length(2 * ipv4::MIN_LEN + icmp::LEN + QUOTED);
+    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (from, to);
+    #[rustfmt::skip]
+    let header: [u8; ipv4::MIN_LEN] = [
+        0x45, 0, t0, t1, 0, 0, 0, 0, HOPS, protocol::ICMP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
+    ];
+    let [c0, c1] = (!checksum::csum(&header)).to_ne_bytes();
+    #[rustfmt::skip]
+    let complete = [
+        0x45, 0, t0, t1, 0, 0, 0, 0, HOPS, protocol::ICMP, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3,
+    ];
+    complete
+}
+
+/// Bytes of an ICMP message of IPv6 that quotes so much.
+pub const ERROR_V6: usize = icmp::LEN + ipv6::LEN + QUOTED;
+
+/// The first 8 bytes of the IPv6 header of such an error; the addresses follow.
+#[must_use]
+#[inline(always)]
+pub fn error_v6() -> [u8; ipv6::SOURCE.start] {
+    let [l0, l1] = length(ERROR_V6);
+    [0x60, 0, 0, 0, l0, l1, protocol::ICMP6, HOPS]
 }
 
 /// Options of a TCP header that are looked at until its maximum segment size is found: nearly all stacks have it first.

@@ -61,8 +61,10 @@ pub mod program {
     pub const WRAP: u32 = 16;
     /// `samport_probe`: another node's probe.
     pub const PROBE: u32 = 17;
+    /// `samport_too_big`: what does not fit through the tunnel.
+    pub const TOO_BIG: u32 = 18;
     /// Length of the array.
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 19;
 }
 
 /// Most backends of one samport. Id 0 is never used: maps by backend have one entry more.

@@ -167,6 +167,8 @@ verdicts! {
     53 TunnelProbe "tunnel-probe" Redirect;
     /// Too large for the tunnel to the node: its sender is told the size.
     54 TunnelTooBig "tunnel-too-big" Redirect;
+    /// Too large for the tunnel to the node, and its sender cannot be told.
+    55 TunnelTooBigUntold "tunnel-too-big-untold" Drop;
 }
 
 impl Verdict {

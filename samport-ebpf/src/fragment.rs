@@ -43,6 +43,9 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
         Ok(exit) => exit,
         Err(verdict) => return verdict.into(),
     };
+    if let Some(next) = reverse::too_big_for_tunnel::<P>(skb, exit) {
+        return next;
+    }
     if reverse::is_too_big(skb, hook, exit) {
         // The later ones follow it into the host's stack, as orphans.
         return reverse::too_big::<P>(skb);
@@ -91,8 +94,10 @@ fn remember_forward_apart<P: Tables>(
         return 0;
     };
     let to = maps::endpoint::<P>(backend).addr;
-    draft.source = changed::<P>(to == packet.source.addr, packet.destination.addr);
-    draft.destination = P::to_mapped(to);
+    let is_rewritten = !(maps::is_clustered() && redirect::is_node(backend));
+    let is_itself = is_rewritten && to == packet.source.addr;
+    draft.source = changed::<P>(is_itself, packet.destination.addr);
+    draft.destination = changed::<P>(is_rewritten, to);
     draft.backend = chosen;
     draft.generation = backend.generation;
     draft.is_reply = 0;
@@ -106,7 +111,7 @@ fn remember_forward_apart<P: Tables>(
 /// Remembers that a first fragment was a reply in this flow. What it returns says nothing; the kernel
 /// wants every function to return something.
 #[inline(never)]
-fn remember_reverse<P: Tables>(
+pub fn remember_reverse<P: Tables>(
     packet: &'static Packet<P::Addr>,
     flow: *mut Flow,
     came_in_by: u32,
@@ -201,6 +206,9 @@ fn send<P: Tables>(
         let backend = maps::backend(first.backend).ok_or(Verdict::BackendUnset)?;
         if first.reply_path == Fragmented::BY_STACK {
             return Ok(redirect::after_the_first(skb, first.backend));
+        }
+        if maps::is_clustered() && redirect::is_node(backend) {
+            return Ok(redirect::to_node(skb, first.backend, backend, false));
         }
         return Ok(redirect::to_backend(skb, first.backend, backend));
     }

@@ -25,14 +25,52 @@ use crate::reverse;
 use crate::room;
 use crate::skb::Skb;
 use crate::source;
+use crate::tunnel;
 use crate::{Next, Outcome};
 
 /// An error about a reply, for the backend that has sent it.
 #[inline(always)]
 pub fn forward<P: Tables>(skb: &Skb) -> Next {
-    match to_backend::<P>(skb, skb.hook()) {
+    let hook = skb.hook();
+    if maps::is_clustered()
+        && hook == Hook::Tunnel
+        && let Some(outcome) = of_node::<P>(skb)
+    {
+        return outcome;
+    }
+    match to_backend::<P>(skb, hook) {
         Ok(outcome) => Next::Outcome(outcome.with_verdict(Verdict::IcmpForward)),
         Err(verdict) => verdict.into(),
+    }
+}
+
+/// An error of a node's backend about a packet of a client here, for that client: the node has translated it. `None` if it
+/// is about no such packet.
+#[inline(always)]
+fn of_node<P: Tables>(skb: &Skb) -> Option<Next> {
+    let error = parse::<P>(skb).ok()?;
+    let entry = FlowRef::new(find_flow_to_node::<P>(error, skb.node()))?;
+    let exit = match exit::of::<P>(skb, &error.quoted.source.addr, entry) {
+        Ok(exit) => exit,
+        Err(verdict) => return Some(verdict.into()),
+    };
+    let reply = reverse::Reply { entry, backend: entry.word().backend(), to_itself: false };
+    let outcome = reverse::leave(skb, Hook::Tunnel, &reply, exit);
+    Some(Next::Outcome(outcome.with_verdict(Verdict::IcmpReply)))
+}
+
+/// The entry of the flow to this node whose client's packet is quoted, or null.
+#[inline(never)]
+fn find_flow_to_node<P: Tables>(error: &'static IcmpError<P::Addr>, node: u32) -> *mut Flow {
+    let quoted = &error.quoted;
+    let key = EndpointKey::new(quoted.destination, quoted.protocol.number());
+    let found = P::service(&key)
+        .and_then(|service| ServiceId::new(service.id))
+        .and_then(|id| flows::find_own::<P>(quoted.source, quoted.destination, id))
+        .filter(|entry| tunnel::is_of_node(entry.word(), node));
+    match found {
+        Some(entry) => entry.pointer(),
+        None => core::ptr::null_mut(),
     }
 }
 
@@ -45,10 +83,13 @@ fn to_backend<P: Tables>(skb: &Skb, hook: Hook) -> Result<Outcome, Verdict> {
         return Err(Verdict::BackendGone);
     }
     let id = word.backend();
+    let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
+    if maps::is_clustered() && redirect::is_node(backend) {
+        return Ok(redirect::to_node(skb, id, backend, false));
+    }
     if !translate::<P>(skb, error, id, core::ptr::null_mut()) {
         return Err(Verdict::RewriteFailed);
     }
-    let backend = maps::backend(id).ok_or(Verdict::BackendUnset)?;
     Ok(redirect::to_backend(skb, id, backend))
 }
 
@@ -89,7 +130,12 @@ fn find_service<P: Tables>(error: &'static IcmpError<P::Addr>, hook: Hook) -> i3
     if !maps::is_listened_on(quoted.protocol, quoted.source.port) {
         return -1;
     }
-    match P::service(&EndpointKey::new(quoted.source, quoted.protocol.number())) {
+    let service = if hook == Hook::Tunnel {
+        maps::service_dialled::<P>(quoted.source, quoted.protocol)
+    } else {
+        P::service(&EndpointKey::new(quoted.source, quoted.protocol.number()))
+    };
+    match service {
         Some(service) if forward::may_dial(Scope::from_byte(service.scope), hook) => {
             service.id.into()
         }

@@ -324,6 +324,13 @@ pub fn samport_probe(ctx: TcContext) -> i32 {
     run_subprog!(skb, tunnel::probe)
 }
 
+/// What does not fit through the tunnel. By tail call.
+#[classifier]
+pub fn samport_too_big(ctx: TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    run_subprog!(skb, tunnel::too_big)
+}
+
 /// The packet that was inside: a client's for this machine's backends, or a reply of the node that it has come from. By
 /// tail call.
 #[classifier]
@@ -347,7 +354,14 @@ pub fn samport_wrap(ctx: TcContext) -> i32 {
     let context = skb.pointer_to_context();
     // Anything else would not have got here.
     let is_v4 = skb.read(ethernet::TYPE.start) == Some(V4::ETHER_TYPE);
-    let outcome = Outcome::from_bits(if is_v4 { v4(context) } else { v6(context) });
+    let outcome = match Next::from_bits(if is_v4 { v4(context) } else { v6(context) }) {
+        Next::Outcome(outcome) => outcome,
+        // Not in the functions: what is called there would return to them.
+        Next::TailCall(index) => {
+            maps::tail_call(&skb, index);
+            Verdict::MissedTailCall.into()
+        }
+    };
     finish(&skb, &outcome)
 }
 

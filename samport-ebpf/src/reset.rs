@@ -8,10 +8,10 @@ use samport_common::wire::protocol::Protocol;
 use samport_common::wire::{ethernet, tcp};
 use zerocopy::IntoBytes as _;
 
-use crate::context::Context as _;
-use crate::maps::Tables;
+use crate::context::{Context as _, Hook};
+use crate::maps::{self, Tables};
 use crate::nat;
-use crate::skb::{self, Covers, Skb, Unserved};
+use crate::skb::{self, Covers, Skb, ToNode, Unserved};
 use crate::{Next, Outcome};
 
 /// Answers the packet, for the reason that was handed over. What cannot be answered is left to the
@@ -37,6 +37,11 @@ pub fn run<P: Tables>(skb: &Skb) -> Next {
     };
     if turn_round(skb, &reset, sender, receiver).is_none() {
         return Verdict::RewriteFailed.into();
+    }
+    if maps::is_clustered() && skb.hook() == Hook::Tunnel {
+        // The client is another node's, which may have somebody else.
+        skb.set_to_node(ToNode::reply(skb.node(), false));
+        return Verdict::ReplyNode.into();
     }
     Next::Outcome(Outcome { verdict: answered, redirect: skb::redirect(skb.ifindex()) })
 }

@@ -28,7 +28,8 @@ use crate::nat;
 use crate::outlier;
 use crate::redirect;
 use crate::room;
-use crate::skb::{Ends, Skb};
+use crate::skb::{Ends, Skb, ToNode};
+use crate::tunnel;
 use crate::{Next, Outcome};
 
 /// Restores a reply of an open flow and sends it to the client: nearly all are of that kind. A
@@ -146,6 +147,9 @@ pub fn answer<P: Tables>(skb: &Skb) -> Next {
         Ok(exit) => exit,
         Err(verdict) => return verdict.into(),
     };
+    if let Some(next) = too_big_for_tunnel::<P>(skb, exit) {
+        return next;
+    }
     if is_too_big(skb, hook, exit) {
         return too_big::<P>(skb);
     }
@@ -345,9 +349,27 @@ pub fn no_reply<A: Address>(hook: Hook, packet: &Packet<A>) -> Next {
     }
 }
 
+/// Where a reply goes on that does not fit through the tunnel to its client's node: before it is restored, because its
+/// sender is to be told of the packet it has sent.
+#[inline(always)]
+pub fn too_big_for_tunnel<P: Tables>(skb: &Skb, exit: Exit) -> Option<Next> {
+    if !maps::is_clustered() {
+        return None;
+    }
+    let node = exit.reply_path().node()?;
+    if tunnel::reply_fits::<P>(skb, node) {
+        return None;
+    }
+    skb.set_to_node(ToNode::reply(node, false));
+    Some(Next::TailCall(program::TOO_BIG))
+}
+
 /// Whether the client's side does not take a packet of this size.
 #[inline(always)]
 pub fn is_too_big(skb: &Skb, hook: Hook, exit: Exit) -> bool {
+    if maps::is_clustered() && exit.reply_path().node().is_some() {
+        return false;
+    }
     hook != Hook::Egress && !skb.fits(exit.reply_path().ifindex())
 }
 

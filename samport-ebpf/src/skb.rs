@@ -151,6 +151,15 @@ impl Skb {
         if result == 0 { Some(()) } else { None }
     }
 
+    /// Makes room behind the Ethernet header for so many bytes of a packet of the same family.
+    #[inline(always)]
+    pub fn make_room_for_error(&self, len: usize) -> Option<()> {
+        let len = i32::try_from(len).ok()?;
+        // SAFETY: as in `strip`.
+        let result = unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, 0) };
+        if result == 0 { Some(()) } else { None }
+    }
+
     /// Payload of each of the segments that offload will cut the packet into; 0 if it is none.
     #[inline(always)]
     pub fn gso_size(&self) -> u32 {

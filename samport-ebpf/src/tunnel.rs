@@ -7,7 +7,7 @@ use samport_common::conntrack::State;
 use samport_common::encap::{self, Payload};
 use samport_common::failover;
 use samport_common::family::{Address, Family, V4, V6};
-use samport_common::flow::{EndpointKey, Flow, ServiceId};
+use samport_common::flow::{EndpointKey, Flow, FlowWord, ServiceId};
 use samport_common::frame::Frame as _;
 use samport_common::layout::{Node, Scope, program};
 use samport_common::packet::{self, L3, Packet, Part, Special};
@@ -21,6 +21,7 @@ use crate::context::{Context as _, Hook};
 use crate::exit;
 use crate::flows::{self, FlowRef};
 use crate::forward;
+use crate::fragment;
 use crate::maps::{self, Tables};
 use crate::nat;
 use crate::redirect;
@@ -193,6 +194,7 @@ fn reply<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, service: Servic
         return Verdict::ReplyTooBig.into();
     }
     let reply = Reply { entry, backend: word.backend(), to_itself: false };
+    fragment::remember_reverse::<P>(packet, flow, skb.ifindex(), exit.reply_path().to_bits());
     reverse::advance(skb, packet, &reply);
     Next::Outcome(reverse::leave(skb, Hook::Tunnel, &reply, exit))
 }
@@ -203,23 +205,26 @@ fn find_flow<P: Tables>(packet: &'static Packet<P::Addr>, service: u32, node: u3
     let service = u16::try_from(service).ok().and_then(ServiceId::new);
     let entry = service
         .and_then(|id| flows::find_own::<P>(packet.destination, packet.source, id))
-        .filter(|entry| {
-            let word = entry.word();
-            maps::backend(word.backend()).is_some_and(|backend| {
-                redirect::is_node(backend)
-                    && backend.ifindex == node
-                    && backend.generation == word.generation()
-            })
-        });
+        .filter(|entry| is_of_node(entry.word(), node));
     match entry {
         Some(entry) => entry.pointer(),
         None => core::ptr::null_mut(),
     }
 }
 
+/// Whether a flow's backend is this node.
+#[inline(always)]
+pub fn is_of_node(word: FlowWord, node: u32) -> bool {
+    maps::backend(word.backend()).is_some_and(|backend| {
+        redirect::is_node(backend)
+            && backend.ifindex == node
+            && backend.generation == word.generation()
+    })
+}
+
 /// Puts a packet into one to a node, and sends it there. Its connection is told what fits, while it is opened.
 #[inline(always)]
-pub fn wrap<P: Tables>(skb: &Skb) -> Outcome {
+pub fn wrap<P: Tables>(skb: &Skb) -> Next {
     let to = skb.to_node();
     let Some(node) = maps::node(to.node()) else { return Verdict::BackendUnset.into() };
     if to.is_syn() && clamp::<P>(skb.pointer_to_context(), to.node()) == 0 {
@@ -227,7 +232,7 @@ pub fn wrap<P: Tables>(skb: &Skb) -> Outcome {
     }
     let len = skb.len().saturating_sub(L3 as u32);
     if !encap::fits(node, len, skb.gso_size(), segment_headers::<P>(skb)) {
-        return Verdict::TunnelTooBig.into();
+        return Next::TailCall(program::TOO_BIG);
     }
     if skb.is_vlan_tagged() {
         skb.pop_vlan();
@@ -238,7 +243,86 @@ pub fn wrap<P: Tables>(skb: &Skb) -> Outcome {
     }
     skb.mark_reply();
     let verdict = if to.is_reply() { Verdict::ReplyNode } else { Verdict::ForwardNode };
-    Outcome { verdict, redirect: skb::redirect_neigh(node.ifindex) }
+    Next::Outcome(Outcome { verdict, redirect: skb::redirect_neigh(node.ifindex) })
+}
+
+/// Whether a reply that has not been restored fits through the tunnel to the node whose client it is for.
+#[inline(always)]
+pub fn reply_fits<P: Family>(skb: &Skb, node: u32) -> bool {
+    let len = skb.len().saturating_sub(L3 as u32);
+    maps::node(node)
+        .is_none_or(|node| encap::fits(node, len, skb.gso_size(), segment_headers::<P>(skb)))
+}
+
+/// Tells the sender of a packet that does not fit through the tunnel what does. The packet is as it has come in.
+#[inline(always)]
+pub fn too_big<P: Tables>(skb: &Skb) -> Next {
+    let to = skb.to_node();
+    let packet = match nat::parse_subprog::<P>(skb) {
+        // What has options or extensions is told nothing, and neither is one behind another node.
+        Ok(packet) if packet.l4 == L3 + P::HEADER_LEN && skb.hook() != Hook::Tunnel => packet,
+        _ => return Verdict::TunnelTooBigUntold.into(),
+    };
+    let (Some(receiver), Some(sender)) =
+        (skb.read::<6>(ethernet::DESTINATION.start), skb.read::<6>(ethernet::SOURCE.start))
+    else {
+        return Verdict::RewriteFailed.into();
+    };
+    if make_error::<P>(skb.pointer_to_context(), packet, to.node()) == 0
+        || skb.write(ethernet::DESTINATION.start, sender).is_none()
+        || skb.write(ethernet::SOURCE.start, receiver).is_none()
+    {
+        return Verdict::RewriteFailed.into();
+    }
+    Next::Outcome(Outcome {
+        verdict: Verdict::TunnelTooBig,
+        redirect: skb::redirect(skb.ifindex()),
+    })
+}
+
+/// Makes an error of the packet to its sender: 1, or 0 if that fails.
+#[inline(never)]
+fn make_error<P: Tables>(
+    ctx: *mut __sk_buff,
+    packet: &'static Packet<P::Addr>,
+    node: u32,
+) -> u32 {
+    let skb = Skb::new(TcContext::new(ctx));
+    let Some(node) = maps::node(node) else { return 0 };
+    let made = if P::CHECKSUM.is_some() {
+        make_error_v4::<P>(&skb, packet, node)
+    } else {
+        make_error_v6::<P>(&skb, packet, node)
+    };
+    u32::from(made.is_some())
+}
+
+#[inline(always)]
+fn make_error_v4<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, node: &Node) -> Option<()> {
+    const LEN: usize = V4::HEADER_LEN + encap::QUOTED;
+    skb.cut(L3 + LEN)?;
+    let quoted: [u8; LEN] = skb.read(L3)?;
+    let icmp = encap::too_big_v4(node, checksum::csum(&quoted));
+    skb.make_room_for_error(V4::HEADER_LEN + icmp.len())?;
+    let (from, to) = (P::to_mapped(packet.destination.addr), P::to_mapped(packet.source.addr));
+    skb.write(L3, encap::error_v4(V4::from_mapped(&from), V4::from_mapped(&to)))?;
+    skb.write(L3 + V4::HEADER_LEN, icmp)
+}
+
+#[inline(always)]
+fn make_error_v6<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, node: &Node) -> Option<()> {
+    const LEN: usize = V6::HEADER_LEN + encap::QUOTED;
+    skb.cut(L3 + LEN)?;
+    let quoted: [u8; LEN] = skb.read(L3)?;
+    let sums = (P::csum(&packet.source.addr), P::csum(&packet.destination.addr));
+    let length = (encap::ERROR_V6 as u16).to_be();
+    let pseudo = checksum::pseudo_header(sums.0, sums.1, V6::ICMP, length);
+    let icmp = encap::too_big_v6(node, checksum::csum(&quoted), pseudo);
+    skb.make_room_for_error(V6::HEADER_LEN + icmp.len())?;
+    skb.write(L3, encap::error_v6())?;
+    nat::write_address(skb, L3 + V6::SOURCE, packet.destination.addr.as_bytes())?;
+    nat::write_address(skb, L3 + V6::DESTINATION, packet.source.addr.as_bytes())?;
+    skb.write(L3 + V6::HEADER_LEN, icmp)
 }
 
 /// Bytes that each segment of a packet begins with that offload will cut: TCP's without options if it is no other.

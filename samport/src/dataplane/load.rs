@@ -165,11 +165,12 @@ pub(super) const PROGRAMS: [&str; 21] = [
 ];
 
 /// Those of the tunnel to other nodes, and where in `PROGRAMS`: others call them, if there is a cluster.
-pub(super) const OF_TUNNEL: [(u32, &str); 4] = [
+pub(super) const OF_TUNNEL: [(u32, &str); 5] = [
     (program::UNWRAP, "samport_unwrap"),
     (program::INNER, "samport_inner"),
     (program::WRAP, "samport_wrap"),
     (program::PROBE, "samport_probe"),
+    (program::TOO_BIG, "samport_too_big"),
 ];
 
 /// Those that others call, and where in `PROGRAMS`.

@@ -23,8 +23,8 @@ pub struct Ran {
 
 /// Names of the programs of the tunnel.
 pub const OF_TUNNEL: [&str; load::OF_TUNNEL.len()] = {
-    let [(_, unwrap), (_, inner), (_, wrap), (_, probe)] = load::OF_TUNNEL;
-    [unwrap, inner, wrap, probe]
+    let [(_, unwrap), (_, inner), (_, wrap), (_, probe), (_, too_big)] = load::OF_TUNNEL;
+    [unwrap, inner, wrap, probe, too_big]
 };
 /// Names of all programs that see packets, but for those of the tunnel.
 pub const PROGRAMS: [&str; load::PROGRAMS.len()] = load::PROGRAMS;
