@@ -168,7 +168,7 @@ verdicts! {
     /// Too large for the tunnel to the node: its sender is told the size.
     54 TunnelTooBig "tunnel-too-big" Redirect;
     /// Too large for the tunnel to the node, and its sender cannot be told.
-    55 TunnelTooBigUntold "tunnel-too-big-untold" Drop;
+    55 TunnelTooBigDrop "tunnel-too-big-drop" Drop;
 }
 
 impl Verdict {

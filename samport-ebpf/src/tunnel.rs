@@ -261,7 +261,7 @@ pub fn too_big<P: Tables>(skb: &Skb) -> Next {
     let packet = match nat::parse_subprog::<P>(skb) {
         // What has options or extensions is told nothing, and neither is one behind another node.
         Ok(packet) if packet.l4 == L3 + P::HEADER_LEN && skb.hook() != Hook::Tunnel => packet,
-        _ => return Verdict::TunnelTooBigUntold.into(),
+        _ => return Verdict::TunnelTooBigDrop.into(),
     };
     let (Some(receiver), Some(sender)) =
         (skb.read::<6>(ethernet::DESTINATION.start), skb.read::<6>(ethernet::SOURCE.start))

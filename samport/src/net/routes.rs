@@ -147,7 +147,7 @@ impl Routes {
         network: &Network,
     ) -> Option<Question> {
         let reach = candidate.place;
-        // What is said of a node is said of its end of the tunnel, whatever family its service is of.
+        // A node is where its end of the tunnel is, whatever family its service is of.
         let addr = match reach {
             Some(Reach::Node(at)) => at.ip(),
             _ => candidate.endpoint.ip(),

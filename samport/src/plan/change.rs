@@ -257,7 +257,7 @@ pub struct ServiceKey {
 pub enum Part {
     /// Of all backends.
     All,
-    /// Of those of this machine, for what other nodes send; there is none if no backend is a node.
+    /// Of those of this machine, for what other nodes send; only a service with nodes has one.
     Local,
 }
 

@@ -113,7 +113,7 @@ fn programs_stay_below_their_instruction_ceilings() {
         ("samport_trace", 100_000),
     ];
     const OF_TUNNEL: [(&str, u32); 5] = [
-        ("samport_unwrap", 15_000),
+        ("samport_unwrap", 20_000),
         ("samport_inner", 50_000),
         ("samport_wrap", 15_000),
         ("samport_probe", 15_000),
@@ -132,6 +132,8 @@ fn programs_stay_below_their_instruction_ceilings() {
         let xdp = [("samport_xdp", 100_000)];
         let all = CEILINGS.into_iter().chain(local).chain(xdp);
         for (name, ceiling) in all.chain(of_tunnel.iter().copied()) {
+            // In a cluster there are more ways through most of them: by a third on Linux 6.1.
+            let ceiling = if of_tunnel.is_empty() { ceiling } else { ceiling + ceiling / 3 };
             let count = bench.dataplane.verified_instructions(name).unwrap();
             println!("{name}: {count} of {ceiling} instructions verified");
             if count > ceiling {

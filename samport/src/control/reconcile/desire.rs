@@ -86,7 +86,7 @@ impl Reconciler {
                 }
             };
             if let Route::Node(at) = way.route {
-                // New connections go elsewhere, and those that it had are reset: nobody there would answer.
+                // New connections go elsewhere, and those that it had are reset: they would get no answer.
                 let is_down = self.config.nodes.health().get(&at.ip()).is_some_and(|one| !one.up);
                 if is_down || !desired.nodes.contains_key(&at) {
                     continue;
