@@ -79,10 +79,7 @@ const ANSWER_LEN: usize = 16;
 /// an answer.
 #[must_use]
 #[inline(always)]
-pub fn answer<P: Family, F: Frame + ?Sized>(
-    frame: &F,
-    packet: &Packet<P::Addr>,
-) -> Option<Answer> {
+pub fn answer<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -> Option<Answer> {
     let at = packet.l4 + udp::LEN;
     let message: [u8; ANSWER_LEN] = frame.read(at)?;
     let [control, kind, rest @ ..] = message;
@@ -269,13 +266,14 @@ pub fn error_v4(from: [u8; 4], to: [u8; 4]) -> [u8; ipv4::MIN_LEN] {
 }
 
 /// Bytes of an ICMP message of IPv6 that quotes so much.
-pub const ERROR_V6: usize = icmp::LEN + ipv6::LEN + QUOTED;
+#[allow(clippy::cast_possible_truncation, reason = "68")]
+pub const ERROR_V6: u16 = (icmp::LEN + ipv6::LEN + QUOTED) as u16;
 
 /// The first 8 bytes of the IPv6 header of such an error; the addresses follow.
 #[must_use]
 #[inline(always)]
 pub fn error_v6() -> [u8; ipv6::SOURCE.start] {
-    let [l0, l1] = length(ERROR_V6);
+    let [l0, l1] = ERROR_V6.to_be_bytes();
     [0x60, 0, 0, 0, l0, l1, protocol::ICMP6, HOPS]
 }
 

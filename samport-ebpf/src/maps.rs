@@ -19,9 +19,9 @@ use samport_common::layout::{
     AllowedKey, Backend, BackendLoad, BackendStats, CachedPort, Clock, DEFAULT_FLOWS, DeviceInfo,
     DeviceSet, EVENT_BYTES, Event, Evidence, GcStats, HANDSHAKE_CLASSES, HELD_LEN, Handshakes,
     Held, MAX_AFFINITY, MAX_ALLOWED, MAX_BACKENDS, MAX_DEVICES, MAX_FRAGMENTED, MAX_FRONTENDS,
-    MAX_OUTBOUND, MAX_NODES, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, Node, PORT_CACHE_LEN, PORT_WORDS,
-    PortService, ReverseNat, RoomLimits, Service, Suspicion, SynRate, TABLE_SLOTS, XdpDevice,
-    flow_hint, overflow_of, port_bit, program,
+    MAX_NODES, MAX_OUTBOUND, MAX_REVERSE_NAT, MAX_SOURCES, MAX_XDP_DEVICES, Node, PORT_CACHE_LEN,
+    PORT_WORDS, PortService, ReverseNat, RoomLimits, Service, Suspicion, SynRate, TABLE_SLOTS,
+    XdpDevice, flow_hint, overflow_of, port_bit, program,
 };
 use samport_common::outbound::{Outbound, OutboundKey};
 use samport_common::seed::Seed;
@@ -218,8 +218,7 @@ static NODES: Array<Node> = Array::with_max_entries(MAX_NODES, 0);
 
 /// The index of the node at an address, in its 16-byte form. Written by the loader.
 #[map]
-static NODE_IDS: HashMap<[u8; 16], u32> =
-    HashMap::with_max_entries(MAX_NODES, BPF_F_NO_PREALLOC);
+static NODE_IDS: HashMap<[u8; 16], u32> = HashMap::with_max_entries(MAX_NODES, BPF_F_NO_PREALLOC);
 
 /// The UDP port of this machine's end of the tunnel; 0 without a cluster, and then the verifier leaves out whatever is
 /// for one. Set by the loader.

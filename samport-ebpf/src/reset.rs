@@ -54,7 +54,10 @@ fn turn_round<P: Tables>(
     sender: [u8; 6],
     receiver: [u8; 6],
 ) -> Option<()> {
-    skb.cut(reset.frame_len)?;
+    // The kernel does not cut what it has marked as encapsulated on this machine; the IP header says where it ends.
+    if skb.cut(reset.frame_len).is_none() && skb.hook() != Hook::Tunnel {
+        return None;
+    }
     skb.write(ethernet::DESTINATION.start, sender)?;
     skb.write(ethernet::SOURCE.start, receiver)?;
     skb.write(reset.length_at, reset.length)?;

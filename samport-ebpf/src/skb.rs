@@ -125,8 +125,7 @@ impl Skb {
         let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | family);
         let len = i32::try_from(len).ok()?;
         // SAFETY: the context is valid; the helper checks the length.
-        let result =
-            unsafe { bpf_skb_adjust_room(self.0.skb.skb, -len, BEHIND_ETHERNET, flags) };
+        let result = unsafe { bpf_skb_adjust_room(self.0.skb.skb, -len, BEHIND_ETHERNET, flags) };
         if result != 0 {
             return None;
         }
@@ -142,12 +141,17 @@ impl Skb {
         let family =
             if is_ipv6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
         // Segments stay as long as they are: connections have been told how long they may be.
-        let flags =
-            u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | family);
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | family);
         let len = i32::try_from(len).ok()?;
         // SAFETY: as in `strip`.
-        let result =
+        let mut result =
             unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, flags) };
+        // What has come out of a tunnel on this very machine still counts as encapsulated, and goes in again as a plain
+        // packet: it was turned round, and no offload has anything left to do for it.
+        if result != 0 && self.gso_size() == 0 {
+            // SAFETY: as in `strip`.
+            result = unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, 0) };
+        }
         if result == 0 { Some(()) } else { None }
     }
 

@@ -81,10 +81,7 @@ pub fn probe<P: Tables>(skb: &Skb) -> Next {
     if turn_round::<P>(skb, packet, &answer, sender, receiver).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(Outcome {
-        verdict: Verdict::TunnelProbe,
-        redirect: skb::redirect(skb.ifindex()),
-    })
+    Next::Outcome(Outcome { verdict: Verdict::TunnelProbe, redirect: skb::redirect(skb.ifindex()) })
 }
 
 #[inline(always)]
@@ -230,8 +227,8 @@ pub fn wrap<P: Tables>(skb: &Skb) -> Next {
     if to.is_syn() && clamp::<P>(skb.pointer_to_context(), to.node()) == 0 {
         return Verdict::RewriteFailed.into();
     }
-    let len = skb.len().saturating_sub(L3 as u32);
-    if !encap::fits(node, len, skb.gso_size(), segment_headers::<P>(skb)) {
+    let len = ip_len(skb);
+    if !encap::fits(node, len, skb.gso_size(), segment_headers::<P>()) {
         return Next::TailCall(program::TOO_BIG);
     }
     if skb.is_vlan_tagged() {
@@ -249,9 +246,9 @@ pub fn wrap<P: Tables>(skb: &Skb) -> Next {
 /// Whether a reply that has not been restored fits through the tunnel to the node whose client it is for.
 #[inline(always)]
 pub fn reply_fits<P: Family>(skb: &Skb, node: u32) -> bool {
-    let len = skb.len().saturating_sub(L3 as u32);
+    let len = ip_len(skb);
     maps::node(node)
-        .is_none_or(|node| encap::fits(node, len, skb.gso_size(), segment_headers::<P>(skb)))
+        .is_none_or(|node| encap::fits(node, len, skb.gso_size(), segment_headers::<P>()))
 }
 
 /// Tells the sender of a packet that does not fit through the tunnel what does. The packet is as it has come in.
@@ -282,11 +279,7 @@ pub fn too_big<P: Tables>(skb: &Skb) -> Next {
 
 /// Makes an error of the packet to its sender: 1, or 0 if that fails.
 #[inline(never)]
-fn make_error<P: Tables>(
-    ctx: *mut __sk_buff,
-    packet: &'static Packet<P::Addr>,
-    node: u32,
-) -> u32 {
+fn make_error<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>, node: u32) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
     let Some(node) = maps::node(node) else { return 0 };
     let made = if P::CHECKSUM.is_some() {
@@ -315,7 +308,7 @@ fn make_error_v6<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, node: &Node) ->
     skb.cut(L3 + LEN)?;
     let quoted: [u8; LEN] = skb.read(L3)?;
     let sums = (P::csum(&packet.source.addr), P::csum(&packet.destination.addr));
-    let length = (encap::ERROR_V6 as u16).to_be();
+    let length = encap::ERROR_V6.to_be();
     let pseudo = checksum::pseudo_header(sums.0, sums.1, V6::ICMP, length);
     let icmp = encap::too_big_v6(node, checksum::csum(&quoted), pseudo);
     skb.make_room_for_error(V6::HEADER_LEN + icmp.len())?;
@@ -325,9 +318,17 @@ fn make_error_v6<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>, node: &Node) ->
     skb.write(L3 + V6::HEADER_LEN, icmp)
 }
 
-/// Bytes that each segment of a packet begins with that offload will cut: TCP's without options if it is no other.
+/// Bytes of an IP packet, without the Ethernet header.
 #[inline(always)]
-fn segment_headers<P: Family>(_skb: &Skb) -> u32 {
+#[allow(clippy::cast_possible_truncation, reason = "a small constant")]
+fn ip_len(skb: &Skb) -> u32 {
+    skb.len().saturating_sub(const { L3 as u32 })
+}
+
+/// Bytes that each segment of a packet begins with that offload will cut, TCP options left out: those of IP and TCP.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "60 at most")]
+const fn segment_headers<P: Family>() -> u32 {
     (P::HEADER_LEN + tcp::MIN_LEN) as u32
 }
 
@@ -361,5 +362,7 @@ fn clamp<P: Tables>(ctx: *mut __sk_buff, node: u32) -> u32 {
         return 0;
     }
     let covers = Covers { pseudo_header: false, zero_is_none: false };
-    u32::from(skb.update_l4_csum(packet.l4 + tcp::CHECKSUM.start, clamp.csum_diff, covers).is_some())
+    u32::from(
+        skb.update_l4_csum(packet.l4 + tcp::CHECKSUM.start, clamp.csum_diff, covers).is_some(),
+    )
 }

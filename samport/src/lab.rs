@@ -16,6 +16,7 @@
 mod backends_file;
 mod builder;
 mod client;
+pub mod cluster;
 mod footprint;
 mod load;
 mod namespace;

@@ -274,13 +274,12 @@ fn attachments(desired: &Desired) -> BTreeSet<(Role, u32)> {
                     wanted.extend(egress);
                 }
             }
-            Route::Peer(_) => {}
+            // What other nodes send comes in by the interfaces.
+            Route::Peer(_) | Route::Node(_) => {}
             Route::Child(place) => {
                 wanted.insert((Role::Egress, place.ifindex));
             }
             Route::Stack => wanted.extend(egress),
-            // They come in by the interfaces, in the tunnel.
-            Route::Node(_) => {}
         }
     }
     wanted
@@ -326,8 +325,7 @@ fn plan_services(
             Some(_) => roster.recipe(*key, policy.balance, ids),
             None => Recipe::NOTHING,
         };
-        let local_recipe =
-            addresses.and_then(|_| roster.local_recipe(*key, policy.balance, ids));
+        let local_recipe = addresses.and_then(|_| roster.local_recipe(*key, policy.balance, ids));
         let nodes = local_recipe.is_some();
         let local_recipe = local_recipe.unwrap_or(Recipe::NOTHING);
         let mut renewed = |part, recipe: &Recipe, before: &Recipe, region| {
@@ -392,8 +390,8 @@ fn addresses_of(desired: &Desired, listen: Listen) -> BTreeMap<IpAddr, Scope> {
     let everywhere = listen.everywhere();
     let mut of_port = desired.frontends.keys().filter(|one| one.everywhere() == everywhere);
     // Of services that share a port by their addresses, the one without an address, or the first.
-    let stands_for_port =
-        listen == everywhere || (of_port.next() == Some(&listen) && !desired.frontends.contains_key(&everywhere));
+    let stands_for_port = listen == everywhere
+        || (of_port.next() == Some(&listen) && !desired.frontends.contains_key(&everywhere));
     if desired.tunnel_port.is_some() && stands_for_port {
         let unspecified = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
         addresses.extend(unspecified.map(|addr| (addr, Scope::Local)));

@@ -126,7 +126,8 @@ fn answered<P: Family>(node: &Node, message: &[u8]) -> Option<Vec<u8>> {
     }
     let addr = size_of::<P::Addr>();
     let (source, destination) = (L3 + P::SOURCE, L3 + P::DESTINATION);
-    let (from, to) = (frame[source..source + addr].to_vec(), frame[destination..destination + addr].to_vec());
+    let (from, to) =
+        (frame[source..source + addr].to_vec(), frame[destination..destination + addr].to_vec());
     frame[source..source + addr].copy_from_slice(&to);
     frame[destination..destination + addr].copy_from_slice(&from);
     frame[packet.l4..packet.l4 + 8].copy_from_slice(&answer.udp);

@@ -14,7 +14,7 @@ use crate::plan::Tunnel;
 
 /// Both maps, and what they hold.
 pub(super) struct Nodes {
-    nodes: Array<MapData, MapCell<Node>>,
+    by_index: Array<MapData, MapCell<Node>>,
     ids: HashMap<MapData, [u8; 16], u32>,
     known: BTreeMap<SocketAddr, (u32, Tunnel)>,
 }
@@ -22,10 +22,10 @@ pub(super) struct Nodes {
 impl Nodes {
     /// Takes the maps out of the loaded object; nodes that they hold are known.
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let nodes: Array<MapData, MapCell<Node>> = typed(ebpf, "NODES")?;
+        let by_index: Array<MapData, MapCell<Node>> = typed(ebpf, "NODES")?;
         let ids = typed(ebpf, "NODE_IDS")?;
         let mut known = BTreeMap::new();
-        for (index, node) in (0u32..).zip(nodes.iter()) {
+        for (index, node) in (0u32..).zip(by_index.iter()) {
             let MapCell(node) = node?;
             if node.is_in_use() {
                 let at = SocketAddr::new(narrow(node.addr), u16::from_be_bytes(node.port));
@@ -33,7 +33,7 @@ impl Nodes {
                 known.insert(at, (index, Tunnel { own: narrow(node.own), ifindex, mtu }));
             }
         }
-        Ok(Self { nodes, ids, known })
+        Ok(Self { by_index, ids, known })
     }
 
     /// All that are known, with their indices.
@@ -57,7 +57,7 @@ impl Nodes {
             in_use: 1,
             pad: [0; 5],
         };
-        self.nodes.set(index, MapCell(node), 0)?;
+        self.by_index.set(index, MapCell(node), 0)?;
         self.ids.insert(addr, index, 0)?;
         self.known.insert(at, (index, tunnel));
         Ok(())
@@ -69,7 +69,7 @@ impl Nodes {
         if self.ids.get(&addr, 0).ok() == Some(index) {
             if_there(self.ids.remove(&addr))?;
         }
-        self.nodes.set(index, MapCell(Node::default()), 0)?;
+        self.by_index.set(index, MapCell(Node::default()), 0)?;
         self.known.remove(&at);
         Ok(())
     }

@@ -161,7 +161,9 @@ impl Dataplane {
         let mut known = BTreeMap::new();
         let mut indices = BTreeSet::new();
         for (key, id) in ledger.backends() {
-            if let Some(marks) = backends.get(id.index as usize).and_then(|b| self.marks(b, &key, id)) {
+            if let Some(marks) =
+                backends.get(id.index as usize).and_then(|b| self.marks(b, &key, id))
+            {
                 indices.insert(id.index);
                 known.insert(key, (id, marks));
             }

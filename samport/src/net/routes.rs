@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use self::adopted::Adopted;
 use self::find::{FoundRoute, Outcome, Question, given};
-use crate::model::{Candidate, Reach};
 use crate::model::target::{Target, target};
+use crate::model::{Candidate, Reach};
 use crate::net::netlink::{self, Known, Netlink};
 use crate::net::reply_devices::{Namespaces, ReplyDevices, reply_devices};
 use crate::plan::{BackendKey, Route};

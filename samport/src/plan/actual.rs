@@ -158,9 +158,7 @@ impl Actual {
                 if let Some(installed) = self.services.get_mut(service) {
                     let (in_use, of) = match part {
                         Part::All => (&mut installed.region, &mut installed.recipe),
-                        Part::Local => {
-                            (&mut installed.local.region, &mut installed.local.recipe)
-                        }
+                        Part::Local => (&mut installed.local.region, &mut installed.local.recipe),
                     };
                     let before = std::mem::replace(in_use, *region);
                     of.clone_from(recipe);
@@ -213,9 +211,10 @@ impl Actual {
     /// frontends were led to the next one.
     fn give_back(&mut self, region: Region) {
         let is_read = self.frontends.values().any(|to| to.region == region)
-            || self.services.values().any(|installed| {
-                installed.region == region || installed.local.region == region
-            });
+            || self
+                .services
+                .values()
+                .any(|installed| installed.region == region || installed.local.region == region);
         if !is_read {
             self.tables.give_back(region);
         }

@@ -6,6 +6,7 @@ mod balance;
 mod blind;
 mod choice;
 mod churn;
+mod cluster;
 mod collector;
 mod crowd;
 mod datagram_flows;

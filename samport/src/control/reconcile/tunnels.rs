@@ -43,7 +43,9 @@ impl Reconciler {
             let (Some(own), Some(device)) = (own, device) else {
                 let (name, address) = (&node.name, node.address);
                 let about = match own {
-                    Some(_) => format!("node {name} gets no packets: there is no route to {address}"),
+                    Some(_) => {
+                        format!("node {name} gets no packets: there is no route to {address}")
+                    }
                     None => format!(
                         "node {name} gets no packets: no interface of -i has an address of the family of {address}; \
                          say --node-address"

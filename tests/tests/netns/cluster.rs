@@ -1,0 +1,294 @@
+//! Several hosts: a packet that comes in at one is served by a container of another.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use samport::lab::cluster::{Cluster, Host, Options};
+use samport::lab::{Load, Server, get, stats};
+use samport_tests::daemon::Daemon;
+use samport_tests::datagrams::{Echo, client, mirrored};
+use samport_tests::frames::datagram;
+use samport_tests::load::Connection;
+use samport_tests::served::{LISTEN, Status, TARGET, text};
+use samport_tests::{TIMEOUT, eventually, raw, require_root};
+use tempfile::TempDir;
+
+/// Where tunnels end.
+const TUNNEL: u16 = 6_080;
+/// Bytes of a large transfer.
+const LENGTH: usize = 8 << 20;
+
+/// samport on every host. Fields are dropped in their order: samport before the hosts.
+struct Nodes {
+    daemons: Vec<Daemon>,
+    servers: Vec<Server>,
+    file: PathBuf,
+    _folder: TempDir,
+    cluster: Cluster,
+}
+
+impl Nodes {
+    fn start(options: Options) -> Self {
+        require_root();
+        let cluster = Cluster::build(options).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("nodes.toml");
+        fs::write(&file, cluster.nodes_file(LISTEN)).unwrap();
+        let (mut servers, mut daemons) = (Vec::new(), Vec::new());
+        for host in cluster.hosts() {
+            servers.extend(host.serve(TARGET).unwrap());
+            let backends = folder.path().join(format!("{}.toml", host.name()));
+            fs::write(&backends, backends_file(host)).unwrap();
+            let ports = format!("{LISTEN}:{TARGET},{LISTEN}:{TARGET}/udp");
+            let name = host.name();
+            let paths = [&backends, &file].map(|path| path.to_str().unwrap().to_owned());
+            let args = [
+                &["-i", "eth0", "-p", &ports, "--file", &paths[0]][..],
+                &["--cluster", "file", "--cluster-file", &paths[1], "--node", &name],
+                &["--drain", "1s"],
+            ];
+            daemons.push(Daemon::start_in(host.namespace(), &args.concat()));
+        }
+        let nodes = Self { daemons, servers, file, _folder: folder, cluster };
+        // Those that were started first have found the last one missing.
+        for host in nodes.cluster.hosts() {
+            nodes.wait_until_all_are_up(host);
+        }
+        nodes
+    }
+
+    fn host(&self, number: usize) -> &Host {
+        &self.cluster.hosts()[number - 1]
+    }
+
+    fn wait_until_all_are_up(&self, at: &Host) {
+        let others = self.cluster.hosts().len() - 1;
+        eventually(&format!("{} finds all others up", at.name()), || {
+            let up = nodes_of(at).into_iter().filter(|(_, is_up)| *is_up).count();
+            (up == others).then_some(())
+        });
+    }
+
+    /// Asks so many times: answers by server. Each has seen the client's own address.
+    fn ask(&self, front: SocketAddr, requests: u32) -> BTreeMap<String, u32> {
+        let mut tally = BTreeMap::new();
+        self.cluster.client().run(|| {
+            for _ in 0..requests {
+                let response = get(front, "/").unwrap_or_else(|error| panic!("{front}: {error}"));
+                assert_eq!(response.client, response.local_addr, "{}", response.backend);
+                *tally.entry(response.backend).or_default() += 1;
+            }
+        });
+        tally
+    }
+
+    fn verdict(&self, number: usize, name: &str) -> u64 {
+        Status::only_in(self.host(number).namespace()).verdict(name)
+    }
+
+    /// Takes a host's containers out, which its neighbours are not told.
+    fn without_containers(&self, number: usize) {
+        let host = self.host(number);
+        let backends = self.file.with_file_name(format!("{}.toml", host.name()));
+        let new = backends.with_extension("new");
+        fs::write(&new, "").unwrap();
+        fs::rename(new, &backends).unwrap();
+        eventually(&format!("{} has no containers", host.name()), || {
+            let status = Status::only_in(host.namespace());
+            let mut names = status.backends().iter().map(|one| text(one, "name"));
+            names.all(|name| name.starts_with('n')).then_some(())
+        });
+    }
+}
+
+fn backends_file(host: &Host) -> String {
+    let entries = host.backends().iter().flat_map(|backend| {
+        [backend.v4(TARGET), backend.v6(TARGET)].map(|address| {
+            format!("[[backend]]\nname = \"{}\"\naddress = \"{address}\"\n", backend.name())
+        })
+    });
+    entries.collect()
+}
+
+/// The other nodes as a host knows them, and whether they are up.
+fn nodes_of(host: &Host) -> Vec<(String, bool)> {
+    Status::only_in(host.namespace()).nodes()
+}
+
+/// Whichever host is dialled, all containers of all hosts answer alike, over both families, and see the client's own
+/// address. Its namespaces have Docker's FORWARD DROP and strict reverse-path filters.
+#[test]
+fn any_host_serves_the_containers_of_all() {
+    let nodes = Nodes::start(Options::default());
+    for host in nodes.cluster.hosts() {
+        for front in host.fronts(LISTEN) {
+            let tally = nodes.ask(front, 240);
+            for server in &nodes.servers {
+                let count = tally.get(server.name()).copied().unwrap_or_default();
+                let is_fair = stats::within_four_sigma(count, 240, 1.0 / 6.0);
+                assert!(is_fair, "{front}: {} has {count} of 240: {tally:?}", server.name());
+            }
+        }
+    }
+    assert!(nodes.verdict(1, "forward-node") > 0 && nodes.verdict(2, "reply-node") > 0);
+    for number in 1..=3 {
+        for refused in
+            ["tunnel-unknown-node", "tunnel-no-flow", "tunnel-not-served", "spoofed-source"]
+        {
+            assert_eq!(nodes.verdict(number, refused), 0, "{refused} at n{number}");
+        }
+    }
+    for daemon in nodes.daemons {
+        daemon.stop();
+    }
+}
+
+/// Eight mebibytes each way by another host, byte for byte, whatever the segment takes, with and without offload.
+#[test]
+fn large_transfers_through_another_host_arrive_intact() {
+    for (mtu, offload_off) in [(1_500, false), (1_500, true), (1_400, true), (9_000, false)] {
+        let nodes =
+            Nodes::start(Options { hosts: 2, backends: 1, mtu, offload_off, ..Options::default() });
+        nodes.without_containers(1);
+        nodes.cluster.client().run(|| {
+            for front in nodes.host(1).fronts(LISTEN) {
+                let mut connection = Connection::open(front).unwrap();
+                let answer = connection.get(&format!("/bytes/{LENGTH}")).unwrap();
+                assert_eq!((answer.status, answer.body.len()), (200, LENGTH), "{front}, {mtu}");
+                assert!(answer.is_pattern(), "{front}, {mtu}: other bytes have come back");
+                assert_eq!(answer.backend, "n2-web-1");
+                let answer = connection.post(LENGTH).unwrap();
+                assert_eq!(answer.text(), format!("ok {LENGTH}"), "{front}, {mtu}");
+            }
+        });
+        assert_eq!(nodes.verdict(1, "forward-peer"), 0, "n1 has served by itself");
+    }
+}
+
+/// Datagrams of any size: those that do not fit through the tunnel are told so, or come in fragments.
+#[test]
+fn datagrams_of_any_size_go_through_another_host() {
+    let nodes = Nodes::start(Options { hosts: 2, backends: 1, ..Options::default() });
+    let [host, other] = [1, 2].map(|number| nodes.host(number));
+    let backend = &other.backends()[0];
+    let _echo = backend.namespace().run(|| Echo::mirror("n2-web-1", TARGET)).unwrap();
+    nodes.without_containers(1);
+    for front in host.fronts(LISTEN) {
+        for length in [10, 1_400, 1_444, 1_460, 3_000, 9_000] {
+            let question: Vec<u8> = (0..=250).cycle().take(length).collect();
+            let answer = nodes.cluster.client().run(|| {
+                let socket = client(front).unwrap();
+                socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+                socket.connect(front).unwrap();
+                // One that is too large is lost, and its sender told.
+                let mut answer = vec![0; 65_536];
+                eventually(&format!("{length} bytes from {front}"), || {
+                    let _ = socket.send(&question);
+                    let received = socket.recv(&mut answer).ok()?;
+                    Some(answer[..received].to_vec())
+                })
+            });
+            assert_eq!(answer, mirrored("n2-web-1", &question), "{length} bytes from {front}");
+        }
+    }
+    assert!(nodes.verdict(1, "tunnel-too-big") > 0 && nodes.verdict(2, "tunnel-too-big") > 0);
+}
+
+/// A host that is cut off gets nothing new within seconds, no request fails, and it is used again when it is back.
+#[test]
+fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
+    let nodes = Nodes::start(Options::default());
+    let front = nodes.host(1).fronts(LISTEN)[0];
+    let mut kept = Vec::new();
+    nodes.cluster.client().run(|| {
+        for _ in 0..30 {
+            let mut connection = Connection::open(front).unwrap();
+            kept.push((connection.get("/").unwrap().backend, connection));
+        }
+    });
+    let load = Load::start(nodes.cluster.client(), front, 2);
+    assert!(load.wait_for_more(100, TIMEOUT));
+    let begin = Instant::now();
+    nodes.cluster.cut_off(nodes.host(2)).unwrap();
+    let is_down = |host: &Host| nodes_of(host).contains(&("n2".to_owned(), false));
+    eventually("n1 finds n2 down", || is_down(nodes.host(1)).then_some(()));
+    println!("down after {:?}", begin.elapsed());
+    // Its connections are reset with their next packet, those of others go on.
+    nodes.cluster.client().run(|| {
+        for (backend, connection) in &mut kept {
+            let is_of_n2 = backend.starts_with("n2");
+            assert_eq!(connection.get("/").is_err(), is_of_n2, "{backend}");
+        }
+    });
+    let without = load.so_far().tally;
+    assert!(load.wait_for_more(200, TIMEOUT));
+    let since = load.so_far().tally.since(&without);
+    let of_n2: u32 = ["n2-web-1", "n2-web-2"].iter().map(|name| since.of(name)).sum();
+    assert_eq!(of_n2, 0, "{since}");
+    let begin = Instant::now();
+    nodes.cluster.join(nodes.host(2)).unwrap();
+    eventually("n1 finds n2 up", || (!is_down(nodes.host(1))).then_some(()));
+    println!("up after {:?}", begin.elapsed());
+    let before = load.so_far().tally;
+    eventually("n2 answers again", || {
+        (load.so_far().tally.since(&before).of("n2-web-1") > 0).then_some(())
+    });
+    load.stop().assert_no_failure();
+}
+
+/// A host without a container that is ready refuses through the tunnel, and another is tried: nothing fails.
+#[test]
+fn a_host_without_containers_is_passed_over() {
+    let nodes = Nodes::start(Options { backends: 1, ..Options::default() });
+    nodes.without_containers(2);
+    for front in nodes.host(1).fronts(LISTEN) {
+        let tally = nodes.ask(front, 40);
+        assert_eq!(tally.keys().collect::<Vec<_>>(), ["n1-web-1", "n3-web-1"], "{front}");
+    }
+    assert!(nodes.verdict(2, "reply-node") > 0, "it was never asked");
+}
+
+/// Only nodes are heard in the tunnel, no tunnel is in another, and nothing in it comes in a host's own name.
+#[test]
+fn the_tunnel_takes_from_nodes_only_what_they_may_send() {
+    let nodes = Nodes::start(Options { hosts: 2, backends: 1, ..Options::default() });
+    let [n1, n2] = [1, 2].map(|number| SocketAddr::new(nodes.host(number).v4().into(), TUNNEL));
+    let client: SocketAddr = "192.0.2.100:40000".parse().unwrap();
+    let vip = nodes.host(1).fronts(LISTEN)[0];
+    let ip = |frame: Vec<u8>| frame[14..].to_vec();
+    let request = ip(datagram(client, vip, b"who?"));
+    let nested = ip(datagram(client, n2, &request));
+    let own = ip(datagram(SocketAddr::new(n2.ip(), 40_000), vip, b"who?"));
+    let not_served = ip(datagram(client, SocketAddr::new(vip.ip(), 81), b"who?"));
+    let no_flow = ip(datagram(SocketAddr::new(n2.ip(), LISTEN), client, b"answer"));
+    let mac = raw::mac(nodes.host(2).namespace(), "eth0");
+    for (verdict, from, inner) in [
+        ("tunnel-unknown-node", client, &request),
+        ("tunnel-malformed", n1, &b"\x7f\x00\x00\x00".to_vec()),
+        ("tunnel-nested", n1, &nested),
+        ("spoofed-source", n1, &own),
+        ("tunnel-not-served", n1, &not_served),
+        ("tunnel-no-flow", n1, &no_flow),
+    ] {
+        let before = nodes.verdict(2, verdict);
+        let frame = samport_tests::frames::to_mac(datagram(from, n2, inner), mac);
+        raw::send(nodes.cluster.client(), "eth0", &vec![frame; 10]);
+        eventually(verdict, || (nodes.verdict(2, verdict) == before + 10).then_some(()));
+    }
+    // The same from a container of the host is no tunnel's.
+    let before = nodes.verdict(2, "tunnel-unknown-node");
+    let backend = &nodes.host(2).backends()[0];
+    let gateway = raw::mac(nodes.host(2).namespace(), "br0");
+    let frame = samport_tests::frames::to_mac(datagram(n1, n2, &request), gateway);
+    raw::send(backend.namespace(), "eth0", &vec![frame; 10]);
+    // A frame that comes later has been seen after them.
+    let (seen, frame) = (nodes.verdict(2, "tunnel-malformed"), b"\x7f\x00\x00\x00");
+    let last = samport_tests::frames::to_mac(datagram(n1, n2, frame), mac);
+    raw::send(nodes.cluster.client(), "eth0", &[last]);
+    eventually("the last", || (nodes.verdict(2, "tunnel-malformed") == seen + 1).then_some(()));
+    assert_eq!(nodes.verdict(2, "tunnel-unknown-node"), before);
+    assert_eq!(nodes.verdict(2, "reply-node"), 0, "a container has forged a node");
+}
