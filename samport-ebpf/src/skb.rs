@@ -50,9 +50,6 @@ const REPLY: u32 = 0x5a70;
 /// `skb->pkt_type` of a frame addressed to this machine (`PACKET_HOST` in linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
-/// Of the word that says where we are: the hook's number, and above it that of a node.
-const HOOK_MASK: u32 = 0xff;
-const NODE_SHIFT: u32 = 8;
 /// The outer headers are put, or were, right behind the Ethernet header (`BPF_ADJ_ROOM_MAC`).
 const BEHIND_ETHERNET: u32 = BPF_ADJ_ROOM_MAC;
 
@@ -92,10 +89,11 @@ impl Skb {
     /// Says that what is left is what was inside of a packet of this node's.
     #[inline(always)]
     pub fn set_from_node(&self, node: u32) {
-        // SAFETY: as in `set_hook`.
+        // SAFETY: as in `set_hook`. What the last word is for besides comes after everything.
         unsafe {
-            (*self.0.skb.skb).cb[0] = Hook::Tunnel as u32 | node << NODE_SHIFT;
+            (*self.0.skb.skb).cb[0] = Hook::Tunnel as u32;
             (*self.0.skb.skb).cb[1] = 0;
+            (*self.0.skb.skb).cb[4] = node;
         }
     }
 
@@ -260,7 +258,7 @@ impl Skb {
     #[inline(always)]
     pub fn hook(&self) -> Hook {
         // SAFETY: as in `set_hook`.
-        Hook::from_number(unsafe { (*self.0.skb.skb).cb[0] } & HOOK_MASK)
+        Hook::from_number(unsafe { (*self.0.skb.skb).cb[0] })
     }
 
     /// Whether the frame carries a VLAN tag other than 0 outside of its bytes, where the kernel puts
@@ -581,7 +579,7 @@ impl Context for Skb {
     #[inline(always)]
     fn node(&self) -> u32 {
         // SAFETY: as in `set_hook`.
-        unsafe { (*self.0.skb.skb).cb[0] >> NODE_SHIFT }
+        unsafe { (*self.0.skb.skb).cb[4] }
     }
 
     #[inline(always)]

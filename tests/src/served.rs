@@ -154,12 +154,10 @@ impl Status {
         count.as_u64().unwrap_or_else(|| panic!("no verdict {name} in {:#}", self.0))
     }
 
-    /// The other nodes of the cluster, by name, and whether they are up.
+    /// The other nodes of the cluster.
     #[must_use]
-    pub fn nodes(&self) -> Vec<(String, bool)> {
-        let nodes = self.0["nodes"].as_array().expect("a list of nodes");
-        let of = |node: &Value| (text(node, "name").to_owned(), node["up"] == true);
-        nodes.iter().map(of).collect()
+    pub fn nodes(&self) -> &[Value] {
+        self.0["nodes"].as_array().expect("a list of nodes")
     }
 
     /// The backends.

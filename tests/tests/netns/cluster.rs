@@ -14,6 +14,7 @@ use samport_tests::frames::datagram;
 use samport_tests::load::Connection;
 use samport_tests::served::{LISTEN, Status, TARGET, text};
 use samport_tests::{TIMEOUT, eventually, raw, require_root};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Where tunnels end.
@@ -64,11 +65,13 @@ impl Nodes {
         &self.cluster.hosts()[number - 1]
     }
 
+    /// What is not known of a node yet is that it does not answer: only one whose path was measured has answered.
     fn wait_until_all_are_up(&self, at: &Host) {
         let others = self.cluster.hosts().len() - 1;
-        eventually(&format!("{} finds all others up", at.name()), || {
-            let up = nodes_of(at).into_iter().filter(|(_, is_up)| *is_up).count();
-            (up == others).then_some(())
+        eventually(&format!("{} has answers of all others", at.name()), || {
+            let status = Status::only_in(at.namespace());
+            let has_answered = |node: &&Value| node["up"] == true && node["path_mtu"].is_u64();
+            (status.nodes().iter().filter(has_answered).count() == others).then_some(())
         });
     }
 
@@ -113,9 +116,11 @@ fn backends_file(host: &Host) -> String {
     entries.collect()
 }
 
-/// The other nodes as a host knows them, and whether they are up.
-fn nodes_of(host: &Host) -> Vec<(String, bool)> {
-    Status::only_in(host.namespace()).nodes()
+/// Whether a host knows another one by this name, and finds it down.
+fn finds_down(host: &Host, name: &str) -> bool {
+    let status = Status::only_in(host.namespace());
+    let node = status.nodes().iter().find(|node| text(node, "name") == name);
+    node.expect("a node of this name")["up"] == false
 }
 
 /// Whichever host is dialled, all containers of all hosts answer alike, over both families, and see the client's own
@@ -197,7 +202,7 @@ fn datagrams_of_any_size_go_through_another_host() {
     assert!(nodes.verdict(1, "tunnel-too-big") > 0 && nodes.verdict(2, "tunnel-too-big") > 0);
 }
 
-/// A host that is cut off gets nothing new within seconds, no request fails, and it is used again when it is back.
+/// A host that is cut off gets nothing new within seconds, new connections do not fail, and it is used again when it is back.
 #[test]
 fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
     let nodes = Nodes::start(Options::default());
@@ -213,7 +218,7 @@ fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
     assert!(load.wait_for_more(100, TIMEOUT));
     let begin = Instant::now();
     nodes.cluster.cut_off(nodes.host(2)).unwrap();
-    let is_down = |host: &Host| nodes_of(host).contains(&("n2".to_owned(), false));
+    let is_down = |host: &Host| finds_down(host, "n2");
     eventually("n1 finds n2 down", || is_down(nodes.host(1)).then_some(()));
     println!("down after {:?}", begin.elapsed());
     // Its connections are reset with their next packet, those of others go on.
@@ -236,7 +241,9 @@ fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
     eventually("n2 answers again", || {
         (load.so_far().tally.since(&before).of("n2-web-1") > 0).then_some(())
     });
-    load.stop().assert_no_failure();
+    // What was open at n2 in that moment has been reset, one at most for each of the two that ask.
+    let failures = load.stop().failures;
+    assert!(failures.len() <= 2, "{failures:?}");
 }
 
 /// A host without a container that is ready refuses through the tunnel, and another is tried: nothing fails.

@@ -104,7 +104,7 @@ fn programs_stay_below_their_instruction_ceilings() {
         ("samport_egress", 15_000),
         ("samport_outbound", 15_000),
         ("samport_reverse6", 40_000),
-        ("samport_answer", 130_000),
+        ("samport_answer", 80_000),
         ("samport_reverse_first", 130_000),
         ("samport_reverse_icmp", 120_000),
         ("samport_later", 15_000),
