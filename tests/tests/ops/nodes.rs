@@ -124,7 +124,7 @@ fn a_node_is_a_backend_while_it_answers_and_what_is_known_of_it_is_shown() {
     assert_eq!(node["services"], json!({ "80/tcp": 3, "443/tcp": 1 }));
     answering.answers.store(false, Relaxed);
     served.daemon.wait_for_line("node n2 (192.0.2.2:6080) is down", TIMEOUT);
-    wait_for_backend(&served, "n2", Some(("unhealthy", 3)));
+    wait_for_backend(&served, "n2", Some(("down", 3)));
     assert_eq!(served.status().0["nodes"][0]["up"], false);
     answering.answers.store(true, Relaxed);
     served.daemon.wait_for_line("node n2 (192.0.2.2:6080) is up again", TIMEOUT);
