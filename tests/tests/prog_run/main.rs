@@ -132,8 +132,8 @@ fn programs_stay_below_their_instruction_ceilings() {
         let xdp = [("samport_xdp", 100_000)];
         let all = CEILINGS.into_iter().chain(local).chain(xdp);
         for (name, ceiling) in all.chain(of_tunnel.iter().copied()) {
-            // In a cluster there are more ways through most of them: by a third on Linux 6.1.
-            let ceiling = if of_tunnel.is_empty() { ceiling } else { ceiling + ceiling / 3 };
+            // In a cluster there are more ways through most of them: by four tenths on Linux 6.1.
+            let ceiling = if of_tunnel.is_empty() { ceiling } else { ceiling * 14 / 10 };
             let count = bench.dataplane.verified_instructions(name).unwrap();
             println!("{name}: {count} of {ceiling} instructions verified");
             if count > ceiling {
