@@ -35,9 +35,8 @@ use offer::NodeOffer;
 
 pub use health::NodeHealth;
 pub use node::{Node, address, name};
+pub use samport_common::layout::MAX_NODES;
 
-/// Most nodes there is room for in the kernel's maps.
-pub const MAX_NODES: u32 = 256;
 /// Where the tunnels of nodes end that say nothing else, a UDP port.
 pub const TUNNEL_PORT: u16 = 6080;
 

@@ -18,8 +18,8 @@ use tokio::time::timeout;
 
 use self::adopted::Adopted;
 use self::find::{FoundRoute, Outcome, Question, given};
+use crate::model::Candidate;
 use crate::model::target::{Target, target};
-use crate::model::{Candidate, Reach};
 use crate::net::netlink::{self, Known, Netlink};
 use crate::net::reply_devices::{Namespaces, ReplyDevices, reply_devices};
 use crate::plan::{BackendKey, Route};
@@ -146,12 +146,7 @@ impl Routes {
         at: u64,
         network: &Network,
     ) -> Option<Question> {
-        let reach = candidate.place;
-        // A node is where its end of the tunnel is, whatever family its service is of.
-        let addr = match reach {
-            Some(Reach::Node(at)) => at.ip(),
-            _ => candidate.endpoint.ip(),
-        };
+        let (addr, reach) = (candidate.endpoint.ip(), candidate.place);
         let known =
             self.found.get_mut(target).filter(|found| is_there(found.route, &network.devices));
         if let Some(found) = known {

@@ -12,7 +12,7 @@ use crate::control::admission;
 use crate::control::handle::BackendRef;
 use crate::model::allow;
 use crate::model::groups::Group;
-use crate::model::{Candidate, Reach, Snapshot, State};
+use crate::model::{Candidate, Condition, Reach, Snapshot, State};
 use crate::net::frontends::is_link_local;
 use crate::net::netlink::{Device, Devices};
 use crate::net::port_conflicts;
@@ -87,7 +87,7 @@ impl Reconciler {
             };
             if let Route::Node(at) = way.route {
                 // New connections go elsewhere, and those that it had are reset: they would get no answer.
-                let is_down = self.config.nodes.health().get(&at.ip()).is_some_and(|one| !one.up);
+                let is_down = candidate.condition == Condition::Unhealthy;
                 if is_down || !desired.nodes.contains_key(&at) {
                     continue;
                 }

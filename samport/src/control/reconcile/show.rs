@@ -3,7 +3,7 @@
 use super::Reconciler;
 use crate::control::handle::BackendRef;
 use crate::model::{Candidate, Snapshot, State};
-use crate::plan::{BackendKey, Desired, Route, Share};
+use crate::plan::{BackendKey, Desired, Share};
 use crate::system::escape;
 
 impl Reconciler {
@@ -24,12 +24,8 @@ impl Reconciler {
                     tracing::info!("+ {who} by {}{after}", key.route.name());
                 }
                 (before, State::Unhealthy) if before != Some(State::Unhealthy) => {
-                    let otherwise = match key.route {
-                        Route::Node(_) => "the node does not answer",
-                        _ => "its HEALTHCHECK fails",
-                    };
                     let why = self.health.failure(&key.id, key.endpoint);
-                    tracing::info!("- {who} unhealthy: {}", why.unwrap_or(otherwise));
+                    tracing::info!("- {who} unhealthy: {}", why.unwrap_or("its HEALTHCHECK fails"));
                 }
                 (Some(State::Unhealthy), State::Active) => tracing::info!("+ {who} healthy again"),
                 (Some(State::Active | State::Unhealthy), State::Draining) => {

@@ -159,6 +159,8 @@ impl Network {
 pub(super) fn given(reach: Option<Reach>, at: u64, network: &Network) -> Option<FoundRoute> {
     let route = match (reach, network.forward) {
         (Some(Reach::Macvlan(place)), _) => Route::Child(place),
+        // The way to a node is looked for once, for all of its services.
+        (Some(Reach::Node(at)), _) => Route::Node(at),
         (Some(Reach::Host), _) | (_, Forward::Stack | Forward::Neighbour) => return None,
         _ => Route::Peer(network.given_veth(reach)?),
     };
@@ -178,10 +180,6 @@ async fn find(
     let Network { forward, netlink, devices, .. } = network;
     let found = |route, device, place| Ok(FoundRoute { route, device, place, at, held: None });
     let leads = netlink.route(addr).await;
-    if let Some(Reach::Node(at)) = reach {
-        let leads = leads?.with_context(|| format!("there is no route to the node at {addr}"))?;
-        return found(Route::Node(at), Some(leads.device), None);
-    }
     if matches!(reach, Some(Reach::Host)) || *forward == Forward::Stack {
         return found(Route::Stack, leads?.map(|leads| leads.device), None);
     }
