@@ -130,6 +130,14 @@ pub struct Cluster {
     pub status: Arc<ProviderStatus>,
 }
 
+/// How nodes are probed.
+pub struct ProbedFrom<'a> {
+    /// Where clients come in.
+    pub interfaces: &'a [String],
+    /// Addresses of backends that have connections from before: a node among them is up until it does not answer.
+    pub used_before: BTreeSet<IpAddr>,
+}
+
 /// How nodes are that are not probed.
 fn no_healths() -> watch::Receiver<Healths> {
     watch::channel(Healths::new()).1
@@ -140,7 +148,7 @@ type OwnAddresses = Box<dyn Fn() -> BoxFuture<'static, Result<BTreeSet<IpAddr>>>
 
 /// Follows the other nodes, and returns when it knows the first of their states. `ports` is the `-p` list; if it is
 /// empty, the nodes say which ports there are. `drain` says how long a service of a node that is offered no longer
-/// keeps its connections. Nodes are probed if `interfaces` are given, where clients come in.
+/// keeps its connections.
 ///
 /// # Errors
 /// A source that is not good, and says why.
@@ -148,7 +156,7 @@ pub async fn start(
     settings: &Settings,
     ports: &[PortSpec],
     drain: impl Fn() -> Duration + Send + 'static,
-    interfaces: Option<&[String]>,
+    probing: Option<ProbedFrom<'_>>,
     netlink: &Netlink,
     resyncs: &Resyncs,
 ) -> Result<Cluster> {
@@ -163,8 +171,11 @@ pub async fn start(
     let NodeSource::File(path) = &settings.source;
     let status = ProviderStatus::of("cluster-file");
     let nodes = file::start(path, settings, own, Arc::clone(&status), resyncs).await?;
-    let healths = match interfaces {
-        Some(interfaces) => health::start(nodes.clone(), own_end(settings, interfaces, netlink)),
+    let healths = match probing {
+        Some(ProbedFrom { interfaces, used_before }) => {
+            let own = own_end(settings, interfaces, netlink);
+            health::start(nodes.clone(), own, used_before)
+        }
         None => no_healths(),
     };
     let list = NodeList { nodes: nodes.clone(), healths: healths.clone() };

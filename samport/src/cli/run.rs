@@ -22,7 +22,7 @@ use super::progress::Patience;
 use super::status;
 use crate::api::metrics;
 use crate::api::{Server, Socket};
-use crate::cluster::{self, NodeList};
+use crate::cluster::{self, NodeList, ProbedFrom};
 use crate::control::handle;
 use crate::control::progress::Progress;
 use crate::control::reconcile::{NewRules, Reconciler};
@@ -124,7 +124,9 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
     let (snapshots, mut providers) =
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
-    let probed_from = Some(&config.interfaces[..]);
+    let addresses = networks.values().flat_map(|served| &served.addresses);
+    let used_before = addresses.map(|address| address.to_canonical()).collect();
+    let probed_from = Some(ProbedFrom { interfaces: &config.interfaces, used_before });
     let (snapshots, nodes, source) =
         with_nodes(config, snapshots, terms, probed_from, &netlink, &resyncs).await?;
     providers.extend(source);
@@ -182,7 +184,7 @@ async fn with_nodes(
     config: &Config,
     own: watch::Receiver<Snapshot>,
     terms: watch::Receiver<ProviderSettings>,
-    probed_from: Option<&[String]>,
+    probed_from: Option<ProbedFrom<'_>>,
     netlink: &Netlink,
     resyncs: &Resyncs,
 ) -> Result<(watch::Receiver<Snapshot>, NodeList, Option<Arc<ProviderStatus>>)> {

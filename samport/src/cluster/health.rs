@@ -1,6 +1,6 @@
 //! Which nodes answer, and what the paths to them carry: each is probed once a second.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::node::Node;
-use super::probe::{Probes, Probing};
+use super::probe::{Answers, Probes, Probing};
 use super::probe_socket::ProbeSocket;
 
 /// Between two probes of a node.
@@ -33,24 +33,34 @@ pub struct NodeHealth {
     pub since: SystemTime,
 }
 
-/// By the nodes' addresses. A node is up until it does not answer.
+/// By the nodes' addresses.
 pub(super) type Healths = BTreeMap<IpAddr, NodeHealth>;
 
 /// Finds where this node's end of the tunnel to an address is, if it has an address of that family.
 pub(super) type OwnEnd = Arc<dyn Fn(IpAddr) -> BoxFuture<'static, Option<IpAddr>> + Send + Sync>;
 
-/// Probes nodes as they come and go, until the last receiver of nodes' health is dropped.
-pub(super) fn start(nodes: watch::Receiver<Vec<Node>>, own: OwnEnd) -> watch::Receiver<Healths> {
-    start_every(EVERY, nodes, own)
+/// Probes nodes as they come and go, until the last receiver of nodes' health is dropped. Nodes at the addresses in
+/// `used_before` are up until they do not answer: they have connections. Others are when they answer.
+pub(super) fn start(
+    nodes: watch::Receiver<Vec<Node>>,
+    own: OwnEnd,
+    used_before: BTreeSet<IpAddr>,
+) -> watch::Receiver<Healths> {
+    start_every(EVERY, nodes, own, used_before)
 }
 
 fn start_every(
     every: Duration,
     nodes: watch::Receiver<Vec<Node>>,
     own: OwnEnd,
+    used_before: BTreeSet<IpAddr>,
 ) -> watch::Receiver<Healths> {
     let (healths, receiver) = watch::channel(Healths::new());
-    let probed = ProbedNodes { every, own, healths: Arc::new(healths), tasks: BTreeMap::new() };
+    let (healths, tasks) = (Arc::new(healths), BTreeMap::new());
+    let mut probed = ProbedNodes { every, own, healths, tasks, used_before };
+    // Before anything is offered of them.
+    probed.settle(&nodes.borrow());
+    probed.used_before.clear();
     tokio::spawn(probed.follow(nodes));
     receiver
 }
@@ -61,16 +71,18 @@ struct ProbedNodes {
     own: OwnEnd,
     healths: Arc<watch::Sender<Healths>>,
     tasks: BTreeMap<SocketAddr, JoinHandle<()>>,
+    /// Nodes that are up until they do not answer.
+    used_before: BTreeSet<IpAddr>,
 }
 
 impl ProbedNodes {
     async fn follow(mut self, mut nodes: watch::Receiver<Vec<Node>>) {
         loop {
-            self.settle(&nodes.borrow_and_update());
             tokio::select! {
                 () = self.healths.closed() => return,
                 changed = nodes.changed() => if changed.is_err() { return },
             }
+            self.settle(&nodes.borrow_and_update());
         }
     }
 
@@ -86,7 +98,8 @@ impl ProbedNodes {
         }
         for (at, node) in wanted {
             self.tasks.entry(at).or_insert_with(|| {
-                let health = NodeHealth { up: true, path_mtu: None, since: SystemTime::now() };
+                let up = self.used_before.contains(&at.ip());
+                let health = NodeHealth { up, path_mtu: None, since: SystemTime::now() };
                 self.healths.send_modify(|healths| _ = healths.insert(at.ip(), health));
                 let probe = NodeProbe {
                     name: node.name.clone(),
@@ -119,6 +132,7 @@ struct NodeProbe {
 impl NodeProbe {
     async fn run(self) {
         let mut probing = Probing::of(self.at.is_ipv6());
+        let mut said = Answers::NotYet;
         let (mut socket, mut age): (Option<ProbeSocket>, u32) = (None, 0);
         let mut ticks = interval(self.every);
         // Whoever was stopped for a while does not make up for it.
@@ -137,7 +151,7 @@ impl NodeProbe {
                 _ = ticks.tick() => {
                     age += 1;
                     // Addresses and routes may be others by now.
-                    if socket.is_none() || (!probing.is_up() && age >= OPEN_AGAIN) {
+                    if socket.is_none() || (probing.answers() == Answers::No && age >= OPEN_AGAIN) {
                         socket = self.open().await;
                         age = 0;
                     }
@@ -147,6 +161,8 @@ impl NodeProbe {
                 }
             }
             self.publish(&probing);
+            self.say(said, probing.answers());
+            said = probing.answers();
         }
     }
 
@@ -174,24 +190,32 @@ impl NodeProbe {
     }
 
     fn publish(&self, probing: &Probing) {
-        let (up, path_mtu) = (probing.is_up(), probing.path_mtu());
+        let path_mtu = probing.path_mtu();
         self.healths.send_if_modified(|healths| {
             // Without one it has left just now.
             let Some(health) = healths.get_mut(&self.at.ip()) else { return false };
             let before = *health;
+            let up = match probing.answers() {
+                Answers::NotYet => before.up,
+                Answers::Yes => true,
+                Answers::No => false,
+            };
             let since = if before.up == up { before.since } else { SystemTime::now() };
             *health = NodeHealth { up, path_mtu, since };
-            match (before.up, up) {
-                (true, false) => tracing::warn!(
-                    "node {} ({}) is down: it does not answer; new connections go elsewhere",
-                    self.name,
-                    self.at
-                ),
-                (false, true) => tracing::info!("node {} ({}) is up again", self.name, self.at),
-                _ => {}
-            }
             before != *health
         });
+    }
+
+    fn say(&self, before: Answers, now: Answers) {
+        let (name, at) = (&self.name, self.at);
+        match (before, now) {
+            (Answers::NotYet, Answers::Yes) => tracing::info!("node {name} ({at}) is up"),
+            (Answers::No, Answers::Yes) => tracing::info!("node {name} ({at}) is up again"),
+            (Answers::NotYet | Answers::Yes, Answers::No) => tracing::warn!(
+                "node {name} ({at}) is down: it does not answer; new connections go elsewhere"
+            ),
+            _ => {}
+        }
     }
 }
 

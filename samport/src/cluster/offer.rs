@@ -80,7 +80,11 @@ impl NodeOffer {
     /// Whether a candidate's node does not answer.
     fn is_down(&self, candidate: &Candidate) -> bool {
         let Some(Reach::Node(tunnel)) = candidate.place else { return false };
-        self.healths.borrow().get(&tunnel.ip()).is_some_and(|health| !health.up)
+        match self.healths.borrow().get(&tunnel.ip()) {
+            Some(health) => !health.up,
+            // It was named just now, and is going to be asked; without probes there is no sender.
+            None => self.healths.has_changed().is_ok(),
+        }
     }
 
     fn publish(&mut self, now: Instant) {
@@ -157,10 +161,15 @@ mod tests {
         let mut snapshots =
             NodeOffer::start(receiver, probed, Vec::new(), Box::new(Duration::default));
         let health = |up| NodeHealth { up, path_mtu: None, since: SystemTime::UNIX_EPOCH };
-        let say = |up| {
-            healths.send_modify(|all| _ = all.insert([192, 0, 2, 2].into(), health(up)));
+        let of = |last: u8, up| {
+            healths.send_modify(|all| _ = all.insert([192, 0, 2, last].into(), health(up)));
         };
-        assert_eq!(shown(&snapshots.borrow_and_update()), ["n2 1 Ready", "n3 1 Ready"]);
+        let say = |up| of(2, up);
+        assert_eq!(shown(&snapshots.borrow_and_update()), ["n2 1 Unhealthy", "n3 1 Unhealthy"]);
+        say(true);
+        assert_eq!(next(&mut snapshots).await, ["n2 1 Ready", "n3 1 Unhealthy"]);
+        of(3, true);
+        assert_eq!(next(&mut snapshots).await, ["n2 1 Ready", "n3 1 Ready"]);
         say(false);
         assert_eq!(next(&mut snapshots).await, ["n2 1 Unhealthy", "n3 1 Ready"]);
         say(true);

@@ -36,6 +36,17 @@ impl Sent {
     }
 }
 
+/// Whether a node answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answers {
+    /// Not yet.
+    NotYet,
+    /// It did, and has not failed to since.
+    Yes,
+    /// Not any more, or it never did.
+    No,
+}
+
 /// What is to be sent at a tick.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Probes {
@@ -50,7 +61,7 @@ pub(super) struct Probes {
 pub(super) struct Probing {
     /// Bytes of IP and UDP headers before a probe.
     headers: usize,
-    is_up: bool,
+    answers: Answers,
     missed: u32,
     ticks: u32,
     /// The last small ones without an answer, the latest last: an answer may take longer than a second.
@@ -60,11 +71,11 @@ pub(super) struct Probing {
 }
 
 impl Probing {
-    /// Of a node that was just named: it is up until it does not answer.
+    /// Of a node that was just named.
     pub(super) const fn of(is_ipv6: bool) -> Self {
         Self {
             headers: if is_ipv6 { 40 + 8 } else { 20 + 8 },
-            is_up: true,
+            answers: Answers::NotYet,
             missed: 0,
             ticks: 0,
             small: VecDeque::new(),
@@ -74,8 +85,8 @@ impl Probing {
     }
 
     /// Whether it answers.
-    pub(super) const fn is_up(&self) -> bool {
-        self.is_up
+    pub(super) const fn answers(&self) -> Answers {
+        self.answers
     }
 
     /// The size of an IP packet that arrives there whole, if that is known.
@@ -93,7 +104,7 @@ impl Probing {
         if self.small.back().is_some_and(is_missing) {
             self.missed += 1;
             if self.missed >= MISSES {
-                self.is_up = false;
+                self.answers = Answers::No;
                 self.large = None;
             }
         }
@@ -105,7 +116,9 @@ impl Probing {
         }
         self.small.push_back(small);
         let mut large = None;
-        if let Some(mtu) = kernel_mtu.filter(|_| self.is_up && self.ticks.is_multiple_of(2)) {
+        if let Some(mtu) =
+            kernel_mtu.filter(|_| self.answers != Answers::No && self.ticks.is_multiple_of(2))
+        {
             // While small ones get lost, too, its size is not why.
             if self.large.take().is_some() && self.missed == 0 {
                 self.path_mtu.unanswered();
@@ -131,7 +144,7 @@ impl Probing {
             return false;
         }
         self.missed = 0;
-        self.is_up = true;
+        self.answers = Answers::Yes;
         true
     }
 
@@ -220,13 +233,13 @@ mod tests {
         let mut path = Path::new(false, 1_500);
         path.run(5, Some(1_500), true);
         path.run(3, Some(1_500), false);
-        assert!(path.probing.is_up(), "the third may be answered yet");
+        assert_ne!(path.probing.answers(), Answers::No, "the third may be answered yet");
         let fourth = path.tick(Some(1_500));
-        assert!(!path.probing.is_up());
+        assert_eq!(path.probing.answers(), Answers::No);
         assert!(path.probing.take(&answer(&fourth.small)));
-        assert!(path.probing.is_up());
+        assert_ne!(path.probing.answers(), Answers::No);
         path.run(3, Some(1_500), false);
-        assert!(path.probing.is_up(), "they are counted from the last answer");
+        assert_eq!(path.probing.answers(), Answers::Yes, "they are counted from the last answer");
     }
 
     #[test]
@@ -236,7 +249,7 @@ mod tests {
             path.run(2, Some(1_500), false);
             path.run(1, Some(1_500), true);
         }
-        assert!(path.probing.is_up());
+        assert_ne!(path.probing.answers(), Answers::No);
     }
 
     #[test]
@@ -248,7 +261,7 @@ mod tests {
             if on_their_way.len() > 2 {
                 assert!(path.probing.take(&answer(&on_their_way.pop_front().unwrap())));
             }
-            assert!(path.probing.is_up());
+            assert_ne!(path.probing.answers(), Answers::No);
         }
     }
 
@@ -257,7 +270,7 @@ mod tests {
         let mut path = Path::new(false, 1_500);
         let small = path.tick(NO_MTU).small;
         path.run(4, NO_MTU, false);
-        assert!(!path.probing.is_up());
+        assert_eq!(path.probing.answers(), Answers::No);
         let last = path.tick(NO_MTU).small;
         let right = answer(&last);
         let wrong = |at: usize, by: u8| {
@@ -280,7 +293,7 @@ mod tests {
             Vec::new(),
         ] {
             assert!(!path.probing.take(&bytes), "{bytes:?}");
-            assert!(!path.probing.is_up());
+            assert_eq!(path.probing.answers(), Answers::No);
         }
         assert!(path.probing.take(&right));
         assert!(!path.probing.take(&right), "each answer counts once");
@@ -302,7 +315,7 @@ mod tests {
         let mut path = Path::new(false, 1_500);
         path.run(10, Some(1_500), true);
         path.run(30, Some(1_500), false);
-        assert!(!path.probing.is_up());
+        assert_eq!(path.probing.answers(), Answers::No);
         assert_eq!(path.probing.path_mtu(), Some(1_500));
         let sent = path.large.len();
         path.run(1, Some(1_500), false);
@@ -331,7 +344,7 @@ mod tests {
         let mut path = Path::new(false, 1_500);
         path.run(11, Some(1_500), true);
         path.run(4, Some(1_500), false);
-        assert!(!path.probing.is_up());
+        assert_eq!(path.probing.answers(), Answers::No);
         path.carries = SMALL + 28;
         // One is lost, and another one is on its way: that is not often enough.
         path.run(6, Some(1_500), true);

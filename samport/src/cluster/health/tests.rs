@@ -52,7 +52,7 @@ impl Answering {
 fn probed(node: Node) -> (watch::Sender<Vec<Node>>, watch::Receiver<Healths>) {
     let (nodes, receiver) = watch::channel(vec![node]);
     let own: OwnEnd = Arc::new(|_| Box::pin(async { Some(Ipv4Addr::LOCALHOST.into()) }));
-    (nodes, start_every(EVERY, receiver, own))
+    (nodes, start_every(EVERY, receiver, own, BTreeSet::new()))
 }
 
 async fn until(
@@ -114,4 +114,31 @@ async fn all_ends_with_the_last_receiver() {
     let (nodes, healths) = probed(node.node());
     drop(healths);
     timeout(Duration::from_secs(5), nodes.closed()).await.expect("the probes have ended");
+}
+
+/// Whoever has connections to a node does not lose them because samport is started again.
+#[tokio::test]
+async fn a_node_that_was_used_before_is_up_until_it_does_not_answer() {
+    let node = Answering::begin(usize::MAX).await;
+    node.task.abort();
+    let (_nodes, receiver) = watch::channel(vec![node.node()]);
+    let own: OwnEnd = Arc::new(|_| Box::pin(async { Some(Ipv4Addr::LOCALHOST.into()) }));
+    let mut healths = start_every(EVERY, receiver, own, [node.at.ip()].into());
+    assert!(healths.borrow().values().all(|one| one.up), "{:?}", healths.borrow());
+    until(&mut healths, |one| one.is_some_and(|one| !one.up)).await;
+}
+
+/// One may be named before samport runs there.
+#[tokio::test]
+async fn a_node_that_is_named_later_is_up_when_it_answers() {
+    let node = Answering::begin(usize::MAX).await;
+    let at = node.at;
+    node.task.abort();
+    let (nodes, receiver) = watch::channel(Vec::new());
+    let own: OwnEnd = Arc::new(|_| Box::pin(async { Some(Ipv4Addr::LOCALHOST.into()) }));
+    let mut healths = start_every(EVERY, receiver, own, [at.ip()].into());
+    nodes.send_replace(vec![node.node()]);
+    until(&mut healths, |one| one.is_some_and(|one| !one.up)).await;
+    let _again = Answering::at(at, usize::MAX).await;
+    until(&mut healths, |one| one.is_some_and(|one| one.up)).await;
 }
