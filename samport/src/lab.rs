@@ -38,7 +38,7 @@ pub use load::{Failure, Load, Report, Tally};
 pub use namespace::{NETNS_DIR, Namespace, describe, output_of};
 pub use server::Server;
 pub use traces::{Traces, objects_of};
-pub use watched::{Line, Watched};
+pub use watched::{Echo, Line, Watched};
 
 /// The network. Namespaces go away with it.
 #[derive(Debug)]

@@ -50,6 +50,7 @@ const MACHINES: [Machine; 3] = [
         parts: &[
             ("demo", "cargo xtask demo"),
             ("test", "cargo xtask test"),
+            ("demo of 3 hosts", "cargo xtask demo --nodes 3"),
             ("lint", "cargo xtask lint"),
             // 3: the distribution's compiler has moved, and bytes cannot be compared. Nightly that fails.
             ("prebuilt", "cargo xtask prebuilt --check || [ $? = 3 ]"),

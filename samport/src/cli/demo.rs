@@ -1,13 +1,22 @@
 //! `samport demo`: the article's experiment, in a lab of network namespaces.
 
+mod nodes;
+
+use std::io::{Write as _, stdout};
+use std::net::SocketAddr;
+use std::panic;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinError;
 
-use crate::lab::{BackendsFile, Footprint, HOST_V4, Lab, Load, Server, Tally, Watched, stats};
+use super::sigpipe::end_if_reader_has_gone;
+use crate::lab::{
+    BackendsFile, Footprint, HOST_V4, Lab, Load, Namespace, Server, Tally, Watched, get, stats,
+};
 
 /// Port clients dial, and the servers' own.
 const PORTS: (u16, u16) = (80, 9090);
@@ -22,9 +31,12 @@ const REQUESTS_PER_PHASE: u32 = 500;
 /// Options of `samport demo`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Start N web servers
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=100))]
-    backends: u8,
+    /// Show several hosts: N of them, each with its own servers
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=9))]
+    nodes: Option<u8>,
+    /// Start N web servers; default: 3, with --nodes 2 on each host
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=100))]
+    backends: Option<u8>,
     /// Send N requests
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests: u32,
@@ -42,7 +54,10 @@ pub async fn run(args: Args) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let work = {
         let interrupted = interrupted.clone();
-        tokio::task::spawn_blocking(move || demonstrate(&args, &interrupted))
+        tokio::task::spawn_blocking(move || match args.nodes {
+            Some(nodes) => nodes::demonstrate(nodes, &args, &interrupted),
+            None => demonstrate(&args, &interrupted),
+        })
     };
     tokio::pin!(work);
     let done = tokio::select! {
@@ -51,7 +66,14 @@ pub async fn run(args: Args) -> Result<()> {
         _ = term.recv() => { interrupted.set(); work.await }
         _ = hangup.recv() => { interrupted.set(); work.await }
     };
-    done.context("the demo has panicked")?
+    match done.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => {
+            end_if_reader_has_gone(&*panic);
+            panic::resume_unwind(panic)
+        }
+        Err(Err(error)) => Err(error.into()),
+    }
 }
 
 /// Set by Ctrl-C. The work looks at it between its steps and then cleans up like after any error.
@@ -71,7 +93,7 @@ impl Interrupt {
 
 fn demonstrate(args: &Args, interrupt: &Interrupt) -> Result<()> {
     say("Each server is in its own network namespace, as a container is.");
-    let lab = Lab::builder().backends(args.backends).docker_like_firewall();
+    let lab = Lab::builder().backends(args.backends.unwrap_or(3)).docker_like_firewall();
     let mut footprint = Footprint::of(&lab);
     let shown = lab.build().and_then(|mut lab| in_lab(&mut lab, &mut footprint, args, interrupt));
     // Whatever has happened, the lab is gone by now; an error of the demo comes first, and Ctrl-C before
@@ -151,42 +173,8 @@ impl<'a> Demo<'a> {
             "for i in {{1..{requests}}}; do curl -s {HOST_V4} 2>&1; done | sort | uniq -c"
         ));
         let front = self.lab.front(PORTS.0);
-        let mut tally = Tally::default();
-        for number in 1..=requests {
-            interrupt.check()?;
-            let response = self
-                .lab
-                .get(front, "/")
-                .with_context(|| format!("request {number} of {requests} to {front}"))?;
-            ensure!(
-                response.client == response.local_addr,
-                "{} saw {} instead of the client's own {}",
-                response.backend,
-                response.client,
-                response.local_addr
-            );
-            tally.add(&response.backend);
-        }
-        println!("{tally}\n");
-        self.check_tally(&tally, requests)?;
-        println!("every server saw the client's own address and port");
-        Ok(())
-    }
-
-    /// Whether each share is as near to equal as chance keeps it 15,999 times of 16,000.
-    fn check_tally(&self, tally: &Tally, requests: u32) -> Result<()> {
-        let share = 1.0 / f64::from(u32::try_from(self.servers.len())?);
-        let (expected, margin) = (f64::from(requests) * share, stats::four_sigma(requests, share));
-        for server in &self.servers {
-            let count = tally.of(server.name());
-            ensure!(
-                stats::within_four_sigma(count, requests, share),
-                "{} got {count} requests, not within 4 σ of equal: {expected:.0} ± {margin:.0}",
-                server.name()
-            );
-        }
-        println!("each share is within 4 σ of equal: {expected:.0} ± {margin:.0}");
-        Ok(())
+        let names: Vec<_> = self.servers.iter().map(Server::name).collect();
+        ask(self.lab.client(), front, requests, &names, interrupt)
     }
 
     /// Takes one server away and brings another, under load; no request may fail.
@@ -222,6 +210,45 @@ impl<'a> Demo<'a> {
     }
 }
 
+/// Sends that many requests, each on a new connection: an error unless each server saw the client's own address, and has a share
+/// as near to equal as chance keeps it 15,999 times of 16,000.
+fn ask(
+    client: &Namespace,
+    front: SocketAddr,
+    requests: u32,
+    servers: &[&str],
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let mut tally = Tally::default();
+    for number in 1..=requests {
+        interrupt.check()?;
+        let response = client
+            .run(|| get(front, "/"))
+            .with_context(|| format!("request {number} of {requests} to {front}"))?;
+        ensure!(
+            response.client == response.local_addr,
+            "{} saw {} instead of the client's own {}",
+            response.backend,
+            response.client,
+            response.local_addr
+        );
+        tally.add(&response.backend);
+    }
+    println!("{tally}\n");
+    let share = 1.0 / f64::from(u32::try_from(servers.len())?);
+    let (expected, margin) = (f64::from(requests) * share, stats::four_sigma(requests, share));
+    for server in servers {
+        let count = tally.of(server);
+        ensure!(
+            stats::within_four_sigma(count, requests, share),
+            "{server} got {count} requests, not within 4 σ of equal: {expected:.0} ± {margin:.0}"
+        );
+    }
+    println!("each share is within 4 σ of equal: {expected:.0} ± {margin:.0}");
+    println!("every server saw the client's own address and port");
+    Ok(())
+}
+
 /// Answers of the next requests.
 fn phase(load: &Load, interrupt: &Interrupt) -> Result<Tally> {
     // Requests that were under way before do not count: the first few are let pass.
@@ -253,7 +280,7 @@ fn start_samport(lab: &Lab, file: &BackendsFile) -> Result<Watched> {
     command.args(options).arg(file.path());
     // The machine's own is not made for a demo.
     command.env("SAMPORT_HASH_SEED_FILE", file.path().with_file_name("hash-seed"));
-    let samport = Watched::spawn(command, Some(|line| println!("    {line}")))?;
+    let samport = Watched::spawn(command, Some(Arc::new(|line| echo(&format!("    {line}")))))?;
     samport.wait_for_line("ready: ", TIMEOUT)?;
     println!();
     Ok(samport)
@@ -276,6 +303,11 @@ impl Drop for Folder {
             eprintln!("remove {}: {error}", self.0.display());
         }
     }
+}
+
+/// Prints a line of a child's. A reader that has gone is found by the thread that cleans up.
+fn echo(line: &str) {
+    let _ = writeln!(stdout(), "{line}");
 }
 
 fn say(text: &str) {

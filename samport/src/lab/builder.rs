@@ -50,6 +50,11 @@ impl Default for Builder {
 }
 
 impl Builder {
+    /// A part of a larger lab, with names that begin with this.
+    pub(super) fn with_prefix(prefix: String) -> Self {
+        Self { prefix, ..Self::default() }
+    }
+
     /// How many backends; the bridge is made with the first.
     #[must_use]
     pub fn backends(mut self, backends: u8) -> Self {

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 
+use super::namespace::new_prefix;
 use super::{Backend, Bridge, Builder, Namespace, Server, output_of};
 
 /// The client's place on the segment.
@@ -60,11 +61,28 @@ impl Cluster {
     /// # Errors
     /// If a command fails.
     pub fn build(options: Options) -> Result<Self> {
-        let switch = Namespace::new("switch")?;
-        switch.batch("link add name br0 type bridge\nlink set br0 up\n")?;
-        let client = Namespace::new("client")?;
+        Self::build_as(&Self::new_prefix(), options)
+    }
+
+    /// What the names of everything in one cluster begin with: nothing else on the machine is called so.
+    #[must_use]
+    pub fn new_prefix() -> String {
+        new_prefix()
+    }
+
+    /// Makes it all, with names that begin with this.
+    ///
+    /// # Errors
+    /// If a command fails.
+    pub fn build_as(prefix: &str, options: Options) -> Result<Self> {
+        let switch = Namespace::with_prefix(prefix, "switch")?;
+        let alias = format!("{}-br0", switch.name());
+        switch.batch(&format!(
+            "link add name br0 type bridge\nlink set br0 alias {alias}\nlink set br0 up\n"
+        ))?;
+        let client = Namespace::with_prefix(prefix, "client")?;
         plug_in(&switch, &client, CLIENT, options).context("plug in the client")?;
-        let make = |number| Host::make(number, &switch, options);
+        let make = |number| Host::make(prefix, number, &switch, options);
         let hosts = (1..=options.hosts).map(make).collect::<Result<_>>()?;
         Ok(Self { client, hosts, switch })
     }
@@ -100,11 +118,19 @@ impl Cluster {
     /// The file of nodes, for all of them: each has all its containers ready behind this port, TCP and UDP.
     #[must_use]
     pub fn nodes_file(&self, port: u16) -> String {
+        self.nodes_file_of(&[&port.to_string(), &format!("{port}/udp")])
+    }
+
+    /// The same, with all containers ready behind these ports: `80` or `53/udp`.
+    #[must_use]
+    pub fn nodes_file_of(&self, ports: &[&str]) -> String {
         let node = |host: &Host| {
             let (name, address, ready) = (host.name(), host.v4(), host.backends.len());
+            let services = ports.iter().map(|port| format!("\"{port}\" = {ready}"));
+            let services = services.collect::<Vec<_>>().join(", ");
             format!(
                 "[[node]]\nname = \"{name}\"\naddress = \"{address}\"\n\
-                 services = {{ \"{port}\" = {ready}, \"{port}/udp\" = {ready} }}\n"
+                 services = {{ {services} }}\n"
             )
         };
         self.hosts.iter().map(node).collect()
@@ -112,8 +138,8 @@ impl Cluster {
 }
 
 impl Host {
-    fn make(number: u8, switch: &Namespace, options: Options) -> Result<Self> {
-        let namespace = Namespace::new(&format!("n{number}"))?;
+    fn make(prefix: &str, number: u8, switch: &Namespace, options: Options) -> Result<Self> {
+        let namespace = Namespace::with_prefix(prefix, &format!("n{number}"))?;
         plug_in(switch, &namespace, number, options)
             .with_context(|| format!("plug in {number}"))?;
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
@@ -124,7 +150,8 @@ impl Host {
             }
             output_of(namespace.command("iptables").args(["-w", "-P", "FORWARD", "DROP"]))?;
         }
-        let mut builder = Builder::default().mtu(options.mtu);
+        let prefix = format!("{}-", namespace.name());
+        let mut builder = Builder::with_prefix(prefix).mtu(options.mtu);
         if options.offload_off {
             builder = builder.tx_offload_off();
         }
@@ -202,11 +229,13 @@ fn plug_in(switch: &Namespace, host: &Namespace, number: u8, options: Options) -
     host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
     switch.batch(&format!(
         "link add name {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
-         link set {port} master br0 up\n",
-        host.name()
+         link set {port} master br0 alias {}-{port} up\n",
+        host.name(),
+        switch.name()
     ))?;
     host.batch(&format!(
-        "addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\nlink set eth0 up\n",
+        "link set eth0 alias {}-eth0\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\nlink set eth0 up\n",
+        host.name(),
         v4(number),
         v6(number)
     ))?;

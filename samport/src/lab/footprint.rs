@@ -37,8 +37,13 @@ impl Footprint {
     /// Of a lab that is about to be built.
     #[must_use]
     pub fn of(lab: &Builder) -> Self {
-        let prefix = lab.prefix().to_owned();
-        Self { prefix, before: Traces::new(), objects: Objects::default() }
+        Self::in_lab(lab.prefix())
+    }
+
+    /// Of a host in a lab that is about to be built, whose names begin with this.
+    #[must_use]
+    pub fn in_lab(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), before: Traces::new(), objects: Objects::default() }
     }
 
     /// Looks at the lab's host before samport is started in it.

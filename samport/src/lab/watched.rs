@@ -45,6 +45,9 @@ impl Shared {
     }
 }
 
+/// Gets every line of a child as it comes.
+pub type Echo = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// A running child. It gets SIGTERM when dropped, and when the thread that started it ends.
 pub struct Watched {
     child: Child,
@@ -57,7 +60,7 @@ impl Watched {
     ///
     /// The child ends with the calling thread, also when that is killed: call it from one that lives
     /// as long as the child is to.
-    pub fn spawn(mut command: Command, echo: Option<fn(&str)>) -> Result<Self> {
+    pub fn spawn(mut command: Command, echo: Option<Echo>) -> Result<Self> {
         let description = describe(&command);
         // SAFETY: the hook makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) };
@@ -73,8 +76,8 @@ impl Watched {
         pipes.extend(child.stderr.take().map(|pipe| Box::new(pipe) as _));
         shared.output().open_pipes = pipes.len();
         for pipe in pipes {
-            let shared = Arc::clone(&shared);
-            thread::spawn(move || collect(pipe, &shared, echo));
+            let (shared, echo) = (Arc::clone(&shared), echo.clone());
+            thread::spawn(move || collect(pipe, &shared, echo.as_deref()));
         }
         Ok(Self { child, description, shared })
     }
@@ -193,7 +196,11 @@ impl Drop for Watched {
     }
 }
 
-fn collect(pipe: Box<dyn Read + Send>, shared: &Shared, echo: Option<fn(&str)>) {
+fn collect(
+    pipe: Box<dyn Read + Send>,
+    shared: &Shared,
+    echo: Option<&(dyn Fn(&str) + Send + Sync)>,
+) {
     let mut pipe = BufReader::new(pipe);
     let mut bytes = Vec::new();
     while matches!(pipe.read_until(b'\n', &mut bytes), Ok(1..)) {
