@@ -14,7 +14,7 @@ use crate::lab::{BackendsFile, Footprint, Load, Server, Tally, Watched};
 /// Threads that ask while a host is cut off: each may lose the request that it waits for then.
 const THREADS: usize = 2;
 
-/// Shows it in a lab of so many hosts.
+/// Shows it in a lab of this many hosts.
 pub(super) fn demonstrate(nodes: u8, args: &Args, interrupt: &Interrupt) -> Result<()> {
     let options =
         Options { hosts: nodes, backends: args.backends.unwrap_or(2), ..Options::default() };
