@@ -72,21 +72,29 @@ pub struct Answer {
 const CONTROL: u8 = 0x20;
 const QUESTION: u8 = 1;
 const ANSWER: u8 = 2;
+/// The same of a node that is to get no new connections.
+const DRAINING: u8 = 3;
 /// Bytes of an answer behind the UDP header: the header of GUE (4), a sequence number (4) and a nonce (8).
 const ANSWER_LEN: usize = 16;
 
 /// The answer to a probe that stands behind the UDP header of this packet; `None` for any other message: nobody answers
-/// an answer.
+/// an answer. `drains` says whether the one who answers is to get no new connections.
 #[must_use]
 #[inline(always)]
-pub fn answer<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>) -> Option<Answer> {
+pub fn answer<P: Family, F: Frame + ?Sized>(
+    frame: &F,
+    packet: &Packet<P::Addr>,
+    drains: bool,
+) -> Option<Answer> {
     let at = packet.l4 + udp::LEN;
     let message: [u8; ANSWER_LEN] = frame.read(at)?;
     let [control, kind, rest @ ..] = message;
     if control != CONTROL || kind != QUESTION {
         return None;
     }
+    let kind = if drains { DRAINING } else { ANSWER };
     let length_at = packet.l3 + P::of_two([ipv4::TOTAL_LEN.start, ipv6::PAYLOAD_LEN.start]);
+    let length_at = frame.reconsider(length_at);
     let before: [u8; 2] = frame.read(length_at)?;
     let counted_from = packet.l3 + P::of_two([0, ipv6::LEN]);
     let length = length((at + ANSWER_LEN).saturating_sub(counted_from));
@@ -103,7 +111,7 @@ pub fn answer<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>)
         #[rustfmt::skip]
         let covered: [u8; udp::LEN + ANSWER_LEN] = [
             s0, s1, d0, d1, l0, l1, 0, 0,
-            CONTROL, ANSWER, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13,
+            CONTROL, kind, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13,
         ];
         let sum = checksum::fold(u32::from(pseudo) + u32::from(checksum::csum(&covered)));
         if sum == u16::MAX { [0xff; 2] } else { (!sum).to_ne_bytes() }
@@ -114,7 +122,7 @@ pub fn answer<P: Family, F: Frame + ?Sized>(frame: &F, packet: &Packet<P::Addr>)
         length,
         csum_diff: checksum::csum_diff(&before, &length),
         udp: [s0, s1, d0, d1, l0, l1, c0, c1],
-        control: [CONTROL, ANSWER],
+        control: [CONTROL, kind],
     })
 }
 

@@ -75,13 +75,21 @@ pub fn probe<P: Tables>(skb: &Skb) -> Next {
     else {
         return Verdict::TunnelMalformed.into();
     };
-    let Some(answer) = encap::answer::<P, _>(skb, packet) else {
+    let drains = own_drains::<P>(packet) != 0;
+    let Some(answer) = encap::answer::<P, _>(skb, packet, drains) else {
         return Verdict::TunnelMalformed.into();
     };
     if turn_round::<P>(skb, packet, &answer, sender, receiver).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(Outcome { verdict: Verdict::TunnelProbe, redirect: skb::redirect(skb.ifindex()) })
+}
+
+/// 1 if the node that a packet comes from is told that this one is drained, else 0.
+#[inline(never)]
+fn own_drains<P: Tables>(packet: &'static Packet<P::Addr>) -> u32 {
+    let node = maps::node_at(&P::to_mapped(packet.source.addr)).and_then(maps::node);
+    u32::from(node.is_some_and(Node::own_drains))
 }
 
 #[inline(always)]

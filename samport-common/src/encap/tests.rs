@@ -5,7 +5,16 @@ use crate::family::{Family, V4, V6};
 use crate::packet::{self, L3};
 
 fn node(addr: [u8; 16], own: [u8; 16], mtu: u32) -> Node {
-    Node { addr, own, ifindex: 2, mtu, port: 6_080u16.to_be_bytes(), in_use: 1, pad: [0; 5] }
+    Node {
+        addr,
+        own,
+        ifindex: 2,
+        mtu,
+        port: 6_080u16.to_be_bytes(),
+        in_use: 1,
+        own_drains: 0,
+        pad: [0; 4],
+    }
 }
 
 fn v4(mtu: u32) -> Node {
@@ -112,11 +121,15 @@ fn a_length_that_does_not_fit_is_none() {
 
 /// A probe from a node, as it comes in, and the frame it is answered with.
 fn answered<P: Family>(node: &Node, message: &[u8]) -> Option<Vec<u8>> {
+    answered_by::<P>(node, message, false)
+}
+
+fn answered_by<P: Family>(node: &Node, message: &[u8], drains: bool) -> Option<Vec<u8>> {
     let mut frame = wrapped(node, &[&[0x45][..], &vec![0; message.len() - 1]].concat(), 7);
     let len = frame.len();
     frame[len - message.len()..].copy_from_slice(message);
     let packet = packet::parse::<P, _>(&frame[..]).unwrap();
-    let answer = answer::<P, _>(&frame[..], &packet)?;
+    let answer = answer::<P, _>(&frame[..], &packet, drains)?;
     frame.truncate(answer.frame_len);
     frame[answer.length_at..answer.length_at + 2].copy_from_slice(&answer.length);
     if let Some(at) = P::CHECKSUM {
@@ -155,6 +168,13 @@ fn a_probe_is_answered_by_its_head_turned_round() {
         let pseudo = checksum::pseudo_header(sums.0, sums.1, protocol::UDP, 24u16.to_be());
         assert_eq!(checksum::compute(&frame[packet.l4..], pseudo.into()), [0, 0]);
     }
+    // Of one that is drained.
+    let frame = answered_by::<V6>(&v6(1_500), &small, true).unwrap();
+    let packet = packet::parse::<V6, _>(&frame[..]).unwrap();
+    let sums = (V6::csum(&packet.source.addr), V6::csum(&packet.destination.addr));
+    let pseudo = checksum::pseudo_header(sums.0, sums.1, protocol::UDP, 24u16.to_be());
+    assert_eq!(checksum::compute(&frame[packet.l4..], pseudo.into()), [0, 0]);
+    assert_eq!(frame[frame.len() - 16..frame.len() - 12], [0x20, 3, 0, 0]);
     // An answer, another control message, and one that is cut off.
     let mut answer = small.clone();
     answer[1] = 2;

@@ -23,8 +23,10 @@ pub struct Node {
     pub port: [u8; 2],
     /// 1 if the index is in use.
     pub in_use: u8,
+    /// 1 if this machine is to get no new connections from it: answers to its probes say so.
+    pub own_drains: u8,
     /// Zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
 }
 
 impl Node {
@@ -33,6 +35,13 @@ impl Node {
     #[inline(always)]
     pub const fn is_in_use(&self) -> bool {
         self.in_use != 0
+    }
+
+    /// Whether it is told to send this machine no new connections.
+    #[must_use]
+    #[inline(always)]
+    pub const fn own_drains(&self) -> bool {
+        self.own_drains != 0
     }
 
     /// Whether its end of the tunnel has an IPv6 address.

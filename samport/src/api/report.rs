@@ -130,7 +130,8 @@ pub fn health(
         None => view.services.keys().map(|listen| of(*listen)).min().unwrap_or(0),
     };
     let ok = healthy >= wanted && trouble.is_none();
-    Health { schema: SCHEMA, healthy, wanted, ok, trouble }
+    let node_drained = view.node_drained;
+    Health { schema: SCHEMA, healthy, wanted, ok, node_drained, trouble }
 }
 
 #[cfg(test)]
@@ -158,7 +159,12 @@ mod tests {
     }
 
     fn view(backends: Vec<BackendView>) -> ControlView {
-        ControlView { services: [(Listen::tcp(80), Balance::Random)].into(), backends, left_out: 0 }
+        ControlView {
+            services: [(Listen::tcp(80), Balance::Random)].into(),
+            backends,
+            left_out: 0,
+            node_drained: false,
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ fn routes(app: Arc<AppState>) -> Router {
         .route("/v1/backends", get(backends))
         .route("/v1/backends/{name}/drain", post(drain))
         .route("/v1/backends/{name}/undrain", post(undrain))
+        .route("/v1/node/drain", post(drain_node))
+        .route("/v1/node/undrain", post(undrain_node))
         .route("/v1/weights/{name}", put(weight))
         .route("/v1/services", get(services))
         .route("/v1/services/{name}/balance", put(balance))
@@ -144,6 +146,14 @@ async fn undrain(
     Path(name): Path<String>,
 ) -> Result<Json<types::Backends>, ApiError> {
     app.carry_out(OperatorCommand::Undrain(name)).await
+}
+
+async fn drain_node(State(app): AppRef) -> Result<Json<types::Backends>, ApiError> {
+    app.carry_out(OperatorCommand::DrainNode).await
+}
+
+async fn undrain_node(State(app): AppRef) -> Result<Json<types::Backends>, ApiError> {
+    app.carry_out(OperatorCommand::UndrainNode).await
 }
 
 async fn weight(

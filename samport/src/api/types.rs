@@ -146,6 +146,9 @@ pub struct Health {
     pub wanted: usize,
     /// Whether that is enough, and the control loop is well.
     pub ok: bool,
+    /// Whether this node is drained: clients should dial another one.
+    #[serde(default)]
+    pub node_drained: bool,
     /// Why the control loop is not well: it has not completed a round for 30 seconds. Null if it is.
     #[serde(default)]
     pub trouble: Option<String>,

@@ -238,7 +238,14 @@ mod tests {
         let wide = table(&all.backends, &[&NARROW[..], &WIDER[..]].concat());
         pages.add("samport backends -o wide", &wide);
         pages.add_json("samport backends -o json", &all);
-        let health = Health { schema: SCHEMA, healthy: 2, wanted: 3, ok: false, trouble: None };
+        let health = Health {
+            schema: SCHEMA,
+            healthy: 2,
+            wanted: 3,
+            ok: false,
+            node_drained: false,
+            trouble: None,
+        };
         pages.add_json("samport wait --healthy 3 -o json", &health);
         pages.assert("backends");
     }

@@ -21,15 +21,31 @@ use crate::system::exit::{Exit, coded};
 /// Between two looks whether a backend has drained.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What is to drain, or not any more.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = false)]
+struct Drained {
+    /// Container name, beginning of its id, or ADDRESS:PORT
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    backend: Option<String>,
+    /// This node of the cluster
+    ///
+    /// While a node is drained and other nodes can serve, new connections go to containers of those, whichever node
+    /// clients dial. `samport healthcheck` fails on it: let keepalived, or whatever else moves the address that
+    /// clients dial, ask that.
+    #[arg(long)]
+    this_node: bool,
+}
+
 /// Options of `samport drain`.
 #[derive(clap::Args, Debug)]
 pub struct DrainArgs {
-    /// Container name, beginning of its id, or ADDRESS:PORT
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    backend: String,
+    #[command(flatten)]
+    what: Drained,
     /// Return when the backend has drained
     ///
-    /// When its last connection is closed, or its time to drain is over.
+    /// When its last connection is closed, or its time to drain is over. With --this-node: when no connection goes
+    /// through this node any more.
     #[arg(long)]
     wait: bool,
     /// Limit the time to wait
@@ -42,9 +58,8 @@ pub struct DrainArgs {
 /// Options of `samport undrain`.
 #[derive(clap::Args, Debug)]
 pub struct UndrainArgs {
-    /// Container name, beginning of its id, or ADDRESS:PORT
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    backend: String,
+    #[command(flatten)]
+    what: Drained,
     #[command(flatten)]
     connection: Connection,
 }
@@ -92,7 +107,10 @@ pub struct AllowArgs {
 pub async fn drain(args: DrainArgs) -> Result<()> {
     let client = args.connection.client()?;
     let begin = Instant::now();
-    let drained = carry_out(&client, &OperatorCommand::Drain(args.backend)).await?;
+    let Some(backend) = args.what.backend else {
+        return drain_node(&client, args.wait.then_some(begin + args.timeout)).await;
+    };
+    let drained = carry_out(&client, &OperatorCommand::Drain(backend)).await?;
     print_all(&drained);
     let last = drained.backends.iter().filter(|backend| backend.is_last);
     // Once, whatever number of addresses it has.
@@ -111,8 +129,46 @@ pub async fn drain(args: DrainArgs) -> Result<()> {
 /// Ends a drain.
 pub async fn undrain(args: UndrainArgs) -> Result<()> {
     let client = args.connection.client()?;
-    print_all(&carry_out(&client, &OperatorCommand::Undrain(args.backend)).await?);
+    let order = args.what.backend.map_or(OperatorCommand::UndrainNode, OperatorCommand::Undrain);
+    print_all(&carry_out(&client, &order).await?);
     Ok(())
+}
+
+/// Lets this node drain. With a deadline, waits until no connection goes through it any more.
+async fn drain_node(client: &Client, deadline: Option<Instant>) -> Result<()> {
+    print_all(&carry_out(client, &OperatorCommand::DrainNode).await?);
+    let all = backends(client).await?;
+    for service in services(client).await? {
+        let is_other = |one: &Backend| one.node.is_some() && one.state == State::Active.name();
+        let mut of_service = all.iter().filter(|one| one.service == service);
+        if !of_service.any(is_other) {
+            tracing::warn!(
+                "no other node takes new connections of {service}: this one does until one can"
+            );
+        }
+    }
+    let Some(deadline) = deadline else { return Ok(()) };
+    let mut progress = Progress::new();
+    loop {
+        let all = backends(client).await?;
+        let open: u64 = all.iter().filter_map(|one| one.counters?.open).sum();
+        if open == 0 {
+            println!("drained");
+            return Ok(());
+        }
+        let message = format!("{open} connections are open through this node");
+        if Instant::now() >= deadline {
+            return Err(coded(Exit::Timeout, message));
+        }
+        progress.tell(|| format!("{message} …"));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// All backends of an instance.
+async fn backends(client: &Client) -> Result<Vec<Backend>> {
+    let Backends { backends, .. } = client.get("/v1/backends").await?;
+    Ok(backends)
 }
 
 /// Gives a backend another weight.
@@ -156,6 +212,8 @@ pub(super) async fn carry_out(client: &Client, order: &OperatorCommand) -> Resul
         OperatorCommand::Undrain(name) => {
             client.post(&format!("/v1/backends/{}/undrain", escaped(name))).await
         }
+        OperatorCommand::DrainNode => client.post("/v1/node/drain").await,
+        OperatorCommand::UndrainNode => client.post("/v1/node/undrain").await,
         OperatorCommand::Weight(name, weight) => {
             let body = types::Weight { weight: *weight };
             client.put(&format!("/v1/weights/{}", escaped(name)), &body).await
@@ -200,8 +258,8 @@ async fn wait_until_down(client: &Client, drained: &[Backend], deadline: Instant
     };
     let mut progress = Progress::new();
     loop {
-        let all: Backends = client.get("/v1/backends").await?;
-        let mut left = all.backends.iter().filter(|one| is_meant(one));
+        let all = backends(client).await?;
+        let mut left = all.iter().filter(|one| is_meant(one));
         let Some(first) = left.find(|one| one.state != State::Down.name()) else {
             println!("drained");
             return Ok(());

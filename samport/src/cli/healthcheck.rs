@@ -18,7 +18,7 @@ pub struct Args {
 ///
 /// # Errors
 /// [`Exit::Unreachable`] if samport does not answer; plain failure, naming the services, if some have no
-/// backend that takes new connections, if there is no service, or if the control loop has not completed a round for
+/// backend that takes new connections, if there is no service, if this node is drained, or if the control loop has not completed a round for
 /// 30 seconds.
 pub async fn run(args: Args) -> Result<()> {
     let client = args.connection.client()?;
@@ -32,6 +32,10 @@ pub async fn run(args: Args) -> Result<()> {
         let health: Health = client.look(&path).await?;
         if let Some(trouble) = health.trouble {
             return Err(coded(Exit::Failure, trouble));
+        }
+        if health.node_drained {
+            let why = "this node is drained; `samport undrain --this-node` ends that";
+            return Err(coded(Exit::Failure, why));
         }
         if !health.ok {
             without.push(one.service);

@@ -27,6 +27,8 @@ const OPEN_AGAIN: u32 = 5;
 pub struct NodeHealth {
     /// Whether its kernel programs answer.
     pub up: bool,
+    /// Whether it is drained: it is to get no new connections.
+    pub drains: bool,
     /// The size of the largest IP packet that arrives there whole: the tunnel's own headers are a part of it.
     pub path_mtu: Option<u16>,
     /// Since when it is up, or down.
@@ -99,7 +101,8 @@ impl ProbedNodes {
         for (at, node) in wanted {
             self.tasks.entry(at).or_insert_with(|| {
                 let up = self.used_before.contains(&at.ip());
-                let health = NodeHealth { up, path_mtu: None, since: SystemTime::now() };
+                let health =
+                    NodeHealth { up, drains: false, path_mtu: None, since: SystemTime::now() };
                 self.healths.send_modify(|healths| _ = healths.insert(at.ip(), health));
                 let probe = NodeProbe {
                     name: node.name.clone(),
@@ -132,7 +135,7 @@ struct NodeProbe {
 impl NodeProbe {
     async fn run(self) {
         let mut probing = Probing::of(self.at.is_ipv6());
-        let mut said = Answers::NotYet;
+        let mut said = (Answers::NotYet, false);
         let (mut socket, mut age): (Option<ProbeSocket>, u32) = (None, 0);
         let mut ticks = interval(self.every);
         // Whoever was stopped for a while does not make up for it.
@@ -161,8 +164,9 @@ impl NodeProbe {
                 }
             }
             self.publish(&probing);
-            self.say(said, probing.answers());
-            said = probing.answers();
+            let now = (probing.answers(), probing.drains());
+            self.say(said, now);
+            said = now;
         }
     }
 
@@ -201,19 +205,26 @@ impl NodeProbe {
                 Answers::No => false,
             };
             let since = if before.up == up { before.since } else { SystemTime::now() };
-            *health = NodeHealth { up, path_mtu, since };
+            *health = NodeHealth { up, drains: probing.drains(), path_mtu, since };
             before != *health
         });
     }
 
-    fn say(&self, before: Answers, now: Answers) {
+    fn say(&self, before: (Answers, bool), now: (Answers, bool)) {
         let (name, at) = (&self.name, self.at);
-        match (before, now) {
+        match (before.0, now.0) {
             (Answers::NotYet, Answers::Yes) => tracing::info!("node {name} ({at}) is up"),
             (Answers::No, Answers::Yes) => tracing::info!("node {name} ({at}) is up again"),
             (Answers::NotYet | Answers::Yes, Answers::No) => tracing::warn!(
                 "node {name} ({at}) is down: it does not answer; new connections go elsewhere"
             ),
+            _ => {}
+        }
+        match (before.1, now.1) {
+            (false, true) => {
+                tracing::info!("node {name} ({at}) is drained: new connections go elsewhere");
+            }
+            (true, false) => tracing::info!("node {name} ({at}) is not drained any more"),
             _ => {}
         }
     }

@@ -64,6 +64,8 @@ impl NodeOffer {
         for candidate in &mut new {
             if self.is_down(candidate) {
                 candidate.condition = Condition::Unhealthy;
+            } else if self.drains(candidate) {
+                candidate.condition = Condition::Draining;
             }
         }
         self.healths.mark_unchanged();
@@ -85,6 +87,12 @@ impl NodeOffer {
             // It was named just now, and is going to be asked; without probes there is no sender.
             None => self.healths.has_changed().is_ok(),
         }
+    }
+
+    /// Whether a candidate's node says that it is drained.
+    fn drains(&self, candidate: &Candidate) -> bool {
+        let Some(Reach::Node(tunnel)) = candidate.place else { return false };
+        self.healths.borrow().get(&tunnel.ip()).is_some_and(|health| health.drains)
     }
 
     fn publish(&mut self, now: Instant) {
@@ -138,6 +146,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_that_is_drained_drains_here() {
+        let (_nodes, receiver) = watch::channel(vec![node("n2", [192, 0, 2, 2], 1)]);
+        let health = |drains| {
+            let health =
+                NodeHealth { up: true, drains, path_mtu: None, since: SystemTime::UNIX_EPOCH };
+            Healths::from([([192, 0, 2, 2].into(), health)])
+        };
+        let (healths, probed) = watch::channel(health(true));
+        let mut snapshots =
+            NodeOffer::start(receiver, probed, Vec::new(), Box::new(Duration::default));
+        assert_eq!(shown(&snapshots.borrow_and_update()), ["n2 1 Draining"]);
+        healths.send_replace(health(false));
+        assert_eq!(next(&mut snapshots).await, ["n2 1 Ready"]);
+    }
+
+    #[tokio::test]
     async fn one_that_is_back_is_ready_immediately_with_its_new_weight() {
         let (nodes, receiver) = watch::channel(vec![node("n2", [192, 0, 2, 2], 1)]);
         let mut snapshots = NodeOffer::start(
@@ -160,7 +184,8 @@ mod tests {
         let (healths, probed) = watch::channel(Healths::new());
         let mut snapshots =
             NodeOffer::start(receiver, probed, Vec::new(), Box::new(Duration::default));
-        let health = |up| NodeHealth { up, path_mtu: None, since: SystemTime::UNIX_EPOCH };
+        let health =
+            |up| NodeHealth { up, drains: false, path_mtu: None, since: SystemTime::UNIX_EPOCH };
         let of = |last: u8, up| {
             healths.send_modify(|all| _ = all.insert([192, 0, 2, last].into(), health(up)));
         };

@@ -14,6 +14,8 @@ const CONTROL: u8 = 0x20;
 const QUESTION: u8 = 1;
 /// Control type of an answer.
 const ANSWER: u8 = 2;
+/// Control type of an answer of a node that is drained.
+const DRAINING: u8 = 3;
 /// Bytes in a small probe and in any answer: the header of GUE, the sequence number, the nonce.
 pub(super) const SMALL: usize = 4 + 4 + 8;
 /// A node is down that has left this many small probes in a row unanswered.
@@ -62,6 +64,7 @@ pub(super) struct Probing {
     /// Bytes of IP and UDP headers before a probe.
     headers: usize,
     answers: Answers,
+    drains: bool,
     missed: u32,
     ticks: u32,
     /// The last small ones without an answer, the latest last: an answer may take longer than a second.
@@ -76,6 +79,7 @@ impl Probing {
         Self {
             headers: if is_ipv6 { 40 + 8 } else { 20 + 8 },
             answers: Answers::NotYet,
+            drains: false,
             missed: 0,
             ticks: 0,
             small: VecDeque::new(),
@@ -87,6 +91,11 @@ impl Probing {
     /// Whether it answers.
     pub(super) const fn answers(&self) -> Answers {
         self.answers
+    }
+
+    /// Whether its last answer said that it is drained.
+    pub(super) const fn drains(&self) -> bool {
+        self.drains
     }
 
     /// The size of an IP packet that arrives there whole, if that is known.
@@ -135,14 +144,17 @@ impl Probing {
 
     /// Something has come from the node. Says whether it is the answer to a probe.
     pub(super) fn take(&mut self, bytes: &[u8]) -> bool {
-        if self.large.is_some_and(|sent| sent.bytes(ANSWER) == *bytes) {
+        let kind = bytes.get(1).copied().filter(|kind| [ANSWER, DRAINING].contains(kind));
+        let is_of = |sent: &Sent| kind.is_some_and(|kind| sent.bytes(kind) == *bytes);
+        if self.large.as_ref().is_some_and(is_of) {
             self.large = None;
             self.path_mtu.answered();
-        } else if let Some(at) = self.small.iter().position(|sent| sent.bytes(ANSWER) == *bytes) {
+        } else if let Some(at) = self.small.iter().position(is_of) {
             self.small.drain(..=at);
         } else {
             return false;
         }
+        self.drains = kind == Some(DRAINING);
         self.missed = 0;
         self.answers = Answers::Yes;
         true
@@ -243,6 +255,17 @@ mod tests {
     }
 
     #[test]
+    fn the_last_answer_says_whether_a_node_is_drained() {
+        let mut path = Path::new(false, 1_500);
+        for drains in [false, true, true, false] {
+            let mut bytes = answer(&path.tick(NO_MTU).small);
+            bytes[1] = if drains { DRAINING } else { ANSWER };
+            assert!(path.probing.take(&bytes));
+            assert_eq!((path.probing.answers(), path.probing.drains()), (Answers::Yes, drains));
+        }
+    }
+
+    #[test]
     fn two_of_three_lost_are_no_reason() {
         let mut path = Path::new(false, 1_500);
         for _ in 0..20 {
@@ -283,7 +306,7 @@ mod tests {
         for bytes in [
             last.to_vec(),
             wrong(0, 0x20),
-            wrong(1, 1),
+            wrong(1, 4),
             wrong(2, 1),
             wrong(7, 0x80),
             wrong(15, 1),

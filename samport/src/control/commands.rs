@@ -26,6 +26,10 @@ pub enum OperatorCommand {
     Drain(String),
     /// As if it had never been drained.
     Undrain(String),
+    /// No new flows to this node's backends while other nodes have the service, which are told to send none.
+    DrainNode,
+    /// As if it had never been.
+    UndrainNode,
     /// A backend's share relative to the others, or a group's relative to other groups.
     Weight(String, u32),
     /// How a service chooses.
@@ -74,6 +78,10 @@ impl Overrides {
                     self.drained.remove(&by_id(&one.backend_ref));
                 }
                 meant
+            }
+            OperatorCommand::DrainNode | OperatorCommand::UndrainNode => {
+                self.this_node_drains = matches!(order, OperatorCommand::DrainNode);
+                view.backends.iter().filter(|one| one.node.is_none()).collect()
             }
             OperatorCommand::Weight(name, weight) => self.weigh(name, *weight, &view.backends)?,
             OperatorCommand::Balance(name, balance) => {

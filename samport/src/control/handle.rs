@@ -84,6 +84,8 @@ pub struct ControlView {
     pub backends: Vec<BackendView>,
     /// How many containers are left out, each as often as there are reasons.
     pub left_out: u64,
+    /// Whether this node is drained.
+    pub node_drained: bool,
 }
 
 impl ControlView {
@@ -118,6 +120,7 @@ impl ControlView {
         Self {
             services: BTreeMap::new(),
             left_out: record.left_out.len() as u64,
+            node_drained: record.orders.drains_this_node(),
             backends: record.backends.iter().filter_map(seated).collect(),
         }
     }

@@ -30,7 +30,8 @@ impl Nodes {
             if node.is_in_use() {
                 let at = SocketAddr::new(narrow(node.addr), u16::from_be_bytes(node.port));
                 let Node { ifindex, mtu, .. } = node;
-                known.insert(at, (index, Tunnel { own: narrow(node.own), ifindex, mtu }));
+                let (own, own_drains) = (narrow(node.own), node.own_drains());
+                known.insert(at, (index, Tunnel { own, ifindex, mtu, own_drains }));
             }
         }
         Ok(Self { by_index, ids, known })
@@ -55,7 +56,8 @@ impl Nodes {
             mtu: tunnel.mtu,
             port: at.port().to_be_bytes(),
             in_use: 1,
-            pad: [0; 5],
+            own_drains: tunnel.own_drains.into(),
+            pad: [0; 4],
         };
         self.by_index.set(index, MapCell(node), 0)?;
         self.ids.insert(addr, index, 0)?;

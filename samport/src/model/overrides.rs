@@ -19,6 +19,8 @@ pub struct Overrides {
     /// By name of a group.
     pub(crate) group_weights: BTreeMap<String, u32>,
     pub(crate) balance: BTreeMap<Listen, Balance>,
+    /// Whether this node, in a cluster, is drained.
+    pub(crate) this_node_drains: bool,
 }
 
 /// The orders as they are written down: JSON has only strings for keys.
@@ -29,11 +31,12 @@ struct Written {
     weights: Vec<(String, Listen, u32)>,
     group_weights: BTreeMap<String, u32>,
     balance: Vec<(Listen, String)>,
+    this_node_drains: bool,
 }
 
 impl From<Written> for Overrides {
     fn from(written: Written) -> Self {
-        let Written { drained, weights, group_weights, balance } = written;
+        let Written { drained, weights, group_weights, balance, this_node_drains } = written;
         let by_name = |(listen, name): (Listen, String)| {
             let balance = Balance::ALL.into_iter().find(|balance| balance.name() == name)?;
             Some((listen, balance))
@@ -43,18 +46,20 @@ impl From<Written> for Overrides {
             weights: weights.into_iter().map(|(name, on, weight)| ((name, on), weight)).collect(),
             group_weights,
             balance: balance.into_iter().filter_map(by_name).collect(),
+            this_node_drains,
         }
     }
 }
 
 impl From<Overrides> for Written {
     fn from(orders: Overrides) -> Self {
-        let Overrides { drained, weights, group_weights, balance } = orders;
+        let Overrides { drained, weights, group_weights, balance, this_node_drains } = orders;
         Self {
             drained: drained.into_iter().collect(),
             weights: weights.into_iter().map(|((name, on), weight)| (name, on, weight)).collect(),
             group_weights,
             balance: balance.into_iter().map(|(on, mode)| (on, mode.name().to_owned())).collect(),
+            this_node_drains,
         }
     }
 }
@@ -70,6 +75,12 @@ impl Overrides {
     #[must_use]
     pub fn drains(&self, candidate: &Candidate) -> bool {
         self.drained.contains(&(candidate.id.clone(), candidate.listen))
+    }
+
+    /// Whether this node has been told to drain.
+    #[must_use]
+    pub const fn drains_this_node(&self) -> bool {
+        self.this_node_drains
     }
 
     /// A backend's weight: as ordered, or its own.

@@ -171,6 +171,8 @@ pub struct Desired {
     pub policies: BTreeMap<Listen, Policy>,
     /// Backends.
     pub backends: BTreeMap<BackendKey, Share>,
+    /// This node is drained: a service that other nodes have leaves its own backends the connections they have.
+    pub is_drained: bool,
     /// Interfaces clients come in by.
     pub interfaces: BTreeSet<u32>,
     /// Bridges that containers of this host are on, in addition to the interfaces.
@@ -198,6 +200,8 @@ pub struct Tunnel {
     pub ifindex: u32,
     /// The largest IP packet that gets there, in bytes.
     pub mtu: u32,
+    /// Whether that node is told to send this one no new connections.
+    pub own_drains: bool,
 }
 
 /// Where a program is attached.

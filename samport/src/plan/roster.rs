@@ -42,6 +42,8 @@ pub(super) struct Roster<'a> {
     hash_seed: Seed,
     /// Whether some service has a table of the backends of this machine alone.
     has_nodes: bool,
+    /// Whether backends of this machine get new connections only from nodes that do not know better, while others can.
+    is_drained: bool,
 }
 
 impl<'a> Roster<'a> {
@@ -54,7 +56,7 @@ impl<'a> Roster<'a> {
             let of_service = entries.entry(service).or_default();
             of_service[usize::from(share.drains())].push((index, key, share));
             // A node is no socket of anybody's.
-            if matches!(key.route, Route::Node(_)) {
+            if is_node(key) {
                 continue;
             }
             if *service_at.entry(source).or_insert(service) != service {
@@ -67,8 +69,9 @@ impl<'a> Roster<'a> {
             let [active, draining] = entries.map(|entries| parts(&entries, &mut in_groups));
             services.insert(service, Parts { active, draining });
         }
-        let has_nodes = desired.backends.keys().any(|key| matches!(key.route, Route::Node(_)));
-        Self { services, in_groups, shared, hash_seed: desired.hash_seed, has_nodes }
+        let has_nodes = desired.backends.keys().any(is_node);
+        let (hash_seed, is_drained) = (desired.hash_seed, desired.is_drained);
+        Self { services, in_groups, shared, hash_seed, has_nodes, is_drained }
     }
 
     /// Tables there may be.
@@ -80,7 +83,7 @@ impl<'a> Roster<'a> {
     pub(super) fn backend_state_of(&self, key: &BackendKey, share: &Share) -> BackendState {
         let has_others =
             || self.services.get(&key.service()).is_some_and(|parts| !parts.active.is_empty());
-        if !share.drains() {
+        if !share.drains() && !(self.is_left_to_nodes(key.service()) && !is_node(key)) {
             BackendState::Serving
         } else if share.state == State::Unhealthy && has_others() {
             BackendState::Unhealthy
@@ -118,7 +121,16 @@ impl<'a> Roster<'a> {
         let Some(Parts { active, draining }) = self.services.get(&service) else {
             return Recipe::NOTHING;
         };
-        self.recipe_of(if active.is_empty() { draining } else { active }, balance, ids, |_| true)
+        let only_nodes = self.is_left_to_nodes(service);
+        let parts = if active.is_empty() { draining } else { active };
+        self.recipe_of(parts, balance, ids, |part| !only_nodes || is_node(part.key))
+    }
+
+    /// Whether a service's new connections are for other nodes only: this one is drained, and others take them.
+    fn is_left_to_nodes(&self, service: ServiceKey) -> bool {
+        let parts = self.services.get(&service);
+        self.is_drained
+            && parts.is_some_and(|parts| parts.active.iter().any(|part| is_node(part.key)))
     }
 
     /// The same of the backends of this machine alone; `None` if there are no others.
@@ -129,12 +141,12 @@ impl<'a> Roster<'a> {
         ids: &[(&BackendKey, Option<BackendId>)],
     ) -> Option<Recipe> {
         let Parts { active, draining } = self.services.get(&service)?;
-        let is_node = |part: &Part<'_>| matches!(part.key.route, Route::Node(_));
-        if !active.iter().chain(draining).any(is_node) {
+        let of_node = |part: &Part<'_>| is_node(part.key);
+        if !active.iter().chain(draining).any(of_node) {
             return None;
         }
-        let parts = if active.iter().all(is_node) { draining } else { active };
-        Some(self.recipe_of(parts, balance, ids, |part| !is_node(part)))
+        let parts = if active.iter().all(of_node) { draining } else { active };
+        Some(self.recipe_of(parts, balance, ids, |part| !of_node(part)))
     }
 
     fn recipe_of(
@@ -152,6 +164,10 @@ impl<'a> Roster<'a> {
         let members = parts.iter().filter(|part| takes_part(part)).filter_map(member).collect();
         Recipe::new(balance, members, room_for_each(self.tables()), self.hash_seed)
     }
+}
+
+const fn is_node(key: &BackendKey) -> bool {
+    matches!(key.route, Route::Node(_))
 }
 
 /// The shares of backends that are in the same table.

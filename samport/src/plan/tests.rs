@@ -61,7 +61,9 @@ fn wish(backends: &[(BackendKey, Share)]) -> Desired {
         (*listen, BTreeMap::from_iter((!given_away).then_some((VIP, Scope::External))))
     };
     let tunnel = |(key, _): &(BackendKey, Share)| match key.route {
-        Route::Node(at) => Some((at, Tunnel { own: VIP, ifindex: 2, mtu: 1_500 })),
+        Route::Node(at) => {
+            Some((at, Tunnel { own: VIP, ifindex: 2, mtu: 1_500, own_drains: false }))
+        }
         _ => None,
     };
     let nodes: BTreeMap<_, _> = backends.iter().filter_map(tunnel).collect();
@@ -460,6 +462,41 @@ impl Model {
     }
 }
 
+/// A node that is drained begins connections only where no other can, and takes what others send it.
+#[test]
+fn a_drained_node_leaves_new_connections_to_others_that_take_them() {
+    let unspecified = IpAddr::from([0; 4]);
+    for (other, all, own_life) in [
+        (active(3), "2", BackendState::Draining),
+        (draining(), "1", BackendState::Serving),
+        (Share { weight: 0, ..active(3) }, "1", BackendState::Serving),
+    ] {
+        let mut actual = Actual::default();
+        let mut desired = wish(&[(key(1, 80), active(1)), (node(2, 80), other)]);
+        desired.is_drained = true;
+        let mut model = Model::default();
+        for change in reach(&desired, &mut actual) {
+            if let Change::SetBackend { key: set, state, .. } = &change
+                && *set == key(1, 80)
+            {
+                assert_eq!(*state, own_life);
+            }
+            model.apply(&change);
+        }
+        let table = |addr| {
+            let region = model.frontends[&(addr, Listen::tcp(80))];
+            let slots = region.base..region.base + region.len;
+            let routes = slots.map(|slot| model.serving[&model.slots[&slot]].route);
+            let is_node = |route| matches!(route, Route::Node(_));
+            routes.map(|route| if is_node(route) { "2" } else { "1" }).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(table(VIP), [all].into());
+        assert_eq!(table(unspecified), ["1"].into());
+        desired.is_drained = false;
+        assert!(plan(&desired, &mut actual).unwrap().is_empty() == (all == "1"));
+    }
+}
+
 /// A table that is still read is not free, also when the change to the next one has failed half way.
 #[test]
 fn a_table_is_given_back_when_its_last_frontend_reads_another() {
@@ -488,11 +525,11 @@ fn a_table_is_given_back_when_its_last_frontend_reads_another() {
 pub(super) fn hints() -> impl Strategy<Value = Vec<Desired>> {
     let listens = vec![Listen::tcp(80), Listen::udp(80), Listen::tcp(443), Listen::tcp(80).at(VIP)];
     let backend = (1u8..12, prop::sample::select(listens), 0u32..4, any::<bool>());
-    let backends = prop::collection::vec(backend, 0..10);
+    let backends = (prop::collection::vec(backend, 0..10), any::<bool>());
     prop::collection::vec(backends, 1..12).prop_map(|hints| {
         hints
             .into_iter()
-            .map(|backends| {
+            .map(|(backends, is_drained)| {
                 let backends: Vec<_> = backends
                     .into_iter()
                     .map(|(name, listen, weight, draining)| {
@@ -507,7 +544,7 @@ pub(super) fn hints() -> impl Strategy<Value = Vec<Desired>> {
                         )
                     })
                     .collect();
-                wish(&backends)
+                Desired { is_drained, ..wish(&backends) }
             })
             .collect()
     })

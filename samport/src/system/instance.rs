@@ -124,6 +124,9 @@ pub struct NodeRecord {
     pub address: SocketAddr,
     /// Whether it answers probes.
     pub up: bool,
+    /// Whether it says that it is drained.
+    #[serde(default)]
+    pub drains: bool,
     /// Since when it does, or does not, in milliseconds since 1970; 0 for one that was not probed yet.
     pub since_ms: u64,
     /// Bytes of the largest IP packet that arrives there whole, if that is known.

@@ -1,9 +1,11 @@
 //! Several hosts: a packet that comes in at one is served by a container of another.
 
+mod drain;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use samport::lab::cluster::{Cluster, Host, Options};
@@ -43,15 +45,7 @@ impl Nodes {
             servers.extend(host.serve(TARGET).unwrap());
             let backends = folder.path().join(format!("{}.toml", host.name()));
             fs::write(&backends, backends_file(host)).unwrap();
-            let ports = format!("{LISTEN}:{TARGET},{LISTEN}:{TARGET}/udp");
-            let name = host.name();
-            let paths = [&backends, &file].map(|path| path.to_str().unwrap().to_owned());
-            let args = [
-                &["-i", "eth0", "-p", &ports, "--file", &paths[0]][..],
-                &["--cluster", "file", "--cluster-file", &paths[1], "--node", &name],
-                &["--drain", "1s"],
-            ];
-            daemons.push(Daemon::start_in(host.namespace(), &args.concat()));
+            daemons.push(start_samport(host, &file));
         }
         let nodes = Self { daemons, servers, file, _folder: folder, cluster };
         // Those that were started first have found the last one missing.
@@ -59,6 +53,11 @@ impl Nodes {
             nodes.wait_until_all_are_up(host);
         }
         nodes
+    }
+
+    /// Starts samport on a host again, where it was killed.
+    fn restart(&mut self, number: usize) {
+        self.daemons[number - 1] = start_samport(self.host(number), &self.file);
     }
 
     fn host(&self, number: usize) -> &Host {
@@ -105,6 +104,20 @@ impl Nodes {
             names.all(|name| name.starts_with('n')).then_some(())
         });
     }
+}
+
+/// samport on a host of a cluster of this file; its containers are in a file beside it.
+fn start_samport(host: &Host, file: &Path) -> Daemon {
+    let ports = format!("{LISTEN}:{TARGET},{LISTEN}:{TARGET}/udp");
+    let name = host.name();
+    let backends = file.with_file_name(format!("{name}.toml"));
+    let paths = [backends.as_path(), file].map(|path| path.to_str().unwrap().to_owned());
+    let args = [
+        &["-i", "eth0", "-p", &ports, "--file", &paths[0]][..],
+        &["--cluster", "file", "--cluster-file", &paths[1], "--node", &name],
+        &["--drain", "1s"],
+    ];
+    Daemon::start_in(host.namespace(), &args.concat())
 }
 
 fn backends_file(host: &Host) -> String {

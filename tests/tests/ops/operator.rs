@@ -109,6 +109,10 @@ fn a_name_that_means_nobody_is_named_and_so_are_those_there_are() {
     }
     ended(served.lab.host(), &["balance", "random", "81"]).assert(1, &["\"81\"", "there are 80"]);
     ended(served.lab.host(), &["wait", "--healthy", "1", "81"]).assert(1, &["\"81\""]);
+    for verb in ["drain", "undrain"] {
+        ended(served.lab.host(), &[verb, "--this-node"])
+            .assert(1, &["no other nodes", "--cluster"]);
+    }
 }
 
 #[test]
@@ -118,6 +122,8 @@ fn wrong_usage_is_refused_before_anybody_is_asked() {
         (&["weight", "web-1", "-1"][..], "'-1'"),
         (&["weight", "web-1", "heavy"], "heavy"),
         (&["drain", ""], "BACKEND"),
+        (&["drain"], "--this-node"),
+        (&["undrain", "web-1", "--this-node"], "--this-node"),
         (&["drain", "web-1", "--timeout", "5s"], "--wait"),
         (&["drain", "web-1", "--wait", "--timeout", "soon"], "soon"),
         (&["balance", "fair"], "source-hash"),

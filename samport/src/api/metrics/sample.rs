@@ -198,7 +198,7 @@ mod tests {
             services: BTreeMap::new(),
         };
         let since = std::time::SystemTime::UNIX_EPOCH;
-        let health = NodeHealth { up: false, path_mtu: Some(1_400), since };
+        let health = NodeHealth { up: false, drains: true, path_mtu: Some(1_400), since };
         let healths = [([192, 0, 2, 2].into(), health)].into();
         let list = NodeList::fixed(vec![node("n2", 2), node("n3", 3)], healths);
         let seen = nodes(&list);

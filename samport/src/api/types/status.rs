@@ -54,6 +54,9 @@ pub struct Instance {
     /// This node's name; null if it has no cluster.
     #[serde(default)]
     pub node: Option<String>,
+    /// Whether it is drained: `samport drain --this-node`.
+    #[serde(default)]
+    pub node_drained: bool,
     /// The other nodes; none of an instance that does not run.
     #[serde(default)]
     pub nodes: Vec<InstanceNode>,
@@ -87,6 +90,8 @@ pub struct InstanceNode {
     pub address: SocketAddr,
     /// Whether it answers probes.
     pub up: bool,
+    /// Whether it says that it is drained: `samport drain --this-node` there.
+    pub drained: bool,
     /// Since when it does, or does not, in milliseconds since 1970; 0 for one that was not probed yet.
     pub since_ms: u64,
     /// Bytes of the largest IP packet that arrives there whole; null if that is not known.

@@ -59,6 +59,7 @@ pub(super) fn instance(name: &str) -> Result<Instance> {
         ports: record.ports.iter().map(ToString::to_string).collect(),
         hook: record.hook,
         node: record.node,
+        node_drained: record.orders.drains_this_node(),
         // How they are is seen by the process only.
         nodes: record.nodes.into_iter().filter(|_| running).map(node).collect(),
         left_out: record.left_out,
@@ -130,9 +131,9 @@ fn backend(counted: &CountedBackend) -> InstanceBackend {
 }
 
 fn node(record: NodeRecord) -> InstanceNode {
-    let NodeRecord { name, address, up, since_ms, path_mtu, services } = record;
+    let NodeRecord { name, address, up, drains: drained, since_ms, path_mtu, services } = record;
     let services = services.into_iter().map(|(listen, ready)| (listen.to_string(), ready));
-    InstanceNode { name, address, up, since_ms, path_mtu, services: services.collect() }
+    InstanceNode { name, address, up, drained, since_ms, path_mtu, services: services.collect() }
 }
 
 const fn flow_table(flows: &Flows) -> FlowTable {

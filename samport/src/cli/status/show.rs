@@ -81,7 +81,8 @@ pub(super) fn text(instance: &Instance, rates: &Rates, now: Duration, wide: bool
     let columns = if wide { &[&NARROW[..], &WIDER[..]].concat() } else { &NARROW[..] };
     indent(&mut text, &table(&rows, columns));
     if let Some(own) = &instance.node {
-        let _ = writeln!(text, "  this node: {own}; others: {}", instance.nodes.len());
+        let drained = if instance.node_drained { ", drained" } else { "" };
+        let _ = writeln!(text, "  this node: {own}{drained}; others: {}", instance.nodes.len());
         let row =
             |node: &InstanceNode| NodeRow { node: node.clone(), state: node_state(node, now) };
         let rows: Vec<_> = instance.nodes.iter().map(row).collect();
@@ -149,7 +150,11 @@ fn name(row: &Row) -> String {
 }
 
 fn node_state(node: &InstanceNode, now: Duration) -> String {
-    let state = if node.up { "up" } else { "down" };
+    let state = match (node.up, node.drained) {
+        (true, false) => "up",
+        (true, true) => "drained",
+        (false, _) => "down",
+    };
     match node.since_ms {
         0 => state.to_owned(),
         since => format!("{state} {}", time(now.saturating_sub(Duration::from_millis(since)))),
@@ -378,14 +383,17 @@ mod tests {
             name: name.into(),
             address: "192.0.2.2:6080".parse().unwrap(),
             up,
+            drained: false,
             since_ms: 1_000_000,
             path_mtu: up.then_some(1_450),
             services: [("80/tcp".into(), 3), ("53/udp".into(), 0)].into(),
         };
         let unknown =
             InstanceNode { since_ms: 0, services: [].into(), ..node("a-third-node", true) };
-        let nodes = vec![node("n2", true), node("n3", false), unknown];
-        let of_cluster = Instance { node: Some("n1".into()), nodes, ..instance() };
+        let drained = InstanceNode { drained: true, ..node("n4", true) };
+        let nodes = vec![node("n2", true), node("n3", false), drained, unknown];
+        let of_cluster =
+            Instance { node: Some("n1".into()), node_drained: true, nodes, ..instance() };
         let shown = text(&of_cluster, &Rates::new(), now, false);
         pages.add("samport status (with a cluster)", &shown);
         pages.add_json("samport status -o json (with a cluster)", &of_cluster.nodes);

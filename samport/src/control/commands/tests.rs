@@ -34,7 +34,7 @@ fn view() -> ControlView {
         seated("plain", "plain", "10.0.0.3:80", 80),
     ];
     let services = [80, 443].map(|port| (Listen::tcp(port), Balance::Random)).into();
-    ControlView { services, backends, left_out: 0 }
+    ControlView { services, backends, left_out: 0, node_drained: false }
 }
 
 fn candidate(one: &BackendView) -> Candidate {
@@ -65,6 +65,20 @@ fn meant(name: &str) -> Result<Vec<String>, CommandError> {
 fn a_name_means_its_container_on_all_its_ports() {
     assert_eq!(meant("web-1").unwrap(), ["10.0.0.1:80", "10.0.0.1:443"]);
     assert_eq!(meant("plain").unwrap(), ["10.0.0.3:80"]);
+}
+
+#[test]
+fn a_node_drains_until_it_is_told_otherwise_and_that_is_written_down() {
+    let mut view = view();
+    view.backends[3].node = Some([192, 0, 2, 2].into());
+    let mut orders = Overrides::default();
+    let about = orders.take(&OperatorCommand::DrainNode, &view).unwrap();
+    assert_eq!(about.len(), 3, "the other node is not meant");
+    assert!(orders.drains_this_node());
+    let written = serde_json::to_string(&orders).unwrap();
+    assert_eq!(serde_json::from_str::<Overrides>(&written).unwrap(), orders);
+    orders.take(&OperatorCommand::UndrainNode, &view).unwrap();
+    assert_eq!(orders, Overrides::default());
 }
 
 #[test]

@@ -32,6 +32,7 @@ impl Reconciler {
         let mut desired = Desired {
             hash_seed: self.config.hash_seed.seed,
             tunnel_port: self.config.cluster.as_ref().map(|cluster| cluster.tunnel_port),
+            is_drained: self.orders.drains_this_node(),
             ..Desired::default()
         };
         for device in devices.values() {

@@ -35,6 +35,13 @@ impl Reconciler {
     /// Takes an order. What is refused is answered immediately.
     pub(super) fn take(&mut self, request: Request) -> Option<Pending> {
         let Request { order, answer } = request;
+        let is_about_node =
+            matches!(order, OperatorCommand::DrainNode | OperatorCommand::UndrainNode);
+        if is_about_node && self.config.cluster.is_none() {
+            let why = "this samport has no other nodes: --cluster says where they are";
+            let _ = answer.send(Err(CommandError::Unknown(why.to_owned())));
+            return None;
+        }
         let shown = self.receiver.shown();
         match self.orders.take(&order, &shown) {
             Ok(about) => {
@@ -125,7 +132,12 @@ impl Reconciler {
         let policy = |listen| desired.policies.get(listen).copied().unwrap_or_default();
         let services = desired.frontends.keys().map(|listen| (*listen, policy(listen).balance));
         let left_out = self.left_out.iter().map(|sentences| sentences.len() as u64).sum();
-        self.receiver.show(ControlView { services: services.collect(), backends, left_out });
+        self.receiver.show(ControlView {
+            services: services.collect(),
+            backends,
+            left_out,
+            node_drained: self.orders.drains_this_node(),
+        });
     }
 
     fn state_of(

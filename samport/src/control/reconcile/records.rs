@@ -30,6 +30,7 @@ pub(super) fn node_records(nodes: &NodeList) -> Vec<NodeRecord> {
         NodeRecord {
             address: node.tunnel(),
             up: health.is_none_or(|health| health.up),
+            drains: health.is_some_and(|health| health.drains),
             since_ms: health.map_or(0, |health| milliseconds(health.since)),
             path_mtu: health.and_then(|health| health.path_mtu),
             name: node.name,
@@ -102,13 +103,14 @@ mod tests {
             services: [(Listen::tcp(80), 3)].into(),
         };
         let since = SystemTime::UNIX_EPOCH + Duration::from_millis(1_234);
-        let health = NodeHealth { up: false, path_mtu: Some(1_400), since };
+        let health = NodeHealth { up: false, drains: true, path_mtu: Some(1_400), since };
         let nodes =
             NodeList::fixed(vec![node("n2", 2), node("n3", 3)], [(address(2), health)].into());
         let down = NodeRecord {
             name: "n2".to_owned(),
             address: "192.0.2.2:6081".parse().unwrap(),
             up: false,
+            drains: true,
             since_ms: 1_234,
             path_mtu: Some(1_400),
             services: [(Listen::tcp(80), 3)].into(),
@@ -117,6 +119,7 @@ mod tests {
             name: "n3".to_owned(),
             address: "192.0.2.3:6081".parse().unwrap(),
             up: true,
+            drains: false,
             since_ms: 0,
             path_mtu: None,
             ..down.clone()

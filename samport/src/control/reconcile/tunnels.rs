@@ -57,7 +57,8 @@ impl Reconciler {
             self.node_routes.devices.insert(node.address, device.ifindex);
             let of_path = healths.get(&node.address).and_then(|health| health.path_mtu);
             let mtu = of_path.map_or(device.mtu, |of_path| device.mtu.min(of_path.into()));
-            let tunnel = Tunnel { own, ifindex: device.ifindex, mtu };
+            let own_drains = self.orders.drains_this_node();
+            let tunnel = Tunnel { own, ifindex: device.ifindex, mtu, own_drains };
             tunnels.insert(node.tunnel(), tunnel);
         }
         tunnels
