@@ -35,6 +35,11 @@ pub struct Args {
     /// Default: the device that the client is behind
     #[arg(long, value_name = "DEVICE")]
     iif: Option<String>,
+    /// Explain a packet that this node has sent through the tunnel
+    ///
+    /// By its name in the cluster: what becomes of it at the second node, which selects a container.
+    #[arg(long, value_name = "NODE", conflicts_with = "iif")]
+    from_node: Option<String>,
     /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -75,12 +80,21 @@ fn end(text: &str) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(at.ip().to_canonical(), at.port()))
 }
 
+/// How the packet comes in, as far as the command line tells.
+#[derive(Clone, Copy)]
+enum Said<'a> {
+    /// By this device.
+    Device(&'a str),
+    /// Out of the tunnel, from this node.
+    Node(&'a str),
+}
+
 /// Explains.
 pub async fn run(args: Args) -> Result<()> {
     let question = args.question()?;
     privileges::require()?;
     let names = instances::instances(args.instance.as_deref())?;
-    let facts = collect::collect(question, args.iif.as_deref(), &names).await?;
+    let facts = collect::collect(question, args.said(), &names).await?;
     let explanation = explain::explain(facts);
     match args.output {
         Output::Json => print_json(&explain::document(&explanation))?,
@@ -90,6 +104,11 @@ pub async fn run(args: Args) -> Result<()> {
 }
 
 impl Args {
+    fn said(&self) -> Option<Said<'_>> {
+        let device = self.iif.as_deref().map(Said::Device);
+        device.or_else(|| self.from_node.as_deref().map(Said::Node))
+    }
+
     fn question(&self) -> Result<Question> {
         let Dialled { at: dialled, protocol } = self.dialled;
         let usage = |message: String| Err(coded(Exit::Usage, message));

@@ -2,7 +2,7 @@
 //! maps.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -14,7 +14,7 @@ use samport_common::flow::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, ProbeSlot, ServiceId,
 };
 use samport_common::layout::{
-    Backend, BackendLoad, DeviceInfo, DeviceSet, Evidence, Service, Slots, Suspicion,
+    Backend, BackendLoad, DeviceInfo, DeviceSet, Evidence, Node, Service, Slots, Suspicion,
 };
 use samport_common::outbound::{Outbound, OutboundKey};
 use samport_common::seed::Seed;
@@ -23,6 +23,7 @@ use samport_common::wire::protocol::Protocol;
 use super::batch::HashTable;
 use super::maps::{MapCell, open};
 use super::{allowed, flows, pins, seed};
+use crate::model::encode::wide;
 
 /// What is known of a backend's id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +81,26 @@ impl Answers {
                 .table::<EndpointKey<[u8; 16]>, Service>("SERVICES6")?
                 .get(&EndpointKey::new(endpoint(ip.octets(), at.port()), protocol.number())),
         })
+    }
+
+    /// The service whose table has only backends of this machine, if other nodes have it too: for what comes out of the
+    /// tunnel, and for containers.
+    pub fn local_service(&self, at: SocketAddr, protocol: Protocol) -> Result<Option<Service>> {
+        let unspecified: IpAddr = match at {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.service(SocketAddr::new(unspecified, at.port()), protocol)
+    }
+
+    /// The node at an address, and its index.
+    pub fn node(&self, addr: IpAddr) -> Result<Option<(u32, Node)>> {
+        let Some(index) = self.table::<[u8; 16], u32>("NODE_IDS")?.get(&wide(addr)) else {
+            return Ok(None);
+        };
+        let nodes: Array<MapData, MapCell<Node>> = array(&self.instance, "NODES")?;
+        let MapCell(node) = nodes.get(&index, 0).context("read NODES")?;
+        Ok(node.is_in_use().then_some((index, node)))
     }
 
     /// Every address and port that is served, of one family.

@@ -65,12 +65,25 @@ pub struct EntryDevice {
     pub is_container: bool,
     /// The kind of hooks there.
     pub hook: String,
+    /// The node whose packets come out of the tunnel there, if it is one of them.
+    pub from_node: Option<FromNode>,
+}
+
+/// Another node, as packets come from it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FromNode {
+    /// Its name.
+    pub name: String,
+    /// Its index in the kernel's maps.
+    pub index: u32,
 }
 
 impl EntryDevice {
     /// How replies get to clients whose packets come in here.
-    const fn reply_path(&self) -> ReplyPath {
-        if self.is_container && !self.is_outer {
+    fn reply_path(&self) -> ReplyPath {
+        if let Some(node) = &self.from_node {
+            ReplyPath::through_tunnel(node.index)
+        } else if self.is_container && !self.is_outer {
             ReplyPath::into_container(self.ifindex)
         } else {
             ReplyPath::out_of(self.ifindex)
@@ -152,6 +165,8 @@ pub struct Facts {
     pub question: Question,
     /// The instance it is put to.
     pub instance: String,
+    /// What other nodes call this one, if it has a cluster.
+    pub node: Option<String>,
     /// How the packet comes in.
     pub entry: Entry,
     /// What its source is validated by.
@@ -253,7 +268,8 @@ fn packet(
     remarks: &mut Remarks,
 ) -> (Fate, Option<u32>) {
     let leaves = |verdict| (Fate::Leaves(verdict), None);
-    if door.is_outer && !matches!(Scope::from_byte(found.service.scope), Scope::External) {
+    let is_served_here = matches!(Scope::from_byte(found.service.scope), Scope::External);
+    if door.is_outer && door.from_node.is_none() && !is_served_here {
         remarks
             .notes
             .push("served only to clients on this machine and in its containers".to_owned());

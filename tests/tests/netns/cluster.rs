@@ -1,6 +1,6 @@
 //! Several hosts: a packet that comes in at one is served by a container of another.
 
-mod drain;
+mod operator;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -56,8 +56,8 @@ pub struct Explained {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Entry {
-    /// `interface`; `inside`, from a container; `local`, a process of this machine; or `none`.
-    #[cfg_attr(test, schemars(extend("enum" = ["interface", "inside", "local", "none"])))]
+    /// `interface`; `inside`, from a container; `tunnel`, from another node; `local`, a process of this machine; or `none`.
+    #[cfg_attr(test, schemars(extend("enum" = ["interface", "inside", "tunnel", "local", "none"])))]
     pub kind: String,
     /// The device it comes in by.
     pub device: Option<String>,

@@ -12,13 +12,13 @@ use samport_common::sock_lb;
 use samport_common::source::{Known, NextHop, Route, Side};
 use samport_common::wire::protocol::Protocol;
 
-use super::ambiguous;
+use super::{Said, ambiguous};
 use crate::api::types::Limits;
 use crate::dataplane::map_reader::Answers;
 use crate::dataplane::pins;
 use crate::diagnose::explain::{
-    DialledService, Entry, EntryDevice, Facts, Member, Question, Remembered, SourceDevice,
-    SourceFacts,
+    DialledService, Entry, EntryDevice, Facts, FromNode, Member, Question, Remembered,
+    SourceDevice, SourceFacts,
 };
 use crate::model::encode::wide;
 use crate::model::ports::Listen;
@@ -31,17 +31,18 @@ use crate::system::exit::{Exit, coded};
 use crate::system::instance::{self, BackendRecord, FilterRecord, Record};
 use crate::system::resyncs::Resyncs;
 
-/// All there is to know for an answer; `iif` is the device the packet comes in by, if that is given.
+/// All there is to know for an answer, given what was said of how the packet comes in.
 pub(super) async fn collect(
     question: Question,
-    iif: Option<&str>,
+    said: Option<Said<'_>>,
     names: &[String],
 ) -> Result<Facts> {
     let (netlink, _changes) = Netlink::connect(&Resyncs::default())?;
     let devices = netlink.devices().await?;
     let client = question.client.ip();
-    let ingress = match iif {
-        Some(name) => Ingress::Device(named(name, &devices)?),
+    let ingress = match said {
+        Some(Said::Device(name)) => Ingress::Device(named(name, &devices)?),
+        Some(Said::Node(name)) => Ingress::Node(name),
         None if is_own(client, &devices) => Ingress::Call,
         None => {
             let leads = netlink.route(client).await?;
@@ -70,6 +71,9 @@ pub(super) async fn collect(
             (at, service) = (other, answers.service(other, question.protocol)?);
         }
         let entry = entry(question, name, &record, &answers, &devices, ingress)?;
+        if has_own_table(&entry, service.as_ref()) {
+            service = answers.local_service(dialled, question.protocol)?;
+        }
         all.push(Instance { name, answers, record, at, service, entry });
     }
     let one = choose(all)?;
@@ -88,6 +92,7 @@ pub(super) async fn collect(
     Ok(Facts {
         question,
         instance: one.name.to_owned(),
+        node: one.record.node,
         entry: one.entry,
         source,
         found,
@@ -100,11 +105,13 @@ pub(super) async fn collect(
 
 /// How the packet comes in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ingress {
+enum Ingress<'a> {
     /// A socket of this machine.
     Call,
     /// This device, because that was said.
     Device(u32),
+    /// The tunnel, from the node of this name.
+    Node(&'a str),
     /// By the device that the route to the client leads to, and first by its veth if that is a bridge.
     Route { route: Option<u32>, veth: Option<u32> },
 }
@@ -133,6 +140,17 @@ fn choose(mut all: Vec<Instance<'_>>) -> Result<Instance<'_>> {
         return Err(ambiguous(&names));
     }
     all.into_iter().next().ok_or_else(|| ambiguous(&[]))
+}
+
+/// Whether packets that come in there are for backends of this machine only.
+fn has_own_table(entry: &Entry, service: Option<&Service>) -> bool {
+    match entry {
+        Entry::Device(EntryDevice { from_node: Some(_), .. }) => true,
+        Entry::Device(door) => {
+            !door.is_outer && service.is_some_and(|one| one.flags & service::NODES != 0)
+        }
+        Entry::Call(_) | Entry::Nowhere(_) => false,
+    }
 }
 
 /// When flows count as closed. Who knows nothing of limits had none but these.
@@ -192,12 +210,13 @@ fn entry(
     record: &Record,
     answers: &Answers,
     devices: &Devices,
-    ingress: Ingress,
+    ingress: Ingress<'_>,
 ) -> Result<Entry> {
     let doors = Doors { attached: ingresses(name, record), record, devices };
     let ifindex = match ingress {
         Ingress::Call => return Ok(Entry::Call(record.local)),
         Ingress::Device(ifindex) => Some(ifindex),
+        Ingress::Node(name) => return doors.from_node(name, answers),
         Ingress::Route { route, veth } => {
             let own = answers.source_devices(question.client.ip())?.unwrap_or_default();
             if let Some(door) = own.iter().find_map(|ifindex| doors.door(ifindex)) {
@@ -235,7 +254,27 @@ impl Doors<'_> {
             Some((tc, xdp)) => format!("{xdp}, then {tc}"),
             None => self.record.hook.clone(),
         };
-        Some(EntryDevice { ifindex, name: device.name.clone(), is_outer, is_container, hook })
+        let (name, from_node) = (device.name.clone(), None);
+        Some(EntryDevice { ifindex, name, is_outer, is_container, hook, from_node })
+    }
+
+    /// The device that packets of a node come in by.
+    fn from_node(&self, name: &str, answers: &Answers) -> Result<Entry> {
+        let Some(node) = self.record.nodes.iter().find(|node| node.name == name) else {
+            let known: Vec<_> = self.record.nodes.iter().map(|node| node.name.as_str()).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let message = format!("there is no node {name:?} in the cluster; it has {known}");
+            return Err(coded(Exit::Failure, message));
+        };
+        let Some((index, tunnel)) = answers.node(node.address.ip())? else {
+            return Ok(Entry::Nowhere(None));
+        };
+        let Some(door) = self.door(tunnel.ifindex) else {
+            let device = self.devices.get(&tunnel.ifindex).map(|device| device.name.clone());
+            return Ok(Entry::Nowhere(device));
+        };
+        let from_node = Some(FromNode { name: name.to_owned(), index });
+        Ok(Entry::Device(EntryDevice { from_node, ..door }))
     }
 }
 
@@ -337,9 +376,9 @@ impl Gathering<'_> {
         let restricted = service.flags & service::RESTRICTED != 0;
         let allowed = !restricted || answers.allows(id, client.ip())?;
         let (flow, taken) = self.flows(answers, id)?;
-        let is_begun_here = match one.entry {
-            Entry::Device(_) => self.is_begun_here(one)?,
-            Entry::Call(_) | Entry::Nowhere(_) => false,
+        let is_begun_here = match &one.entry {
+            Entry::Device(door) if door.from_node.is_none() => self.is_begun_here(one)?,
+            Entry::Device(_) | Entry::Call(_) | Entry::Nowhere(_) => false,
         };
         // The machine is one client.
         let owner = match (&one.entry, self.at) {
@@ -480,6 +519,10 @@ fn others(
     };
     let why = |one: &BackendRecord| match (one.state.as_str(), one.weight) {
         ("active", 0) => "has weight 0".to_owned(),
+        ("active", _) if one.via == "node" => "is another node".to_owned(),
+        ("active", _) if record.orders.drains_this_node() => {
+            "is on this node, which is drained".to_owned()
+        }
         (state, _) => format!("is {state}"),
     };
     record.backends.iter().filter(is_of).map(|one| (one.name.clone(), why(one))).collect()

@@ -5,8 +5,11 @@ use std::net::{Ipv6Addr, SocketAddr};
 use samport_common::conntrack::TICK_SHIFT;
 use samport_common::layout::{BackendState, ForwardMode};
 use samport_common::verdict::{Action, Verdict};
+use samport_common::wire::protocol::Protocol;
 
-use super::{Because, DialledService, Entry, Explanation, Fate, Member, Refused};
+use super::{
+    Because, DialledService, Entry, EntryDevice, Explanation, Fate, Member, Question, Refused,
+};
 use crate::api::types::{self, Explained, SCHEMA};
 use crate::model::State;
 
@@ -48,6 +51,7 @@ pub fn lines(explanation: &Explanation) -> String {
     let mut text = vec![steps.join(" → ")];
     text.extend(below);
     text.extend(others(explanation));
+    text.extend(ask_there(explanation));
     text.extend(explanation.notes.iter().map(|note| format!("  ({note})")));
     text.join("\n")
 }
@@ -57,6 +61,9 @@ fn entry(entry: &Entry) -> String {
         Entry::Call(true) => "connect() on this machine (cgroup)".to_owned(),
         Entry::Call(false) => {
             "connect() on this machine, where samport does not serve (--no-local)".to_owned()
+        }
+        Entry::Device(EntryDevice { from_node: Some(node), name, hook, .. }) => {
+            format!("{name} ingress ({hook}) → out of the tunnel, from node {}", node.name)
         }
         Entry::Device(door) => format!("{} ingress ({})", door.name, door.hook),
         Entry::Nowhere(Some(device)) => {
@@ -169,6 +176,26 @@ fn goes(
     lines
 }
 
+/// How to ask the node that selects a container about the same packet, if one may get it.
+fn ask_there(explanation: &Explanation) -> Option<String> {
+    let Explanation { facts, fate: Fate::Goes(_, to), .. } = explanation else { return None };
+    let (found, own) = (facts.found.as_ref()?, facts.node.as_ref()?);
+    let is_call = matches!(facts.entry, Entry::Call(_));
+    let is_node = |(id, _): &(u32, f64)| found.members.get(id).is_some_and(is_node);
+    if is_call || !to.iter().any(is_node) {
+        return None;
+    }
+    let Question { client, dialled, protocol } = facts.question;
+    let udp = if protocol == Protocol::Udp { "/udp" } else { "" };
+    Some(format!(
+        "  (on a node that gets it: samport explain {client} {dialled}{udp} --from-node {own})"
+    ))
+}
+
+fn is_node(member: &Member) -> bool {
+    ForwardMode::from_byte(member.known.backend.forward_mode) == ForwardMode::Node
+}
+
 /// What is special about a backend that gets the packet.
 fn state_note(member: &Member, is_flow: bool) -> String {
     let drains = BackendState::from_byte(member.known.backend.state) == BackendState::Draining;
@@ -194,9 +221,9 @@ fn way(explanation: &Explanation, member: &Member) -> String {
         }
         ForwardMode::Child => format!("to the macvlan child of {device}, netfilter skipped"),
         ForwardMode::Node => {
+            let (name, ip) = (&member.name, address(member).ip());
             return format!(
-                "unchanged, through the tunnel to node {}, which selects one of its containers",
-                address(member).ip()
+                "unchanged, through the tunnel to node {name} ({ip}), which selects one of its containers"
             );
         }
         ForwardMode::Stack => "through this machine's own stack and its firewall".to_owned(),
@@ -307,7 +334,11 @@ fn entry_document(entry: &Entry) -> types::Entry {
     let (kind, device, hook) = match entry {
         Entry::Call(served) => ("local", None, served.then(|| "cgroup".to_owned())),
         Entry::Device(door) => {
-            let kind = if door.is_outer { "interface" } else { "inside" };
+            let kind = match (&door.from_node, door.is_outer) {
+                (Some(_), _) => "tunnel",
+                (None, true) => "interface",
+                (None, false) => "inside",
+            };
             (kind, Some(door.name.clone()), Some(door.hook.clone()))
         }
         Entry::Nowhere(device) => ("none", device.clone(), None),

@@ -101,7 +101,9 @@ fn validity(facts: &Facts, door: &EntryDevice) -> Validity {
 
 fn validity_in<P: Family>(addr: P::Addr, facts: &Facts, door: &EntryDevice) -> Validity {
     let Facts { source, .. } = facts;
-    let ingress = if door.is_outer {
+    let ingress = if door.from_node.is_some() {
+        Ingress::Tunnel
+    } else if door.is_outer {
         Ingress::Interface
     } else if door.is_container {
         Ingress::Container

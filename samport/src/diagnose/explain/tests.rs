@@ -78,6 +78,7 @@ fn facts() -> Facts {
             dialled: VIP.parse().unwrap(),
             protocol: Protocol::Tcp,
         },
+        node: None,
         instance: "eth0:80@1".to_owned(),
         entry: Entry::Device(door(ETH0, "eth0")),
         source: source(),
@@ -91,6 +92,7 @@ fn facts() -> Facts {
 
 fn door(ifindex: u32, name: &str) -> EntryDevice {
     EntryDevice {
+        from_node: None,
         ifindex,
         name: name.to_owned(),
         is_outer: [ETH0, ETH1].contains(&ifindex),
@@ -646,6 +648,57 @@ fn who_has_a_flow_keeps_it_whatever_was_begun_here() {
     assert_eq!(to, [(2, 1.0)]);
 }
 
+/// Facts about a packet for one of two backends, the second of which is the node n2.
+fn in_cluster() -> Facts {
+    let mut facts = with(|found| {
+        let node = found.members.get_mut(&2).unwrap();
+        node.name = "n2".to_owned();
+        node.known.backend.forward_mode = ForwardMode::Node as u8;
+    });
+    facts.node = Some("n1".to_owned());
+    facts
+}
+
+/// A packet of node n1's, out of the tunnel.
+fn from_n1(change: impl FnOnce(&mut DialledService)) -> Facts {
+    let mut facts = with(|found| {
+        found.service.scope = Scope::Local as u8;
+        change(found);
+    });
+    let from_node = Some(FromNode { name: "n1".to_owned(), index: 4 });
+    facts.entry = Entry::Device(EntryDevice { from_node, ..door(ETH0, "eth0") });
+    facts
+}
+
+#[test]
+fn a_packet_for_another_node_says_how_to_ask_that() {
+    let ask = "(on a node that gets it: samport explain 203.0.113.9:51022 198.51.100.7:80 --from-node n1)";
+    assert_says(&explain(in_cluster()), &["n2 (50.0 %)", "through the tunnel to node n2", ask]);
+    let mut udp = in_cluster();
+    udp.question.protocol = Protocol::Udp;
+    assert_says(&explain(udp), &["198.51.100.7:80/udp --from-node n1"]);
+    let mut own = in_cluster();
+    own.found.as_mut().unwrap().slots = vec![1];
+    assert!(!lines(&explain(own)).contains("--from-node"));
+}
+
+#[test]
+fn a_packet_of_another_node_gets_a_backend_of_this_one() {
+    let entry = "eth0 ingress (tcx) → out of the tunnel, from node n1 → service 80/tcp";
+    assert_says(&explain(from_n1(|_| ())), &[entry, "web-1 (50.0 %)", "web-2 (50.0 %)"]);
+    let path = ReplyPath::through_tunnel(4);
+    let of_flow = |found: &mut DialledService| {
+        found.flow = Some(Remembered { reply_path: path, ..flow(2, State::Established, 3) });
+    };
+    assert_goes(from_n1(of_flow), &["web-2"], &["existing flow (established"]);
+    // Whether there is a way back from here to the client is no question; whose address it is, is.
+    let mut facts = from_n1(|_| ());
+    facts.source = SourceFacts { routes: [Route::None; 2], ..source() };
+    assert_eq!(explain(facts.clone()).refused, None);
+    facts.question.client = "127.0.0.1:51022".parse().unwrap();
+    assert_spoofed(facts, "127.0.0.1 is a loopback address");
+}
+
 #[test]
 fn what_is_explained_is_as_it_was() {
     let mut nowhere = facts();
@@ -665,6 +718,8 @@ fn what_is_explained_is_as_it_was() {
         ("a device without a program", nowhere),
         ("a port that is not served", not_served),
         ("a client on this machine", on_the_host),
+        ("a service that another node has too", in_cluster()),
+        ("out of the tunnel", from_n1(|_| ())),
     ] {
         let explanation = explain(facts);
         pages.add(name, &lines(&explanation));

@@ -1,4 +1,4 @@
-//! `samport drain --this-node`: a host that is going to be taken down.
+//! What an operator asks of a node, and sees of it: drained, explained.
 
 use std::time::Duration;
 
@@ -63,6 +63,9 @@ fn a_host_that_is_drained_gets_nothing_new_and_keeps_what_it_has() {
             assert_eq!(connection.get("/").unwrap().backend, *backend);
         }
     });
+    let dialled = other.to_string();
+    let said = ordered(&nodes, 2, &["explain", "192.0.2.100:9", &dialled]);
+    assert!(said.contains("web-1 is on this node, which is drained"), "{said}");
     let (is_well, said) = order(&nodes, 2, &["healthcheck"]);
     assert!(!is_well && said.contains("this node is drained"), "{said}");
     assert!(ordered(&nodes, 2, &["status"]).contains("this node: n2, drained"));
@@ -84,6 +87,40 @@ fn a_host_that_is_drained_gets_nothing_new_and_keeps_what_it_has() {
     assert!(load.wait_for_more(200, TIMEOUT));
     assert!(load.so_far().tally.since(&before).of("n2-web-1") > 0, "{}", load.so_far());
     load.stop().assert_no_failure();
+}
+
+/// Both hops of a connection, as they are explained at each node, are those that it takes.
+#[test]
+fn both_hops_of_a_connection_are_explained() {
+    let nodes = Nodes::start(Options { hosts: 2, backends: 2, ..Options::default() });
+    let front = nodes.host(1).fronts(LISTEN)[0];
+    let (backend, connection) = nodes.cluster.client().run(|| {
+        loop {
+            let mut connection = Connection::open(front).unwrap();
+            let backend = connection.get("/").unwrap().backend;
+            if backend.starts_with("n2") {
+                break (backend, connection);
+            }
+        }
+    });
+    let [client, front] = [connection.local_addr(), front].map(|at| at.to_string());
+    let first = ordered(&nodes, 1, &["explain", &client, &front]);
+    assert!(first.contains("existing flow (established"), "{first}");
+    let ask = format!("samport explain {client} {front} --from-node n1");
+    assert!(first.contains("through the tunnel to node n2") && first.contains(&ask), "{first}");
+    let second = ordered(&nodes, 2, &["explain", &client, &front, "--from-node", "n1"]);
+    let own = backend.strip_prefix("n2-").unwrap();
+    assert!(second.contains("out of the tunnel, from node n1"), "{second}");
+    assert!(second.contains("existing flow (established"), "{second}");
+    assert!(second.contains(&format!("→ {own}")), "{second}");
+    // A new one gets a container of that node, whichever; one of a container gets one of its own node.
+    let new = ordered(&nodes, 2, &["explain", "192.0.2.100:9", &front, "--from-node", "n1"]);
+    assert!(new.contains("web-1 (50.0 %)") && new.contains("web-2 (50.0 %)"), "{new}");
+    let inside = format!("{}:9", nodes.host(1).backends()[0].v4(0).ip());
+    let of_container = ordered(&nodes, 1, &["explain", &inside, &front]);
+    assert!(of_container.contains("passed over: n2 is another node"), "{of_container}");
+    let (is_good, said) = order(&nodes, 2, &["explain", &client, &front, "--from-node", "n9"]);
+    assert!(!is_good && said.contains("no node \"n9\" in the cluster; it has n1"), "{said}");
 }
 
 /// Whoever has no other node goes on, and says so.
