@@ -110,6 +110,12 @@ impl NodeList {
         self.healths.borrow().clone()
     }
 
+    /// What a kernel of this version cannot do for packets of theirs; see [`lacks`].
+    #[must_use]
+    pub fn lack(&self, version: (u16, u8)) -> Option<&'static str> {
+        lacks(version, self.nodes.borrow().iter().any(|node| node.address.is_ipv4()))
+    }
+
     /// Waits until they, or how they are, have changed; forever, if neither can any more.
     pub async fn changed(&mut self) {
         tokio::select! {
@@ -141,6 +147,27 @@ pub struct ProbedFrom<'a> {
 /// How nodes are that are not probed.
 fn no_healths() -> watch::Receiver<Healths> {
     watch::channel(Healths::new()).1
+}
+
+/// The oldest kernel that takes a packet of one family out of a tunnel of the other.
+const MIXES_FAMILIES: (u16, u8) = (6, 3);
+
+/// What a kernel of this version cannot do for packets of other nodes, and the way out. Nodes with IPv4 addresses get
+/// connections over IPv6 through tunnels over IPv4.
+#[must_use]
+pub fn lacks(version: (u16, u8), over_ipv4: bool) -> Option<&'static str> {
+    (over_ipv4 && version < MIXES_FAMILIES).then_some(
+        "connections over IPv6 that come from other nodes are dropped here (rewrite-failed): taking them out of tunnels \
+         over IPv4 needs Linux 6.3; take a newer kernel, or have clients use IPv4",
+    )
+}
+
+/// Whether clients may come by these interfaces over IPv6.
+#[must_use]
+pub fn serve_ipv6(interfaces: &[String], devices: &Devices) -> bool {
+    let served = devices.values().filter(|device| interfaces.contains(&device.name));
+    let mut addresses = served.flat_map(|device| &device.addresses);
+    addresses.any(|addr| addr.is_ipv6() && !is_link_local(*addr))
 }
 
 /// Finds this machine's own addresses.
@@ -211,6 +238,13 @@ mod tests {
             spread: Spread::All,
             max_nodes: 3,
         }
+    }
+
+    #[test]
+    fn what_an_old_kernel_lacks_is_said() {
+        assert_eq!(lacks((6, 3), true), None);
+        assert_eq!(lacks((6, 1), false), None);
+        assert!(lacks((6, 1), true).unwrap().contains("Linux 6.3"));
     }
 
     #[test]

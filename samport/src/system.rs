@@ -8,6 +8,7 @@ pub mod exit;
 pub(crate) mod file_watch;
 pub mod hash_seed;
 pub mod instance;
+pub mod kernel;
 pub(crate) mod leaving;
 pub mod privileges;
 pub mod provider_status;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use samport_common::layout::{DEFAULT_BACKENDS, MAX_BACKENDS};
 
+use super::cluster::ClusterFlags;
 use super::output::{Output, print_json, say};
 use super::run::{ProviderName, SandboxName, ServiceConflictName, parse, parse_network};
 use super::table::{Column, LEFT, table, text};
@@ -65,6 +66,8 @@ pub struct Args {
     /// Restrict by Landlock and seccomp
     #[arg(long, value_enum, default_value = "on", env = "SAMPORT_SANDBOX")]
     sandbox: SandboxName,
+    #[command(flatten)]
+    cluster: ClusterFlags,
     /// Choose the format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -77,6 +80,7 @@ pub async fn run(args: Args) -> Result<()> {
     } else {
         args.provider.iter().filter_map(|name| name.engine()).collect()
     };
+    let cluster = args.cluster.settings(&args.port)?;
     let asked = CheckOptions {
         interfaces: args.iface,
         ports: args.port,
@@ -90,6 +94,7 @@ pub async fn run(args: Args) -> Result<()> {
         },
         hash_seed_file: args.hash_seed_file,
         sandbox: args.sandbox == SandboxName::On,
+        cluster,
     };
     let findings = evaluate(&collect(asked).await?);
     match args.output {

@@ -34,6 +34,7 @@ use crate::net::netlink::Netlink;
 use crate::net::port_conflicts;
 use crate::system::hash_seed::SeedFile;
 use crate::system::instance::{self, Instance};
+use crate::system::kernel;
 use crate::system::privileges;
 use crate::system::resyncs::Resyncs;
 use crate::system::sd_notify;
@@ -192,6 +193,11 @@ async fn with_nodes(
     let drain = move || terms.borrow().drain;
     let cluster =
         cluster::start(settings, &config.ports, drain, probed_from, netlink, resyncs).await?;
+    if let Some(sentence) = kernel::version().ok().and_then(|one| cluster.nodes.lack(one))
+        && cluster::serve_ipv6(&config.interfaces, &netlink.devices().await?)
+    {
+        tracing::warn!("{sentence}");
+    }
     let all = discovery::join(vec![own, cluster.snapshots]);
     Ok((all, cluster.nodes, Some(cluster.status)))
 }

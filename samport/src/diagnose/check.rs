@@ -5,6 +5,7 @@ mod collect;
 mod evaluate;
 mod facts;
 mod firewall;
+mod nodes;
 
 use std::fmt;
 

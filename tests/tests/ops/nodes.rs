@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use samport::lab::CLIENT_V4;
+use samport_tests::daemon::samport;
 use samport_tests::served::{Served, text};
 use samport_tests::{Namespace, TIMEOUT, eventually};
 use serde_json::{Value, json};
@@ -158,6 +159,31 @@ fn a_file_of_nodes_is_followed_and_a_bad_one_named() {
     wait_for_backend(&served, "n2", None);
     assert_eq!(backend(&served, "n1"), None);
     assert_eq!(served.status().0["nodes"], json!([]));
+}
+
+/// `samport check` asks the nodes, as `samport run` will.
+#[test]
+fn check_says_which_nodes_answer() {
+    let lab = lab(1);
+    let silent = "[[node]]\nname = \"n3\"\naddress = \"192.0.2.77\"\nservices = {}\n";
+    let nodes = TextFile::new(&(node("n2", "\"80\" = 3") + silent));
+    let _answering = Answering::start(lab.client());
+    let check = ["check", "-i", "eth0", "-p", "80", "--provider", "static"];
+    let output = samport(lab.host(), &[&check[..], &nodes.options()].concat());
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}");
+    for line in [
+        "ok    this node: n1; others: n2, n3",
+        "ok    node n2 (192.0.2.2:6080) answers; the path takes packets of 1500 bytes",
+        "warn  node n3 (192.0.2.77:6080) does not answer → start samport there",
+    ] {
+        assert!(printed.contains(line), "no {line:?} in\n{printed}");
+    }
+    nodes.write("[[node]]\nname = 7");
+    let output = samport(lab.host(), &[&check[..], &nodes.options()].concat());
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{printed}");
+    assert!(printed.contains("FAIL  ") && printed.contains("file.toml"), "{printed}");
 }
 
 #[test]

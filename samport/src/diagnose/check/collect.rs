@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::facts::{Collected, Facts, Limits};
-use super::firewall;
+use super::{firewall, nodes};
+use crate::cluster::Settings;
 use crate::dataplane::{self, Tcx};
 use crate::discovery::{Engine, Seen, Unreachable, look};
 use crate::model::ports::{Listen, PortRanges, PortSpec};
@@ -15,6 +16,7 @@ use crate::net::port_conflicts;
 use crate::net::reverse_path::{self, ReversePaths};
 use crate::system::hash_seed;
 use crate::system::instance;
+use crate::system::kernel;
 use crate::system::privileges;
 use crate::system::resyncs::Resyncs;
 
@@ -37,6 +39,8 @@ pub struct CheckOptions {
     pub hash_seed_file: Option<PathBuf>,
     /// `--sandbox`.
     pub sandbox: bool,
+    /// `--cluster`, and what belongs to it.
+    pub cluster: Option<Settings>,
 }
 
 /// Looks at everything.
@@ -54,11 +58,15 @@ pub async fn collect(asked: CheckOptions) -> Result<Facts> {
             seen => engines.push(told(seen)),
         }
     }
+    let cluster = match &asked.cluster {
+        Some(settings) => Some(nodes::look(settings, &asked.interfaces, &devices, &netlink).await),
+        None => None,
+    };
     let listens: Vec<Listen> = asked.ports.iter().map(|port| port.listen).collect();
     let namespace = instance::network_namespace()?;
     let taken = |listen: &Listen| (*listen, taken(*listen, &engines));
     Ok(Facts {
-        kernel: kernel(),
+        kernel: told(kernel::version()),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
         privileges: told(privileges::require()),
         // Every machine has it.
@@ -75,6 +83,7 @@ pub async fn collect(asked: CheckOptions) -> Result<Facts> {
         hash_seed: told(hash_seed::look(asked.hash_seed_file.as_deref())),
         inspectors: told(firewall::inspectors()),
         sandbox: asked.sandbox,
+        cluster,
         limits: asked.limits,
         interfaces: asked.interfaces,
         devices,
@@ -85,13 +94,6 @@ pub async fn collect(asked: CheckOptions) -> Result<Facts> {
 
 fn told<T>(result: Result<T>) -> Collected<T> {
     result.map_err(|error| format!("{error:#}"))
-}
-
-fn kernel() -> Collected<(u16, u8)> {
-    let version = procfs::sys::kernel::Version::current();
-    let version =
-        version.map_err(|error| format!("the kernel's version cannot be read: {error}"))?;
-    Ok((u16::from(version.major), version.minor))
 }
 
 /// An engine knows those who publish a port by name, which is better than a process's.

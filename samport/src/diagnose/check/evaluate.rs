@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
-use super::{Finding, Level};
+use super::{Finding, Level, nodes};
+use crate::cluster;
 use crate::control::admission;
 use crate::control::reconcile::check_interfaces;
 use crate::dataplane::{Bpffs, Tcx};
@@ -40,6 +41,7 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     }
     admission(facts, &mut findings);
     ports(facts, &mut findings);
+    nodes::evaluate(facts, &mut findings);
     findings.push(hash_seed(facts));
     firewall(facts, &mut findings);
     findings
@@ -186,10 +188,8 @@ fn is_ours(program: &str) -> bool {
 
 /// What keeps samport from validating sources as it should.
 fn sources(facts: &Facts, findings: &mut Vec<Finding>) {
-    let served = |device: &&Device| facts.interfaces.contains(&device.name);
-    let mut addresses = facts.devices.values().filter(served).flat_map(|device| &device.addresses);
     // Most machines do not forward IPv6, and do not serve it either.
-    let serves_ipv6 = addresses.any(|addr| addr.is_ipv6() && !is_link_local(*addr));
+    let serves_ipv6 = cluster::serve_ipv6(&facts.interfaces, &facts.devices);
     for (family, forwards, matters, way_out) in [
         (4, facts.forwarding[0], true, ""),
         (

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::firewall::Inspector;
+use super::nodes::ClusterSeen;
 use crate::control::admission::ServiceConflict;
 use crate::dataplane::{Bpffs, Tcx};
 use crate::discovery::Seen;
@@ -63,6 +64,8 @@ pub struct Facts {
     pub limits: Limits,
     /// `-p`, and who has it.
     pub ports: Vec<(Listen, Collected<()>)>,
+    /// The cluster, if there is one.
+    pub cluster: Option<ClusterSeen>,
     /// Whether another samport serves the same.
     pub alone: Collected<()>,
     /// The file of the seed of choices by hash.

@@ -3,8 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::control::admission::ServiceConflict;
 use crate::diagnose::check::exit_of;
-use crate::diagnose::check::facts::Limits;
+use crate::diagnose::check::facts::{Collected, Limits};
 use crate::diagnose::check::firewall::Inspector;
+use crate::diagnose::check::nodes::{ClusterSeen, NodeSeen};
 use crate::discovery::endpoint::Endpoint;
 use crate::discovery::{Engine, Seen};
 use crate::model::allow::Networks;
@@ -44,6 +45,7 @@ fn well() -> Facts {
         ports: vec![("80".parse().unwrap(), Ok(()))],
         alone: Ok(()),
         sandbox: true,
+        cluster: None,
         inspectors: Ok(Vec::new()),
         hash_seed: Ok(Look::There("/var/lib/samport/hash-seed".into())),
     }
@@ -68,6 +70,88 @@ fn assert_said(change: impl FnOnce(&mut Facts), begin: &str, end: &str, exit: Op
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].starts_with(begin) && said[0].ends_with(end), "{said:?}");
     assert_eq!(code, exit, "{said:?}");
+}
+
+fn node(name: &str) -> NodeSeen {
+    NodeSeen {
+        name: name.into(),
+        at: "192.0.2.2:6080".parse().unwrap(),
+        has_own_end: true,
+        answers: true,
+        drains: false,
+        path_mtu: Some(1_500),
+    }
+}
+
+fn cluster(nodes: Collected<Vec<NodeSeen>>) -> Option<ClusterSeen> {
+    Some(ClusterSeen {
+        own: "n1".into(),
+        tunnel_port: ("6080/udp".parse().unwrap(), Ok(())),
+        nodes,
+    })
+}
+
+#[test]
+fn nodes_of_a_cluster_are_asked() {
+    let mut facts = well();
+    let wide = NodeSeen { path_mtu: Some(9_000), drains: true, ..node("n3") };
+    let six = NodeSeen { at: "[2001:db8::2]:6080".parse().unwrap(), ..node("n4") };
+    let unknown = NodeSeen { path_mtu: None, ..node("n5") };
+    facts.cluster = cluster(Ok(vec![node("n2"), wide, six, unknown]));
+    let said = lines(&facts);
+    for line in [
+        "ok    this node: n1; others: n2, n3, n4, n5",
+        "ok    node n2 (192.0.2.2:6080) answers; the path takes packets of 1500 bytes: those of containers fit up to 1472",
+        "ok    node n3 (192.0.2.2:6080) answers, and is drained; the path takes packets of 9000 bytes",
+        "ok    node n4 ([2001:db8::2]:6080) answers; the path takes packets of 1500 bytes: those of containers fit up to 1452",
+        "ok    node n5 (192.0.2.2:6080) answers",
+    ] {
+        assert!(said.iter().any(|one| one == line), "no {line} in {said:#?}");
+    }
+}
+
+#[test]
+fn what_is_in_the_way_of_a_cluster_is_said() {
+    let of = |seen: NodeSeen| move |facts: &mut Facts| facts.cluster = cluster(Ok(vec![seen]));
+    let silent = NodeSeen { answers: false, ..node("n2") };
+    let way_out = "let 6080/udp pass from here, and 6080/udp from there";
+    assert_said(
+        of(silent),
+        "warn  node n2 (192.0.2.2:6080) does not answer → start samport",
+        way_out,
+        None,
+    );
+    let other = NodeSeen { has_own_end: false, answers: false, ..node("n2") };
+    assert_said(
+        of(other),
+        "warn  node n2 (192.0.2.2:6080): no interface of -i",
+        "--node-address",
+        None,
+    );
+    let old = |facts: &mut Facts| {
+        facts.kernel = Ok((6, 1));
+        facts.cluster = cluster(Ok(vec![node("n2")]));
+    };
+    assert_said(
+        old,
+        "warn  connections over IPv6 that come from other nodes",
+        "have clients use IPv4",
+        None,
+    );
+    let bad = |facts: &mut Facts| facts.cluster = cluster(Err("no file; write one".into()));
+    assert_said(bad, "FAIL  no file", "write one", Some(Exit::Usage));
+    let taken = |facts: &mut Facts| {
+        facts.cluster = cluster(Ok(Vec::new()));
+        let seen = facts.cluster.as_mut().unwrap();
+        seen.tunnel_port.1 =
+            Err("port 6080/udp is taken by vpn (pid 7); stop it, or choose".into());
+    };
+    assert_said(
+        taken,
+        "warn  port 6080/udp is taken by vpn (pid 7); packets",
+        "on all nodes",
+        None,
+    );
 }
 
 #[test]
