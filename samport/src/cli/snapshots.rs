@@ -226,7 +226,7 @@ fn errors_are_as_they_were() {
 }
 
 #[test]
-fn errors_about_other_nodes_are_as_they_were() {
+fn errors_about_a_cluster_are_as_they_were() {
     let mut pages = Pages::default();
     for line in [
         "run -i eth0 -p 80 --cluster swarm",

@@ -604,7 +604,7 @@ proptest! {
 
 /// What other nodes send is served by this machine's own backends, so that no packet goes through two tunnels.
 #[test]
-fn what_comes_out_of_the_tunnel_has_a_table_without_nodes() {
+fn what_comes_out_of_a_clusters_tunnel_has_a_table_without_nodes() {
     let mut actual = Actual::default();
     let both = wish(&[(key(1, 80), active(1)), (node(2, 80), active(3))]);
     let changes = reach(&both, &mut actual);

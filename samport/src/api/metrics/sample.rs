@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_up_until_it_does_not_answer() {
+    fn a_node_of_a_cluster_is_up_until_it_does_not_answer() {
         let node = |name: &str, last| Node {
             name: name.into(),
             address: [192, 0, 2, last].into(),

@@ -94,7 +94,7 @@ mod tests {
     use crate::model::ports::Listen;
 
     #[test]
-    fn a_node_is_written_down_with_what_is_known_of_it() {
+    fn a_node_of_a_cluster_is_written_down_with_what_is_known_of_it() {
         let address = |last| IpAddr::from([192, 0, 2, last]);
         let node = |name: &str, last| Node {
             name: name.to_owned(),
