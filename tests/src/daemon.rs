@@ -112,7 +112,7 @@ impl Daemon {
     #[must_use]
     pub fn start_in(namespace: &Namespace, args: &[&str]) -> Self {
         let daemon = Self::launch(namespace, args);
-        daemon.wait_for_line("ready: ", READY);
+        daemon.wait_until_ready();
         daemon
     }
 
@@ -120,7 +120,7 @@ impl Daemon {
     #[must_use]
     pub fn start_with(namespace: &Namespace, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let daemon = Self::launch_with(namespace, args, environment);
-        daemon.wait_for_line("ready: ", READY);
+        daemon.wait_until_ready();
         daemon
     }
 
@@ -162,7 +162,7 @@ impl Daemon {
         command.args(&words[1..]).env(HASH_SEED_FILE, hash_seed_file());
         command.envs(environment.iter().copied());
         let daemon = Self::spawn(namespace, command);
-        daemon.wait_for_line("ready: ", READY);
+        daemon.wait_until_ready();
         daemon
     }
 
@@ -176,6 +176,11 @@ impl Daemon {
         let process = Watched::spawn(command, None).unwrap_or_else(|e| panic!("{e:#}"));
         let clean = (samport_command(namespace, &["clean"]), inode(namespace));
         Self { process, clean, killed: false }
+    }
+
+    /// Waits until it is ready; for one that was only launched.
+    pub fn wait_until_ready(&self) {
+        self.wait_for_line("ready: ", READY);
     }
 
     /// The process id.

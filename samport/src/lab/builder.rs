@@ -50,11 +50,6 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// A part of a larger lab, with names that begin with this.
-    pub(super) fn with_prefix(prefix: String) -> Self {
-        Self { prefix, ..Self::default() }
-    }
-
     /// How many backends; the bridge is made with the first.
     #[must_use]
     pub fn backends(mut self, backends: u8) -> Self {
@@ -102,6 +97,12 @@ impl Builder {
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// Another prefix, of a larger lab that this is a part of.
+    pub(super) fn with_prefix(mut self, prefix: String) -> Self {
+        self.prefix = prefix;
+        self
     }
 
     fn namespace(&self, role: &str) -> Result<Namespace> {

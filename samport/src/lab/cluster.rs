@@ -1,4 +1,4 @@
-//! Several hosts on one segment, each with containers behind a bridge, and a client.
+//! Several hosts, each with containers behind a bridge, and a client: on one segment, or on two with routers between.
 //!
 //! ```text
 //! client 192.0.2.100 ──┐             ┌── host 1 192.0.2.1 ── br0 172.30.0.1 ── web-1, web-2, …
@@ -6,17 +6,59 @@
 //!                      │             └── …
 //! ```
 //!
+//! With routers, the first host and the client are on one segment, and all others beyond both routers on another one.
+//!
 //! The containers of all hosts have the same addresses, as Docker gives them, and no host has a route to another one's.
+
+mod routers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 
 use super::namespace::new_prefix;
+use super::traces::{listed, text};
 use super::{Backend, Bridge, Builder, Namespace, Server, output_of};
 
-/// The client's place on the segment.
+pub use routers::Routers;
+
+/// The client's place on its segment.
 const CLIENT: u8 = 100;
+/// A router's place on its segment.
+const ROUTER: u8 = 200;
+
+/// What hosts are plugged into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Segment {
+    /// 192.0.2.0/24 and 2001:db8:1::/64, where the client is.
+    Near,
+    /// 198.51.100.0/24 and 2001:db8:3::/64, beyond the routers.
+    Far,
+}
+
+impl Segment {
+    const fn bridge(self) -> &'static str {
+        match self {
+            Self::Near => "br0",
+            Self::Far => "br1",
+        }
+    }
+
+    const fn v4(self, number: u8) -> Ipv4Addr {
+        match self {
+            Self::Near => Ipv4Addr::new(192, 0, 2, number),
+            Self::Far => Ipv4Addr::new(198, 51, 100, number),
+        }
+    }
+
+    const fn v6(self, number: u8) -> Ipv6Addr {
+        let net = match self {
+            Self::Near => 1,
+            Self::Far => 3,
+        };
+        Ipv6Addr::new(0x2001, 0xdb8, net, 0, 0, 0, 0, number as u16)
+    }
+}
 
 /// What is special about it.
 #[derive(Clone, Copy, Debug)]
@@ -25,25 +67,39 @@ pub struct Options {
     pub hosts: u8,
     /// How many containers each has.
     pub backends: u8,
+    /// How many the first one has, if others than that.
+    pub backends_of_first: Option<u8>,
     /// MTU of the segment, in bytes.
     pub mtu: u32,
     /// Every device computes its checksums itself, and cuts no packets.
     pub offload_off: bool,
     /// Hosts drop what comes in by another device than the route back leads out of, and forward nothing by themselves.
     pub is_strict: bool,
+    /// What is between the first host with the client, and all others; `None` puts all on one segment.
+    pub routers: Option<Routers>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 3, backends: 2, mtu: 1_500, offload_off: false, is_strict: true }
+        Self {
+            hosts: 3,
+            backends: 2,
+            backends_of_first: None,
+            mtu: 1_500,
+            offload_off: false,
+            is_strict: true,
+            routers: None,
+        }
     }
 }
 
 /// The network. Namespaces go away with it.
 #[derive(Debug)]
 pub struct Cluster {
+    prefix: String,
     client: Namespace,
     hosts: Vec<Host>,
+    routers: Vec<Namespace>,
     switch: Namespace,
 }
 
@@ -51,6 +107,7 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Host {
     number: u8,
+    segment: Segment,
     namespace: Namespace,
     backends: Vec<Backend>,
 }
@@ -76,15 +133,40 @@ impl Cluster {
     /// If a command fails.
     pub fn build_as(prefix: &str, options: Options) -> Result<Self> {
         let switch = Namespace::with_prefix(prefix, "switch")?;
-        let alias = format!("{}-br0", switch.name());
-        switch.batch(&format!(
-            "link add name br0 type bridge\nlink set br0 alias {alias}\nlink set br0 up\n"
-        ))?;
+        for segment in [Segment::Near, Segment::Far] {
+            let bridge = segment.bridge();
+            switch.batch(&format!(
+                "link add name {bridge} type bridge\nlink set {bridge} alias {}-{bridge} up\n",
+                switch.name()
+            ))?;
+        }
+        let plug = Plug { switch: &switch, options };
         let client = Namespace::with_prefix(prefix, "client")?;
-        plug_in(&switch, &client, CLIENT, options).context("plug in the client")?;
-        let make = |number| Host::make(prefix, number, &switch, options);
+        plug.plug_in(&client, CLIENT, Segment::Near).context("plug in the client")?;
+        let make = |number| Host::make(prefix, number, plug);
         let hosts = (1..=options.hosts).map(make).collect::<Result<_>>()?;
-        Ok(Self { client, hosts, switch })
+        let routers = match options.routers {
+            Some(routers) => routers.make(prefix, plug).context("make the routers")?,
+            None => Vec::new(),
+        };
+        let prefix = prefix.to_owned();
+        let cluster = Self { prefix, client, hosts, routers, switch };
+        if options.offload_off {
+            cluster.namespaces().try_for_each(turn_offload_off)?;
+        }
+        Ok(cluster)
+    }
+
+    /// What the names of its namespaces and the aliases of its devices begin with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// All of them.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        let hosts = self.hosts.iter().flat_map(Host::namespaces);
+        [&self.client, &self.switch].into_iter().chain(&self.routers).chain(hosts)
     }
 
     /// Where clients are.
@@ -138,27 +220,29 @@ impl Cluster {
 }
 
 impl Host {
-    fn make(prefix: &str, number: u8, switch: &Namespace, options: Options) -> Result<Self> {
+    fn make(prefix: &str, number: u8, plug: Plug<'_>) -> Result<Self> {
+        let options = plug.options;
         let namespace = Namespace::with_prefix(prefix, &format!("n{number}"))?;
-        plug_in(switch, &namespace, number, options)
-            .with_context(|| format!("plug in {number}"))?;
+        let is_far = options.routers.is_some() && number > 1;
+        let segment = if is_far { Segment::Far } else { Segment::Near };
+        plug.plug_in(&namespace, number, segment).with_context(|| format!("plug in {number}"))?;
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
         namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         if options.is_strict {
             for of in ["all", "default"] {
                 namespace.sysctl(&format!("net/ipv4/conf/{of}/rp_filter"), "1")?;
             }
-            output_of(namespace.command("iptables").args(["-w", "-P", "FORWARD", "DROP"]))?;
+            for program in ["iptables", "ip6tables"] {
+                output_of(namespace.command(program).args(["-w", "-P", "FORWARD", "DROP"]))?;
+            }
         }
-        let prefix = format!("{}-", namespace.name());
-        let mut builder = Builder::with_prefix(prefix).mtu(options.mtu);
-        if options.offload_off {
-            builder = builder.tx_offload_off();
-        }
+        let builder =
+            Builder::default().with_prefix(format!("{prefix}n{number}-")).mtu(options.mtu);
         builder.make_bridge(&namespace, Bridge::Backends)?;
-        let backends = (0..options.backends).map(|index| builder.make_backend(&namespace, index));
+        let count = options.backends_of_first.filter(|_| number == 1).unwrap_or(options.backends);
+        let backends = (0..count).map(|index| builder.make_backend(&namespace, index));
         let backends = backends.collect::<Result<_>>()?;
-        Ok(Self { number, namespace, backends })
+        Ok(Self { number, segment, namespace, backends })
     }
 
     /// `n1`, `n2` and so on.
@@ -173,6 +257,10 @@ impl Host {
         &self.namespace
     }
 
+    fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
+        std::iter::once(&self.namespace).chain(self.backends.iter().map(Backend::namespace))
+    }
+
     /// Its containers.
     #[must_use]
     pub fn backends(&self) -> &[Backend] {
@@ -182,13 +270,14 @@ impl Host {
     /// Its address on the segment.
     #[must_use]
     pub fn v4(&self) -> Ipv4Addr {
-        v4(self.number)
+        self.segment.v4(self.number)
     }
 
     /// Its addresses on the segment, with a port: what clients dial.
     #[must_use]
     pub fn fronts(&self, port: u16) -> [SocketAddr; 2] {
-        [IpAddr::V4(self.v4()), IpAddr::V6(v6(self.number))].map(|ip| SocketAddr::new(ip, port))
+        let addresses = [IpAddr::V4(self.v4()), IpAddr::V6(self.segment.v6(self.number))];
+        addresses.map(|ip| SocketAddr::new(ip, port))
     }
 
     /// The name that a container's server answers with: `n1-web-1`, for one.
@@ -211,37 +300,56 @@ impl Host {
     }
 }
 
-fn v4(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, number)
-}
-
-fn v6(number: u8) -> Ipv6Addr {
-    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number.into())
-}
-
 /// The port of the switch that a host is plugged into.
 fn port(number: u8) -> String {
     format!("port{number}")
 }
 
-fn plug_in(switch: &Namespace, host: &Namespace, number: u8, options: Options) -> Result<()> {
-    let (port, mtu) = (port(number), options.mtu);
-    host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
-    switch.batch(&format!(
-        "link add name {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
-         link set {port} master br0 alias {}-{port} up\n",
-        host.name(),
-        switch.name()
-    ))?;
-    host.batch(&format!(
-        "link set eth0 alias {}-eth0\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\nlink set eth0 up\n",
-        host.name(),
-        v4(number),
-        v6(number)
-    ))?;
-    if options.offload_off {
-        let off = ["tx", "off", "tso", "off", "gso", "off", "gro", "off"];
-        output_of(host.command("ethtool").args(["-K", "eth0"]).args(off))?;
+/// Plugs namespaces into the switch.
+#[derive(Clone, Copy)]
+struct Plug<'a> {
+    switch: &'a Namespace,
+    options: Options,
+}
+
+impl Plug<'_> {
+    fn plug_in(self, host: &Namespace, number: u8, segment: Segment) -> Result<()> {
+        let Self { switch, options } = self;
+        let (mtu, bridge) = (options.mtu, segment.bridge());
+        let port = if number == ROUTER { format!("up-{bridge}") } else { port(number) };
+        host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        switch.batch(&format!(
+            "link add name {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
+             link set {port} alias {}-{port} master {bridge} up\n",
+            host.name(),
+            switch.name()
+        ))?;
+        host.batch(&format!(
+            "link set eth0 alias {}-eth0\n\
+             addr add {}/24 dev eth0\n\
+             addr add {}/64 dev eth0 nodad\n\
+             link set eth0 up\n",
+            host.name(),
+            segment.v4(number),
+            segment.v6(number)
+        ))?;
+        if options.routers.is_some() && number != ROUTER {
+            host.batch(&format!(
+                "route add default via {}\nroute add ::/0 via {}\n",
+                segment.v4(ROUTER),
+                segment.v6(ROUTER)
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes all devices of a namespace compute checksums themselves, and neither cut packets nor join them.
+fn turn_offload_off(namespace: &Namespace) -> Result<()> {
+    const OFF: [&str; 8] = ["tx", "off", "tso", "off", "gso", "off", "gro", "off"];
+    let devices = listed(&namespace.ip(&["-j", "link", "show"])?)?;
+    for device in devices.iter().map(|device| text(device, "ifname")).filter(|name| *name != "lo") {
+        output_of(namespace.command("ethtool").args(["-K", device]).args(OFF))?;
     }
     Ok(())
 }

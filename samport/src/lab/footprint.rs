@@ -37,13 +37,14 @@ impl Footprint {
     /// Of a lab that is about to be built.
     #[must_use]
     pub fn of(lab: &Builder) -> Self {
-        Self::in_lab(lab.prefix())
+        Self::with_prefix(lab.prefix())
     }
 
-    /// Of a host in a lab that is about to be built, whose names begin with this.
+    /// Of a lab with this prefix, and one of its hosts.
     #[must_use]
-    pub fn in_lab(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned(), before: Traces::new(), objects: Objects::default() }
+    pub fn with_prefix(prefix: &str) -> Self {
+        let prefix = prefix.to_owned();
+        Self { prefix, before: Traces::new(), objects: Objects::default() }
     }
 
     /// Looks at the lab's host before samport is started in it.

@@ -1,17 +1,22 @@
 //! Several hosts: a packet that comes in at one is served by a container of another.
 
+mod failing;
+mod lab;
 mod operator;
+mod routers;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use samport::lab::cluster::{Cluster, Host, Options};
-use samport::lab::{Load, Server, get, stats};
+use samport::lab::{Backend, Load, Server, get, stats};
 use samport_tests::daemon::Daemon;
-use samport_tests::datagrams::{Echo, client, mirrored};
+use samport_tests::datagrams::{Echo, ask_whom, client, mirrored};
 use samport_tests::frames::datagram;
 use samport_tests::load::Connection;
 use samport_tests::served::{LISTEN, Status, TARGET, text};
@@ -35,29 +40,68 @@ struct Nodes {
 
 impl Nodes {
     fn start(options: Options) -> Self {
+        Self::start_with(options, &[])
+    }
+
+    /// With more options of samport's.
+    fn start_with(options: Options, more: &[&str]) -> Self {
+        let mut nodes = Self::build(options);
+        nodes.run(more);
+        nodes
+    }
+
+    /// All but samport.
+    fn build(options: Options) -> Self {
         require_root();
         let cluster = Cluster::build(options).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("nodes.toml");
         fs::write(&file, cluster.nodes_file(LISTEN)).unwrap();
-        let (mut servers, mut daemons) = (Vec::new(), Vec::new());
-        for host in cluster.hosts() {
-            servers.extend(host.serve(TARGET).unwrap());
-            let backends = folder.path().join(format!("{}.toml", host.name()));
-            fs::write(&backends, backends_file(host)).unwrap();
-            daemons.push(start_samport(host, &file));
-        }
-        let nodes = Self { daemons, servers, file, _folder: folder, cluster };
-        // Those that were started first have found the last one missing.
+        let servers = cluster.hosts().iter().flat_map(|host| host.serve(TARGET).unwrap()).collect();
+        let nodes = Self { daemons: Vec::new(), servers, file, _folder: folder, cluster };
         for host in nodes.cluster.hosts() {
-            nodes.wait_until_all_are_up(host);
+            fs::write(nodes.backends_of(host), backends_file(host)).unwrap();
         }
         nodes
     }
 
+    /// Starts samport on all hosts, at the same time.
+    fn run(&mut self, more: &[&str]) {
+        let daemons: Vec<_> =
+            self.cluster.hosts().iter().map(|host| self.launch(host, more)).collect();
+        daemons.iter().for_each(Daemon::wait_until_ready);
+        self.daemons = daemons;
+        // Those that were ready first may have found others missing, the last time within a second from now.
+        thread::sleep(Duration::from_millis(1_100));
+        for host in self.cluster.hosts() {
+            self.wait_until_all_are_up(host);
+        }
+    }
+
     /// Starts samport on a host again, where it was killed.
     fn restart(&mut self, number: usize) {
-        self.daemons[number - 1] = start_samport(self.host(number), &self.file);
+        let daemon = self.launch(self.host(number), &[]);
+        daemon.wait_until_ready();
+        self.daemons[number - 1] = daemon;
+    }
+
+    /// Starts samport on a host, which takes a while.
+    fn launch(&self, host: &Host, more: &[&str]) -> Daemon {
+        let ports = format!("{LISTEN}:{TARGET},{LISTEN}:{TARGET}/udp");
+        let (name, backends) = (host.name(), self.backends_of(host));
+        let paths = [&backends, &self.file].map(|path| path.to_str().unwrap());
+        let args = [
+            &["-i", "eth0", "-p", &ports, "--file", paths[0]][..],
+            &["--cluster", "file", "--cluster-file", paths[1], "--node", &name],
+            &["--drain", "1s"],
+            more,
+        ];
+        Daemon::launch(host.namespace(), &args.concat())
+    }
+
+    /// The file of a host's own containers.
+    fn backends_of(&self, host: &Host) -> PathBuf {
+        self.file.with_file_name(format!("{}.toml", host.name()))
     }
 
     fn host(&self, number: usize) -> &Host {
@@ -87,6 +131,30 @@ impl Nodes {
         tally
     }
 
+    /// The same with a datagram for each.
+    fn ask_by_datagrams(&self, front: SocketAddr, requests: u32) -> BTreeMap<String, u32> {
+        let mut tally = BTreeMap::new();
+        self.cluster.client().run(|| {
+            for _ in 0..requests {
+                let (name, [seen, own]) =
+                    ask_whom(front).unwrap_or_else(|error| panic!("{front}: {error}"));
+                assert_eq!(seen, own, "{name}");
+                *tally.entry(name).or_default() += 1;
+            }
+        });
+        tally
+    }
+
+    /// Servers of datagrams in all containers, which say the names that those of TCP do.
+    fn echoes(&self) -> Vec<Echo> {
+        let echo = |host: &Host, backend: &Backend| {
+            let name = host.server_name(backend);
+            backend.namespace().run(|| Echo::bind(&name, TARGET)).unwrap()
+        };
+        let hosts = self.cluster.hosts().iter();
+        hosts.flat_map(|host| host.backends().iter().map(|one| echo(host, one))).collect()
+    }
+
     fn verdict(&self, number: usize, name: &str) -> u64 {
         Status::only_in(self.host(number).namespace()).verdict(name)
     }
@@ -94,7 +162,7 @@ impl Nodes {
     /// Takes a host's containers out, which its neighbours are not told.
     fn without_containers(&self, number: usize) {
         let host = self.host(number);
-        let backends = self.file.with_file_name(format!("{}.toml", host.name()));
+        let backends = self.backends_of(host);
         let new = backends.with_extension("new");
         fs::write(&new, "").unwrap();
         fs::rename(new, &backends).unwrap();
@@ -104,20 +172,6 @@ impl Nodes {
             names.all(|name| name.starts_with('n')).then_some(())
         });
     }
-}
-
-/// samport on a host of a cluster of this file; its containers are in a file beside it.
-fn start_samport(host: &Host, file: &Path) -> Daemon {
-    let ports = format!("{LISTEN}:{TARGET},{LISTEN}:{TARGET}/udp");
-    let name = host.name();
-    let backends = file.with_file_name(format!("{name}.toml"));
-    let paths = [backends.as_path(), file].map(|path| path.to_str().unwrap().to_owned());
-    let args = [
-        &["-i", "eth0", "-p", &ports, "--file", &paths[0]][..],
-        &["--cluster", "file", "--cluster-file", &paths[1], "--node", &name],
-        &["--drain", "1s"],
-    ];
-    Daemon::start_in(host.namespace(), &args.concat())
 }
 
 fn backends_file(host: &Host) -> String {
@@ -136,20 +190,27 @@ fn finds_down(host: &Host, name: &str) -> bool {
     node.expect("a node of this name")["up"] == false
 }
 
-/// Whichever host is dialled, all containers of all hosts answer alike, over both families, and see the client's own
-/// address. Its namespaces have Docker's FORWARD DROP and strict reverse-path filters.
+/// Whichever host is dialled, all containers of all hosts answer alike, TCP and UDP over both families, and see the
+/// client's own address. Its namespaces have Docker's FORWARD DROP and strict reverse-path filters.
 #[test]
 fn any_host_serves_the_containers_of_all() {
     let nodes = Nodes::start(Options::default());
+    let _echoes = nodes.echoes();
+    let names: Vec<_> = nodes.servers.iter().map(Server::name).collect();
     for host in nodes.cluster.hosts() {
+        let mut all = BTreeMap::new();
         for front in host.fronts(LISTEN) {
-            let tally = nodes.ask(front, 240);
-            for server in &nodes.servers {
-                let count = tally.get(server.name()).copied().unwrap_or_default();
-                let is_fair = stats::within_four_sigma(count, 240, 1.0 / 6.0);
-                assert!(is_fair, "{front}: {} has {count} of 240: {tally:?}", server.name());
+            for (protocol, tally) in
+                [("TCP", nodes.ask(front, 240)), ("UDP", nodes.ask_by_datagrams(front, 240))]
+            {
+                assert!(tally.keys().eq(&names), "{protocol} {front}: {tally:?}");
+                for (name, count) in tally {
+                    *all.entry(name).or_default() += count;
+                }
             }
         }
+        let is_fair = |count: &u32| stats::within_four_sigma(*count, 960, 1.0 / 6.0);
+        assert!(all.values().all(is_fair), "{}: {all:?}", host.name());
     }
     assert!(nodes.verdict(1, "forward-node") > 0 && nodes.verdict(2, "reply-node") > 0);
     for number in 1..=3 {
@@ -264,9 +325,16 @@ fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
 fn a_host_without_containers_is_passed_over() {
     let nodes = Nodes::start(Options { backends: 1, ..Options::default() });
     nodes.without_containers(2);
-    for front in nodes.host(1).fronts(LISTEN) {
-        let tally = nodes.ask(front, 40);
-        assert_eq!(tally.keys().collect::<Vec<_>>(), ["n1-web-1", "n3-web-1"], "{front}");
+    let nodes = &nodes;
+    // Each that comes upon it waits for a second: many at a time.
+    let asked: Vec<_> = thread::scope(|scope| {
+        let fronts = nodes.host(1).fronts(LISTEN).repeat(8).into_iter();
+        let asking: Vec<_> =
+            fronts.map(|front| (front, scope.spawn(move || nodes.ask(front, 5)))).collect();
+        asking.into_iter().map(|(front, one)| (front, one.join().unwrap())).collect()
+    });
+    for (front, tally) in asked {
+        assert!(tally.keys().all(|name| !name.starts_with("n2")), "{front}: {tally:?}");
     }
     assert!(nodes.verdict(2, "reply-node") > 0, "it was never asked");
 }

@@ -9,7 +9,7 @@ use samport::lab::output_of;
 use samport_tests::daemon::{Backends, Daemon};
 use samport_tests::load::{Connection, Tally};
 use samport_tests::served::{LISTEN, Served, TARGET};
-use samport_tests::{Lab, TIMEOUT};
+use samport_tests::{Lab, Namespace, TIMEOUT};
 
 use crate::lab;
 
@@ -42,7 +42,11 @@ pub fn requests(lab: &Lab, front: SocketAddr, count: u32) -> (Tally, Duration) {
 
 /// Makes a backend swallow what it is sent.
 pub fn silence(lab: &Lab, index: usize) {
-    let backend = lab.backends()[index].namespace();
+    swallow(lab.backends()[index].namespace());
+}
+
+/// The same by the backend's namespace.
+pub fn swallow(backend: &Namespace) {
     for program in ["iptables", "ip6tables"] {
         let port = TARGET.to_string();
         let rule = ["-w", "-A", "INPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];

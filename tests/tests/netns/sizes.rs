@@ -234,7 +234,7 @@ impl Bed {
 }
 
 /// Sets whether a socket's datagrams may be fragmented, by it and on their way.
-fn set_df(socket: &UdpSocket, v6: bool, df: bool) {
+pub fn set_df(socket: &UdpSocket, v6: bool, df: bool) {
     let (level, option) = if v6 {
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
     } else {

@@ -26,7 +26,7 @@ pub(super) fn demonstrate(nodes: u8, args: &Args, interrupt: &Interrupt) -> Resu
         "container is. Servers have the same addresses on every host, and no host has a route to another one's.",
     );
     let prefix = Cluster::new_prefix();
-    let mut footprints: Vec<_> = (0..nodes).map(|_| Footprint::in_lab(&prefix)).collect();
+    let mut footprints: Vec<_> = (0..nodes).map(|_| Footprint::with_prefix(&prefix)).collect();
     let shown = Cluster::build_as(&prefix, options)
         .and_then(|cluster| in_cluster(&cluster, &mut footprints, args, interrupt));
     // As after the demo of one host: its error comes first, and Ctrl-C before that.
