@@ -282,6 +282,8 @@ impl Map {
 /// How often a program has run, and how long in all, while the kernel counted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Runs {
+    /// The program's id.
+    pub id: u32,
     /// The program's name: its first 15 bytes.
     pub program: String,
     /// How often.
@@ -308,7 +310,7 @@ pub fn runs() -> io::Result<Vec<Runs>> {
         let name = info[64..80].split(|byte| *byte == 0).next().unwrap_or_default();
         if count > 0 {
             let program = String::from_utf8_lossy(name).into_owned();
-            all.push(Runs { program, count, time_ns });
+            all.push(Runs { id, program, count, time_ns });
         }
     }
     Ok(all)

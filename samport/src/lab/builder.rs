@@ -27,6 +27,8 @@ pub(super) const MAX_BACKENDS: u8 = 240;
 #[derive(Debug)]
 pub struct Builder {
     prefix: String,
+    /// Third byte of the containers' IPv4 addresses.
+    network: u8,
     backends: u8,
     mtu: Option<u32>,
     tx_offload_off: bool,
@@ -39,6 +41,7 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             prefix: new_prefix(),
+            network: 0,
             backends: 1,
             mtu: None,
             tx_offload_off: false,
@@ -54,6 +57,13 @@ impl Builder {
     #[must_use]
     pub fn backends(mut self, backends: u8) -> Self {
         self.backends = backends;
+        self
+    }
+
+    /// The containers' networks: 172.30.N.0/24 and so on. Only IPv4's differ.
+    #[must_use]
+    pub(super) fn network(mut self, network: u8) -> Self {
+        self.network = network;
         self
     }
 
@@ -173,7 +183,7 @@ impl Builder {
     }
 
     pub(super) fn make_bridge(&self, host: &Namespace, bridge: Bridge) -> Result<()> {
-        let (name, v4, v6) = (bridge.name(), bridge.v4(1), bridge.v6(1));
+        let (name, v4, v6) = (bridge.name(), self.v4(bridge, 1), bridge.v6(1));
         host.batch(&format!(
             "link add name {name} {} type bridge\n\
              link set {name} alias {}-{name}\n\
@@ -191,7 +201,7 @@ impl Builder {
         let number = u16::from(index) + 1;
         let backend = Backend {
             namespace: self.namespace(&format!("web-{number}"))?,
-            v4: Bridge::Backends.v4(10 + index),
+            v4: self.v4(Bridge::Backends, 10 + index),
             v6: Bridge::Backends.v6(0x10 + u16::from(index)),
             host_interface: format!("veth{number}"),
             name: format!("web-{number}"),
@@ -209,7 +219,7 @@ impl Builder {
         let number = u16::from(index) + 1;
         let container = Backend {
             namespace: self.namespace(&format!("app-{number}"))?,
-            v4: bridge.v4(250 - index),
+            v4: self.v4(bridge, 250 - index),
             v6: bridge.v6(0x1000 + number),
             host_interface: format!("vapp{number}"),
             name: format!("app-{number}"),
@@ -222,7 +232,7 @@ impl Builder {
         let Backend { namespace, v4, v6, host_interface, .. } = backend;
         no_duplicate_detection(namespace)?;
         let mtu = self.mtu_words();
-        let (master, gateway_v4, gateway_v6) = (bridge.name(), bridge.v4(1), bridge.v6(1));
+        let (master, gateway_v4, gateway_v6) = (bridge.name(), self.v4(bridge, 1), bridge.v6(1));
         host.batch(&format!(
             "link add name {host_interface} {mtu} type veth peer name eth0 {mtu} netns {}\n\
              link set {host_interface} master {master} alias {}-{host_interface} up\n",
@@ -248,6 +258,11 @@ impl Builder {
             output_of(namespace.command("ethtool").args(["-K", interface, "tx", "off"]))?;
         }
         Ok(())
+    }
+
+    fn v4(&self, bridge: Bridge, last: u8) -> Ipv4Addr {
+        let [first, second, _, last] = bridge.v4(last).octets();
+        Ipv4Addr::new(first, second, self.network, last)
     }
 
     fn mtu_words(&self) -> String {

@@ -8,7 +8,8 @@
 //!
 //! With routers, the first host and the client are on one segment, and all others beyond both routers on another one.
 //!
-//! The containers of all hosts have the same addresses, as Docker gives them, and no host has a route to another one's.
+//! The containers of all hosts have the same addresses, as Docker gives them, and no host has a route to another one's; or,
+//! if asked for, each host N has 172.30.N.0/24, and everybody's routes to and from the client lead through the first host.
 
 mod routers;
 
@@ -77,6 +78,9 @@ pub struct Options {
     pub is_strict: bool,
     /// What is between the first host with the client, and all others; `None` puts all on one segment.
     pub routers: Option<Routers>,
+    /// Each host's containers have an IPv4 network of their own, which can be reached by plain routing: from the client and
+    /// back through the first host. Nothing but routes is in its way if `is_strict` is not set. Without routers.
+    pub is_routed: bool,
 }
 
 impl Default for Options {
@@ -89,6 +93,7 @@ impl Default for Options {
             offload_off: false,
             is_strict: true,
             routers: None,
+            is_routed: false,
         }
     }
 }
@@ -151,10 +156,30 @@ impl Cluster {
         };
         let prefix = prefix.to_owned();
         let cluster = Self { prefix, client, hosts, routers, switch };
+        if options.is_routed {
+            cluster.add_routes().context("add routes to the containers")?;
+        }
         if options.offload_off {
             cluster.namespaces().try_for_each(turn_offload_off)?;
         }
         Ok(cluster)
+    }
+
+    fn add_routes(&self) -> Result<()> {
+        let first = Segment::Near.v4(1);
+        self.client.batch(&format!("route add 172.30.0.0/16 via {first}\n"))?;
+        for host in &self.hosts {
+            let others = self.hosts.iter().filter(|other| other.number != host.number);
+            let mut routes: String = others
+                .map(|other| format!("route add 172.30.{}.0/24 via {}\n", other.number, other.v4()))
+                .collect();
+            if host.number != 1 {
+                let client = Segment::Near.v4(CLIENT);
+                routes.push_str(&format!("route add {client}/32 via {first}\n"));
+            }
+            host.namespace.batch(&routes)?;
+        }
+        Ok(())
     }
 
     /// What the names of its namespaces and the aliases of its devices begin with.
@@ -225,6 +250,12 @@ impl Host {
         let namespace = Namespace::with_prefix(prefix, &format!("n{number}"))?;
         let is_far = options.routers.is_some() && number > 1;
         let segment = if is_far { Segment::Far } else { Segment::Near };
+        if options.is_routed {
+            // The client would be told of a shorter way.
+            for of in ["all", "default"] {
+                namespace.sysctl(&format!("net/ipv4/conf/{of}/send_redirects"), "0")?;
+            }
+        }
         plug.plug_in(&namespace, number, segment).with_context(|| format!("plug in {number}"))?;
         namespace.sysctl("net/ipv4/ip_forward", "1")?;
         namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
@@ -236,8 +267,9 @@ impl Host {
                 output_of(namespace.command(program).args(["-w", "-P", "FORWARD", "DROP"]))?;
             }
         }
-        let builder =
-            Builder::default().with_prefix(format!("{prefix}n{number}-")).mtu(options.mtu);
+        let network = if options.is_routed { number } else { 0 };
+        let builder = Builder::default().with_prefix(format!("{prefix}n{number}-"));
+        let builder = builder.network(network).mtu(options.mtu);
         builder.make_bridge(&namespace, Bridge::Backends)?;
         let count = options.backends_of_first.filter(|_| number == 1).unwrap_or(options.backends);
         let backends = (0..count).map(|index| builder.make_backend(&namespace, index));

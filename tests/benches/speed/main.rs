@@ -70,6 +70,8 @@ pub enum Part {
     Bulk,
     /// New connections from the machine itself
     Local,
+    /// A container on another host: through the tunnel, a proxy, plain routing (with --quick only if named)
+    Cluster,
     /// What a packet costs in the programs alone
     Kernel,
     /// What the programs cost under real traffic
@@ -90,11 +92,12 @@ pub enum Part {
 
 impl Part {
     /// In the order they are measured.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Connections,
         Self::Requests,
         Self::Bulk,
         Self::Local,
+        Self::Cluster,
         Self::Kernel,
         Self::Load,
         Self::Flood,
@@ -131,6 +134,7 @@ fn main() -> Result<()> {
             Part::Requests => traffic::requests::measure(&args, &mut report)?,
             Part::Bulk => traffic::bulk::measure(&args, &mut report)?,
             Part::Local => traffic::local::measure(&args, &mut report)?,
+            Part::Cluster => traffic::cluster::measure(&args, &mut report)?,
             Part::Kernel => kernel::packets::measure(&args, &mut report)?,
             Part::Load => kernel::load::measure(&args, &mut report)?,
             Part::Flood => flood::measure(&args, &mut report)?,

@@ -67,7 +67,7 @@ struct Runs {
 /// nothing to do.
 fn runs() -> Result<BTreeMap<String, Runs>> {
     let mut runs: BTreeMap<String, Runs> = BTreeMap::new();
-    for bpf::Runs { program, count, time_ns } in bpf::runs().context("ask for the programs")? {
+    for bpf::Runs { program, count, time_ns, .. } in bpf::runs().context("ask for the programs")? {
         let sum = runs.entry(program).or_insert(Runs { count: 0.0, time_ns: 0.0 });
         #[expect(clippy::cast_precision_loss, reason = "a minute is less than 2^52 ns")]
         let (count, time_ns) = (count as f64, time_ns as f64);
@@ -78,12 +78,12 @@ fn runs() -> Result<BTreeMap<String, Runs>> {
 }
 
 /// The kernel counts runs until this is dropped.
-struct Counting {
+pub struct Counting {
     before: String,
 }
 
 impl Counting {
-    fn begin() -> Result<Self> {
+    pub fn begin() -> Result<Self> {
         let before = fs::read_to_string(SWITCH).with_context(|| format!("read {SWITCH}"))?;
         fs::write(SWITCH, "1").with_context(|| format!("write {SWITCH}"))?;
         Ok(Self { before })

@@ -24,6 +24,8 @@ pub enum Contender {
     SamportStack,
     /// The same, with one more program at generic XDP
     SamportXdp,
+    /// The same with its container on the host that is dialled, beside one with it on another
+    SamportLocal,
     /// Another build of samport, the one that SAMPORT_OTHER_BUILD names
     SamportOther,
     /// No balancer: routed to one container, over the bridge
@@ -46,7 +48,7 @@ pub enum Contender {
 
 use Contender::{
     Direct, DirectDocker, DockerP, Haproxy, Iptables, Nftables, Nginx, Reuseport, Samport,
-    SamportNeigh, SamportOther, SamportStack, SamportXdp,
+    SamportLocal, SamportNeigh, SamportOther, SamportStack, SamportXdp,
 };
 
 /// The variable that names the build of [`SamportOther`].
@@ -75,6 +77,7 @@ impl Contender {
             SamportNeigh => "samport-neigh",
             SamportStack => "samport-stack",
             SamportXdp => "samport-xdp",
+            SamportLocal => "samport-local",
             SamportOther => "samport-other",
             Direct => "direct",
             DirectDocker => "direct-docker",
@@ -104,8 +107,8 @@ impl Contender {
             Nftables => &["iptables-restore", "nft"],
             SamportXdp => &["iptables-restore", "ethtool"],
             // samport too: it is measured on a host that has Docker's rules.
-            Samport | SamportNeigh | SamportOther | DirectDocker | DockerP | Iptables
-            | Reuseport => &["iptables-restore"],
+            Samport | SamportLocal | SamportNeigh | SamportOther | DirectDocker | DockerP
+            | Iptables | Reuseport => &["iptables-restore"],
         };
         let missing = needed.iter().find(|needed| !is_there(needed))?;
         Some(format!("there is no {missing}"))
@@ -141,12 +144,11 @@ impl Contender {
             DockerP | Reuseport => rules::docker_with_published(lab, containers[0])?,
             Iptables => rules::statistic(lab, &containers)?,
             Nftables => rules::numgen(lab, &containers)?,
-            Haproxy => proxy = Some(proxies::haproxy(lab, &containers)?),
-            Nginx => proxy = Some(proxies::nginx(lab, &containers)?),
-            Samport => daemon = Some(start_samport(lab, &containers, &[])),
+            Haproxy => proxy = Some(proxies::haproxy(&lab.into(), &containers)?),
+            Nginx => proxy = Some(proxies::nginx(&lab.into(), &containers)?),
+            Samport | SamportLocal => daemon = Some(start_samport(lab, &containers, &[])),
             SamportOther => {
-                let Some(build) = other_build() else { bail!("{OTHER_BUILD} is gone") };
-                daemon = Some(start_build(&build, lab, &containers, &[]));
+                daemon = Some(start_build(&build_of(self), lab, &containers, &[]));
             }
             SamportNeigh => {
                 daemon = Some(start_samport(lab, &containers, &["--forward", "neigh"]));
@@ -202,6 +204,14 @@ fn start_build(build: &Path, lab: &Lab, containers: &[SocketAddr], options: &[&s
 /// The build that samport is measured beside.
 fn other_build() -> Option<PathBuf> {
     env::var_os(OTHER_BUILD).map(PathBuf::from)
+}
+
+/// The build of samport that a contender is.
+pub fn build_of(contender: Contender) -> PathBuf {
+    match contender {
+        SamportOther => other_build().unwrap_or_default(),
+        _ => samport_binary(),
+    }
 }
 
 /// The binary that is measured.

@@ -2,9 +2,11 @@
 
 pub mod bulk;
 pub mod client;
+pub mod cluster;
 pub mod connections;
 pub mod contenders;
 pub mod local;
+mod node_bed;
 mod options;
 mod outcome;
 mod proxies;

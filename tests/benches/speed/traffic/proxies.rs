@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use samport::lab::Watched;
-use samport_tests::Lab;
+use samport_tests::{Lab, Namespace};
 use tempfile::TempDir;
 
 use super::{FRONT_PORT, server};
@@ -18,6 +18,19 @@ use super::{FRONT_PORT, server};
 pub const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 /// How long a proxy may take to listen.
 const READY: Duration = Duration::from_secs(10);
+
+/// Where a proxy is: in a host's namespace, for this client, which dials this address.
+pub struct Place<'a> {
+    pub host: &'a Namespace,
+    pub client: &'a Namespace,
+    pub front: SocketAddr,
+}
+
+impl<'a> From<&'a Lab> for Place<'a> {
+    fn from(lab: &'a Lab) -> Self {
+        Self { host: lab.host(), client: lab.client(), front: lab.front(FRONT_PORT) }
+    }
+}
 
 /// A proxy at work. It ends when dropped.
 pub struct Proxy {
@@ -30,13 +43,12 @@ impl Proxy {
         self.process.pid()
     }
 
-    fn start(lab: &Lab, command: Command, folder: TempDir) -> Result<Self> {
+    fn start(place: &Place<'_>, command: Command, folder: TempDir) -> Result<Self> {
         // Its connections to the backends are as many as the client's to it.
-        lab.host().sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
+        place.host.sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
         let mut proxy = Self { process: Watched::spawn(command, None)?, _folder: folder };
         let begin = Instant::now();
-        let front = lab.front(FRONT_PORT);
-        while lab.client().run(|| std::net::TcpStream::connect(front)).is_err() {
+        while place.client.run(|| std::net::TcpStream::connect(place.front)).is_err() {
             if !proxy.process.is_running() || begin.elapsed() > READY {
                 bail!("it does not listen:\n{}", proxy.process.said());
             }
@@ -54,7 +66,7 @@ impl Drop for Proxy {
     }
 }
 
-pub fn haproxy(lab: &Lab, containers: &[SocketAddr]) -> Result<Proxy> {
+pub fn haproxy(place: &Place<'_>, containers: &[SocketAddr]) -> Result<Proxy> {
     let mut text = format!(
         "global\n\
          \x20 nbthread {}\n\
@@ -74,13 +86,13 @@ pub fn haproxy(lab: &Lab, containers: &[SocketAddr]) -> Result<Proxy> {
         let _ = writeln!(text, "  server web-{number} {container}");
     }
     let (folder, file) = written("haproxy.cfg", &text)?;
-    let mut command = lab.host().command("haproxy");
+    let mut command = place.host.command("haproxy");
     // In the foreground, in one process.
     command.args(["-db", "-f", &file]);
-    Proxy::start(lab, command, folder).context("start haproxy")
+    Proxy::start(place, command, folder).context("start haproxy")
 }
 
-pub fn nginx(lab: &Lab, containers: &[SocketAddr]) -> Result<Proxy> {
+pub fn nginx(place: &Place<'_>, containers: &[SocketAddr]) -> Result<Proxy> {
     let containers = containers.iter().map(ToString::to_string);
     let servers: String =
         containers.map(|container| ["    server ", &container, ";\n"].concat()).collect();
@@ -99,9 +111,9 @@ pub fn nginx(lab: &Lab, containers: &[SocketAddr]) -> Result<Proxy> {
         server::threads()
     );
     let (folder, file) = written("nginx.conf", &text)?;
-    let mut command = lab.host().command("nginx");
+    let mut command = place.host.command("nginx");
     command.arg("-p").arg(folder.path()).args(["-e", "stderr", "-c", &file]);
-    Proxy::start(lab, command, folder).context("start nginx")
+    Proxy::start(place, command, folder).context("start nginx")
 }
 
 /// A file in a folder of its own.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use samport::lab::Backend;
-use samport_tests::Lab;
+use samport_tests::{Lab, Namespace};
 
 use super::client::{After, Load};
 use super::contenders::{Contender, Running};
@@ -99,14 +99,9 @@ impl<S> TestBed<S> {
 
     /// Puts a load on it, and looks at what else there is to see meanwhile.
     pub fn watch(&self, load: impl FnOnce() -> Result<Outcome>) -> Result<Sample> {
-        let busy_before = machine::busy_share()?;
-        let timeouts = self.timeouts()?;
-        let pids = self.running.pids();
-        let ticks = machine::cpu_ticks_of(&pids)?;
-        let outcome = load()?;
-        let cpu_ticks = machine::cpu_ticks_of(&pids)? - ticks;
-        let timeouts = self.timeouts()? - timeouts;
-        Ok(Sample { outcome, cpu_ticks, timeouts, busy_before })
+        let backends = self.lab.backends().iter().map(Backend::namespace);
+        let namespaces: Vec<_> = backends.chain([self.lab.client(), self.lab.host()]).collect();
+        watch(&namespaces, &self.running.pids(), load)
     }
 
     /// Ends it all, and waits until the kernel has taken it apart.
@@ -114,11 +109,21 @@ impl<S> TestBed<S> {
         drop(self);
         machine::wait_for_teardown()
     }
+}
 
-    /// How often anybody in the lab has waited for an answer in vain so far.
-    fn timeouts(&self) -> Result<u64> {
-        let backends = self.lab.backends().iter().map(Backend::namespace);
-        let others = [self.lab.client(), self.lab.host()];
-        backends.chain(others).map(machine::tcp_timeouts).sum()
-    }
+/// Puts a load on a network, and looks at what else there is to see meanwhile: CPU time, that of these processes included,
+/// and how often anybody in these namespaces waited for an answer in vain.
+pub fn watch(
+    namespaces: &[&Namespace],
+    pids: &[u32],
+    load: impl FnOnce() -> Result<Outcome>,
+) -> Result<Sample> {
+    let timeouts = || namespaces.iter().copied().map(machine::tcp_timeouts).sum::<Result<u64>>();
+    let busy_before = machine::busy_share()?;
+    let timeouts_before = timeouts()?;
+    let ticks = machine::cpu_ticks_of(pids)?;
+    let outcome = load()?;
+    let cpu_ticks = machine::cpu_ticks_of(pids)? - ticks;
+    let timeouts = timeouts()? - timeouts_before;
+    Ok(Sample { outcome, cpu_ticks, timeouts, busy_before })
 }
