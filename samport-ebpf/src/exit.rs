@@ -86,12 +86,13 @@ fn find<P: Tables>(ctx: *mut __sk_buff, client: &'static P::Addr, flow: *mut Flo
     found
 }
 
-/// Whether the flow's replies leave as they did before: into a container, or by the device its client comes in by.
+/// Whether the flow's replies leave as they did before: into a container, through the tunnel to its client's node, or by
+/// the device its client comes in by.
 #[inline(always)]
 pub fn is_settled(entry: FlowRef) -> bool {
     let reply_path = entry.reply_path();
     if maps::is_clustered() && reply_path.node().is_some() {
-        return false;
+        return true;
     }
     reply_path.is_container() || entry.cached_exit().is_settled(maps::route_generation())
 }

@@ -60,7 +60,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     if reverse::restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(reverse::leave(skb, hook, &reply, exit))
+    Next::Outcome(reverse::leave(skb, hook, &reply, exit, packet.flags.syn()))
 }
 
 /// The new form of an address, or [`STAYS`].
@@ -212,5 +212,6 @@ fn send<P: Tables>(
         }
         return Ok(redirect::to_backend(skb, first.backend, backend));
     }
-    Ok(redirect::to_client(skb, hook, first.backend, reply_path, || first.mac))
+    // No handshake is in fragments.
+    Ok(redirect::to_client(skb, hook, first.backend, reply_path, false, || first.mac))
 }

@@ -55,7 +55,7 @@ fn of_node<P: Tables>(skb: &Skb) -> Option<Next> {
         Err(verdict) => return Some(verdict.into()),
     };
     let reply = reverse::Reply { entry, backend: entry.word().backend(), to_itself: false };
-    let outcome = reverse::leave(skb, Hook::Tunnel, &reply, exit);
+    let outcome = reverse::leave(skb, Hook::Tunnel, &reply, exit, false);
     Some(Next::Outcome(outcome.with_verdict(Verdict::IcmpReply)))
 }
 
@@ -188,7 +188,7 @@ pub fn reverse<P: Tables>(skb: &Skb) -> Next {
     if reply.to_itself || !translate::<P>(skb, error, 0, flow) {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(reverse::leave(skb, hook, &reply, exit).with_verdict(Verdict::IcmpReply))
+    Next::Outcome(reverse::leave(skb, hook, &reply, exit, false).with_verdict(Verdict::IcmpReply))
 }
 
 /// Takes note of an error that says that a client's packet has not reached the backend, which is nothing that other

@@ -105,7 +105,8 @@ fn parse_whole_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
 #[inline(never)]
 fn parse_and_keep<P: Family>(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::new(TcContext::new(ctx));
-    // These packets are rare: better always than a second try, which the stack would pay for.
+    // These packets are rare: better always than a second try, which the stack would pay for. What has payload in pages
+    // is copied for that, if others have a clone of it, and no receiver merges it with the next one.
     skb.pull_headers();
     packed::number(packet::parse_first::<P, _>(&skb))
 }

@@ -83,13 +83,14 @@ fn count(skb: &Skb, id: u32) {
     });
 }
 
-/// Counts a reply of a backend and sends it to the client.
+/// Counts a reply of a backend and sends it to the client; `is_syn` if it is a segment of a handshake.
 #[inline(always)]
 pub fn to_client(
     skb: &Skb,
     hook: Hook,
     backend: u32,
     reply_path: ReplyPath,
+    is_syn: bool,
     mac: impl FnOnce() -> [u8; 6],
 ) -> Outcome {
     maps::count_backend(backend, |stats| {
@@ -99,8 +100,7 @@ pub fn to_client(
     if maps::is_clustered()
         && let Some(node) = reply_path.node()
     {
-        // A later fragment is none, and no handshake is in fragments.
-        skb.set_to_node(ToNode::reply(node, true));
+        skb.set_to_node(ToNode::reply(node, is_syn));
         return Verdict::ReplyNode.into();
     }
     if hook == Hook::Egress {

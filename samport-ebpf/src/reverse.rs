@@ -77,6 +77,9 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
         return Next::TailCall(program::ANSWER);
     };
     let exit = Exit::from(reply.entry.reply_path());
+    if let Some(next) = too_big_for_tunnel::<P>(skb, exit) {
+        return next;
+    }
     if is_too_big(skb, hook, exit) {
         return too_big::<P>(skb);
     }
@@ -85,7 +88,7 @@ fn run_fast_path<P: Tables>(skb: &Skb, hook: Hook, packet: &Packet<P::Addr>) -> 
     if restore::<P>(skb, packet, &reply, hook.into()).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(leave(skb, hook, &reply, exit))
+    Next::Outcome(leave(skb, hook, &reply, exit, packet.flags.syn()))
 }
 
 /// What a bridge hands to the host's stack. A container's replies are taken at its veth; until there is a program on
@@ -157,7 +160,7 @@ pub fn answer<P: Tables>(skb: &Skb) -> Next {
     if restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(leave(skb, hook, &reply, exit))
+    Next::Outcome(leave(skb, hook, &reply, exit, packet.flags.syn()))
 }
 
 /// 1 if a socket of this machine waits for the packet.
@@ -292,7 +295,7 @@ pub fn refused<P: Tables>(skb: &Skb) -> Next {
     if restore_subprog::<P>(skb, packet, &reply).is_none() {
         return Verdict::RewriteFailed.into();
     }
-    Next::Outcome(leave(skb, skb.hook(), &reply, exit))
+    Next::Outcome(leave(skb, skb.hook(), &reply, exit, packet.flags.syn()))
 }
 
 /// Takes note of the refusal. 1 if the flow's client is to try another backend.
@@ -452,11 +455,11 @@ fn restore_packed<P: Tables>(
     }
 }
 
-/// Sends the restored packet off.
+/// Sends the restored packet off; `is_syn` if it is a segment of a handshake.
 #[inline(always)]
-pub fn leave(skb: &Skb, hook: Hook, reply: &Reply, exit: Exit) -> Outcome {
-    let outcome =
-        redirect::to_client(skb, hook, reply.backend, exit.reply_path(), || reply.entry.mac());
+pub fn leave(skb: &Skb, hook: Hook, reply: &Reply, exit: Exit, is_syn: bool) -> Outcome {
+    let (backend, reply_path) = (reply.backend, exit.reply_path());
+    let outcome = redirect::to_client(skb, hook, backend, reply_path, is_syn, || reply.entry.mac());
     if exit.is_unresolved() { outcome.with_verdict(Verdict::ReplyUnresolved) } else { outcome }
 }
 

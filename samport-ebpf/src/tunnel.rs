@@ -39,16 +39,19 @@ pub fn is_of_tunnel<A: Address>(packet: &Packet<A>) -> bool {
 /// Takes the outer headers off a packet of a node's.
 #[inline(always)]
 pub fn unwrap<P: Tables>(skb: &Skb) -> Next {
-    let packet = match nat::parse_subprog::<P>(skb) {
-        Ok(packet) if matches!(packet.part, Part::Whole) => packet,
-        _ => return Verdict::TunnelMalformed.into(),
+    let Ok(packet) = nat::parse_whole_subprog::<P>(skb) else {
+        return Verdict::TunnelMalformed.into();
     };
     let index = match sender::<P>(skb, packet) {
         Ok(index) => index,
         Err(verdict) => return verdict.into(),
     };
     let at = packet.l4 + udp::LEN;
-    let Some([first, _]) = skb.read(at) else { return Verdict::TunnelMalformed.into() };
+    let first = match skb.read(at) {
+        None if skb.pull_headers() => skb.read(at),
+        first => first,
+    };
+    let Some([first, _]) = first else { return Verdict::TunnelMalformed.into() };
     let ether_type = match Payload::of(first) {
         Some(Payload::Ipv4) => V4::ETHER_TYPE,
         Some(Payload::Ipv6) => V6::ETHER_TYPE,
@@ -139,7 +142,11 @@ fn sender<P: Tables>(skb: &Skb, packet: &Packet<P::Addr>) -> Result<u32, Verdict
 /// Sends what was inside of a packet of the tunnel to a backend of this machine or, if it is a reply, to the client.
 #[inline(always)]
 pub fn inner<P: Tables>(skb: &Skb) -> Next {
-    let packet = match nat::parse_subprog::<P>(skb) {
+    let parsed = match nat::parse_whole_subprog::<P>(skb) {
+        Err(Special::First) => nat::parse_subprog::<P>(skb),
+        parsed => parsed,
+    };
+    let packet = match parsed {
         Ok(packet) => packet,
         Err(Special::Icmp) => return Next::TailCall(program::ICMP),
         Err(Special::Later) => return Next::TailCall(program::LATER),
@@ -157,10 +164,28 @@ pub fn inner<P: Tables>(skb: &Skb) -> Next {
     if matches!(packet.part, Part::First(_)) {
         return Next::TailCall(program::SLOW_PATH);
     }
-    // Not by the fast path: with it, the stacks of both ways are more than the 512 bytes there are.
+    let hit = find_hit::<P>(skb.pointer_to_context(), packet);
+    if hit & HIT != 0 {
+        #[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+        return Next::Outcome(forward::send_subprog::<P>(skb, packet, hit as u32));
+    }
     match forward::service_of::<P>(Hook::Tunnel, packet) {
         Some(_) => Next::TailCall(program::CHOOSE),
         None => Verdict::TunnelNotServed.into(),
+    }
+}
+
+/// Beside a backend's number, in what [`find_hit`] returns.
+const HIT: u64 = 1 << 32;
+
+/// The backend of a packet of an open flow that just goes on with it, or 0. A function with a stack of its own: with
+/// that of the other way, the programs would have more than the 512 bytes there are.
+#[inline(never)]
+fn find_hit<P: Tables>(ctx: *mut __sk_buff, packet: &'static Packet<P::Addr>) -> u64 {
+    let skb = Skb::new(TcContext::new(ctx));
+    match forward::fast_path::<P, _>(&skb, Hook::Tunnel, packet) {
+        Some(hit) => HIT | u64::from(hit.id),
+        None => 0,
     }
 }
 
@@ -201,7 +226,7 @@ fn reply<P: Tables>(skb: &Skb, packet: &'static Packet<P::Addr>, service: Servic
     let reply = Reply { entry, backend: word.backend(), to_itself: false };
     fragment::remember_reverse::<P>(packet, flow, skb.ifindex(), exit.reply_path().to_bits());
     reverse::advance(skb, packet, &reply);
-    Next::Outcome(reverse::leave(skb, Hook::Tunnel, &reply, exit))
+    Next::Outcome(reverse::leave(skb, Hook::Tunnel, &reply, exit, packet.flags.syn()))
 }
 
 /// The flow that a packet of this node's is a reply of, or null.
