@@ -68,14 +68,16 @@ pub struct Answer {
     pub control: [u8; 2],
 }
 
-/// First byte and type of a probe, and type of its answer.
-const CONTROL: u8 = 0x20;
-const QUESTION: u8 = 1;
-const ANSWER: u8 = 2;
-/// The same of a node that is to get no new connections.
-const DRAINING: u8 = 3;
+/// First byte of a probe and of its answer: variant 0 of GUE, a control message without options.
+pub const CONTROL: u8 = 0x20;
+/// The second byte, the control type: of a probe.
+pub const QUESTION: u8 = 1;
+/// The same of its answer.
+pub const ANSWER: u8 = 2;
+/// The same of the answer of a node that is to get no new connections.
+pub const DRAINING: u8 = 3;
 /// Bytes of an answer behind the UDP header: the header of GUE (4), a sequence number (4) and a nonce (8).
-const ANSWER_LEN: usize = 16;
+pub const ANSWER_LEN: usize = 16;
 
 /// The answer to a probe that stands behind the UDP header of this packet; `None` for any other message: nobody answers
 /// an answer. `drains` says whether the one who answers is to get no new connections.
@@ -148,53 +150,54 @@ fn length(bytes: usize) -> [u8; 2] {
     u16::try_from(bytes).unwrap_or(0).to_be_bytes()
 }
 
-#[inline(always)]
-fn udp_header(node: &Node, inner_len: usize, hash: u32) -> [u8; udp::LEN] {
-    let ([s0, s1], [d0, d1]) = (source_port(hash), node.port);
-    let [l0, l1] = length(udp::LEN + inner_len);
-    // No checksum: the packet inside has its own.
-    [s0, s1, d0, d1, l0, l1, 0, 0]
-}
-
-/// The outer headers of a packet to a node with an IPv4 address: `inner_len` is the length of the IP packet inside, `tos`
-/// its type of service or traffic class.
+/// The IPv4 header of a packet to a node: `inner_len` is the length of the IP packet inside, `tos` its type of service or
+/// traffic class. [`outer_udp`] follows.
 #[must_use]
 #[inline(always)]
-pub fn outer_v4(node: &Node, inner_len: usize, tos: u8, hash: u32) -> [u8; OUTER_V4] {
+pub fn outer_v4(node: &Node, inner_len: usize, tos: u8) -> [u8; ipv4::MIN_LEN] {
     let [.., s0, s1, s2, s3] = node.own;
     let [.., d0, d1, d2, d3] = node.addr;
-    let [t0, t1] = length(OUTER_V4 + inner_len);
-    let [f0, f1] = ipv4::DONT_FRAGMENT.to_be_bytes();
-    let tos = tos & !ECN;
-    #[rustfmt::skip]
-    let header: [u8; ipv4::MIN_LEN] = [
-        0x45, tos, t0, t1, 0, 0, f0, f1, HOPS, protocol::UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
-    ];
-    let [c0, c1] = (!checksum::csum(&header)).to_ne_bytes();
-    let [u0, u1, u2, u3, u4, u5, u6, u7] = udp_header(node, inner_len, hash);
-    #[rustfmt::skip]
-    let outer = [
-        0x45, tos, t0, t1, 0, 0, f0, f1, HOPS, protocol::UDP, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3,
-        u0, u1, u2, u3, u4, u5, u6, u7,
-    ];
-    outer
+    let total = length(OUTER_V4 + inner_len);
+    let (own, addr) = ([s0, s1, s2, s3], [d0, d1, d2, d3]);
+    header_v4(tos & !ECN, total, ipv4::DONT_FRAGMENT, protocol::UDP, own, addr)
 }
 
-/// The first 8 bytes of the outer header of a packet to a node with an IPv6 address; its addresses are
-/// [`Node::own`] and [`Node::addr`], and [`udp_v6`] follows.
+/// The first 8 bytes of the IPv6 header of a packet to a node; its addresses are [`Node::own`] and [`Node::addr`], and
+/// [`outer_udp`] follows.
 #[must_use]
 #[inline(always)]
-pub fn ip_v6(inner_len: usize, tos: u8) -> [u8; ipv6::SOURCE.start] {
+pub fn outer_v6(inner_len: usize, tos: u8) -> [u8; ipv6::SOURCE.start] {
     let tos = tos & !ECN;
     let [l0, l1] = length(udp::LEN + inner_len);
     [0x60 | tos >> 4, tos << 4, 0, 0, l0, l1, protocol::UDP, HOPS]
 }
 
-/// The UDP header of a packet to a node with an IPv6 address. A zero checksum is allowed for tunnels (RFC 6935).
+/// The UDP header of a packet to a node, for a flow with this hash. It has no checksum, which tunnels may do without over
+/// IPv6 too (RFC 6935): the packet inside has its own.
 #[must_use]
 #[inline(always)]
-pub fn udp_v6(node: &Node, inner_len: usize, hash: u32) -> [u8; udp::LEN] {
-    udp_header(node, inner_len, hash)
+pub fn outer_udp(node: &Node, inner_len: usize, hash: u32) -> [u8; udp::LEN] {
+    let ([s0, s1], [d0, d1]) = (source_port(hash), node.port);
+    let [l0, l1] = length(udp::LEN + inner_len);
+    [s0, s1, d0, d1, l0, l1, 0, 0]
+}
+
+/// An IPv4 header without options, and its checksum.
+#[inline(always)]
+fn header_v4(
+    tos: u8,
+    [t0, t1]: [u8; 2],
+    fragment: u16,
+    protocol: u8,
+    [s0, s1, s2, s3]: [u8; 4],
+    [d0, d1, d2, d3]: [u8; 4],
+) -> [u8; ipv4::MIN_LEN] {
+    let [f0, f1] = fragment.to_be_bytes();
+    #[rustfmt::skip]
+    let with = |[c0, c1]: [u8; 2]| [
+        0x45, tos, t0, t1, 0, 0, f0, f1, HOPS, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3,
+    ];
+    with((!checksum::csum(&with([0; 2]))).to_ne_bytes())
 }
 
 /// The type of service, or traffic class, of an IP packet by its first two bytes.
@@ -216,8 +219,9 @@ pub fn fits(node: &Node, len: u32, gso_size: u32, headers: u32) -> bool {
 /// The largest packet that fits through the tunnel to a node: what its sender is told.
 #[must_use]
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "48 at most")]
 pub fn inner_mtu(node: &Node) -> u32 {
-    node.mtu.saturating_sub(if node.is_ipv6() { 48 } else { 28 })
+    node.mtu.saturating_sub(overhead(node) as u32)
 }
 
 /// Bytes of the packet that an error quotes behind its IP header: all of a TCP header without options, or of a UDP header
@@ -259,18 +263,7 @@ fn complement(one: u16, other: u16, third: u16) -> [u8; 2] {
 #[must_use]
 #[inline(always)]
 pub fn error_v4(from: [u8; 4], to: [u8; 4]) -> [u8; ipv4::MIN_LEN] {
-    let [t0, t1] = length(2 * ipv4::MIN_LEN + icmp::LEN + QUOTED);
-    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (from, to);
-    #[rustfmt::skip]
-    let header: [u8; ipv4::MIN_LEN] = [
-        0x45, 0, t0, t1, 0, 0, 0, 0, HOPS, protocol::ICMP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
-    ];
-    let [c0, c1] = (!checksum::csum(&header)).to_ne_bytes();
-    #[rustfmt::skip]
-    let complete = [
-        0x45, 0, t0, t1, 0, 0, 0, 0, HOPS, protocol::ICMP, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3,
-    ];
-    complete
+    header_v4(0, length(2 * ipv4::MIN_LEN + icmp::LEN + QUOTED), 0, protocol::ICMP, from, to)
 }
 
 /// Bytes of an ICMP message of IPv6 that quotes so much.

@@ -5,13 +5,13 @@ use samport_common::frame::Frame as _;
 use samport_common::reset::{self, Reset};
 use samport_common::verdict::Verdict;
 use samport_common::wire::protocol::Protocol;
-use samport_common::wire::{ethernet, tcp};
+use samport_common::wire::tcp;
 use zerocopy::IntoBytes as _;
 
 use crate::context::{Context as _, Hook};
 use crate::maps::{self, Tables};
 use crate::nat;
-use crate::skb::{self, Covers, Skb, ToNode, Unserved};
+use crate::skb::{self, Covers, LinkEnds, Skb, ToNode, Unserved};
 use crate::{Next, Outcome};
 
 /// Answers the packet, for the reason that was handed over. What cannot be answered is left to the
@@ -26,16 +26,11 @@ pub fn run<P: Tables>(skb: &Skb) -> Next {
         Ok(packet) if packet.protocol == Protocol::Tcp => packet,
         _ => return left.into(),
     };
-    // First of all: the compiler would take later checks of bytes behind them for checks of these.
-    let (Some(receiver), Some(sender)) =
-        (skb.read(ethernet::DESTINATION.start), skb.read(ethernet::SOURCE.start))
-    else {
-        return left.into();
-    };
+    let Some(ends) = skb.link_ends() else { return left.into() };
     let Some(reset) = reset::plan::<P, _>(skb, packet) else {
         return left.into();
     };
-    if turn_round(skb, &reset, sender, receiver).is_none() {
+    if turn_round(skb, &reset, &ends).is_none() {
         return Verdict::RewriteFailed.into();
     }
     if maps::is_clustered() && skb.hook() == Hook::Tunnel {
@@ -48,18 +43,12 @@ pub fn run<P: Tables>(skb: &Skb) -> Next {
 
 /// Makes the packet its own answer.
 #[inline(always)]
-fn turn_round<P: Tables>(
-    skb: &Skb,
-    reset: &Reset<P>,
-    sender: [u8; 6],
-    receiver: [u8; 6],
-) -> Option<()> {
+fn turn_round<P: Tables>(skb: &Skb, reset: &Reset<P>, ends: &LinkEnds) -> Option<()> {
     // The kernel does not cut what it has marked as encapsulated on this machine; the IP header says where it ends.
     if skb.cut(reset.frame_len).is_none() && skb.hook() != Hook::Tunnel {
         return None;
     }
-    skb.write(ethernet::DESTINATION.start, sender)?;
-    skb.write(ethernet::SOURCE.start, receiver)?;
+    skb.send_back(ends)?;
     skb.write(reset.length_at, reset.length)?;
     skb.write(reset.hops_at, reset.hops)?;
     if let Some(at) = reset.l3_checksum_at {

@@ -120,13 +120,8 @@ impl Skb {
             Some(V6::ETHER_TYPE) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
             Some(_) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
         };
-        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | family);
         let len = i32::try_from(len).ok()?;
-        // SAFETY: the context is valid; the helper checks the length.
-        let result = unsafe { bpf_skb_adjust_room(self.0.skb.skb, -len, BEHIND_ETHERNET, flags) };
-        if result != 0 {
-            return None;
-        }
+        self.adjust_room(-len, BPF_F_ADJ_ROOM_FIXED_GSO | family)?;
         if let Some(ether_type) = changes_to {
             self.write(ethernet::TYPE.start, ether_type)?;
         }
@@ -139,27 +134,43 @@ impl Skb {
         let family =
             if is_ipv6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
         // Segments stay as long as they are: connections have been told how long they may be.
-        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | family);
+        let flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | family;
         let len = i32::try_from(len).ok()?;
-        // SAFETY: as in `strip`.
-        let mut result =
-            unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, flags) };
-        // What has come out of a tunnel on this very machine still counts as encapsulated, and goes in again as a plain
-        // packet: it was turned round, and no offload has anything left to do for it.
-        if result != 0 && self.gso_size() == 0 {
-            // SAFETY: as in `strip`.
-            result = unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, 0) };
-        }
-        if result == 0 { Some(()) } else { None }
+        self.adjust_room(len, flags).or_else(|| {
+            // What has come out of a tunnel on this very machine still counts as encapsulated, and goes in again as a plain
+            // packet: it was turned round, and no offload has anything left to do for it.
+            if self.gso_size() == 0 { self.adjust_room(len, 0) } else { None }
+        })
     }
 
     /// Makes room behind the Ethernet header for so many bytes of a packet of the same family.
     #[inline(always)]
     pub fn make_room_for_error(&self, len: usize) -> Option<()> {
-        let len = i32::try_from(len).ok()?;
-        // SAFETY: as in `strip`.
-        let result = unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, 0) };
+        self.adjust_room(i32::try_from(len).ok()?, 0)
+    }
+
+    /// Makes room for so many bytes behind the Ethernet header, or takes them away. `None` if the kernel refuses.
+    #[inline(always)]
+    fn adjust_room(&self, len: i32, flags: u32) -> Option<()> {
+        // SAFETY: the context is valid; the helper checks the length.
+        let result =
+            unsafe { bpf_skb_adjust_room(self.0.skb.skb, len, BEHIND_ETHERNET, u64::from(flags)) };
         if result == 0 { Some(()) } else { None }
+    }
+
+    /// Both addresses of the Ethernet header, for [`Self::send_back`]. To be asked before anything of the packet that stands
+    /// at an offset which is not constant: the compiler would take later checks of bytes behind them for checks of these.
+    #[inline(always)]
+    pub fn link_ends(&self) -> Option<LinkEnds> {
+        let receiver = self.read(ethernet::DESTINATION.start)?;
+        Some(LinkEnds { receiver, sender: self.read(ethernet::SOURCE.start)? })
+    }
+
+    /// Addresses the frame to who has sent it.
+    #[inline(always)]
+    pub fn send_back(&self, ends: &LinkEnds) -> Option<()> {
+        self.write(ethernet::DESTINATION.start, ends.sender)?;
+        self.write(ethernet::SOURCE.start, ends.receiver)
     }
 
     /// Payload of each of the segments that offload will cut the packet into; 0 if it is none.
@@ -386,6 +397,13 @@ impl Skb {
         let at = self.0.data() + offset;
         if at + N > self.0.data_end() { None } else { Some(at) }
     }
+}
+
+/// Who has sent a frame on its link, and who has received it.
+#[derive(Clone, Copy)]
+pub struct LinkEnds {
+    receiver: [u8; 6],
+    sender: [u8; 6],
 }
 
 /// Both ends of a packet, as the kernel finds sockets by them: `struct bpf_sock_tuple`.

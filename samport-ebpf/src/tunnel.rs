@@ -26,7 +26,7 @@ use crate::maps::{self, Tables};
 use crate::nat;
 use crate::redirect;
 use crate::reverse::{self, Reply};
-use crate::skb::{self, Covers, Skb};
+use crate::skb::{self, Covers, LinkEnds, Skb};
 use crate::{Next, Outcome};
 
 /// Whether a packet is one of the tunnel, as far as its port says.
@@ -72,17 +72,12 @@ pub fn probe<P: Tables>(skb: &Skb) -> Next {
     let Ok(packet) = nat::parse_subprog::<P>(skb) else {
         return Verdict::TunnelMalformed.into();
     };
-    // First of all: the compiler would take later checks of bytes behind them for checks of these.
-    let (Some(receiver), Some(sender)) =
-        (skb.read(ethernet::DESTINATION.start), skb.read(ethernet::SOURCE.start))
-    else {
-        return Verdict::TunnelMalformed.into();
-    };
+    let Some(ends) = skb.link_ends() else { return Verdict::TunnelMalformed.into() };
     let drains = own_drains::<P>(packet) != 0;
     let Some(answer) = encap::answer::<P, _>(skb, packet, drains) else {
         return Verdict::TunnelMalformed.into();
     };
-    if turn_round::<P>(skb, packet, &answer, sender, receiver).is_none() {
+    if turn_round::<P>(skb, packet, &answer, &ends).is_none() {
         return Verdict::RewriteFailed.into();
     }
     Next::Outcome(Outcome { verdict: Verdict::TunnelProbe, redirect: skb::redirect(skb.ifindex()) })
@@ -100,12 +95,10 @@ fn turn_round<P: Tables>(
     skb: &Skb,
     packet: &'static Packet<P::Addr>,
     answer: &encap::Answer,
-    sender: [u8; 6],
-    receiver: [u8; 6],
+    ends: &LinkEnds,
 ) -> Option<()> {
     skb.cut(answer.frame_len)?;
-    skb.write(ethernet::DESTINATION.start, sender)?;
-    skb.write(ethernet::SOURCE.start, receiver)?;
+    skb.send_back(ends)?;
     skb.write(answer.length_at, answer.length)?;
     if let Some(at) = P::CHECKSUM {
         let field: [u8; 2] = skb.read(L3 + at)?;
@@ -293,14 +286,9 @@ pub fn too_big<P: Tables>(skb: &Skb) -> Next {
         Ok(packet) if packet.l4 == L3 + P::HEADER_LEN && skb.hook() != Hook::Tunnel => packet,
         _ => return Verdict::TunnelTooBigDrop.into(),
     };
-    let (Some(receiver), Some(sender)) =
-        (skb.read::<6>(ethernet::DESTINATION.start), skb.read::<6>(ethernet::SOURCE.start))
-    else {
-        return Verdict::RewriteFailed.into();
-    };
+    let Some(ends) = skb.link_ends() else { return Verdict::RewriteFailed.into() };
     if make_error::<P>(skb.pointer_to_context(), packet, to.node()) == 0
-        || skb.write(ethernet::DESTINATION.start, sender).is_none()
-        || skb.write(ethernet::SOURCE.start, receiver).is_none()
+        || skb.send_back(&ends).is_none()
     {
         return Verdict::RewriteFailed.into();
     }
@@ -368,17 +356,19 @@ const fn segment_headers<P: Family>() -> u32 {
 #[inline(always)]
 fn put_in(skb: &Skb, node: &Node, len: usize, tos: u8) -> Option<()> {
     let hash = skb.hash();
+    let udp = encap::outer_udp(node, len, hash);
     if node.is_ipv6() {
         skb.make_room(encap::OUTER_V6, true)?;
         skb.write(ethernet::TYPE.start, V6::ETHER_TYPE)?;
-        skb.write(L3, encap::ip_v6(len, tos))?;
+        skb.write(L3, encap::outer_v6(len, tos))?;
         skb.write(L3 + ipv6::SOURCE.start, node.own)?;
         skb.write(L3 + ipv6::DESTINATION.start, node.addr)?;
-        return skb.write(L3 + ipv6::LEN, encap::udp_v6(node, len, hash));
+        return skb.write(L3 + ipv6::LEN, udp);
     }
     skb.make_room(encap::OUTER_V4, false)?;
     skb.write(ethernet::TYPE.start, V4::ETHER_TYPE)?;
-    skb.write(L3, encap::outer_v4(node, len, tos, hash))
+    skb.write(L3, encap::outer_v4(node, len, tos))?;
+    skb.write(L3 + V4::HEADER_LEN, udp)
 }
 
 /// Makes the maximum segment size of a handshake small enough for the tunnel: 1, or 0 if that fails.

@@ -19,7 +19,7 @@ const MAX_LEN: u32 = 256;
 /// tests/fuzz/crashes, to be committed with the repair: the tests replay every input there is.
 #[derive(clap::Args)]
 pub struct Args {
-    /// One of conntrack, parse and rewrite; without it each, one after the other
+    /// One of conntrack, encap, parse and rewrite; without it each, one after the other
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     /// How long to look, for each target

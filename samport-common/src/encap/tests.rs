@@ -31,13 +31,13 @@ fn wrapped(node: &Node, inner: &[u8], hash: u32) -> Vec<u8> {
     let mut frame = vec![0; ethernet::LEN];
     let tos = tos([inner[0], inner[1]]);
     if node.is_ipv6() {
-        frame.extend(ip_v6(inner.len(), tos));
+        frame.extend(outer_v6(inner.len(), tos));
         frame.extend(node.own);
         frame.extend(node.addr);
-        frame.extend(udp_v6(node, inner.len(), hash));
     } else {
-        frame.extend(outer_v4(node, inner.len(), tos, hash));
+        frame.extend(outer_v4(node, inner.len(), tos));
     }
+    frame.extend(outer_udp(node, inner.len(), hash));
     frame.extend(inner);
     frame
 }
@@ -115,8 +115,9 @@ fn only_ip_packets_and_control_messages_are_anything() {
 
 #[test]
 fn a_length_that_does_not_fit_is_none() {
-    let outer = outer_v4(&v4(1_500), 65_536, 0, 0);
-    assert_eq!((outer[2..4].to_vec(), outer[24..26].to_vec()), (vec![0; 2], vec![0; 2]));
+    let (node, zero) = (v4(1_500), [0; 2]);
+    assert_eq!(outer_v4(&node, 65_536, 0)[2..4], zero);
+    assert_eq!(outer_udp(&node, 65_536, 0)[4..6], zero);
 }
 
 /// A probe from a node, as it comes in, and the frame it is answered with.

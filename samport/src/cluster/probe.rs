@@ -6,18 +6,12 @@
 
 use std::collections::VecDeque;
 
+use samport_common::encap::{ANSWER, ANSWER_LEN, CONTROL, DRAINING, OUTER_V4, OUTER_V6, QUESTION};
+
 use super::path_mtu::PathMtu;
 
-/// The first byte: variant 0 of GUE, a control packet without options.
-const CONTROL: u8 = 0x20;
-/// Control type of a question.
-const QUESTION: u8 = 1;
-/// Control type of an answer.
-const ANSWER: u8 = 2;
-/// Control type of an answer of a node that is drained.
-const DRAINING: u8 = 3;
-/// Bytes in a small probe and in any answer: the header of GUE, the sequence number, the nonce.
-pub(super) const SMALL: usize = 4 + 4 + 8;
+/// Bytes in a small probe: as many as in any answer.
+pub(super) const SMALL: usize = ANSWER_LEN;
 /// A node is down that has left this many small probes in a row unanswered.
 const MISSES: u32 = 3;
 
@@ -77,7 +71,7 @@ impl Probing {
     /// Of a node that was just named.
     pub(super) const fn of(is_ipv6: bool) -> Self {
         Self {
-            headers: if is_ipv6 { 40 + 8 } else { 20 + 8 },
+            headers: if is_ipv6 { OUTER_V6 } else { OUTER_V4 },
             answers: Answers::NotYet,
             drains: false,
             missed: 0,

@@ -5,6 +5,7 @@
 //! everywhere or nowhere.
 
 pub mod conntrack;
+pub mod encap;
 mod fields;
 pub mod parse;
 pub mod rewrite;
@@ -15,5 +16,9 @@ mod sum;
 pub type Check = fn(&[u8]);
 
 /// All targets, by the name of their folder of inputs.
-pub const TARGETS: [(&str, Check); 3] =
-    [("conntrack", conntrack::check), ("parse", parse::check), ("rewrite", rewrite::check)];
+pub const TARGETS: [(&str, Check); 4] = [
+    ("conntrack", conntrack::check),
+    ("encap", encap::check),
+    ("parse", parse::check),
+    ("rewrite", rewrite::check),
+];
