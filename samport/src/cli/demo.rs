@@ -15,7 +15,8 @@ use tokio::task::JoinError;
 
 use super::sigpipe::end_if_reader_has_gone;
 use crate::lab::{
-    BackendsFile, Footprint, HOST_V4, Lab, Load, Namespace, Server, Tally, Watched, get, stats,
+    BackendsFile, Echo, Footprint, HOST_V4, Lab, Load, Namespace, Server, Tally, Watched, get,
+    stats,
 };
 
 /// Port clients dial, and the servers' own.
@@ -280,7 +281,8 @@ fn start_samport(lab: &Lab, file: &BackendsFile) -> Result<Watched> {
     command.args(options).arg(file.path());
     // The machine's own is not made for a demo.
     command.env("SAMPORT_HASH_SEED_FILE", file.path().with_file_name("hash-seed"));
-    let samport = Watched::spawn(command, Some(Arc::new(|line| echo(&format!("    {line}")))))?;
+    let indented: Echo = Arc::new(|line| echo(&format!("    {line}")));
+    let samport = Watched::spawn(command, Some(&indented))?;
     samport.wait_for_line("ready: ", TIMEOUT)?;
     println!();
     Ok(samport)

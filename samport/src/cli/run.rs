@@ -9,6 +9,7 @@ mod reload;
 mod reloadable;
 mod said;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -126,7 +127,7 @@ async fn start(config: &Config, hash_seed: &SeedFile) -> Result<Started> {
         discovery::start_all(config.providers.clone(), &config.ports, &terms, &networks, &resyncs)
             .await?;
     let addresses = networks.values().flat_map(|served| &served.addresses);
-    let used_before = addresses.map(|address| address.to_canonical()).collect();
+    let used_before = addresses.map(IpAddr::to_canonical).collect();
     let probed_from = Some(ProbedFrom { interfaces: &config.interfaces, used_before });
     let (snapshots, nodes, source) =
         with_nodes(config, snapshots, terms, probed_from, &netlink, &resyncs).await?;

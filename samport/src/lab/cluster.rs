@@ -170,14 +170,14 @@ impl Cluster {
         self.client.batch(&format!("route add 172.30.0.0/16 via {first}\n"))?;
         for host in &self.hosts {
             let others = self.hosts.iter().filter(|other| other.number != host.number);
-            let mut routes: String = others
+            let mut routes: Vec<_> = others
                 .map(|other| format!("route add 172.30.{}.0/24 via {}\n", other.number, other.v4()))
                 .collect();
             if host.number != 1 {
                 let client = Segment::Near.v4(CLIENT);
-                routes.push_str(&format!("route add {client}/32 via {first}\n"));
+                routes.push(format!("route add {client}/32 via {first}\n"));
             }
-            host.namespace.batch(&routes)?;
+            host.namespace.batch(&routes.concat())?;
         }
         Ok(())
     }

@@ -60,7 +60,7 @@ impl Watched {
     ///
     /// The child ends with the calling thread, also when that is killed: call it from one that lives
     /// as long as the child is to.
-    pub fn spawn(mut command: Command, echo: Option<Echo>) -> Result<Self> {
+    pub fn spawn(mut command: Command, echo: Option<&Echo>) -> Result<Self> {
         let description = describe(&command);
         // SAFETY: the hook makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) };
@@ -76,7 +76,7 @@ impl Watched {
         pipes.extend(child.stderr.take().map(|pipe| Box::new(pipe) as _));
         shared.output().open_pipes = pipes.len();
         for pipe in pipes {
-            let (shared, echo) = (Arc::clone(&shared), echo.clone());
+            let (shared, echo) = (Arc::clone(&shared), echo.map(Arc::clone));
             thread::spawn(move || collect(pipe, &shared, echo.as_deref()));
         }
         Ok(Self { child, description, shared })

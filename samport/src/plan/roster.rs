@@ -83,7 +83,7 @@ impl<'a> Roster<'a> {
     pub(super) fn backend_state_of(&self, key: &BackendKey, share: &Share) -> BackendState {
         let has_others =
             || self.services.get(&key.service()).is_some_and(|parts| !parts.active.is_empty());
-        if !share.drains() && !(self.is_left_to_nodes(key.service()) && !is_node(key)) {
+        if (is_node(key) || !self.is_left_to_nodes(key.service())) && !share.drains() {
             BackendState::Serving
         } else if share.state == State::Unhealthy && has_others() {
             BackendState::Unhealthy

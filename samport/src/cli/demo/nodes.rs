@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Args, Folder, Interrupt, PORTS, TIMEOUT, ask, echo, phase, say, type_in};
 use crate::lab::cluster::{Cluster, Host, Options};
-use crate::lab::{BackendsFile, Footprint, Load, Server, Tally, Watched};
+use crate::lab::{BackendsFile, Echo, Footprint, Load, Server, Tally, Watched};
 
 /// Threads that ask while a host is cut off: each may lose the request that it waits for then.
 const THREADS: usize = 2;
@@ -220,8 +220,8 @@ fn start_samport(host: &Host, folder: &Path, nodes: &Path) -> Result<Watched> {
     let mut command = host.namespace().command("/proc/self/exe");
     // The machine's own is not made for a demo.
     command.args(&args).env("SAMPORT_HASH_SEED_FILE", folder.join("hash-seed"));
-    let of_node = move |line: &str| echo(&format!("    {name}: {line}"));
-    Watched::spawn(command, Some(Arc::new(of_node)))
+    let of_node: Echo = Arc::new(move |line| echo(&format!("    {name}: {line}")));
+    Watched::spawn(command, Some(&of_node))
 }
 
 fn backends_file(host: &Host, path: PathBuf) -> Result<PathBuf> {

@@ -216,7 +216,7 @@ fn entry(
     let ifindex = match ingress {
         Ingress::Call => return Ok(Entry::Call(record.local)),
         Ingress::Device(ifindex) => Some(ifindex),
-        Ingress::Node(name) => return doors.from_node(name, answers),
+        Ingress::Node(name) => return doors.door_of_node(name, answers),
         Ingress::Route { route, veth } => {
             let own = answers.source_devices(question.client.ip())?.unwrap_or_default();
             if let Some(door) = own.iter().find_map(|ifindex| doors.door(ifindex)) {
@@ -259,7 +259,7 @@ impl Doors<'_> {
     }
 
     /// The device that packets of a node come in by.
-    fn from_node(&self, name: &str, answers: &Answers) -> Result<Entry> {
+    fn door_of_node(&self, name: &str, answers: &Answers) -> Result<Entry> {
         let Some(node) = self.record.nodes.iter().find(|node| node.name == name) else {
             let known: Vec<_> = self.record.nodes.iter().map(|node| node.name.as_str()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };

@@ -83,12 +83,8 @@ fn node(name: &str) -> NodeSeen {
     }
 }
 
-fn cluster(nodes: Collected<Vec<NodeSeen>>) -> Option<ClusterSeen> {
-    Some(ClusterSeen {
-        own: "n1".into(),
-        tunnel_port: ("6080/udp".parse().unwrap(), Ok(())),
-        nodes,
-    })
+fn cluster(nodes: Collected<Vec<NodeSeen>>) -> ClusterSeen {
+    ClusterSeen { own: "n1".into(), tunnel_port: ("6080/udp".parse().unwrap(), Ok(())), nodes }
 }
 
 #[test]
@@ -97,7 +93,7 @@ fn nodes_of_a_cluster_are_asked() {
     let wide = NodeSeen { path_mtu: Some(9_000), drains: true, ..node("n3") };
     let six = NodeSeen { at: "[2001:db8::2]:6080".parse().unwrap(), ..node("n4") };
     let unknown = NodeSeen { path_mtu: None, ..node("n5") };
-    facts.cluster = cluster(Ok(vec![node("n2"), wide, six, unknown]));
+    facts.cluster = Some(cluster(Ok(vec![node("n2"), wide, six, unknown])));
     let said = lines(&facts);
     for line in [
         "ok    this node: n1; others: n2, n3, n4, n5",
@@ -112,7 +108,8 @@ fn nodes_of_a_cluster_are_asked() {
 
 #[test]
 fn what_is_in_the_way_of_a_cluster_is_said() {
-    let of = |seen: NodeSeen| move |facts: &mut Facts| facts.cluster = cluster(Ok(vec![seen]));
+    let of =
+        |seen: NodeSeen| move |facts: &mut Facts| facts.cluster = Some(cluster(Ok(vec![seen])));
     let silent = NodeSeen { answers: false, ..node("n2") };
     let way_out = "let 6080/udp pass from here, and 6080/udp from there";
     assert_said(
@@ -130,7 +127,7 @@ fn what_is_in_the_way_of_a_cluster_is_said() {
     );
     let old = |facts: &mut Facts| {
         facts.kernel = Ok((6, 1));
-        facts.cluster = cluster(Ok(vec![node("n2")]));
+        facts.cluster = Some(cluster(Ok(vec![node("n2")])));
     };
     assert_said(
         old,
@@ -138,10 +135,10 @@ fn what_is_in_the_way_of_a_cluster_is_said() {
         "have clients use IPv4",
         None,
     );
-    let bad = |facts: &mut Facts| facts.cluster = cluster(Err("no file; write one".into()));
+    let bad = |facts: &mut Facts| facts.cluster = Some(cluster(Err("no file; write one".into())));
     assert_said(bad, "FAIL  no file", "write one", Some(Exit::Usage));
     let taken = |facts: &mut Facts| {
-        facts.cluster = cluster(Ok(Vec::new()));
+        facts.cluster = Some(cluster(Ok(Vec::new())));
         let seen = facts.cluster.as_mut().unwrap();
         seen.tunnel_port.1 =
             Err("port 6080/udp is taken by vpn (pid 7); stop it, or choose".into());
