@@ -1,8 +1,6 @@
 //! Other nodes from a file: what is made of them, and what is said. Their packets are `netns`'s.
 
-use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -13,34 +11,18 @@ use samport_tests::daemon::samport;
 use samport_tests::served::{Served, text};
 use samport_tests::{Namespace, TIMEOUT, eventually};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::lab;
+use crate::text_file::TextFile;
 
-/// A file, of nodes for one, in a folder that is removed with it.
-struct TextFile {
-    path: PathBuf,
-    _folder: TempDir,
+/// A file of nodes.
+fn nodes_file(text: &str) -> TextFile {
+    TextFile::new("file.toml", text)
 }
 
-impl TextFile {
-    fn new(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = Self { path: folder.path().join("file.toml"), _folder: folder };
-        file.write(text);
-        file
-    }
-
-    fn write(&self, text: &str) {
-        let new = self.path.with_extension("new");
-        fs::write(&new, text).unwrap();
-        fs::rename(&new, &self.path).unwrap();
-    }
-
-    fn options(&self) -> [&str; 6] {
-        let path = self.path.to_str().unwrap();
-        ["--cluster", "file", "--cluster-file", path, "--node", "n1"]
-    }
+/// What a node is started with that reads it.
+fn options(nodes: &TextFile) -> [&str; 6] {
+    ["--cluster", "file", "--cluster-file", nodes.path(), "--node", "n1"]
 }
 
 fn node(name: &str, services: &str) -> String {
@@ -106,9 +88,9 @@ fn wait_for_backend(served: &Served, name: &str, expected: Option<(&str, u64)>) 
 #[test]
 fn a_node_is_a_backend_while_it_answers_and_what_is_known_of_it_is_shown() {
     let lab = lab(1);
-    let nodes = TextFile::new(&node("n2", "\"80\" = 3, \"443\" = 1"));
+    let nodes = nodes_file(&node("n2", "\"80\" = 3, \"443\" = 1"));
     let answering = Answering::start(lab.client());
-    let served = Served::start(lab, &nodes.options());
+    let served = Served::start(lab, &options(&nodes));
     served.daemon.wait_for_line("node n2 offers 443, which no -p opens here", TIMEOUT);
     wait_for_backend(&served, "n2", Some(("active", 3)));
     let table = served.order(&["backends"]);
@@ -136,9 +118,9 @@ fn a_node_is_a_backend_while_it_answers_and_what_is_known_of_it_is_shown() {
 #[test]
 fn a_file_of_nodes_is_followed_and_a_bad_one_named() {
     let lab = lab(1);
-    let nodes = TextFile::new(&node("n2", "\"80\" = 3"));
+    let nodes = nodes_file(&node("n2", "\"80\" = 3"));
     let _answering = Answering::start(lab.client());
-    let options = [&nodes.options()[..], &["--drain", "1s"]].concat();
+    let options = [&options(&nodes)[..], &["--drain", "1s"]].concat();
     let served = Served::start(lab, &options);
     wait_for_backend(&served, "n2", Some(("active", 3)));
     nodes.write(&node("n2", "\"80\" = 7"));
@@ -166,10 +148,10 @@ fn a_file_of_nodes_is_followed_and_a_bad_one_named() {
 fn check_says_which_nodes_answer() {
     let lab = lab(1);
     let silent = "[[node]]\nname = \"n3\"\naddress = \"192.0.2.77\"\nservices = {}\n";
-    let nodes = TextFile::new(&(node("n2", "\"80\" = 3") + silent));
+    let nodes = nodes_file(&(node("n2", "\"80\" = 3") + silent));
     let _answering = Answering::start(lab.client());
     let check = ["check", "-i", "eth0", "-p", "80", "--provider", "static"];
-    let output = samport(lab.host(), &[&check[..], &nodes.options()].concat());
+    let output = samport(lab.host(), &[&check[..], &options(&nodes)].concat());
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{printed}");
     for line in [
@@ -180,7 +162,7 @@ fn check_says_which_nodes_answer() {
         assert!(printed.contains(line), "no {line:?} in\n{printed}");
     }
     nodes.write("[[node]]\nname = 7");
-    let output = samport(lab.host(), &[&check[..], &nodes.options()].concat());
+    let output = samport(lab.host(), &[&check[..], &options(&nodes)].concat());
     let printed = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(2), "{printed}");
     assert!(printed.contains("FAIL  ") && printed.contains("file.toml"), "{printed}");
@@ -189,10 +171,10 @@ fn check_says_which_nodes_answer() {
 #[test]
 fn a_service_that_stays_on_its_node_uses_others_when_it_has_no_container() {
     let lab = lab(1);
-    let nodes = TextFile::new(&node("n2", "\"80\" = 3"));
+    let nodes = nodes_file(&node("n2", "\"80\" = 3"));
     let _answering = Answering::start(lab.client());
-    let config = TextFile::new("spread = 'local-first'");
-    let options = [&nodes.options()[..], &["--config", config.path.to_str().unwrap()]].concat();
+    let config = TextFile::new("samport.toml", "spread = 'local-first'");
+    let options = [&options(&nodes)[..], &["--config", config.path()]].concat();
     let served = Served::start(lab, &options);
     let weight = |expected: u64| {
         eventually(&format!("the node's weight is {expected}"), || {

@@ -12,40 +12,19 @@ use samport_tests::served::{LISTEN, Served, Status, TARGET, text as text_of};
 use samport_tests::traces::{assert_traces, traces};
 use samport_tests::{Lab, Server, TIMEOUT};
 use serde_json::Value;
-use tempfile::TempDir;
 
+use crate::text_file::TextFile;
 use crate::{ended, lab};
 
-/// A configuration file in a folder of its own.
-struct File {
-    path: PathBuf,
-    _folder: TempDir,
-}
-
-impl File {
-    fn new(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let file = Self { path: folder.path().join("samport.toml"), _folder: folder };
-        file.write(text);
-        file
-    }
-
-    /// Whole, as careful writers do.
-    fn write(&self, text: &str) {
-        let new = self.path.with_extension("new");
-        fs::write(&new, text).unwrap();
-        fs::rename(&new, &self.path).unwrap();
-    }
-
-    fn path(&self) -> &str {
-        self.path.to_str().unwrap()
-    }
+/// A configuration file.
+fn file(text: &str) -> TextFile {
+    TextFile::new("samport.toml", text)
 }
 
 /// A lab with servers, and samport running by a file.
 struct Configured {
     daemon: Daemon,
-    file: File,
+    file: TextFile,
     _servers: Vec<Server>,
     lab: Lab,
 }
@@ -64,7 +43,7 @@ impl Configured {
     fn start(backends: &[&str], more: &str) -> Self {
         let lab = lab(2);
         let servers = lab.serve(TARGET).unwrap();
-        let file = File::new(&text(&lab, backends, more));
+        let file = file(&text(&lab, backends, more));
         let daemon = Daemon::start(&lab, &["--config", file.path()]);
         Self { daemon, file, _servers: servers, lab }
     }
@@ -106,7 +85,7 @@ fn shown(environment: &[(&str, &str)], args: &[&str]) -> Value {
 /// count before all of them: `containers::labels`.
 #[test]
 fn flag_environment_file_and_default_count_in_this_order() {
-    let file = File::new("iface = 'eth0'\n\ndrain = '3s'\nport = [80, 81]\n");
+    let file = file("iface = 'eth0'\n\ndrain = '3s'\nport = [80, 81]\n");
     let config = ["--config", file.path()];
     let flag = [&config[..], &["--drain", "1s", "--iface", "eth1"]].concat();
     let variable = [("SAMPORT_DRAIN", "2s")];
@@ -138,7 +117,7 @@ fn what_config_show_prints_is_a_configuration() {
         String::from_utf8(output.stdout).unwrap()
     };
     let first = printed(&args);
-    let file = File::new(&first);
+    let file = file(&first);
     let second = printed(&["config", "show", "--config", file.path()]);
     let values = |text: &str| {
         let lines = text.lines().map(|line| line.split("  # ").next().unwrap().trim().to_owned());
@@ -154,7 +133,7 @@ fn what_config_show_prints_is_a_configuration() {
 #[test]
 fn config_check_names_line_and_column_and_the_way_out() {
     let lab = lab(0);
-    let file = File::new("");
+    let file = file("");
     let check = ["config", "check", file.path()];
     for (text, place, words) in [
         (
@@ -182,7 +161,7 @@ fn config_check_names_line_and_column_and_the_way_out() {
 #[test]
 fn a_bad_configuration_is_refused_before_anything_is_touched() {
     let lab = lab(1);
-    let file = File::new(&text(&lab, &["web-1"], "ifaces = 'eth1'"));
+    let file = file(&text(&lab, &["web-1"], "ifaces = 'eth1'"));
     let before = traces(lab.host());
     let refused = ended(lab.host(), &["run", "--config", file.path()]);
     refused.assert(2, &[&format!("{}:3:1:", file.path()), "ifaces", "did you mean \"iface\"?"]);
@@ -320,7 +299,7 @@ fn a_change_that_cannot_be_made_changes_nothing() {
 fn sighup_without_a_file_says_so_and_changes_nothing() {
     let lab = lab(1);
     let _servers = lab.serve(TARGET).unwrap();
-    let file = File::new("");
+    let file = file("");
     let backend = lab.backends()[0].v4(TARGET).to_string();
     let daemon = Daemon::start(&lab, &["-i", "eth0", "-p", "80", "--backend", &backend]);
     let set = Configured { daemon, file, _servers: Vec::new(), lab };

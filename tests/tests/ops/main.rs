@@ -30,6 +30,7 @@ mod schemas;
 mod service;
 mod status;
 mod takeover;
+mod text_file;
 mod top;
 mod upgrade;
 mod user;
