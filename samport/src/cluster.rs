@@ -162,14 +162,6 @@ pub fn lacks(version: (u16, u8), over_ipv4: bool) -> Option<&'static str> {
     )
 }
 
-/// Whether clients may come by these interfaces over IPv6.
-#[must_use]
-pub fn serve_ipv6(interfaces: &[String], devices: &Devices) -> bool {
-    let served = devices.values().filter(|device| interfaces.contains(&device.name));
-    let mut addresses = served.flat_map(|device| &device.addresses);
-    addresses.any(|addr| addr.is_ipv6() && !is_link_local(*addr))
-}
-
 /// Finds this machine's own addresses.
 type OwnAddresses = Box<dyn Fn() -> BoxFuture<'static, Result<BTreeSet<IpAddr>>> + Send + Sync>;
 

@@ -170,9 +170,6 @@ impl<'a> Demo<'a> {
     /// The article's loop: each request a new connection, then `sort | uniq -c`.
     fn spread(&self, requests: u32, interrupt: &Interrupt) -> Result<()> {
         say(&format!("{HOST_V4} is the external interface of the host."));
-        type_in(&format!(
-            "for i in {{1..{requests}}}; do curl -s {HOST_V4} 2>&1; done | sort | uniq -c"
-        ));
         let front = self.lab.front(PORTS.0);
         let names: Vec<_> = self.servers.iter().map(Server::name).collect();
         ask(self.lab.client(), front, requests, &names, interrupt)
@@ -211,8 +208,8 @@ impl<'a> Demo<'a> {
     }
 }
 
-/// Sends that many requests, each on a new connection: an error unless each server saw the client's own address, and has a share
-/// as near to equal as chance keeps it 15,999 times of 16,000.
+/// The article's loop: each request a new connection, then `sort | uniq -c`. An error unless each server saw the client's
+/// own address, and has a share as near to equal as chance keeps it 15,999 times of 16,000.
 fn ask(
     client: &Namespace,
     front: SocketAddr,
@@ -220,6 +217,10 @@ fn ask(
     servers: &[&str],
     interrupt: &Interrupt,
 ) -> Result<()> {
+    type_in(&format!(
+        "for i in {{1..{requests}}}; do curl -s {} 2>&1; done | sort | uniq -c",
+        front.ip()
+    ));
     let mut tally = Tally::default();
     for number in 1..=requests {
         interrupt.check()?;

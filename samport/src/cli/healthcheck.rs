@@ -18,8 +18,8 @@ pub struct Args {
 ///
 /// # Errors
 /// [`Exit::Unreachable`] if samport does not answer; plain failure, naming the services, if some have no
-/// backend that takes new connections, if there is no service, if this node is drained, or if the control loop has not completed a round for
-/// 30 seconds.
+/// backend that takes new connections, if there is no service, if this node is drained, or if the control loop has not
+/// completed a round for 30 seconds.
 pub async fn run(args: Args) -> Result<()> {
     let client = args.connection.client()?;
     let Services { services, .. } = client.get("/v1/services").await?;

@@ -31,6 +31,7 @@ use crate::control::takeover;
 use crate::dataplane::{self, Dataplane};
 use crate::discovery::{self, ProviderSettings, ProviderStatus};
 use crate::model::Snapshot;
+use crate::net::frontends;
 use crate::net::netlink::Netlink;
 use crate::net::port_conflicts;
 use crate::system::hash_seed::SeedFile;
@@ -195,7 +196,7 @@ async fn with_nodes(
     let cluster =
         cluster::start(settings, &config.ports, drain, probed_from, netlink, resyncs).await?;
     if let Some(sentence) = kernel::version().ok().and_then(|one| cluster.nodes.lack(one))
-        && cluster::serve_ipv6(&config.interfaces, &netlink.devices().await?)
+        && frontends::serve_ipv6(&config.interfaces, &netlink.devices().await?)
     {
         tracing::warn!("{sentence}");
     }

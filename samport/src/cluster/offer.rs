@@ -62,10 +62,8 @@ impl NodeOffer {
     fn renew(&mut self, now: Instant) {
         let (mut new, notes) = offered(&self.nodes.borrow_and_update(), &self.ports);
         for candidate in &mut new {
-            if self.is_down(candidate) {
-                candidate.condition = Condition::Unhealthy;
-            } else if self.drains(candidate) {
-                candidate.condition = Condition::Draining;
+            if let Some(condition) = self.condition_of(candidate) {
+                candidate.condition = condition;
             }
         }
         self.healths.mark_unchanged();
@@ -79,20 +77,15 @@ impl NodeOffer {
         self.publish(now);
     }
 
-    /// Whether a candidate's node does not answer.
-    fn is_down(&self, candidate: &Candidate) -> bool {
-        let Some(Reach::Node(tunnel)) = candidate.place else { return false };
+    /// What a candidate's node does to it: it does not answer, or is drained.
+    fn condition_of(&self, candidate: &Candidate) -> Option<Condition> {
+        let Some(Reach::Node(tunnel)) = candidate.place else { return None };
         match self.healths.borrow().get(&tunnel.ip()) {
-            Some(health) => !health.up,
+            Some(health) if !health.up => Some(Condition::Unhealthy),
+            Some(health) => health.drains.then_some(Condition::Draining),
             // It was named just now, and is going to be asked; without probes there is no sender.
-            None => self.healths.has_changed().is_ok(),
+            None => self.healths.has_changed().is_ok().then_some(Condition::Unhealthy),
         }
-    }
-
-    /// Whether a candidate's node says that it is drained.
-    fn drains(&self, candidate: &Candidate) -> bool {
-        let Some(Reach::Node(tunnel)) = candidate.place else { return false };
-        self.healths.borrow().get(&tunnel.ip()).is_some_and(|health| health.drains)
     }
 
     fn publish(&mut self, now: Instant) {

@@ -60,6 +60,14 @@ pub fn outer_addresses(devices: &Devices, interfaces: &[String]) -> [usize; 2] {
     [all.len() - v6, v6]
 }
 
+/// Whether clients may come by these interfaces over IPv6.
+#[must_use]
+pub fn serve_ipv6(interfaces: &[String], devices: &Devices) -> bool {
+    let served = devices.values().filter(|device| interfaces.contains(&device.name));
+    let mut addresses = served.flat_map(|device| &device.addresses);
+    addresses.any(|addr| addr.is_ipv6() && !is_link_local(*addr))
+}
+
 /// Whether there is room for all ports of `-p` on all addresses that clients dial.
 ///
 /// # Errors

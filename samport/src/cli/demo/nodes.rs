@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Args, Folder, Interrupt, PORTS, TIMEOUT, ask, echo, phase, say, type_in};
+use crate::cluster::TUNNEL_PORT;
 use crate::lab::cluster::{Cluster, Host, Options};
 use crate::lab::{BackendsFile, Echo, Footprint, Load, Server, Tally, Watched};
 
@@ -142,10 +143,6 @@ impl<'a> Demo<'a> {
                 front.ip(),
                 host.name()
             ));
-            type_in(&format!(
-                "for i in {{1..{requests}}}; do curl -s {} 2>&1; done | sort | uniq -c",
-                front.ip()
-            ));
             ask(self.cluster.client(), front, requests, &names, interrupt)?;
         }
         Ok(())
@@ -161,18 +158,16 @@ impl<'a> Demo<'a> {
         let load = Load::start(self.cluster.client(), dialled.fronts(PORTS.0)[0], THREADS);
         let before = phase(&load, interrupt)?;
 
-        let mark = samport.mark();
-        let begin = Instant::now();
+        let (mark, begin) = (samport.mark(), Instant::now());
         self.cluster.cut_off(cut)?;
-        samport.wait_for_line_after(mark, &down(cut), TIMEOUT)?;
-        println!("{} is down after {:.1} s", cut.name(), begin.elapsed().as_secs_f64());
+        let line = samport.wait_for_line_after(mark, &down(cut), TIMEOUT)?;
+        println!("{} is down after {:.1} s", cut.name(), (line.at - begin).as_secs_f64());
         let without = phase(&load, interrupt)?;
 
-        let mark = samport.mark();
-        let begin = Instant::now();
+        let (mark, begin) = (samport.mark(), Instant::now());
         self.cluster.join(cut)?;
-        samport.wait_for_line_after(mark, &up(cut), TIMEOUT)?;
-        println!("{} is up again after {:.1} s", cut.name(), begin.elapsed().as_secs_f64());
+        let line = samport.wait_for_line_after(mark, &up(cut), TIMEOUT)?;
+        println!("{} is up again after {:.1} s", cut.name(), (line.at - begin).as_secs_f64());
         let after = phase(&load, interrupt)?;
 
         let report = load.stop();
@@ -198,11 +193,11 @@ impl<'a> Demo<'a> {
 
 /// What samport says of a host.
 fn up(host: &Host) -> String {
-    format!("node {} ({}:6080) is up", host.name(), host.v4())
+    format!("node {} ({}:{TUNNEL_PORT}) is up", host.name(), host.v4())
 }
 
 fn down(host: &Host) -> String {
-    format!("node {} ({}:6080) is down", host.name(), host.v4())
+    format!("node {} ({}:{TUNNEL_PORT}) is down", host.name(), host.v4())
 }
 
 fn start_samport(host: &Host, folder: &Path, nodes: &Path) -> Result<Watched> {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
 use super::{Finding, Level, nodes};
-use crate::cluster;
 use crate::control::admission;
 use crate::control::reconcile::check_interfaces;
 use crate::dataplane::{Bpffs, Tcx};
@@ -189,7 +188,7 @@ fn is_ours(program: &str) -> bool {
 /// What keeps samport from validating sources as it should.
 fn sources(facts: &Facts, findings: &mut Vec<Finding>) {
     // Most machines do not forward IPv6, and do not serve it either.
-    let serves_ipv6 = cluster::serve_ipv6(&facts.interfaces, &facts.devices);
+    let serves_ipv6 = frontends::serve_ipv6(&facts.interfaces, &facts.devices);
     for (family, forwards, matters, way_out) in [
         (4, facts.forwarding[0], true, ""),
         (

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use samport_common::encap::{OUTER_V4, OUTER_V6};
 use samport_common::wire::protocol::Protocol;
 
 use super::facts::{Collected, Facts};
 use super::{Finding, Level};
 use crate::cluster::{self, Cluster, ProbedFrom, Settings};
 use crate::model::ports::Listen;
+use crate::net::frontends;
 use crate::net::netlink::{Devices, Netlink};
 use crate::net::port_conflicts;
 use crate::system::exit::Exit;
@@ -19,7 +21,7 @@ use crate::system::resyncs::Resyncs;
 const ASKED: Duration = Duration::from_millis(2_500);
 
 /// Bytes of an Ethernet network's packets: what containers send, whatever their hosts' network takes.
-const USUAL_MTU: u16 = 1_500;
+const USUAL_MTU: usize = 1_500;
 
 /// What was found of a cluster.
 #[derive(Debug)]
@@ -127,7 +129,7 @@ pub(super) fn evaluate(facts: &Facts, findings: &mut Vec<Finding>) {
     }
     if let Ok(version) = facts.kernel
         && let Some(sentence) = cluster::lacks(version, nodes.iter().any(|node| node.at.is_ipv4()))
-        && cluster::serve_ipv6(&facts.interfaces, &facts.devices)
+        && frontends::serve_ipv6(&facts.interfaces, &facts.devices)
     {
         findings.push(Finding::said(Level::Warning, sentence));
     }
@@ -152,11 +154,12 @@ fn of_node(node: &NodeSeen, tunnel: Listen) -> Finding {
         );
     }
     let drained = if *drains { ", and is drained" } else { "" };
-    let headers = if at.is_ipv6() { 48 } else { 28 };
+    let headers = if at.is_ipv6() { OUTER_V6 } else { OUTER_V4 };
+    let fit = |mtu: u16| usize::from(mtu).saturating_sub(headers);
     match path_mtu {
-        Some(mtu) if *mtu < USUAL_MTU + headers => Finding::good(format!(
+        Some(mtu) if fit(*mtu) < USUAL_MTU => Finding::good(format!(
             "node {name} ({at}) answers{drained}; the path takes packets of {mtu} bytes: those of containers fit up to {}",
-            mtu.saturating_sub(headers)
+            fit(*mtu)
         )),
         Some(mtu) => Finding::good(format!(
             "node {name} ({at}) answers{drained}; the path takes packets of {mtu} bytes"
